@@ -1,0 +1,89 @@
+"""Pack the k complete rollouts of one task, with rewards and feedback, into one context.
+
+The common prefix (the task) is printed once, by the template. When the budget does not hold the whole group, the best,
+the worst and the median attempt stay whole longest, and what is cut goes from the middle, before the ends. What was cut
+is said in the text and in the record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One rollout as the reflector sees it. `reward` is None for a rollout that broke."""
+
+    text: str
+    reward: float | None
+    feedback: str = ""
+
+
+@dataclass(frozen=True)
+class Packed:
+    text: str
+    tokens: int
+    cut: str  # in words; "" when nothing was cut
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+
+def reward_text(reward: float | None) -> str:
+    """0, 1, 0.5 or 0.33; "none" for a broken rollout."""
+    if reward is None:
+        return "none"
+    return f"{reward:.2f}".rstrip("0").rstrip(".")
+
+
+def _block(number: int, attempt: Attempt, text: str) -> str:
+    lines = [f"attempt {number}, reward {reward_text(attempt.reward)}:", text.strip() or "(empty)"]
+    if attempt.feedback:
+        lines.append(f"feedback: {attempt.feedback}")
+    return "\n".join(lines)
+
+
+def _trim(text: str, keep: float) -> str:
+    """Keep the first and last words, `keep` of all of them, and say how many went from the middle."""
+    words = text.split(" ")
+    n = max(8, int(len(words) * keep))
+    if n >= len(words):
+        return text
+    head = n // 2
+    return " ".join([*words[:head], f"[{len(words) - n} words cut]", *words[len(words) - (n - head) :]])
+
+
+def pack(attempts: Sequence[Attempt], budget: int, count: Callable[[str], int]) -> Packed:
+    """Pack a group into at most `budget` tokens as `count` counts them.
+
+    First the attempts that are neither best, worst nor median are trimmed harder and harder, then dropped; only then
+    are those three trimmed. A single attempt that overflows on its own is cut to what fits.
+    """
+    order = sorted(range(len(attempts)), key=lambda i: (attempts[i].reward is None, -(attempts[i].reward or 0.0), i))
+    key = {order[0], order[-1], order[len(order) // 2]} if order else set()
+    keep = {i: 1.0 for i in range(len(attempts))}
+
+    def build() -> Packed:
+        kept = [(i, a) for i, a in enumerate(attempts) if keep[i] > 0]
+        text = "\n".join(_block(i + 1, a, _trim(a.text, keep[i])) for i, a in kept)
+        dropped = [str(i + 1) for i in keep if keep[i] == 0]
+        trimmed = [str(i + 1) for i, a in kept if _trim(a.text, keep[i]) != a.text]
+        said = []
+        if trimmed:
+            said.append(f"the middle of attempts {', '.join(trimmed)}")
+        if dropped:
+            said.append(f"attempts {', '.join(dropped)}")
+        return Packed(text, count(text), "; ".join(said))
+
+    packed = build()
+    for members in ([i for i in range(len(attempts)) if i not in key], sorted(key)):
+        for share in (0.5, 0.25, 0.1, 0.0) if members and members[0] not in key else (0.5, 0.25, 0.1, 0.03, 0.01):
+            if packed.tokens <= budget:
+                return packed
+            for i in members:
+                keep[i] = share
+            packed = build()
+    return packed

@@ -1,0 +1,51 @@
+"""The one small protocol between reflect and any language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from reflect.tasksets.base import Message
+
+
+@dataclass(frozen=True)
+class Request:
+    """Sample `len(seeds)` completions of one prompt. One seed per completion: a completion depends on its own seed
+    and prompt only, never on what else is in the batch."""
+
+    messages: Sequence[Message]
+    seeds: tuple[int, ...] = (0,)
+    max_tokens: int = 256
+    temperature: float = 1.0  # 0 = greedy
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled answer. `tokens` are the sampled ids (without the end token) where the model is local."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish: Literal["stop", "length"]
+    seed: int
+    tokens: tuple[int, ...] = ()
+
+
+class Model(Protocol):
+    """A policy, a reflector or a judge."""
+
+    name: str  # as the user gave it: pocket, hf:ORG/NAME, a path, openai:NAME
+    context: int  # tokens of prompt and completion together
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of weights index, config, tokenizer and chat template (of the base, whatever adapter is on)."""
+        ...
+
+    def sample(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        """One list per request, one completion per seed, in order. Raises ModelError when the model cannot answer."""
+        ...
+
+    def count_tokens(self, text: str) -> int: ...

@@ -1,0 +1,83 @@
+"""Render prompts/*.jinja: the product's words, in files that a user can edit.
+
+A user's own `./prompts/` wins over the packaged folder. Rendering is strict (an unknown variable is an error) and
+sandboxed; lesson text is only ever a *value* in a template, never a template.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from reflect.config import shipped
+from reflect.errors import UsageError
+
+ROLE_TOKEN = re.compile(r"<\|[^|<>]{0,40}\|>|</?s>|\[/?INST\]")
+
+
+def clean(text: str) -> str:
+    """One line of harmless text: control characters and role tokens stripped, white space folded."""
+    text = ROLE_TOKEN.sub(" ", text)
+    text = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(text.split())
+
+
+def fence(*texts: str) -> str:
+    """A short nonce that depends on what it fences and cannot be guessed by who wrote only a part of it.
+
+    Derived, not drawn: the same prompt is the same bytes every time, so that rollback restores it and caches hit.
+    """
+    for salt in range(100):
+        nonce = hashlib.sha256("\x00".join((str(salt), *texts)).encode()).hexdigest()[:4]
+        if not any(nonce in text for text in texts):
+            return nonce
+    return nonce
+
+
+def _folders() -> list[str]:
+    return [str(p) for p in (Path.cwd() / "prompts", shipped("prompts")) if p.is_dir()]
+
+
+@functools.lru_cache(maxsize=8)
+def _environment(folders: tuple[str, ...]) -> Any:
+    from jinja2 import FileSystemLoader, StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    return ImmutableSandboxedEnvironment(loader=FileSystemLoader(list(folders)), undefined=StrictUndefined)
+
+
+def render(name: str, **values: Any) -> str:
+    """Render prompts/NAME.jinja. A broken or incomplete template is a UsageError that names the file."""
+    from jinja2 import TemplateError
+
+    env = _environment(tuple(_folders()))
+    try:
+        return env.get_template(f"{name}.jinja").render(**values).strip()
+    except TemplateError as e:
+        where = getattr(e, "filename", None) or f"prompts/{name}.jinja"
+        raise UsageError(f"The prompt template {where} does not render: {e}.", "Mend or remove that file.") from e
+
+
+def version(name: str) -> str:
+    """Hash of the template's text, stored with what it produced."""
+    env = _environment(tuple(_folders()))
+    source, _, _ = env.loader.get_source(env, f"{name}.jinja")
+    return hashlib.sha256(source.encode()).hexdigest()[:12]
+
+
+def system_prompt(system: str, lessons: list[dict[str, str]]) -> str:
+    """The system message of a rollout: `lessons` are {when, do}; "" when there is nothing to say."""
+    rows = [{"when": clean(row["when"]), "do": clean(row["do"])} for row in lessons]
+    nonce = fence(*(row["when"] + row["do"] for row in rows))
+    return render("system", system=system, lessons=rows, fence=nonce)
+
+
+def with_lessons(messages: list[dict[str, Any]], lessons: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """`messages` with the lessons in its system message (made if there is none)."""
+    system = "\n".join(m["content"] for m in messages if m["role"] == "system")
+    rest = [m for m in messages if m["role"] != "system"]
+    text = system_prompt(system, lessons)
+    return [{"role": "system", "content": text}, *rest] if text else rest

@@ -1,0 +1,81 @@
+"""A taskset is one class with four methods; a task is one problem; a score is what a verifier says of one rollout."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": str, ...}, the OpenAI shape
+Split = Literal["practice", "holdout"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One problem. `verifier` and `answer` are for the verifier alone: the policy and the reflector never see them.
+
+    `lessons` is for tasks that bring their own lesson (see `Taskset.following`): pairs (when, do) shown in the prompt.
+    """
+
+    id: str
+    messages: list[Message]
+    verifier: str  # a name in reflect.tasksets.verifiers.VERIFIERS, or "taskset" if Taskset.verify is overridden
+    answer: Any
+    split: Split = "practice"
+    lessons: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+
+    def shape(self) -> dict[str, Any]:
+        """The public JSON shape: {id, messages, verifier, answer, split}."""
+        row = asdict(self)
+        row.pop("lessons")
+        return row
+
+    @property
+    def key(self) -> str:
+        """Content hash, 16 hex digits: the same task text and answer is the same task wherever it stands."""
+        text = json.dumps(self.shape(), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def text(self) -> str:
+        """The task as the reflector reads it: the user's words, without a system message."""
+        return "\n".join(m["content"] for m in self.messages if m["role"] != "system")
+
+
+@dataclass(frozen=True)
+class Score:
+    """reward in [0, 1]; feedback never holds the answer; parts are named sub-scores."""
+
+    reward: float
+    feedback: str = ""
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+class Taskset:
+    """Four methods; only `tasks` must be written.
+
+    Practice and holdout are disjoint by id *and* by template or generator seed (DESIGN, section 1).
+    """
+
+    name = "taskset"
+    about = ""  # one line for `reflect tasks list`
+
+    def tasks(self, split: Split, n: int | None = None, seed: int = 0) -> list[Task]:
+        """The first `n` tasks (all when None) of the split in an order that depends on `seed` only."""
+        raise NotImplementedError
+
+    def verify(self, task: Task, text: str) -> Score:
+        """Score the final assistant text of one rollout. Never raises for a bad rollout."""
+        from reflect.tasksets.verifiers import VERIFIERS
+
+        return VERIFIERS[task.verifier](text, task.answer)
+
+    def gold(self, task: Task) -> str:
+        """A known-good final assistant text: must score 1.0 without a model."""
+        return f"answer: {task.answer}"
+
+    def following(self, n: int, seed: int = 0) -> list[Task]:
+        """Tasks that bring their own *new* lesson in `Task.lessons`: used as anchors by night and to measure
+        whether an adapter still follows new lessons. Empty when the taskset has none."""
+        return []
