@@ -60,7 +60,8 @@ def pack(attempts: Sequence[Attempt], budget: int, count: Callable[[str], int]) 
     """Pack a group into at most `budget` tokens as `count` counts them.
 
     First the attempts that are neither best, worst nor median are trimmed harder and harder, then dropped; only then
-    are those three trimmed. A single attempt that overflows on its own is cut to what fits.
+    are those three trimmed. Where trimming words is not enough (a word without end, endless feedback) the middle of
+    the whole text goes.
     """
     order = sorted(range(len(attempts)), key=lambda i: (attempts[i].reward is None, -(attempts[i].reward or 0.0), i))
     key = {order[0], order[-1], order[len(order) // 2]} if order else set()
@@ -86,4 +87,14 @@ def pack(attempts: Sequence[Attempt], budget: int, count: Callable[[str], int]) 
             for i in members:
                 keep[i] = share
             packed = build()
-    return packed
+    return packed if packed.tokens <= budget else _squeeze(packed, budget, count)
+
+
+def _squeeze(packed: Packed, budget: int, count: Callable[[str], int]) -> Packed:
+    """The last resort: cut characters from the middle, half of what is left at a time, until it fits."""
+    text, half = packed.text, len(packed.text) // 2
+    while half and count(text) > budget:
+        half //= 2
+        text = f"{packed.text[:half]}\n[cut]\n{packed.text[len(packed.text) - half :]}"
+    said = "; ".join(filter(None, [packed.cut, "the middle of what remained"]))
+    return Packed(text, count(text), said)

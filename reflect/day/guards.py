@@ -1,0 +1,80 @@
+"""What a lesson may not say: a task's answer, or anything about graders, addresses, keys and commands.
+
+Suspicious text is not lost: it is stored as `quarantined`, where it is neither shown nor trained on until a person
+releases it.
+
+Not covered: numbers written as words, paraphrased or encoded answers, one-letter answers (they are also words), and
+wishes phrased in words that the list below does not know.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from reflect.prompts import ROLE_TOKEN
+from reflect.tasksets.base import Task
+
+SUSPICIOUS = {
+    "a web address": r"https?://|\bwww\.|\b[\w-]+\.(?:com|org|net|io|dev|ai|app|xyz)\b",
+    "a grader": r"\b(?:graders?|verifiers?|scorers?|rewards?|answer[ _-]?key|gold answers?|hidden tests?)\b",
+    "a key": r"\b(?:api[ _-]?keys?|passwords?|passwd|credentials?|secrets?|private key)\b"
+    r"|\bsk-\w{8,}|\bAKIA\w{8,}|\bgh[pousr]_\w{8,}|-----BEGIN",
+    "a command": r"\b(?:sudo|chmod|rm -r|curl|wget|eval\(|exec\(|os\.system|subprocess)",
+    "an order to disobey": r"\b(?:ignore|disregard|forget|override)\b"
+    r".{0,40}\b(?:rules?|instructions?|lessons?|prompts?|above)\b",
+    "a role token": ROLE_TOKEN.pattern,
+}
+PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in SUSPICIOUS.items()}
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and numbers, in order; punctuation is dropped."""
+    return re.findall(r"-?\d+(?:\.\d+)?|[^\W\d_]+", text.lower())
+
+
+def suspicions(text: str) -> list[str]:
+    """What the text names that no lesson should name; empty when it is clean."""
+    return [name for name, pattern in PATTERNS.items() if pattern.search(text)]
+
+
+def leaks(text: str, task: Task) -> str | None:
+    """Why `text` gives away the task's answer, or None.
+
+    It does when it holds the whole answer (of which a single word may stand in the task itself), three or more words
+    of it in a row, or a number of it that the task does not name.
+    """
+    said = words(text)
+    given = words(" ".join(str(m.get("content", "")) for m in task.messages))
+    for answer in filter(None, _answers(task.answer)):
+        if len(answer) == 1:
+            one_letter = len(answer[0]) == 1 and answer[0].isalpha()
+            if answer[0] in said and answer[0] not in given and not one_letter:
+                return "it holds the answer of the task that taught it"
+        elif _holds(said, answer) and (_numeric(answer) or not _holds(given, answer)):
+            return "it holds the answer of the task that taught it"
+        parts = [answer[i : i + 3] for i in range(len(answer) - 2)]
+        if any(_holds(said, part) and not _holds(given, part) for part in parts):
+            return "it holds a part of the answer of the task that taught it"
+        if {w for w in said if _numeric([w])} & set(answer) - set(given):
+            return "it names a number of the answer of the task that taught it"
+    return None
+
+
+def _answers(answer: Any) -> list[list[str]]:
+    """The word lists that count as the answer: each item of a list or dict, and all of them in a row."""
+    if isinstance(answer, dict):
+        answer = list(answer.values())
+    if isinstance(answer, list | tuple):
+        items = [words(str(item)) for item in answer]
+        return [*items, [w for item in items for w in item]]
+    return [words(str(answer))]
+
+
+def _numeric(sequence: list[str]) -> bool:
+    return all(w[-1].isdigit() for w in sequence)
+
+
+def _holds(sequence: list[str], part: list[str]) -> bool:
+    n = len(part)
+    return any(sequence[i : i + n] == part for i in range(len(sequence) - n + 1))

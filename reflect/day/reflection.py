@@ -1,0 +1,197 @@
+"""The reflection: show a packed group and the lessons it was given to the model, read back lesson edits.
+
+The answer is a line format that a small model can write and a parser cannot misread:
+
+    NOTE 1 sort 0, 2 reverse 1
+    ADD when: the task says zubi do: use reverse
+    REVISE 7 when: the task says zubi do: use rotate
+    RETIRE 7 why: reverse failed
+    NONE
+
+It fails closed: a line that cannot be read is reported, never guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from reflect import prompts
+from reflect.day.packing import Attempt, Packed, pack
+from reflect.models.base import Model, Request
+from reflect.records import Lesson, Rollout
+from reflect.tasksets.base import Message, Task
+
+MARGIN = 48  # tokens kept free for the chat template around the prompt
+
+BULLET = re.compile(r"^(?:[-*•>]\s+|\d+[.)]\s+)+")
+LESSON_ID = r"(?:lesson\s*)?(?:number\s*|no\.?\s*)?[#\[(]?\s*(\d+)\s*[\])]?\s*:?"
+ADD = re.compile(r"^add\b\s*:?\s*(?:a\s+)?(?:new\s+)?(?:lesson\b\s*:?\s*)?when\s*:(.*)$", re.IGNORECASE)
+REVISE = re.compile(rf"^revise\b\s*:?\s*{LESSON_ID}\s*when\s*:(.*)$", re.IGNORECASE)
+RETIRE = re.compile(rf"^retire\b\s*:?\s*{LESSON_ID}\s*(?:why\s*:(.*))?$", re.IGNORECASE)
+NONE = re.compile(r"^none[.!]?$", re.IGNORECASE)
+NOTE = re.compile(r"^note\b\s*:?\s*(.*)$", re.IGNORECASE)
+DO = re.compile(r"\bdo\s*:", re.IGNORECASE)
+FIELD = re.compile(r"\b(?:when|do)\s*:", re.IGNORECASE)
+FORM = "expected: ADD when: ... do: ... | REVISE number when: ... do: ... | RETIRE number why: ... | NONE"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One wish of the reflector. `lesson_id` names the lesson to revise or retire."""
+
+    kind: Literal["add", "revise", "retire"]
+    when: str = ""
+    do: str = ""
+    why: str = ""
+    lesson_id: int | None = None
+
+    @property
+    def target(self) -> tuple[str, str]:
+        """What it changes: a lesson, or the lesson of a condition. Two edits of one target contradict each other."""
+        return ("when", normal(self.when)) if self.kind == "add" else ("lesson", str(self.lesson_id))
+
+    @property
+    def wish(self) -> tuple[str, str, str]:
+        """What it says, wording aside: equal wishes are duplicates."""
+        return self.kind, normal(self.when), normal(self.do)
+
+
+def normal(text: str) -> str:
+    """The text without case, punctuation and articles: near duplicates are equal in it."""
+    return " ".join(w for w in re.findall(r"\w+", text.lower()) if w not in {"a", "an", "the"})
+
+
+def parse_edits(text: str, *, complete: bool = True) -> tuple[list[Edit], list[str]]:
+    """The edits in the answer, and a sentence for each line that could not be used.
+
+    Duplicates are merged. Of edits that contradict each other (two texts for one lesson or one condition) none is
+    taken. `complete=False` says that the answer was cut off: its last line is then not trusted.
+    """
+    lines = [line for line in (_bare(line) for line in text.splitlines()) if line]
+    problems: list[str] = []
+    if not complete and lines and not NOTE.match(lines[-1]):
+        problems.append(f"cut off: {_short(lines.pop())}")
+    found: list[Edit] = []
+    none = False
+    for line in lines:
+        if NOTE.match(line):
+            continue
+        if NONE.match(line):
+            none = True
+            continue
+        edit = _edit(line)
+        if edit is None:
+            problems.append(f"unreadable line: {_short(line)} ({FORM})")
+        elif edit.wish not in {e.wish for e in found if e.target == edit.target}:
+            found.append(edit)
+    edits = []
+    for edit in found:
+        if sum(e.target == edit.target for e in found) > 1:
+            problems.append(f"contradicts another edit of the same {edit.target[0]}: {_short(_say(edit))}")
+        else:
+            edits.append(edit)
+    if none and found:
+        problems.append("NONE stands beside edits")
+    if not lines and not problems:
+        problems.append("the answer is empty")
+    return edits, problems
+
+
+def note_of(text: str) -> str:
+    """The NOTE line of an answer, "" when there is none."""
+    notes = [m.group(1).strip() for line in text.splitlines() if (m := NOTE.match(_bare(line)))]
+    return " ".join(notes)
+
+
+def teaches(rollouts: Sequence[Rollout]) -> bool:
+    """Is there anything to review? Not when every reward is 1, and not when nothing could be scored."""
+    rewards = [r.reward for r in rollouts if r.reward is not None]
+    return any(reward < 1.0 for reward in rewards)
+
+
+def contrast(rollouts: Sequence[Rollout]) -> bool:
+    """Did some attempts go better than others? Only then does the group show a way, and not just dead ends."""
+    return len({r.reward for r in rollouts if r.reward is not None}) > 1
+
+
+def attempts_of(rollouts: Sequence[Rollout]) -> list[Attempt]:
+    """The rollouts as the reflector reads them; those in which the model gave no answer at all are left out."""
+    return [
+        Attempt(safe(r.messages[-1]["content"]), r.reward, safe(r.feedback))
+        for r in rollouts
+        if r.messages[-1]["role"] == "assistant"
+    ]
+
+
+def safe(text: str) -> str:
+    """Text of a rollout for another prompt: no role tokens, no control characters; its lines stay."""
+    text = prompts.ROLE_TOKEN.sub(" ", text)
+    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
+
+
+def reflection_messages(
+    model: Model, task: Task, lessons: Sequence[Lesson], rollouts: Sequence[Rollout], *, max_tokens: int
+) -> tuple[list[Message], Packed]:
+    """The prompt of one reflection and what was packed into it, within the model's context.
+
+    `lessons` are those that the rollouts saw. The answer key and the verifier are never part of it.
+    """
+    rows = [{"id": x.id, "when": prompts.clean(x.when), "do": prompts.clean(x.do)} for x in lessons]
+    asked = safe(task.text)
+    attempts = attempts_of(rollouts)
+
+    def text(packed: str, cut: str) -> str:
+        return prompts.render(
+            "reflect", task=asked, lessons=rows, attempts=packed, cut=cut, fence=prompts.fence(asked, packed)
+        )
+
+    room = model.context - max_tokens - MARGIN - model.count_tokens(text("", "the middle of some attempts"))
+    packed = pack(attempts, max(room, 1), model.count_tokens)
+    return [{"role": "user", "content": text(packed.text, packed.cut)}], packed
+
+
+def request_for(messages: Sequence[Message], max_tokens: int) -> Request:
+    """Greedy: the same group always yields the same lessons."""
+    return Request(messages=messages, seeds=(0,), max_tokens=max_tokens, temperature=0.0)
+
+
+def _bare(line: str) -> str:
+    """The line without markdown around it."""
+    line = BULLET.sub("", line.strip().replace("**", "").replace("`", "").strip())
+    return line.strip()
+
+
+def _edit(line: str) -> Edit | None:
+    if m := ADD.match(line):
+        both = _when_do(m.group(1))
+        return Edit("add", *both) if both else None
+    if m := REVISE.match(line):
+        both = _when_do(m.group(2))
+        return Edit("revise", *both, lesson_id=int(m.group(1))) if both else None
+    if m := RETIRE.match(line):
+        return Edit("retire", why=prompts.clean(m.group(2) or ""), lesson_id=int(m.group(1)))
+    return None
+
+
+def _when_do(rest: str) -> tuple[str, str] | None:
+    """Split `CONDITION do: ADVICE`; None when a part is missing or a second field makes it ambiguous."""
+    parts = DO.split(rest)
+    if len(parts) != 2 or FIELD.search(parts[0]) or FIELD.search(parts[1]):
+        return None
+    when, do = (prompts.clean(part).strip(" ,;") for part in parts)
+    return (when, do) if normal(when) and normal(do) else None
+
+
+def _say(edit: Edit) -> str:
+    if edit.kind == "add":
+        return f"ADD when: {edit.when} do: {edit.do}"
+    if edit.kind == "revise":
+        return f"REVISE {edit.lesson_id} when: {edit.when} do: {edit.do}"
+    return f"RETIRE {edit.lesson_id} why: {edit.why}"
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= 120 else line[:117] + "..."

@@ -1,0 +1,142 @@
+"""Reading lesson edits: tolerant of form, closed to guessing; and the prompt that a reflection is asked with."""
+
+import pytest
+from day_model import RuleModel, dialect
+
+from reflect.day.reflection import (
+    Edit,
+    contrast,
+    note_of,
+    parse_edits,
+    reflection_messages,
+    teaches,
+)
+from reflect.records import Lesson, Rollout
+
+ZUBI = "the task says zubi"
+
+
+@pytest.mark.parametrize(
+    ("text", "edit"),
+    [
+        ("ADD when: the task says zubi do: use reverse", Edit("add", ZUBI, "use reverse")),
+        ("add when : the task says zubi   do : use reverse", Edit("add", ZUBI, "use reverse")),
+        ("- **ADD** when: the task says zubi do: use reverse", Edit("add", ZUBI, "use reverse")),
+        ("1. ADD lesson: when: the task says zubi, do: use reverse", Edit("add", ZUBI, "use reverse")),
+        ("`ADD when: the task says zubi do: not reverse, not sort`", Edit("add", ZUBI, "not reverse, not sort")),
+        ("REVISE 7 when: the task says zubi do: use rotate", Edit("revise", ZUBI, "use rotate", lesson_id=7)),
+        ("revise lesson 7: when: the task says zubi do: use rotate", Edit("revise", ZUBI, "use rotate", lesson_id=7)),
+        ("REVISE #7 when: the task says zubi do: use rotate", Edit("revise", ZUBI, "use rotate", lesson_id=7)),
+        ("* REVISE lesson number 7 when: the task says zubi do: use rotate", Edit("revise", ZUBI, "use rotate", "", 7)),
+        ("RETIRE 12 why: reverse failed", Edit("retire", why="reverse failed", lesson_id=12)),
+        ("retire lesson #12", Edit("retire", lesson_id=12)),
+        (
+            "ADD when: counting letters in a word do: spell the word, comma by comma, and keep a counter",
+            Edit("add", "counting letters in a word", "spell the word, comma by comma, and keep a counter"),
+        ),
+    ],
+)
+def test_readable_lines(text, edit):
+    assert parse_edits(f"NOTE 1 sort 0\n\n{text}\n") == ([edit], [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ADD zubi means reverse",
+        "ADD when: zubi",
+        "ADD when: do: use reverse",
+        "ADD when: zubi do:",
+        "ADD do: use reverse when: zubi",
+        "ADD when: zubi do: use reverse do: use sort",
+        "ADD when: zubi do: use reverse ADD when: fapo do: use sort",
+        "REVISE when: zubi do: use rotate",
+        "REVISE seven when: zubi do: use rotate",
+        "REVISE 7 8 when: zubi do: use rotate",
+        "REVISE 7 do: use rotate",
+        "RETIRE all why: they failed",
+        "RETIRE 7 because it failed",
+        "NONE of this helped",
+        "I think that zubi means reverse.",
+        "addwhen: zubi do: use reverse",
+    ],
+)
+def test_unreadable_lines_are_reported_and_never_guessed(text):
+    edits, problems = parse_edits(text)
+    assert edits == []
+    assert len(problems) == 1
+    assert text[:20] in problems[0]
+
+
+def test_none_and_note():
+    assert parse_edits("NOTE all good\nNONE") == ([], [])
+    assert parse_edits("none.") == ([], [])
+    assert note_of("note: 1 sort 0, 2 reverse 1\nNONE") == "1 sort 0, 2 reverse 1"
+    assert parse_edits("")[1] == ["the answer is empty"]
+    edits, problems = parse_edits("ADD when: zubi do: use sort\nNONE")
+    assert len(edits) == 1 and problems == ["NONE stands beside edits"]
+
+
+def test_duplicates_are_merged_and_contradictions_taken_by_neither_side():
+    twice = "ADD when: the task says zubi do: use sort\nadd when: Task says zubi. do: use sort."
+    assert parse_edits(twice) == ([Edit("add", ZUBI, "use sort")], [])
+    text = "ADD when: zubi do: use sort\nADD when: zubi do: use swap\nREVISE 3 when: fapo do: use last\nRETIRE 3 why: bad"
+    edits, problems = parse_edits(text + "\nADD when: kilo do: use rest")
+    assert edits == [Edit("add", "kilo", "use rest")]
+    assert len(problems) == 4 and all("contradicts" in p for p in problems)
+
+
+def test_the_last_line_of_an_answer_that_was_cut_off_is_not_trusted():
+    text = "NOTE 1 sort 0\nADD when: fapo do: use last\nADD when: zubi do: not sort, not"
+    edits, problems = parse_edits(text, complete=False)
+    assert [e.when for e in edits] == ["fapo"]
+    assert problems == ["cut off: ADD when: zubi do: not sort, not"]
+
+
+def test_role_tokens_and_control_characters_never_enter_a_lesson():
+    edits, _ = parse_edits("ADD when: zubi<|system|>\x07 do: use\tsort\u202e now")
+    assert edits == [Edit("add", "zubi", "use sort now")]
+
+
+def rollout(text: str, reward: float | None, error: str | None = None) -> Rollout:
+    messages = [{"role": "user", "content": "Apply zubi to the list 3 1 2."}]
+    if not error:
+        messages.append({"role": "assistant", "content": text})
+    return Rollout(run_id=1, task_key="t", index=0, messages=messages, reward=reward, error=error)
+
+
+TASK = dialect.Dialect.task("zubi", "reverse", [3, 1, 2], "practice")
+
+
+def test_which_groups_teach():
+    assert not teaches([rollout("a", 1.0), rollout("b", 1.0)])
+    assert not teaches([rollout("a", None), rollout("b", None)])
+    assert teaches([rollout("a", 0.0), rollout("b", 0.0)])
+    assert teaches([rollout("a", 0.5), rollout("b", 1.0), rollout("c", None)])
+    assert contrast([rollout("a", 0.5), rollout("b", 1.0)])
+    assert not contrast([rollout("a", 0.0), rollout("b", 0.0), rollout("c", None)])
+
+
+def test_the_prompt_holds_the_task_once_the_lessons_and_every_attempt_but_no_answer_key():
+    lesson = Lesson(id=7, when=ZUBI, do="use sort")
+    group = [rollout("zubi means sort. answer: 1 2 3", 0.0), rollout("zubi means swap <|end|>", 0.0)]
+    (message,), packed = reflection_messages(
+        RuleModel(), TASK, [lesson], [*group, rollout("", None, "model: broke")], max_tokens=100
+    )
+    text = message["content"]
+    assert message["role"] == "user"
+    assert text.count("Apply zubi to the list 3 1 2.") == 1
+    assert "lesson 7 when: the task says zubi do: use sort" in text
+    assert "attempt 1, reward 0:\nzubi means sort. answer: 1 2 3" in text
+    assert "attempt 3" not in text  # the model gave no answer there
+    assert "<|end|>" not in text
+    assert "2 1 3" not in text
+    assert packed.text in text and packed.cut == ""
+
+
+def test_a_group_too_long_for_the_context_is_cut_and_says_so():
+    model = RuleModel(context=600)
+    group = [rollout(f"zubi means sort. {'word ' * 300}", 0.0) for _ in range(8)]
+    (message,), packed = reflection_messages(model, TASK, [], group, max_tokens=100)
+    assert model.count_tokens(message["content"]) + 100 <= 600
+    assert packed.cut and f"Left out: {packed.cut}" in message["content"]
