@@ -55,8 +55,8 @@ class RuleModel:
         rng = random.Random(seed if request.temperature else 0)
         text = self.review(prompt) if "You review attempts" in prompt else self.solve(prompt, rng)
         words = text.split(" ")
-        finish = "stop" if len(words) <= request.max_tokens else "length"
-        return Completion(" ".join(words[: request.max_tokens]), size, min(len(words), request.max_tokens), finish, seed)
+        said = words[: request.max_tokens]
+        return Completion(" ".join(said), size, len(said), "stop" if said == words else "length", seed)
 
     def solve(self, prompt: str, rng: random.Random) -> str:
         verb, numbers = re.findall(r"Apply (\w+) to the list ([\d ]+)", prompt)[-1]

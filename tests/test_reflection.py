@@ -80,8 +80,8 @@ def test_none_and_note():
 def test_duplicates_are_merged_and_contradictions_taken_by_neither_side():
     twice = "ADD when: the task says zubi do: use sort\nadd when: Task says zubi. do: use sort."
     assert parse_edits(twice) == ([Edit("add", ZUBI, "use sort")], [])
-    text = "ADD when: zubi do: use sort\nADD when: zubi do: use swap\nREVISE 3 when: fapo do: use last\nRETIRE 3 why: bad"
-    edits, problems = parse_edits(text + "\nADD when: kilo do: use rest")
+    text = "ADD when: zubi do: use sort\nADD when: zubi do: use swap\nREVISE 3 when: fapo do: use last\n"
+    edits, problems = parse_edits(text + "RETIRE 3 why: bad\nADD when: kilo do: use rest")
     assert edits == [Edit("add", "kilo", "use rest")]
     assert len(problems) == 4 and all("contradicts" in p for p in problems)
 
