@@ -112,6 +112,11 @@ def teaches(rollouts: Sequence[Rollout]) -> bool:
     return any(reward < 1.0 for reward in rewards)
 
 
+def mastered(rollouts: Sequence[Rollout]) -> bool:
+    """Was every attempt right?"""
+    return bool(rollouts) and all(r.reward == 1.0 for r in rollouts)
+
+
 def contrast(rollouts: Sequence[Rollout]) -> bool:
     """Did some attempts go better than others? Only then does the group show a way, and not just dead ends."""
     return len({r.reward for r in rollouts if r.reward is not None}) > 1

@@ -1,0 +1,49 @@
+"""Groups of one wave may ask for different edits of one lesson: which of them stand?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reflect.day.reflection import Edit, normal
+from reflect.records import Lesson
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """The edits that one group of a wave asks for; `mastered`: every attempt was right, so the lessons shown hold."""
+
+    edits: Sequence[Edit]
+    shown: Sequence[Lesson] = ()
+    contrast: bool = False
+    mastered: bool = False
+
+    def target(self, edit: Edit) -> tuple[str, str]:
+        """What the edit would change: an ADD for the condition of a lesson that was shown is about that lesson."""
+        same = [x.id for x in self.shown if edit.kind == "add" and normal(x.when) == normal(edit.when)]
+        return ("lesson", str(same[0])) if same else edit.target
+
+
+def elect(ballots: Sequence[Ballot]) -> list[list[bool]]:
+    """Which edits of a wave stand? One list per ballot.
+
+    The groups of a wave did not see each other's lessons, so none is newer than another. For each target the text that
+    most groups ask for wins, groups with contrast before groups without, the later one in a tie. A lesson under which
+    more groups mastered their task than ask to change it stays as it is: one stray attempt must not undo it.
+    """
+    votes: dict[tuple[str, str], dict[tuple[str, str, str], tuple[int, int, int]]] = {}
+    for i, ballot in enumerate(ballots):
+        for edit in ballot.edits:
+            wishes = votes.setdefault(ballot.target(edit), {})
+            best, total, _ = wishes.get(edit.wish, (0, 0, 0))
+            wishes[edit.wish] = (best + ballot.contrast, total + 1, i)
+    kept = Counter(("lesson", str(lesson.id)) for ballot in ballots if ballot.mastered for lesson in ballot.shown)
+
+    def stands(ballot: Ballot, edit: Edit) -> bool:
+        target = ballot.target(edit)
+        wishes = votes[target]
+        asked = sum(total for _, total, _ in wishes.values())
+        return wishes[edit.wish] == max(wishes.values()) and asked >= kept[target]
+
+    return [[stands(ballot, edit) for edit in ballot.edits] for ballot in ballots]

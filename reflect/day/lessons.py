@@ -1,0 +1,280 @@
+"""Which lessons stand in a prompt, and what becomes of the edits that a reflection asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlmodel import Session
+
+from reflect.config import Settings
+from reflect.day import guards
+from reflect.day.reflection import Edit, normal
+from reflect.models.base import Model
+from reflect.records import SHOWN_STATUSES, Lesson
+from reflect.store import lessons as db
+from reflect.tasksets.base import Task, Taskset
+
+POOL = 50  # lessons looked at for one prompt: the most relevant, and as many of the taskset's and the general ones
+MAX_TOKENS = 120  # of one lesson's line
+OUT = ("retired", "quarantined")  # neither shown nor held: such a lesson speaks for no condition
+
+Count = Callable[[str], int]
+
+
+def line(when: str, do: str) -> str:
+    """The lesson as it stands in a prompt; its token cost is counted on this."""
+    return f"- when: {when} do: {do}"
+
+
+# -- choosing ----------------------------------------------------------------------------------------------------------
+
+
+def choose(
+    s: Session,
+    taskset_name: str,
+    task: Task,
+    *,
+    profile: str,
+    budget: int,
+    limit: int,
+    count_tokens: Count,
+    statuses: Sequence[str] = SHOWN_STATUSES,
+) -> list[Lesson]:
+    """The lessons for this task's prompt, by id: at most `limit` lessons and `budget` tokens of them.
+
+    First come lessons whose condition shares words with the task (best match first), then the others of the taskset's
+    scope and the general ones: a condition such as "counting letters in a word" need not share a word with a task that
+    it fits. A lesson whose condition names something that the task does not speak of is left out (see `misses`).
+    """
+    scopes = [taskset_name, ""]
+    found = db.search(s, task.text, profile=profile, statuses=statuses, scopes=scopes, limit=POOL)
+    ranked = [lesson for lesson, _ in sorted(found, key=lambda pair: (-pair[1], pair[0].id))]
+    for scope in scopes:
+        for status in statuses:
+            ranked += db.listing(s, profile=profile, status=status, scope=scope, limit=POOL)
+    candidates = list({lesson.id: lesson for lesson in ranked}.values())
+    off = misses([lesson.when for lesson in candidates], task.text)
+    chosen: list[Lesson] = []
+    left = budget
+    for lesson, missed in zip(candidates, off, strict=True):
+        cost = 0 if missed else count_tokens(line(lesson.when, lesson.do))
+        if not missed and cost <= left and len(chosen) < limit:
+            chosen.append(lesson)
+            left -= cost
+    return sorted(chosen, key=lambda lesson: lesson.id or 0)
+
+
+def lessons_for(
+    model: Model,
+    s: Session,
+    taskset: Taskset,
+    task: Task,
+    settings: Settings,
+    statuses: Sequence[str] = SHOWN_STATUSES,
+) -> list[Lesson]:
+    """The lessons that stand in the prompt of this task at run time, by the settings."""
+    return choose(
+        s,
+        taskset.name,
+        task,
+        profile=settings.profile,
+        budget=settings.lesson_budget,
+        limit=settings.lesson_limit,
+        count_tokens=model.count_tokens,
+        statuses=statuses,
+    )
+
+
+def misses(conditions: Sequence[str], text: str) -> list[bool]:
+    """For each condition: does it belong to a family that differs in one word only, its word not being in `text`?
+
+    "the task says zubi" and "the task says fapo" are such a family; for a task about fapo the first is noise. A family
+    of two in which neither word is in the text may be about something that no task names, and is kept; so is a
+    condition of two words, which is hardly a form.
+    """
+    said = set(normal(text).split())
+    words = [normal(condition).split() for condition in conditions]
+    families: dict[tuple[str, ...], set[str]] = {}  # the condition with one word blanked -> the words that stood there
+    for row in words:
+        for i, word in enumerate(row):
+            families.setdefault((*row[:i], "", *row[i + 1 :]), set()).add(word)
+
+    def missed(row: list[str]) -> bool:
+        for i, word in enumerate(row):
+            family = families[(*row[:i], "", *row[i + 1 :])]
+            if len(row) > 2 and word not in said and (len(family) > 2 or (len(family) == 2 and family & said)):
+                return True
+        return False
+
+    return [missed(row) for row in words]
+
+
+# -- editing -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What stands behind the edits of one reflection.
+
+    `shown`: the lessons as the rollouts saw them. `contrast`: some attempts went better than others.
+    """
+
+    task: Task
+    scope: str  # taskset name
+    profile: str
+    shown: Sequence[Lesson]
+    contrast: bool
+    reflection_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one edit: added, superseded, revised, retired, known, quarantined, kept, outvoted or refused."""
+
+    edit: Edit
+    outcome: str
+    reason: str = ""
+    lesson_id: int | None = None
+    version: int | None = None
+
+    def row(self) -> dict[str, Any]:
+        """As stored in `Reflection.edits`."""
+        edit = asdict(self.edit)
+        edit["id"] = edit.pop("lesson_id")
+        became = {"outcome": self.outcome, "reason": self.reason, "lesson": self.lesson_id, "version": self.version}
+        return edit | became
+
+
+def apply_edits(
+    s: Session, edits: Sequence[Edit], evidence: Evidence, *, count_tokens: Count, budget: int = MAX_TOKENS
+) -> list[Outcome]:
+    """Carry out the edits in order, inside the caller's transaction. Never raises for a bad edit: it is refused.
+
+    `budget`: tokens of lessons in one prompt; a lesson that could never be shown is not learned.
+    """
+    most = min(budget, MAX_TOKENS)
+    outcomes = []
+    for edit in edits:
+        act = {"add": _add, "revise": _revise, "retire": _retire}[edit.kind]
+        tokens = count_tokens(line(edit.when, edit.do))
+        if edit.kind != "retire" and tokens > most:
+            outcomes.append(Outcome(edit, "refused", f"{tokens} tokens are too long for a lesson (at most {most})"))
+        else:
+            outcomes.append(act(s, edit, evidence, tokens))
+    return outcomes
+
+
+def _why_suspect(edit: Edit, task: Task) -> str:
+    text = f"{edit.when} {edit.do}"
+    reasons = [f"it names {what}" for what in guards.suspicions(text)]
+    leak = guards.leaks(text, task)
+    return "; ".join([*reasons, leak] if leak else reasons)
+
+
+def _same_condition(s: Session, edit: Edit, evidence: Evidence) -> list[Lesson]:
+    """Lessons of the profile that hold under the same condition, wording aside, in this scope or everywhere."""
+    found = db.search(s, edit.when, profile=evidence.profile, scopes=[evidence.scope, ""], limit=POOL)
+    return sorted(
+        (lesson for lesson, _ in found if normal(lesson.when) == normal(edit.when)), key=lambda lesson: lesson.id or 0
+    )
+
+
+def _add(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
+    same = _same_condition(s, edit, evidence)
+    for lesson in same:
+        if normal(lesson.do) == normal(edit.do):
+            return _again(s, edit, evidence, lesson)
+    suspect = _why_suspect(edit, evidence.task)
+    standing = [lesson for lesson in same if lesson.status not in OUT]
+    if not standing or suspect:
+        lesson = db.add(
+            s,
+            when=edit.when,
+            do=edit.do,
+            author="model",
+            reason=suspect,
+            scope=evidence.scope,
+            status="quarantined" if suspect else "candidate",
+            profile=evidence.profile,
+            tokens=tokens,
+            reflection_id=evidence.reflection_id,
+        )
+        return Outcome(edit, "quarantined" if suspect else "added", suspect, lesson.id, lesson.version)
+    old = standing[0]
+    if old.pinned:
+        return Outcome(edit, "refused", f"lesson {old.id} is pinned", old.id, old.version)
+    if not evidence.contrast and old.id not in {lesson.id for lesson in evidence.shown}:
+        return Outcome(edit, "kept", f"lesson {old.id} was not tried in this group", old.id, old.version)
+    return _rewrite(s, edit, evidence, old, tokens, "superseded")
+
+
+def _again(s: Session, edit: Edit, evidence: Evidence, lesson: Lesson) -> Outcome:
+    """The very lesson is there already. One that a model retired comes back; a person's decision stands."""
+    if lesson.status != "retired":
+        return Outcome(edit, "known", f"lesson {lesson.id} says so ({lesson.status})", lesson.id, lesson.version)
+    if lesson.pinned or db.history(s, lesson.id)[-1].author == "human":
+        return Outcome(edit, "refused", f"a person retired lesson {lesson.id}", lesson.id, lesson.version)
+    back = db.revise(
+        s, lesson.id, author="model", reason="learned again", status="active", reflection_id=evidence.reflection_id
+    )
+    return Outcome(edit, "revised", "learned again", back.id, back.version)
+
+
+def _addressed(s: Session, edit: Edit, evidence: Evidence) -> Lesson | Outcome:
+    """The lesson that a REVISE or RETIRE means, or why it may not be touched."""
+    shown = {lesson.id: lesson for lesson in evidence.shown}.get(edit.lesson_id)
+    if shown is None:
+        return Outcome(edit, "refused", f"lesson {edit.lesson_id} is not among the lessons it was shown")
+    head = db.get(s, shown.id)
+    if head.pinned:
+        return Outcome(edit, "refused", f"lesson {head.id} is pinned", head.id, head.version)
+    if head.version != shown.version:
+        reason = f"lesson {head.id} has changed since (version {shown.version} was shown, {head.version} stands)"
+        return Outcome(edit, "refused", reason, head.id, head.version)
+    return head
+
+
+def _revise(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
+    head = _addressed(s, edit, evidence)
+    if isinstance(head, Outcome):
+        return head
+    if (normal(head.when), normal(head.do)) == (normal(edit.when), normal(edit.do)):
+        return Outcome(edit, "known", f"lesson {head.id} says so", head.id, head.version)
+    if suspect := _why_suspect(edit, evidence.task):
+        return Outcome(edit, "refused", suspect, head.id, head.version)
+    others = [x for x in _same_condition(s, edit, evidence) if x.id != head.id and x.status not in OUT]
+    if others:
+        reason = f"lesson {others[0].id} already speaks for that condition"
+        return Outcome(edit, "refused", reason, head.id, head.version)
+    return _rewrite(s, edit, evidence, head, tokens, "revised")
+
+
+def _rewrite(s: Session, edit: Edit, evidence: Evidence, old: Lesson, tokens: int, outcome: str) -> Outcome:
+    """A new version of `old`. New text in a distilled lesson is not in the weights: it returns to the prompt."""
+    changes: dict[str, Any] = {"when": edit.when, "do": edit.do, "tokens": tokens, "author": "model"}
+    if old.status == "distilled":
+        changes["status"] = "active"
+    reason = f"{'newer evidence than' if outcome == 'superseded' else 'was'}: {old.do}"
+    changes |= {"reason": reason, "expect_version": old.version, "reflection_id": evidence.reflection_id}
+    new = db.revise(s, old.id, **changes)
+    return Outcome(edit, outcome, reason, new.id, new.version)
+
+
+def _retire(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
+    head = _addressed(s, edit, evidence)
+    if isinstance(head, Outcome):
+        return head
+    if head.status == "retired":
+        return Outcome(edit, "known", f"lesson {head.id} is retired", head.id, head.version)
+    new = db.revise(
+        s,
+        head.id,
+        author="model",
+        reason=edit.why,
+        expect_version=head.version,
+        status="retired",
+        reflection_id=evidence.reflection_id,
+    )
+    return Outcome(edit, "retired", edit.why, new.id, new.version)

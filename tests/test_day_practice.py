@@ -1,0 +1,225 @@
+"""The day end to end: what is stored, what is learned, and that a kill changes nothing."""
+
+import json
+
+import pytest
+from day_model import OPS, RuleModel, dialect
+from sqlmodel import select
+
+from reflect.config import Settings
+from reflect.day.practice import practice
+from reflect.day.rollout import rollout_seed, run_group
+from reflect.errors import UsageError
+from reflect.records import Exposure, Lesson, LessonVersion, Reflection, Rollout, Run
+from reflect.store import Store
+from reflect.store import lessons as db
+from reflect.tasksets.base import Score
+
+SETTINGS = Settings()
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(str(tmp_path / "lessons.db"))
+
+
+def day(store, model=None, **words):
+    words = {"n": 20, "k": 4, "seed": 1, **words}
+    return practice(model or RuleModel(), store, dialect.TASKSET, SETTINGS, **words)
+
+
+def rows_of(store) -> str:
+    """Everything that a day stores, without ids of its own and times."""
+    with store.read() as s:
+        every = [
+            row
+            for table in (Rollout, Reflection, Lesson, LessonVersion, Exposure, Run)
+            for row in s.exec(select(table))
+        ]
+    dumped = [(type(row).__name__, row.model_dump(exclude={"created", "updated", "started", "ended"})) for row in every]
+    return json.dumps(dumped, indent=1, default=str)
+
+
+def test_the_day_learns_the_verbs(store):
+    report = day(store, n=30, k=8)
+    assert report.rollouts == 240 and report.errors == 0
+    assert report.rewards[0] < 0.5 and report.rewards[-1] > 0.9
+    with store.read() as s:
+        known = {x.when.split()[-1]: x.do for x in db.listing(s)}
+    assert known == {verb: f"use {op}" for verb, op in dialect.TASKSET.meanings.items()}
+    assert report.outcomes["added"] == 6
+    assert report.reflections == len(report.changes)
+
+
+def test_every_lesson_can_be_traced_to_the_rollouts_that_taught_it(store):
+    report = day(store, n=8, k=8)
+    with store.read() as s:
+        lesson = db.listing(s)[0]
+        version = db.history(s, lesson.id)[0]
+        reflection = s.get(Reflection, version.reflection_id)
+        rollouts = s.exec(select(Rollout).where(Rollout.run_id == report.run_id)).all()
+        group = [r for r in rollouts if r.task_key == reflection.task_key]
+    assert version.author == "model"
+    assert len(group) == 8 and {r.reward for r in group} == {0.0, 1.0}
+    assert lesson.when.split()[-1] in group[0].messages[0]["content"]
+    assert {"lesson": lesson.id, "outcome": "added"}.items() <= reflection.edits[0].items()
+    assert reflection.raw.startswith("NOTE") and reflection.prompt_version and reflection.pack_hash
+
+
+def test_what_was_shown_is_recorded_and_is_what_the_prompt_held(store):
+    day(store)
+    with store.read() as s:
+        shown = {e.rollout_id: (e.lesson_id, e.version) for e in s.exec(select(Exposure))}
+        rollouts = s.exec(select(Rollout)).all()
+        versions = {(v.lesson_id, v.version): v for v in s.exec(select(LessonVersion))}
+    assert shown
+    for row in rollouts:
+        system = row.messages[0]["content"] if row.messages[0]["role"] == "system" else ""
+        assert bool(system) == (row.id in shown)
+        if row.id in shown:
+            version = versions[shown[row.id]]
+            assert f"when: {version.when} do: {version.do}" in system
+
+
+class Killed(RuleModel):
+    """Dies in the given sample call, like a process that is killed there."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def sample(self, requests):
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+        return super().sample(requests)
+
+
+def test_a_run_killed_anywhere_ends_with_the_same_rows(store, tmp_path):
+    model = RuleModel()
+    day(store, model)
+    whole = rows_of(store)
+    assert model.calls >= 5
+    for at in range(model.calls):
+        other = Store(str(tmp_path / f"killed-{at}.db"))
+        with pytest.raises(KeyboardInterrupt):
+            day(other, Killed(at))
+        again = RuleModel()
+        report = day(other, again)
+        assert again.calls == model.calls - at, "nothing is sampled twice"
+        assert rows_of(other) == whole
+        assert report.rollouts == 80
+
+
+def test_a_kill_between_two_transactions_changes_nothing_either(store, tmp_path, monkeypatch):
+    from reflect.day import practice as module
+
+    day(store)
+    whole = rows_of(store)
+    other = Store(str(tmp_path / "killed.db"))
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    for name in ("review", "edit_lessons", "run_groups"):
+        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+            m.setattr(module, name, killed)
+            day(other)
+    day(other)
+    assert rows_of(other) == whole
+
+
+def test_the_same_words_again_are_the_same_run_and_no_seed_continues_or_begins(store):
+    first = day(store)
+    model = RuleModel()
+    assert day(store, model).run_id == first.run_id
+    assert model.calls == 0
+    with pytest.raises(KeyboardInterrupt):
+        day(store, Killed(1), seed=None, n=16)
+    going_on = day(store, seed=None, n=16)
+    assert going_on.seed != 1 and going_on.run_id == first.run_id + 1
+    assert day(store, seed=None, n=16).run_id == first.run_id + 2  # that one is done: a new seed
+    assert day(store, k=3).run_id == first.run_id + 3  # other words: another run
+
+
+def test_without_learning_nothing_is_reflected_on_and_without_lessons_none_is_shown(store):
+    day(store)
+    with store.read() as s:
+        before = db.count(s)
+    report = day(store, seed=2, learn=False, use_lessons=False)
+    with store.read() as s:
+        rollouts = s.exec(select(Rollout).where(Rollout.run_id == report.run_id)).all()
+        assert db.count(s) == before
+    assert report.reflections == 0
+    assert all(row.messages[0]["role"] == "user" for row in rollouts)
+
+
+class Verifier(type(dialect.TASKSET)):
+    """A user's verifier that breaks on some answers and is ill-behaved on others."""
+
+    def verify(self, task, text):
+        if "sort" in text:
+            raise RuntimeError("no such file")
+        return Score(7.0) if "swap" in text else super().verify(task, text)
+
+
+def test_a_bad_rollout_is_data_and_not_a_crash(store):
+    report = practice(RuleModel(), store, Verifier(), SETTINGS, n=8, k=8, seed=1)
+    assert report.rollouts == 64 and 0 < report.errors < 64
+    with store.read() as s:
+        errors = {r.error: r.reward for r in s.exec(select(Rollout)) if r.error}
+    assert errors == {
+        "verifier: RuntimeError: no such file": None,
+        "verifier: ValueError: the reward 7.0 is not between 0 and 1": None,
+    }
+
+
+def test_a_prompt_that_the_model_cannot_take_fails_alone(store):
+    class Long(type(dialect.TASKSET)):
+        def tasks(self, split, n=None, seed=0):
+            first, *rest = super().tasks(split, n, seed)
+            words = [{"role": "user", "content": "word " * 3000 + first.messages[0]["content"]}]
+            return [type(first)("long", words, first.verifier, first.answer), *rest]
+
+    report = practice(RuleModel(), store, Long(), SETTINGS, n=8, k=4, seed=1)
+    assert report.errors == 4 and report.rollouts == 32
+    with store.read() as s:
+        broken = [r for r in s.exec(select(Rollout)) if r.error]
+    assert all(r.error.startswith("model: ") and r.messages[-1]["role"] == "user" for r in broken)
+    assert report.reflections > 0
+
+
+def test_a_reflection_that_fails_or_rambles_is_recorded(store):
+    class Rambling(RuleModel):
+        def review(self, prompt):
+            return "I believe that things went well."
+
+    report = day(store, Rambling(), n=4)
+    assert report.outcomes == {"problem": report.reflections}
+    assert "unreadable line" in report.changes[0]["reason"]
+
+
+def test_a_taskset_without_practice_tasks_and_a_run_of_nothing_are_usage_errors(store):
+    class Empty(type(dialect.TASKSET)):
+        def tasks(self, split, n=None, seed=0):
+            return []
+
+    with pytest.raises(UsageError, match="no practice tasks"):
+        practice(RuleModel(), store, Empty(), SETTINGS, n=8, k=4)
+    with pytest.raises(UsageError, match="at least one"):
+        day(store, n=0)
+
+
+def test_progress_counts_to_the_end(store):
+    told = []
+    day(store, progress=lambda *step: told.append(step))
+    assert told[0] == (0, 20, "rollouts") and told[-1] == (20, 20, "done")
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+
+
+def test_rollout_seeds_depend_on_run_task_and_index_only():
+    task = dialect.TASKSET.tasks("practice", 1)[0]
+    alone = run_group(RuleModel(), dialect.TASKSET, task, k=2, seed=5)
+    among = run_group(RuleModel(), dialect.TASKSET, task, k=6, seed=5)
+    assert [r.messages for r in alone] == [r.messages for r in among[:2]]
+    assert len({rollout_seed(a, b, c) for a in (1, 2) for b in "xy" for c in (0, 1)}) == 8
+    assert set(OPS) >= {r.messages[-1]["content"].split()[2].strip(".") for r in among}
