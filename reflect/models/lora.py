@@ -1,0 +1,160 @@
+"""Named LoRA adapters on one network: made, loaded, switched, scaled, saved and dropped.
+
+peft puts its layers *into* the network, so the same `network` object answers with and without adapters; with none
+active each layer runs its own base weights alone, to the last bit.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel
+from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import save_file
+
+from reflect.errors import AdapterError, AdapterMismatch, UnknownName
+
+
+class Loras:
+    """The adapters of `network`. `active` is the name of the one that is on, None for the bare base."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network = network
+        self.active: str | None = None
+        self._peft: Any = None  # a PeftModel around `network` while there are adapters
+        self._scales: dict[str, float] = {}
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._scales)
+
+    def new(self, name: str, rank: int = 8, alpha: float = 32, seed: int = 0) -> None:
+        """Add an adapter on all linear layers: A uniform, B zero, no dropout, no bias. It changes nothing yet."""
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self._add(name, config)
+
+    def load(self, name: str, folder: Path | str) -> None:
+        """Load a PEFT folder. AdapterError when it cannot be read, AdapterMismatch when it does not fit the network."""
+        try:
+            config = PeftConfig.from_pretrained(str(folder))
+            weights = load_peft_weights(str(folder), device="cpu")
+        except Exception as e:
+            raise AdapterError(f"The adapter in {folder} cannot be read: {e}.", "Rebuild it: reflect sleep.") from e
+        try:
+            self._add(name, config)
+        except (ValueError, TypeError) as e:
+            raise self._mismatch(folder, e) from e
+        try:
+            mine = set(get_peft_model_state_dict(self._peft, adapter_name=name, save_embedding_layers=False))
+            if mine != set(weights):
+                raise RuntimeError(f"{len(mine ^ set(weights))} weights differ by name")
+            set_peft_model_state_dict(self._peft, weights, adapter_name=name)
+        except RuntimeError as e:
+            self.drop(name)
+            raise self._mismatch(folder, e) from e
+
+    @staticmethod
+    def _mismatch(folder: Path | str, why: Exception) -> AdapterMismatch:
+        first = str(why).strip().splitlines()[0]
+        return AdapterMismatch(
+            f"The adapter in {folder} does not fit this model: {first}.",
+            "It was trained for another base model: open that one, or rebuild the adapter with reflect sleep.",
+        )
+
+    def _add(self, name: str, config: Any) -> None:
+        if name in self._scales:
+            raise AdapterError(f"An adapter named '{name}' is already loaded.")
+        if not name or "." in name:
+            raise AdapterError(f"'{name}' cannot be the name of an adapter: it is empty or has a dot.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft's own use of transformers, nothing a user can mend
+            if self._peft is None:
+                self._peft = PeftModel(self.network, config, adapter_name=name)
+            else:
+                self._peft.add_adapter(name, config)
+        self._scales[name] = 1.0
+        self.use(self.active)
+
+    def drop(self, name: str) -> None:
+        """Forget an adapter; the bare base is on afterwards if it was active."""
+        self._known(name)
+        if self.active == name:
+            self.active = None
+        del self._scales[name]
+        if self._scales:
+            self._peft.set_adapter(next(iter(self._scales)))  # peft warns when it must choose one by itself
+            self._peft.delete_adapter(name)
+            self.use(self.active)
+        else:
+            self._peft.unload()
+            self._peft = None
+
+    def use(self, name: str | None) -> None:
+        """Switch to the adapter `name`, or to the bare base."""
+        if name is None:
+            if self._peft is not None:
+                self._peft.base_model.disable_adapter_layers()
+        else:
+            self._known(name)
+            self._peft.base_model.enable_adapter_layers()
+            self._peft.set_adapter(name)
+        self.active = name
+        # peft freezes what it switches off, which would cut a training step that looks at the teacher in between.
+        for other in self._scales:
+            for parameter in self.parameters(other):
+                parameter.requires_grad_(True)
+        self.network.eval()
+
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[None]:
+        """`use(name)` for the time of a with-block."""
+        before = self.active
+        self.use(name)
+        try:
+            yield
+        finally:
+            self.use(before)
+
+    def parameters(self, name: str) -> list[torch.nn.Parameter]:
+        """The adapter's trainable tensors, in a fixed order."""
+        self._known(name)
+        return [p for key, p in self.network.named_parameters() if re.search(rf"\.lora_[AB]\.{re.escape(name)}\.", key)]
+
+    def scale(self, name: str, factor: float) -> None:
+        """Set the adapter's strength: 1 as trained, 0 as good as off. Absolute, not on top of the last factor."""
+        self._known(name)
+        self._scales[name] = factor
+        for module in self.network.modules():
+            if hasattr(module, "set_scale"):
+                module.set_scale(name, factor)
+
+    def save(self, name: str, folder: Path | str, base: str) -> None:
+        """Write a plain PEFT folder (adapter_config.json, adapter_model.safetensors), the scale folded into alpha."""
+        self._known(name)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = get_peft_model_state_dict(self._peft, adapter_name=name, save_embedding_layers=False)
+        save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()},
+                  str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})  # fmt: skip
+        config = self._peft.peft_config[name]
+        kept = config.lora_alpha, config.inference_mode, config.base_model_name_or_path
+        alpha = config.lora_alpha * self._scales[name]
+        config.lora_alpha, config.inference_mode, config.base_model_name_or_path = alpha, True, base
+        try:
+            config.save_pretrained(str(folder))
+        finally:
+            config.lora_alpha, config.inference_mode, config.base_model_name_or_path = kept
+
+    def _known(self, name: str) -> None:
+        if name not in self._scales:
+            raise UnknownName(f"No adapter '{name}' is loaded.", f"Loaded are: {', '.join(self._scales) or 'none'}.")

@@ -1,0 +1,85 @@
+"""What several tests share: the pocket model, and a tiny random model in the same layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from reflect.models.local import LocalModel
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|> ' + m['content'] + ' <|end|> ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def threads() -> Iterator[None]:
+    """One torch thread: the tests share the machine, and sums come out the same."""
+    try:
+        import torch
+    except ImportError:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def pocket_model() -> LocalModel:
+    from reflect.models import POCKET, load_model
+
+    if not (POCKET / "config.json").is_file():
+        pytest.skip("the pocket model has not been trained yet")
+    return load_model("pocket")
+
+
+@pytest.fixture
+def pocket(pocket_model: LocalModel) -> Iterator[LocalModel]:
+    """The built-in model, loaded once; adapters that a test leaves behind are dropped."""
+    yield pocket_model
+    for name in list(pocket_model.adapters):
+        pocket_model.drop_adapter(name)
+
+
+def save_tiny(folder: Path, *, seed: int = 0, template: str | None = TEMPLATE, **changes: object) -> Path:
+    """Write a random little Llama (2 layers of width 64, 128 words) as a Hugging Face model directory."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    special = ["<pad>", "<unk>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    words = [*special, *(f"w{i}" for i in range(128 - len(special)))]
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", eos_token="<|end|>",
+        additional_special_tokens=special[3:], clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    tokenizer.chat_template = template
+    shape = {
+        "vocab_size": len(words), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+        "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": None, "initializer_range": 0.3,
+    }  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = LlamaForCausalLM(LlamaConfig(**{**shape, **changes}))
+    network.generation_config = GenerationConfig(eos_token_id=2, pad_token_id=0)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> LocalModel:
+    """A fresh random model: its answers are noise, its machinery is that of any model."""
+    from reflect.models import load_model
+
+    return load_model(str(save_tiny(tmp_path / "tiny")))
