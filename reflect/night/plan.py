@@ -1,0 +1,102 @@
+"""One dial, the budget in minutes, and what follows from it: steps, rates, rank. Every derived value is stored.
+
+The steps follow from the budget by a table, not by a clock, so that the same night gives the same adapter on any day.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from reflect.errors import UnknownName, UsageError
+
+Loss = Literal["nll", "forward", "reverse", "jsd"]
+
+
+class Size(NamedTuple):
+    """What suits models up to a size. Rates are those of LoRA, ten times full fine-tuning's."""
+
+    parameters: float  # up to this many
+    rank: int
+    sft: float  # learning rate of the warm start
+    distill: float  # learning rate of distillation
+    steps: int  # per minute of the budget
+
+
+SIZES = (
+    Size(2e7, rank=8, sft=4e-3, distill=2e-3, steps=120),
+    Size(1e9, rank=16, sft=4e-4, distill=2e-4, steps=30),
+    Size(float("inf"), rank=32, sft=2e-4, distill=1e-4, steps=10),
+)
+
+# method -> its stages and the share of the steps that each takes
+METHODS: dict[str, tuple[tuple[str, float], ...]] = {
+    "staged": (("sft", 0.4), ("distill", 0.6)),
+    "sft": (("sft", 1.0),),
+    "distill": (("distill", 1.0),),
+}
+DIVERGENCES = ("forward", "reverse", "jsd")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what a night does, besides its lessons and its base."""
+
+    method: str
+    divergence: str  # of the student from the teacher on what the student wrote
+    budget: float  # minutes
+    seed: int
+    rank: int
+    alpha: int
+    stages: tuple[tuple[str, int, float], ...]  # (name, steps, learning rate)
+    batch: int = 32  # rows of one step, anchors included
+    anchor_share: float = 0.4
+    tasks_per_lesson: int = 16  # practice tasks that preflight and harvest use
+    fewest_tasks: int = 32  # of one taskset
+    samples: int = 2  # the teacher's attempts at each task
+    anchors: int = 160
+    temperature: float = 1.0
+    micro_tokens: int = 8192  # padded tokens that go through the network at once
+
+    @property
+    def steps(self) -> int:
+        return sum(steps for _, steps, _ in self.stages)
+
+    def shape(self) -> dict[str, Any]:
+        """As stored and printed."""
+        return asdict(self) | {"steps": self.steps, "stages": [list(stage) for stage in self.stages]}
+
+
+def make_plan(
+    parameters: int,
+    *,
+    method: str = "staged",
+    divergence: str | None = None,
+    budget: float = 0.5,
+    seed: int = 0,
+    **changes: Any,
+) -> Plan:
+    """The plan for a model of so many parameters. Raises UnknownName for a method or divergence that there is not.
+
+    `reverse` after a warm start, `forward` where there was none: reverse needs a student that already does the thing.
+    """
+    if method not in METHODS:
+        raise UnknownName(f"There is no sleep method '{method}'.", f"The methods are: {', '.join(METHODS)}.")
+    if divergence is not None and divergence not in DIVERGENCES:
+        raise UnknownName(f"There is no divergence '{divergence}'.", f"There are: {', '.join(DIVERGENCES)}.")
+    if not 0 < budget <= 24 * 60:
+        raise UsageError(f"A budget of {budget:g} minutes is not between 0 and a day.", "Try --budget 1m.")
+    size = next(size for size in SIZES if parameters <= size.parameters)
+    total = max(4, round(budget * size.steps))
+    rates = {"sft": size.sft, "distill": size.distill}
+    stages = tuple((name, max(1, round(share * total)), rates[name]) for name, share in METHODS[method])
+    plan = Plan(
+        method=method,
+        divergence=divergence or ("forward" if METHODS[method][0][0] == "distill" else "reverse"),
+        budget=budget,
+        seed=seed,
+        rank=size.rank,
+        alpha=32,
+        stages=stages,
+    )
+    return replace(plan, **changes)

@@ -1,0 +1,266 @@
+"""The night: pick lessons, check there is something to learn, make the teacher's data, train, gate, promote.
+
+The same lessons on the same base with the same plan are the same night: running it again changes nothing, and a night
+that was killed anywhere continues with its first unfinished stage. What a stage made lies in files that are visible
+only when complete; the last step, promotion, is one transaction.
+
+Not covered: a night continued on another kind of machine, or with another number of threads, may round differently.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from reflect.config import Settings
+from reflect.day.rollout import Progress
+from reflect.errors import AdapterError, NightError, UsageError
+from reflect.models.base import Model
+from reflect.night import adapters, curriculum
+from reflect.night.curriculum import Data, Subject
+from reflect.night.plan import Plan, make_plan
+from reflect.night.workshop import Workshop, night_key, the_lock
+from reflect.records import Adapter, Lesson, Night
+from reflect.store import Store, nights
+from reflect.store import lessons as lessons_db
+from reflect.tasksets.base import Taskset
+
+STAGES = ("preflight", "harvest", "train", "gate", "promote")
+
+
+@dataclass(frozen=True)
+class NightReport:
+    """What a night did. `status`: promoted, rejected, nothing, failed; or planned, for a dry run."""
+
+    status: str
+    reason: str
+    night_id: int | None = None
+    adapter: str | None = None
+    lessons: list[int] = field(default_factory=list)  # ids of the lessons that it was about
+    distilled: list[int] = field(default_factory=list)  # ids of those that left the prompt
+    plan: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, Any] = field(default_factory=dict)  # stage -> its figures
+    seconds: float = 0.0
+    again: bool = False  # this very night had been slept before; nothing was done
+
+
+def sleep(
+    model: Model,
+    store: Store,
+    settings: Settings,
+    *,
+    tasksets: Sequence[Taskset] = (),
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    **dials: Any,
+) -> NightReport:
+    """Sleep over all lessons of the profile. `tasksets`: where they are practised, when their scope does not say it.
+
+    `dials` are those of `make_plan`: method, divergence, budget (minutes), seed. The model ends with the profile's
+    active adapter on. Raises NightBusy when another sleep runs, UsageError for a model that has no weights here.
+    """
+    began = time.monotonic()
+    network: Any = getattr(model, "network", None)
+    if network is None:
+        raise UsageError(f"The model {model.name} has no weights here to train.", "Use pocket, hf:ORG/NAME or a path.")
+    with the_lock(settings):
+        lessons = curriculum.pick(store, settings.profile)
+        if not lessons:
+            return NightReport("nothing", "There are no lessons yet. Practise first: `reflect run TASKSET`.")
+        subjects = curriculum.subjects(store, settings.profile, lessons, tasksets)
+        base_parameters = sum(p.numel() for name, p in network.named_parameters() if ".lora_" not in name)
+        plan = make_plan(base_parameters, **dials)
+        if dry_run:
+            return NightReport("planned", in_words(plan, subjects), lessons=_ids(lessons), plan=plan.shape())
+        night = begin(model, store, settings, subjects, plan)
+        again = night.status != "running"
+        try:
+            if not again:
+                live(model, store, settings, subjects, plan, night, progress)
+        except OSError as e:
+            if e.errno != errno.ENOSPC:
+                raise
+            hint = "Free some space, then run the same command again: it continues where it stopped."
+            raise NightError(f"The disk is full, so the night could not go on ({settings.home_path}).", hint) from e
+        finally:
+            adapters.activate(model, store, settings)
+        return report(store, night.id or 0, time.monotonic() - began, again)
+
+
+def live(
+    model: Any,
+    store: Store,
+    settings: Settings,
+    subjects: Sequence[Subject],
+    plan: Plan,
+    night: Night,
+    progress: Progress | None = None,
+) -> None:
+    """The stages of a night, from the first that is not done to its end."""
+    from reflect.night import distill  # torch
+    from reflect.night.gate import gate
+
+    work = Workshop(settings, night.key)
+    name = f"night-{night.key[:12]}"
+    model.use(None)
+
+    def stage(what: str, make: Callable[[Progress], dict[str, Any]]) -> dict[str, Any]:
+        def tell(done: int, total: int, detail: str) -> None:
+            if progress:
+                progress(done, total, f"{what}: {detail}")
+
+        made = work.once(what, lambda: make(tell))
+        with store.write() as s:
+            nights.save_stage(s, night.id, what, made.get("figures", made))
+        return made
+
+    # Is there something to learn?
+    found = stage("preflight", lambda tell: curriculum.preflight(model, store, subjects, settings, plan, tell))
+    held = [Subject(x.taskset, tuple(y for y in x.lessons if y.id in found["worth"])) for x in subjects]
+    held = [subject for subject in held if subject.lessons]
+    if not held:
+        return end(store, night, work, "nothing", found, "On fresh practice tasks no lesson makes the model better.")
+
+    # Make the teacher's data.
+    failed = {key for figures in found["tasksets"].values() for key in figures["failed"]}
+    data = Data.of(
+        stage("harvest", lambda tell: curriculum.harvest(model, store, held, settings, plan, failed, tell).shape())
+    )
+    if not data.harvest:
+        return end(store, night, work, "nothing", found, "Even with the lessons no attempt passes the verifier.")
+
+    # Train. What is judged afterwards is the adapter as it lies on the disk.
+    def trained(tell: Progress) -> dict[str, Any]:
+        if not adapters.exists(name, settings):
+            figures = distill.train(model, name, data, plan, work.folder, tell)
+            about = {"lessons": lesson_texts(held), "plan": plan.shape(), "training": figures}
+            adapters.publish(model, name, settings, about)
+        return adapters.card(name, settings)["training"]
+
+    try:
+        stage("train", trained)
+    except NightError as e:
+        return end(store, night, work, "failed", found, e.message)
+    adapter = adapters.row(model, name, settings, night_id=night.id)
+    adapters.load(model, adapter, settings)
+
+    # Gate.
+    previous = load_previous(model, store, settings, name)
+    verdict = stage("gate", lambda tell: gate(model, name, store, held, data, settings, plan, previous, progress=tell))
+    end(store, night, work, "promoted" if verdict["ok"] else "rejected", found, "", verdict, adapter, held)
+
+
+def begin(model: Model, store: Store, settings: Settings, subjects: Sequence[Subject], plan: Plan) -> Night:
+    """The night of these lessons, base and plan, continued or begun. An unfinished one of other words is given up."""
+    key = night_key(model, settings, subjects, plan)
+    lessons = {lesson.id: lesson for subject in subjects for lesson in subject.lessons}
+    with store.write() as s:
+        stale = [x for x in nights.list_nights(s) if (x.status, x.profile) == ("running", settings.profile)]
+        stale = [x for x in stale if x.key != key]
+        for other in stale:
+            nights.finish_night(s, other.id, "failed", "it was interrupted, and the lessons have changed since")
+        night = nights.start_night(
+            s,
+            key=key,
+            profile=settings.profile,
+            config=plan.shape(),
+            lessons=[[lesson.id, lesson.version] for lesson in lessons.values()],
+        )
+    for other in stale:
+        Workshop(settings, other.key).clear()
+    adapters.sweep(settings)
+    return night
+
+
+def load_previous(model: Any, store: Store, settings: Settings, name: str) -> str | None:
+    """Load the adapter that would be replaced, for comparison. None where there is none that can be used."""
+    with store.read() as s:
+        active = nights.active_adapter(s, settings.profile)
+    if active is None or active.name == name:
+        return None
+    try:
+        adapters.load(model, active, settings)
+    except AdapterError:
+        return None  # damaged or of another base: nothing that this night could make worse
+    return active.name
+
+
+def end(
+    store: Store,
+    night: Night,
+    work: Workshop,
+    status: str,
+    found: dict[str, Any],
+    reason: str,
+    verdict: dict[str, Any] | None = None,
+    adapter: Adapter | None = None,
+    held: Sequence[Subject] = (),
+) -> None:
+    """Write down how the night ended, and with a good adapter promote it: one transaction."""
+    slept = {lesson.id: lesson for subject in held for lesson in subject.lessons}
+    with store.write() as s:
+        lessons = [lessons_db.get(s, lesson_id) for lesson_id, _ in night.lessons]
+        common = {"model_fingerprint": found["model_fingerprint"], "night_id": night.id}
+        for trial in curriculum.trials(found["lessons"], night.lessons, "preflight", **common):
+            nights.add_trial(s, trial)
+        if adapter is not None and verdict is not None:
+            adapter.gate, adapter.status = verdict, "candidate" if status == "promoted" else "rejected"
+            columns = adapter.model_dump(exclude={"id", "created"})
+            adapter = nights.add_adapter(s, **columns)
+            common["adapter_id"] = adapter.id
+            for trial in curriculum.trials(verdict["lessons"], night.lessons, "probe", **common):
+                nights.add_trial(s, trial)
+            reason = "; ".join(verdict["reasons"])
+        if adapter is not None and verdict is not None and status == "promoted":
+            # A lesson that was edited while the night ran is not what the adapter holds.
+            same = [x for x in lessons if x.id in slept and (x.when, x.do) == (slept[x.id].when, slept[x.id].do)]
+            kept = [
+                x.id
+                for x in same
+                if x.status in curriculum.HELD_STATUSES
+                and verdict["lessons"].get(str(x.id), {}).get("verdict") == "accept"
+            ]
+            nights.promote(s, adapter.id, night.profile, kept, night.id)
+            for lesson in lessons:
+                if lesson.status == "distilled" and lesson.id not in kept:
+                    why = "the new adapter does not hold it"
+                    lessons_db.revise(s, lesson.id, author="night", reason=why, status="active", night_id=night.id)
+            reason = f"{adapter.name} holds {len(kept)} of {len(lessons)} lessons."
+        nights.finish_night(s, night.id, status, reason)
+    work.clear()
+
+
+def report(store: Store, night_id: int, seconds: float, again: bool) -> NightReport:
+    with store.read() as s:
+        night = nights.get_night(s, night_id)
+        adapter = nights.get_adapter(s, night.adapter_id) if night.adapter_id else None
+        distilled = {v.lesson_id for v in lessons_db.versions_of_night(s, night_id) if v.status == "distilled"}
+    return NightReport(
+        status=night.status,
+        reason=night.reason,
+        night_id=night.id,
+        adapter=adapter.name if adapter else None,
+        lessons=[lesson_id for lesson_id, _ in night.lessons],
+        distilled=sorted(distilled),
+        plan=night.config,
+        stages=night.stages,
+        seconds=seconds,
+        again=again,
+    )
+
+
+def in_words(plan: Plan, subjects: Sequence[Subject]) -> str:
+    what = ", ".join(f"{len(subject.lessons)} lessons of {subject.taskset.name}" for subject in subjects)
+    stages = ", ".join(f"{steps} steps of {name} at {rate:g}" for name, steps, rate in plan.stages)
+    return f"Would sleep over {what}: {stages}, batch {plan.batch}, rank {plan.rank}."
+
+
+def lesson_texts(subjects: Sequence[Subject]) -> list[list[str]]:
+    return [list(x) for x in sorted({(x.scope, x.when, x.do) for subject in subjects for x in subject.lessons})]
+
+
+def _ids(lessons: Sequence[Lesson]) -> list[int]:
+    return [lesson.id or 0 for lesson in lessons]
