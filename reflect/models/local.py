@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -19,7 +19,8 @@ from reflect.models.lora import Loras
 from reflect.models.sampling import Row, decode
 from reflect.tasksets.base import Message
 
-CACHE_BYTES = {"cpu": 2**29, "cuda": 2**34}  # keys and values of one batch; more rows go into the next batch
+CACHE_BYTES = 2**28  # keys and values of one batch on the CPU: larger batches of the pocket model were slower
+CACHE_TOKENS = 2**14  # but a batch holds at least this many, or a large model would read its weights too often
 
 
 class LocalModel:
@@ -106,7 +107,7 @@ class LocalModel:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over the names and contents of weights, config, tokenizer and chat template of the base."""
-        kept = re.compile(r".*\.safetensors|.*\.bin|config\.json|tokenizer.*|chat_template.*|.*\.model|vocab.*|merges.*")
+        kept = re.compile(r".*\.(safetensors|bin|model)|config\.json|(tokenizer|chat_template|vocab|merges).*")
         total = hashlib.sha256()
         for file in sorted(p for p in self.folder.iterdir() if p.is_file() and kept.fullmatch(p.name)):
             total.update(f"{file.name} {_file_hash(file)}\n".encode())
@@ -140,7 +141,7 @@ class LocalModel:
     def _completion(self, row: Row, stop: Sequence[str]) -> Completion:
         text = self.decode(row.tokens)
         cuts = [at for s in stop if s and (at := text.find(s)) >= 0]
-        finish = "stop" if row.ended or cuts else "length"
+        finish: Literal["stop", "length"] = "stop" if row.ended or cuts else "length"
         text = text[: min(cuts)] if cuts else text
         return Completion(text, len(row.prompt), len(row.tokens), finish, row.seed, tuple(row.tokens))
 
@@ -160,8 +161,9 @@ class LocalModel:
         c = self.network.config.get_text_config()
         heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
         width = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        each = 2 * c.num_hidden_layers * heads * width * (2 if self.device.type == "cuda" else 4)
-        return max(1, CACHE_BYTES.get(self.device.type, 2**29) // each)
+        each = 2 * c.num_hidden_layers * heads * width * self.network.dtype.itemsize
+        room = torch.cuda.mem_get_info(self.device)[0] // 4 if self.device.type == "cuda" else CACHE_BYTES
+        return max(CACHE_TOKENS, room // each)
 
     # ---- adapters
 
