@@ -6,11 +6,11 @@ from day_model import RuleModel, dialect
 from reflect.day.reflection import (
     Edit,
     contrast,
-    mastered,
     note_of,
     parse_edits,
     reflection_messages,
     teaches,
+    went_well,
 )
 from reflect.records import Lesson, Rollout
 
@@ -114,8 +114,8 @@ def test_which_groups_teach():
     assert not teaches([rollout("a", None), rollout("b", None)])
     assert teaches([rollout("a", 0.0), rollout("b", 0.0)])
     assert teaches([rollout("a", 0.5), rollout("b", 1.0), rollout("c", None)])
-    assert mastered([rollout("a", 1.0), rollout("b", 1.0)])
-    assert not mastered([rollout("a", 1.0), rollout("b", None)]) and not mastered([])
+    assert went_well([rollout("a", 1.0), rollout("b", 0.5), rollout("c", None)]) is False
+    assert went_well([rollout("a", 1.0), rollout("b", 0.5)]) and not went_well([])
     assert contrast([rollout("a", 0.5), rollout("b", 1.0)])
     assert not contrast([rollout("a", 0.0), rollout("b", 0.0), rollout("c", None)])
 

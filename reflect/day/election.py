@@ -12,12 +12,12 @@ from reflect.records import Lesson
 
 @dataclass(frozen=True)
 class Ballot:
-    """The edits that one group of a wave asks for; `mastered`: every attempt was right, so the lessons shown hold."""
+    """The edits that one group of a wave asks for; `content`: it went well, so what it does not touch may stay."""
 
     edits: Sequence[Edit]
     shown: Sequence[Lesson] = ()
     contrast: bool = False
-    mastered: bool = False
+    content: bool = False
 
     def target(self, edit: Edit) -> tuple[str, str]:
         """What the edit would change: an ADD for the condition of a lesson that was shown is about that lesson."""
@@ -29,8 +29,9 @@ def elect(ballots: Sequence[Ballot]) -> list[list[bool]]:
     """Which edits of a wave stand? One list per ballot.
 
     The groups of a wave did not see each other's lessons, so none is newer than another. For each target the text that
-    most groups ask for wins, groups with contrast before groups without, the later one in a tie. A lesson under which
-    more groups mastered their task than ask to change it stays as it is: one stray attempt must not undo it.
+    most groups ask for wins, groups with contrast before groups without, the later one in a tie. A lesson that is to
+    change needs more groups that ask for it than groups that went well with the lesson and are content: a few stray
+    attempts must not undo what works.
     """
     votes: dict[tuple[str, str], dict[tuple[str, str, str], tuple[int, int, int]]] = {}
     for i, ballot in enumerate(ballots):
@@ -38,12 +39,18 @@ def elect(ballots: Sequence[Ballot]) -> list[list[bool]]:
             wishes = votes.setdefault(ballot.target(edit), {})
             best, total, _ = wishes.get(edit.wish, (0, 0, 0))
             wishes[edit.wish] = (best + ballot.contrast, total + 1, i)
-    kept = Counter(("lesson", str(lesson.id)) for ballot in ballots if ballot.mastered for lesson in ballot.shown)
+    kept = Counter(
+        ("lesson", str(lesson.id))
+        for ballot in ballots
+        if ballot.content
+        for lesson in ballot.shown
+        if ("lesson", str(lesson.id)) not in map(ballot.target, ballot.edits)
+    )
 
     def stands(ballot: Ballot, edit: Edit) -> bool:
         target = ballot.target(edit)
         wishes = votes[target]
         asked = sum(total for _, total, _ in wishes.values())
-        return wishes[edit.wish] == max(wishes.values()) and asked >= kept[target]
+        return wishes[edit.wish] == max(wishes.values()) and asked > kept[target]
 
     return [[stands(ballot, edit) for edit in ballot.edits] for ballot in ballots]

@@ -223,13 +223,16 @@ def _again(s: Session, edit: Edit, evidence: Evidence, lesson: Lesson) -> Outcom
 
 
 def _addressed(s: Session, edit: Edit, evidence: Evidence) -> Lesson | Outcome:
-    """The lesson that a REVISE or RETIRE means, or why it may not be touched."""
+    """The lesson that a REVISE or RETIRE means, or why nothing is to be done."""
     shown = {lesson.id: lesson for lesson in evidence.shown}.get(edit.lesson_id)
     if shown is None:
         return Outcome(edit, "refused", f"lesson {edit.lesson_id} is not among the lessons it was shown")
     head = db.get(s, shown.id)
     if head.pinned:
         return Outcome(edit, "refused", f"lesson {head.id} is pinned", head.id, head.version)
+    same_text = (normal(head.when), normal(head.do)) == (normal(edit.when), normal(edit.do))
+    if head.status == "retired" if edit.kind == "retire" else same_text:
+        return Outcome(edit, "known", f"lesson {head.id} is so already", head.id, head.version)
     if head.version != shown.version:
         reason = f"lesson {head.id} has changed since (version {shown.version} was shown, {head.version} stands)"
         return Outcome(edit, "refused", reason, head.id, head.version)
@@ -240,8 +243,6 @@ def _revise(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
     head = _addressed(s, edit, evidence)
     if isinstance(head, Outcome):
         return head
-    if (normal(head.when), normal(head.do)) == (normal(edit.when), normal(edit.do)):
-        return Outcome(edit, "known", f"lesson {head.id} says so", head.id, head.version)
     if suspect := _why_suspect(edit, evidence.task):
         return Outcome(edit, "refused", suspect, head.id, head.version)
     others = [x for x in _same_condition(s, edit, evidence) if x.id != head.id and x.status not in OUT]
@@ -266,8 +267,6 @@ def _retire(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
     head = _addressed(s, edit, evidence)
     if isinstance(head, Outcome):
         return head
-    if head.status == "retired":
-        return Outcome(edit, "known", f"lesson {head.id} is retired", head.id, head.version)
     new = db.revise(
         s,
         head.id,

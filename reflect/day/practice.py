@@ -20,7 +20,7 @@ from reflect import prompts
 from reflect.config import Settings
 from reflect.day.election import Ballot, elect
 from reflect.day.lessons import Evidence, Outcome, apply_edits, lessons_for
-from reflect.day.reflection import Edit, contrast, mastered, parse_edits, reflection_messages, request_for, teaches
+from reflect.day.reflection import Edit, contrast, parse_edits, reflection_messages, request_for, teaches, went_well
 from reflect.day.rollout import Progress, run_groups, sample_each, using
 from reflect.day.summary import Report, report
 from reflect.errors import ModelError, UsageError
@@ -150,11 +150,11 @@ def edit_lessons(
     model: Model, store: Store, settings: Settings, run: Run, reviews: Sequence[Review], groups: Sequence[Group]
 ) -> None:
     """Save the wave's reflections and carry out those of their edits that stand, in one transaction."""
-    ballots = [Ballot(r.edits, r.group.shown, contrast(r.group.rollouts)) for r in reviews]
-    content = [Ballot([], g.shown, mastered=True) for g in groups if mastered(g.rollouts)]
-    elected = elect([*ballots, *content])
+    edits = {r.row.task_key: r.edits for r in reviews}
+    ballots = [Ballot(edits.get(g.task.key, []), g.shown, contrast(g.rollouts), went_well(g.rollouts)) for g in groups]
+    elected = {g.task.key: stands for g, stands in zip(groups, elect(ballots), strict=True)}
     with store.write() as s:
-        for r, stands in zip(reviews, elected, strict=False):  # the content groups at the end ask for nothing
+        for r in reviews:
             if runs.get_reflection(s, run.id, r.group.task.key):
                 continue  # another process of the same run was faster
             runs.save_reflection(s, r.row)
@@ -170,7 +170,7 @@ def edit_lessons(
                 apply_edits(s, [edit], evidence, count_tokens=model.count_tokens, budget=settings.lesson_budget)[0]
                 if stand
                 else Outcome(edit, "outvoted", "more groups of the same wave speak against it")
-                for edit, stand in zip(r.edits, stands, strict=True)
+                for edit, stand in zip(r.edits, elected[r.row.task_key], strict=True)
             ]
             problems = [{"kind": "problem", "outcome": "problem", "reason": problem} for problem in r.problems]
             r.row.edits = [outcome.row() for outcome in outcomes] + problems

@@ -112,9 +112,9 @@ def teaches(rollouts: Sequence[Rollout]) -> bool:
     return any(reward < 1.0 for reward in rewards)
 
 
-def mastered(rollouts: Sequence[Rollout]) -> bool:
-    """Was every attempt right?"""
-    return bool(rollouts) and all(r.reward == 1.0 for r in rollouts)
+def went_well(rollouts: Sequence[Rollout]) -> bool:
+    """Did the group earn more than half of what there was? An attempt without a reward earned nothing."""
+    return sum(r.reward or 0.0 for r in rollouts) > len(rollouts) / 2
 
 
 def contrast(rollouts: Sequence[Rollout]) -> bool:
