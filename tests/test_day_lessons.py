@@ -243,6 +243,7 @@ REVISE, RETIRE = Edit("revise", SAYS, "use swap", lesson_id=3), Edit("retire", w
         ([(USE, True), (SWAP, True), (USE, True)], [True, False, True]),
         ([(USE, True), (SWAP, True)], [False, True]),  # a tie: the later one
         ([(REVISE, True), (RETIRE, True), (RETIRE, True)], [False, True, True]),
+        ([(REVISE, True), (Edit("revise", SAYS, "Use swap.", lesson_id=3), True), (RETIRE, True)], [True, True, False]),
         ([], []),
     ],
 )
@@ -261,3 +262,11 @@ def test_a_lesson_that_works_for_as_many_groups_of_the_wave_as_complain_stays():
         assert elect([good, stray, stray]) == [[], [True], [True]]
     assert elect([good, Ballot([OTHER], [lesson], contrast=True), good]) == [[], [True], []]
     assert elect([Ballot([], [lesson]), Ballot([REVISE], [lesson])]) == [[], [True]]  # silence that went badly
+
+
+def test_an_add_for_the_condition_of_a_lesson_that_was_tried_is_a_vote_on_that_lesson():
+    lesson = Lesson(id=3, when=SAYS, do="use sort")
+    add, revise = Ballot([SWAP], [lesson]), Ballot([REVISE], [lesson])
+    assert elect([add, revise, Ballot([RETIRE], [lesson])]) == [[True], [True], [False]]
+    slept = Ballot([], [lesson], content=True)  # nothing in the prompt: the weights hold it
+    assert elect([slept, slept, add]) == [[], [], [False]]

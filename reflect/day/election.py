@@ -15,13 +15,13 @@ class Ballot:
     """The edits that one group of a wave asks for; `content`: it went well, so what it does not touch may stay."""
 
     edits: Sequence[Edit]
-    shown: Sequence[Lesson] = ()
+    tried: Sequence[Lesson] = ()  # the lessons in its prompt, and those in its weights
     contrast: bool = False
     content: bool = False
 
     def target(self, edit: Edit) -> tuple[str, str]:
-        """What the edit would change: an ADD for the condition of a lesson that was shown is about that lesson."""
-        same = [x.id for x in self.shown if edit.kind == "add" and normal(x.when) == normal(edit.when)]
+        """What the edit would change: an ADD for the condition of a lesson that was tried is about that lesson."""
+        same = [x.id for x in self.tried if edit.kind == "add" and normal(x.when) == normal(edit.when)]
         return ("lesson", str(same[0])) if same else edit.target
 
 
@@ -43,7 +43,7 @@ def elect(ballots: Sequence[Ballot]) -> list[list[bool]]:
         ("lesson", str(lesson.id))
         for ballot in ballots
         if ballot.content
-        for lesson in ballot.shown
+        for lesson in ballot.tried
         if ("lesson", str(lesson.id)) not in map(ballot.target, ballot.edits)
     )
 

@@ -118,7 +118,8 @@ def misses(conditions: Sequence[str], text: str) -> list[bool]:
 class Evidence:
     """What stands behind the edits of one reflection.
 
-    `shown`: the lessons as the rollouts saw them. `contrast`: some attempts went better than others.
+    `shown`: the lessons as the rollouts saw them. `held`: those that the adapter brought along instead.
+    `contrast`: some attempts went better than others.
     """
 
     task: Task
@@ -126,6 +127,7 @@ class Evidence:
     profile: str
     shown: Sequence[Lesson]
     contrast: bool
+    held: Sequence[Lesson] = ()
     reflection_id: int | None = None
 
 
@@ -205,7 +207,8 @@ def _add(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
     old = standing[0]
     if old.pinned:
         return Outcome(edit, "refused", f"lesson {old.id} is pinned", old.id, old.version)
-    if not evidence.contrast and old.id not in {lesson.id for lesson in evidence.shown}:
+    tried = {lesson.id for lesson in (*evidence.shown, *evidence.held)}
+    if not evidence.contrast and old.id not in tried:
         return Outcome(edit, "kept", f"lesson {old.id} was not tried in this group", old.id, old.version)
     return _rewrite(s, edit, evidence, old, tokens, "superseded")
 

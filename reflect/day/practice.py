@@ -74,10 +74,11 @@ def practice(
 
 @dataclass(frozen=True)
 class Group:
-    """The rollouts of one task and the lessons that stood in their prompt."""
+    """The rollouts of one task, the lessons that stood in their prompt, and those that the adapter holds for it."""
 
     task: Task
     shown: list[Lesson]
+    held: list[Lesson]
     rollouts: list[Rollout]
 
 
@@ -98,6 +99,8 @@ def roll_out(
     with store.read() as s:
         saved = {task.key: runs.rollouts(s, run.id, task.key) for task in wave}
         shown = {task.key: lessons_for(model, s, taskset, task, settings) if use_lessons else [] for task in wave}
+        slept = ("distilled",) if run.adapter_id else ()
+        held = {task.key: lessons_for(model, s, taskset, task, settings, slept) if slept else [] for task in wave}
     missing = [task for task in wave if len(saved[task.key]) < run.k]
     fresh = run_groups(
         model,
@@ -114,7 +117,7 @@ def roll_out(
     with store.write() as s:
         runs.save_rollouts(s, rows, [[exposure(lesson) for lesson in shown[row.task_key]] for row in rows])
     with store.read() as s:
-        return [Group(task, shown[task.key], runs.rollouts(s, run.id, task.key)) for task in wave]
+        return [Group(task, shown[task.key], held[task.key], runs.rollouts(s, run.id, task.key)) for task in wave]
 
 
 def review(model: Model, store: Store, settings: Settings, run: Run, groups: Sequence[Group]) -> list[Review]:
@@ -151,7 +154,10 @@ def edit_lessons(
 ) -> None:
     """Save the wave's reflections and carry out those of their edits that stand, in one transaction."""
     edits = {r.row.task_key: r.edits for r in reviews}
-    ballots = [Ballot(edits.get(g.task.key, []), g.shown, contrast(g.rollouts), went_well(g.rollouts)) for g in groups]
+    ballots = [
+        Ballot(edits.get(g.task.key, []), [*g.shown, *g.held], contrast(g.rollouts), went_well(g.rollouts))
+        for g in groups
+    ]
     elected = {g.task.key: stands for g, stands in zip(groups, elect(ballots), strict=True)}
     with store.write() as s:
         for r in reviews:
@@ -163,6 +169,7 @@ def edit_lessons(
                 scope=run.taskset,
                 profile=run.profile,
                 shown=r.group.shown,
+                held=r.group.held,
                 contrast=contrast(r.group.rollouts),
                 reflection_id=r.row.id,
             )

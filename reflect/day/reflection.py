@@ -56,7 +56,7 @@ class Edit:
     @property
     def wish(self) -> tuple[str, str, str]:
         """What it says, wording aside: equal wishes are duplicates."""
-        return self.kind, normal(self.when), normal(self.do)
+        return "retire" if self.kind == "retire" else "write", normal(self.when), normal(self.do)
 
 
 def normal(text: str) -> str:
