@@ -24,7 +24,7 @@ from reflect.day.reflection import Edit, contrast, parse_edits, reflection_messa
 from reflect.day.rollout import Progress, run_groups, sample_each, using
 from reflect.day.summary import Report, report
 from reflect.errors import ModelError, UsageError
-from reflect.models.base import Model
+from reflect.models.base import Completion, Model
 from reflect.records import Exposure, Lesson, Reflection, Rollout, Run
 from reflect.store import Store, nights, runs
 from reflect.tasksets.base import Task, Taskset
@@ -130,11 +130,7 @@ def review(model: Model, store: Store, settings: Settings, run: Run, groups: Seq
         answers = sample_each(model, [request_for(messages, size) for messages, _ in asked])
     reviews = []
     for group, (_, packed), answer in zip(todo, asked, answers, strict=True):
-        if isinstance(answer, ModelError):
-            raw, edits, problems = "", [], [answer.message]
-        else:
-            raw = answer[0].text
-            edits, problems = parse_edits(raw, complete=answer[0].finish == "stop")
+        raw, edits, problems = _read(answer)
         row = Reflection(
             run_id=run.id or 0,
             task_key=group.task.key,
@@ -147,6 +143,14 @@ def review(model: Model, store: Store, settings: Settings, run: Run, groups: Seq
         )
         reviews.append(Review(group, row, edits, problems))
     return reviews
+
+
+def _read(answer: list[Completion] | ModelError) -> tuple[str, list[Edit], list[str]]:
+    """(raw answer, edits, problems) of one reflection; one that the model could not give is a problem too."""
+    if isinstance(answer, ModelError):
+        return "", [], [answer.message]
+    edits, problems = parse_edits(answer[0].text, complete=answer[0].finish == "stop")
+    return answer[0].text, edits, problems
 
 
 def edit_lessons(
