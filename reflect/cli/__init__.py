@@ -1,0 +1,108 @@
+"""The command line: one module per noun, and the one place that catches errors.
+
+stdout is data, stderr is everything else. Exit codes: 0 done (also "nothing to do"), 1 failed, 2 the command's words
+are off, 130 interrupted after saving. Nothing slow is imported here: `reflect --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from reflect.cli import adapters, demo, doctor, evaluate, init, lessons, nights, prompt, run, runs, sleep, tasks
+from reflect.cli.output import say
+from reflect.errors import ReflectError
+
+ORDER = "demo run eval prompt tasks lessons runs sleep nights adapters doctor init".split()
+
+
+class InOrder(TyperGroup):
+    """Commands as a day goes, not by alphabet."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
+
+app = typer.Typer(
+    cls=InOrder,
+    name="reflect",
+    help="An agent that learns from its own practice: text lessons by day, LoRA weights by night.",
+    epilog="Settings: flag > REFLECT_NAME > reflect.toml > default. Data goes to stdout, all else to stderr.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: it comes at once, and pipes well
+    pretty_exceptions_enable=False,
+)
+app.command()(demo.demo)
+app.command()(run.run)
+app.command("eval")(evaluate.evaluate)
+app.command()(prompt.prompt)
+app.add_typer(tasks.app, name="tasks")
+app.add_typer(lessons.app, name="lessons")
+app.add_typer(runs.app, name="runs")
+app.command()(sleep.sleep)
+app.add_typer(nights.app, name="nights")
+app.add_typer(adapters.app, name="adapters")
+app.command()(doctor.doctor)
+app.command()(init.init)
+
+
+def version(wanted: bool) -> None:
+    if wanted:
+        from reflect import __version__
+
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def reflect(
+    show: bool = typer.Option(False, "--version", help="Print the version.", callback=version, is_eager=True),
+) -> None:
+    """An agent that learns from its own practice: text lessons by day, LoRA weights by night."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit. An error is one sentence and the next step, never a traceback."""
+    sys.exit(run_command(argv))
+
+
+def run_command(argv: Sequence[str] | None = None) -> int:
+    """The exit code of a command line."""
+    try:
+        code = get_command(app).main(args=argv, prog_name="reflect", standalone_mode=False)
+        if code == 130:
+            return interrupted()
+        return code if isinstance(code, int) else 0
+    except ReflectError as e:
+        say(f"Error: {e.message}")
+        if e.hint:
+            say(e.hint)
+        return e.exit_code
+    except typer.TyperException as e:  # a word of the command line that does not fit
+        show = getattr(e, "show", None)
+        if show:
+            show()
+        else:
+            say(f"Error: {e.format_message()}")
+        return e.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return interrupted()
+    except OSError as e:
+        if e.errno == errno.ENOSPC:
+            say("Error: The disk is full; what was saved before is whole.")
+            say("Free some space, then run the same command again: it continues where it stopped.")
+        else:
+            say(f"Error: {e.strerror or e}{f': {e.filename}' if e.filename else ''}.")
+        return 1
+
+
+def interrupted() -> int:
+    say("\nInterrupted. What was finished is saved; the same command continues.")
+    return 130

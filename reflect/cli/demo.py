@@ -1,0 +1,43 @@
+"""reflect demo: a whole day and a whole night, told while they happen. Every figure is measured in that run."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reflect.cli.common import Json, Seed, workspace
+from reflect.cli.output import emit, say
+
+
+def demo(
+    nights: Annotated[int, typer.Option(min=1, max=20, help="New lessons on each day, all of them held.")] = 1,
+    seed: Seed = 0,
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="Keep the workspace in this folder. [default: a temporary one]")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", "-m", metavar="NAME", help="Another model.")] = "pocket",
+    json: Json = False,
+) -> None:
+    """A whole day and night on the built-in model.
+
+    It fails, reviews its attempts, writes lessons, sleeps, and knows them in the morning.
+
+    With --json the story goes to stderr and the figures to stdout.
+    """
+    from reflect.cli.story import live
+
+    tell = say if json else functools.partial(print, flush=True)
+    with tempfile.TemporaryDirectory(prefix="reflect-demo-") as temporary:
+        home = folder or Path(temporary)
+        ws = workspace(str(home / "lessons.db"), "default", model, home=str(home / ".reflect"))
+        figures = live(ws, nights=nights, seed=seed, tell=tell)
+    if folder:
+        tell(f"The workspace is in {folder}: reflect lessons --db {folder / 'lessons.db'}")
+    if json:
+        emit(figures)
+    if not figures["promoted"]:
+        raise typer.Exit(1)

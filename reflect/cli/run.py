@@ -1,0 +1,76 @@
+"""reflect run: the day."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from reflect.cli.common import Db, Json, Model, Profile, workspace
+from reflect.cli.output import clock, emit, progress, say
+
+if TYPE_CHECKING:
+    from reflect.day.summary import Report
+
+SIGNS = {"added": "+", "superseded": "~", "revised": "~", "retired": "-", "quarantined": "?"}
+
+
+def run(
+    taskset: Annotated[str, typer.Argument(help="A taskset's name, or a file of tasks (.jsonl, .json, .yaml).")],
+    n: Annotated[int | None, typer.Option("-n", "--tasks", min=1, help="Tasks to practise. [default: 40]")] = None,
+    k: Annotated[int | None, typer.Option("-k", "--rollouts", min=1, help="Attempts at each. [default: 8]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Which tasks and attempts. [default: a new one]")] = None,
+    lessons: Annotated[bool, typer.Option("--lessons/--no-lessons", help="Show lessons in the prompt.")] = True,
+    reflect: Annotated[bool, typer.Option("--reflect/--no-reflect", help="Review the attempts, edit lessons.")] = True,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="Of the attempts. [default: 1.0]")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Of one attempt. [default: 96]")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    db: Db = None,
+    model: Model = None,
+    profile: Profile = None,
+    json: Json = False,
+) -> None:
+    """Practise a taskset: attempts, rewards, review, lessons.
+
+    The same words continue a run that was interrupted.
+    """
+    ws = workspace(db, profile, model, n=n, k=k, temperature=temperature, max_tokens=max_tokens)
+    if dry_run:
+        tasks = ws.taskset(taskset).tasks("practice", ws.settings.n, seed or 0)
+        plan = {"taskset": taskset, "tasks": len(tasks), "rollouts": len(tasks) * ws.settings.k, "db": ws.path}
+        plan |= {"model": ws.settings.model, "lessons": lessons, "reflect": reflect}
+        return (
+            emit(plan)
+            if json
+            else print(
+                f"Would practise {plan['tasks']} tasks of {taskset}, {plan['rollouts']} rollouts by {plan['model']}, "
+                f"into {plan['db']}."
+            )
+        )
+    with progress() as tell:
+        report = ws.run(taskset, seed=seed, learn=reflect, use_lessons=lessons, progress=tell)
+    return emit(asdict(report)) if json else tell_report(report)
+
+
+def tell_report(report: Report) -> None:
+    """The report on stdout, changes of lessons first."""
+    for change in report.changes:
+        if text := in_words(change):
+            print(text)
+    print(
+        f"run {report.run_id}, {report.taskset}: {report.n} tasks x {report.k} = {report.rollouts} rollouts, "
+        f"reward {report.reward:.2f} (wave by wave {' '.join(f'{x:.2f}' for x in report.rewards)}), "
+        f"{report.reflections} reviews, {clock(report.seconds)}"
+    )
+    if report.errors:
+        say(f"{report.errors} rollouts broke: reflect runs show {report.run_id}")
+
+
+def in_words(change: dict[str, Any]) -> str:
+    """`+ lesson 3: when ... do ...`; "" for an edit that changed nothing."""
+    sign = SIGNS.get(change["outcome"])
+    if not sign:
+        return ""
+    text = f"when: {change['when']} do: {change['do']}" if change["do"] else change["why"]
+    return f"{sign} lesson {change['lesson']} {change['outcome']}: {text}"

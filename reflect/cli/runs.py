@@ -1,0 +1,89 @@
+"""reflect runs: the days so far."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from reflect.cli.common import Db, Json, noun, workspace
+from reflect.cli.output import emit, progress, shape, table
+from reflect.cli.run import in_words, tell_report
+
+app = noun("Runs: the practice so far.")
+
+
+@app.command("list")
+def list_(
+    limit: Annotated[int, typer.Option("-n", "--limit", min=1, help="How many, newest first.")] = 50,
+    db: Db = None,
+    json: Json = False,
+) -> None:
+    """The runs, newest first."""
+    from reflect.store import runs
+
+    with workspace(db).store.read() as s:
+        rows = runs.list_runs(s, limit=limit)
+    if json:
+        return emit([shape(row) for row in rows])
+    cells = [[r.id, r.taskset, r.n, r.k, r.seed, r.status, r.model, r.adapter_id, f"{r.started:%F %R}"] for r in rows]
+    table(cells, ["id", "taskset", "n", "k", "seed", "status", "model", "adapter", "started (UTC)"])
+
+
+@app.command()
+def show(
+    run_id: Annotated[int, typer.Argument(metavar="ID", help="A run's id.")],
+    rollouts: Annotated[bool, typer.Option("--rollouts", help="Every attempt, whole.")] = False,
+    db: Db = None,
+    json: Json = False,
+) -> None:
+    """One run: its figures, what it changed, and with --rollouts every attempt."""
+    from reflect.store import runs
+
+    with workspace(db).store.read() as s:
+        run = runs.get_run(s, run_id)
+        attempts = runs.rollouts(s, run_id)
+        keys = list(dict.fromkeys(row.task_key for row in attempts))
+        tasks = {key: runs.task(s, key) for key in keys}
+        reviews = [review for key in keys if (review := runs.get_reflection(s, run_id, key))]
+    scored = [row.reward for row in attempts if row.reward is not None]
+    reward = sum(scored) / len(scored) if scored else None
+    if json:
+        data = {"rollouts": len(attempts), "errors": len(attempts) - len(scored), "reward": reward}
+        data |= {"reflections": [shape(review) for review in reviews]}
+        return emit(shape(run) | data | ({"attempts": [shape(row) for row in attempts]} if rollouts else {}))
+    about = f"{run.taskset}, seed {run.seed}, {run.status}, model {run.model}, adapter {run.adapter_id or '-'}"
+    print(f"run {run.id}: {about}")
+    print(f"{len(attempts)} of {run.n * run.k} rollouts, {len(attempts) - len(scored)} broken, {len(reviews)} reviews")
+    table(
+        [[tasks[key].task_id, *_counts([row.reward for row in attempts if row.task_key == key])] for key in keys],
+        ["task", "mean", "rewards"],
+    )
+    for review in reviews:
+        for change in review.edits:
+            if text := in_words(change):
+                print(text)
+    for row in attempts if rollouts else ():
+        print(f"\n-- {tasks[row.task_key].task_id}, attempt {row.index + 1}, reward {row.reward}")
+        for message in row.messages:
+            print(f"{message['role']}: {message['content']}")
+        print(f"feedback: {row.feedback or row.error or '-'}")
+
+
+def _counts(rewards: list[float | None]) -> tuple[float | None, str]:
+    scored = [x for x in rewards if x is not None]
+    return (sum(scored) / len(scored) if scored else None), " ".join("x" if x is None else f"{x:g}" for x in rewards)
+
+
+@app.command()
+def resume(
+    run_id: Annotated[int | None, typer.Argument(metavar="ID", help="[default: the newest unfinished run]")] = None,
+    db: Db = None,
+    json: Json = False,
+) -> None:
+    """Finish a run that was interrupted."""
+    ws = workspace(db)
+    with progress() as tell:
+        report = ws.resume(run_id, progress=tell)
+    return emit(asdict(report)) if json else tell_report(report)

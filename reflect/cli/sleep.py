@@ -1,0 +1,58 @@
+"""reflect sleep: the night."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from reflect.cli.common import Db, Json, Model, Profile, Seed, workspace
+from reflect.cli.output import clock, emit, progress
+from reflect.errors import UsageError
+
+UNITS = {"s": 1 / 60, "": 1.0, "m": 1.0, "h": 60.0}
+
+
+def minutes(text: str) -> float:
+    """ "90s", "10m", "1.5h", or a number of minutes."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([smh]?)", text.strip())
+    if not match:
+        raise UsageError(f"A budget of '{text}' is no length of time.", "Write 90s, 10m or 1.5h.")
+    return float(match[1]) * UNITS[match[2]]
+
+
+def sleep(
+    tasksets: Annotated[list[str] | None, typer.Argument(help="Where lessons are practised.")] = None,
+    budget: Annotated[str | None, typer.Option(metavar="TIME", help="Of training: 90s, 10m. [default: 30s]")] = None,
+    method: Annotated[str | None, typer.Option(help="staged, sft or distill. [default: staged]")] = None,
+    seed: Seed = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    db: Db = None,
+    model: Model = None,
+    profile: Profile = None,
+    json: Json = False,
+) -> None:
+    """Turn lessons into weights, if the gate lets them.
+
+    Trains an adapter, judges it, promotes it when it is as good as the lessons.
+    The lessons that it holds leave the prompt. The same night again does nothing; a killed one is continued.
+    """
+    dials = {"budget": minutes(budget) if budget else None, "method": method, "seed": seed}
+    ws = workspace(db, profile, model)
+    with progress() as tell:
+        given = {name: value for name, value in dials.items() if value is not None}
+        report = ws.sleep(*(tasksets or []), dry_run=dry_run, progress=tell, **given)
+    if json:
+        emit(asdict(report))
+    else:
+        where = f"night {report.night_id}: " if report.night_id else ""
+        again = " (slept before; nothing was done)" if report.again else f" ({clock(report.seconds)})"
+        print(f"{where}{report.status}{again}")
+        if report.reason:
+            print(report.reason)
+        if report.distilled:
+            print(f"left the prompt: lessons {', '.join(map(str, report.distilled))}")
+    if report.status == "failed":
+        raise typer.Exit(1)

@@ -1,0 +1,261 @@
+"""The story that `reflect demo` tells: a day, an exam, a night, the same exam in the morning."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from reflect.cli.output import clock, progress
+from reflect.workspace import FOUR_ARMS, Workspace
+
+if TYPE_CHECKING:
+    from reflect.day.summary import Report
+    from reflect.evaluate import ArmResult
+    from reflect.records import Reflection, Rollout
+
+Tell = Callable[[str], None]
+DAY = {"letters": (16, 8), "dialect": (32, 8)}  # tasks, and attempts at each
+EXAM = 96  # holdout tasks of each taskset, the same in every arm
+ABOUT = {
+    "letters": "How often is a letter in a word? The model reads whole words, never their letters.",
+    "dialect": "Made-up verbs stand for operations on lists. What a verb means can only be found out by trying.",
+}
+HEADS = {"base_out": "base", "base_in": "base + lessons", "adapter_out": "adapter", "adapter_in": "adapter + lessons"}
+
+
+def live(ws: Workspace, *, nights: int, seed: int, tell: Tell) -> dict[str, Any]:
+    """Live through so many days and nights in that workspace, and give back the figures."""
+    began = time.monotonic()
+    tell(f"The model: {ws.settings.model}, {parameters(ws) / 1e6:.1f} million weights, with an empty lessons database.")
+    arms: dict[str, dict[str, ArmResult]] = {}  # taskset -> arm -> result
+    rollouts, mornings = 0, []
+    for night in range(1, nights + 1):
+        today = list(DAY) if night == 1 else [f"dialect:{night}"]
+        for name in today:
+            tell(f"\n== Day {night}: {name}\n{ABOUT[name.partition(':')[0]]}")
+            rollouts += day(ws, name, seed, tell)
+            arms[name] = exam(ws, name, ("base_out", "base_in"), seed)
+            out, into = arms[name]["base_out"].reward, arms[name]["base_in"].reward
+            tell(f"On {EXAM} tasks never practised: {out:.2f} without lessons, {into:.2f} with them in the prompt.")
+        shown = [example(ws, name) for name in today]
+        told_prompts(ws, shown, "The prompt in the evening", tell)
+        tell(f"\n== Night {night}")
+        report = sleep(ws, seed, tell)
+        told_prompts(ws, shown, "The same prompt in the morning", tell)
+        for name in arms:
+            arms[name] |= exam(ws, name, ("adapter_out", "adapter_in"), seed)
+        mornings.append({"night": night, "status": report.status, "adapter": report.adapter, "tasksets": shapes(arms)})
+    return finish(ws, arms, mornings, rollouts, began, seed, tell)
+
+
+# -- the day -----------------------------------------------------------------------------------------------------------
+
+
+def day(ws: Workspace, name: str, seed: int, tell: Tell) -> int:
+    """Practise, then tell one attempt that failed, one that succeeded, and the lesson that came of it."""
+    n, k = DAY[name.partition(":")[0]]
+    with progress() as bar:
+        report = ws.run(name, n=n, k=k, seed=seed, progress=bar)
+    waves = " ".join(f"{reward:.2f}" for reward in report.rewards)
+    tell(f"{report.n} tasks x {k} attempts in {clock(report.seconds)}; reward from wave to wave: {waves}.")
+    told_group(ws, report, tell)
+    lessons = ws.lessons.list(scope=name)
+    standing = [lesson for lesson in lessons if lesson.status in ("candidate", "active")]
+    tell(f"\nLessons of {name} at the end of the day:")
+    for lesson in standing:
+        tell(f"  {lesson.id}. when: {lesson.when} do: {lesson.do}")
+    return report.rollouts
+
+
+def told_group(ws: Workspace, report: Report, tell: Tell) -> None:
+    """The first group that failed and succeeded and became a lesson, as it was written."""
+    from reflect.store import runs
+
+    with ws.store.read() as s:
+        rows = runs.rollouts(s, report.run_id)
+        keys = list(dict.fromkeys(row.task_key for row in rows))
+        reviews = {key: review for key in keys if (review := runs.get_reflection(s, report.run_id, key))}
+    ranked = sorted(reviews, key=lambda key: -worth_telling([r for r in rows if r.task_key == key], reviews[key]))
+    if not ranked:
+        return
+    group = [row for row in rows if row.task_key == ranked[0]]
+    tell(f"\nOne of the tasks: {said(group[0], 'user')}")
+    for what, row in (("failed", worst(group)), ("succeeded", best(group))):
+        if row is not None:
+            tell(f"An attempt that {what} (reward {row.reward:g}{f', {row.feedback}' if row.feedback else ''}):")
+            tell(quoted(said(row, "assistant")))
+    tell(f"The model read its {len(group)} attempts with their rewards, and wrote:")
+    tell(quoted(reviews[ranked[0]].raw))
+
+
+def worth_telling(group: Sequence[Rollout], review: Reflection) -> int:
+    """2 for a group with a failure, a success and a lesson that came of it; 1 for a part of that."""
+    wrote = any(edit["outcome"] in ("added", "superseded", "revised") for edit in review.edits)
+    return (best(group) is not None and worst(group) is not None) + wrote
+
+
+def best(group: Sequence[Rollout]) -> Rollout | None:
+    return next((row for row in group if row.reward == 1), None)
+
+
+def worst(group: Sequence[Rollout]) -> Rollout | None:
+    return next((row for row in group if row.reward is not None and row.reward < 1), None)
+
+
+def said(row: Rollout, role: str) -> str:
+    """The last words of one side."""
+    return next((str(m["content"]) for m in reversed(row.messages) if m["role"] == role), "")
+
+
+def quoted(text: str) -> str:
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 110) or [""]]
+    return textwrap.indent("\n".join(lines) or "(nothing)", "  | ", lambda line: True)
+
+
+def example(ws: Workspace, name: str) -> tuple[str, str]:
+    """(taskset, id) of a holdout task whose prompt holds a lesson, if there is one."""
+    tasks = ws.taskset(name).tasks("holdout", 8)
+    found = next((task for task in tasks if ws.prompt(name, task.id).lessons), tasks[0])
+    return name, found.id
+
+
+def told_prompts(ws: Workspace, shown: Sequence[tuple[str, str]], what: str, tell: Tell) -> None:
+    for name, task_id in shown:
+        tell(f"\n{what}, {name}:\n{quoted(str(ws.prompt(name, task_id)))}")
+
+
+# -- the night ---------------------------------------------------------------------------------------------------------
+
+
+def sleep(ws: Workspace, seed: int, tell: Tell) -> Any:
+    with progress() as bar:
+        report = ws.sleep(seed=seed, progress=bar)
+    steps = report.plan.get("steps")
+    tell(
+        f"Slept over {len(report.lessons)} lessons for {clock(report.seconds)}: the model with lessons in its prompt "
+        f"taught the one without{f', {steps} steps' if steps else ''}."
+    )
+    for check in report.stages.get("gate", {}).get("checks", []):
+        tell(f"  {'ok  ' if check['ok'] else 'FAIL'} {check['text']}")
+    tell(f"The night's verdict: {report.status}. {report.reason}")
+    if report.distilled:
+        tell(f"Lessons {', '.join(map(str, report.distilled))} have left the prompt.")
+    return report
+
+
+def exam(ws: Workspace, name: str, arms: Sequence[str], seed: int) -> dict[str, ArmResult]:
+    """Those arms on the same holdout tasks each time."""
+    with progress() as bar:
+        return {arm: ws.arm(name, arm, n=EXAM, seed=seed, progress=bar) for arm in arms}
+
+
+# -- the morning -------------------------------------------------------------------------------------------------------
+
+
+def finish(
+    ws: Workspace,
+    arms: dict[str, dict[str, ArmResult]],
+    mornings: list[dict[str, Any]],
+    rollouts: int,
+    began: float,
+    seed: int,
+    tell: Tell,
+) -> dict[str, Any]:
+    """The table and the figures."""
+    follows = following(ws, list(arms), seed)
+    tokens = lesson_tokens(ws, arms, seed)
+    figures: dict[str, Any] = {
+        "tasksets": shapes(arms),
+        "recovered": recovered(list(arms.values())),
+        "follows_new_lessons": ratio(follows["adapter"], follows["base"]),
+        "following": follows,
+        "lesson_tokens": tokens,
+        "rollouts": rollouts,
+        "seconds": round(time.monotonic() - began, 1),
+        "seed": seed,
+        "model": ws.settings.model,
+        "promoted": all(morning["status"] == "promoted" for morning in mornings),
+        "nights": mornings,
+    }
+    if len(mornings) > 1:
+        first, last = (sum_of_adapter_out(m["tasksets"], mornings[0]["tasksets"]) for m in (mornings[0], mornings[-1]))
+        figures["held"] = ratio(last, first)
+    tell("\n== The four arms, on holdout\n")
+    for line in table_lines(arms):
+        tell(line)
+    tell("")
+    tell(f"recovered: {figures['recovered']:.0%} of the gain that the lessons give is in the weights")
+    tell(f"follows new lessons: {follows['adapter']:.2f}, the bare base {follows['base']:.2f}")
+    tell(f"tokens of lessons in a prompt: {tokens['before']:.0f} before, {tokens['after'] + tokens['kept']:.0f} now")
+    if "held" in figures:
+        tell(f"lessons of the first night, after night {len(mornings)}: {figures['held']:.0%} of what they were")
+    tell(f"{rollouts} attempts, {clock(figures['seconds'])} in all")
+    return figures
+
+
+def shapes(arms: dict[str, dict[str, ArmResult]]) -> dict[str, Any]:
+    """The public JSON shape of the arms so far."""
+    return {
+        name: {arm: result.shape() for arm, result in results.items()} | {"recovered": recovered([results])}
+        for name, results in arms.items()
+    }
+
+
+def recovered(arms: Sequence[dict[str, ArmResult]]) -> float:
+    """Share of the lessons' gain that the bare adapter has, over all tasks of these tasksets."""
+    out, into, adapter = (
+        sum(sum(results[arm].rewards) for results in arms) for arm in ("base_out", "base_in", "adapter_out")
+    )
+    return ratio(adapter - out, into - out)
+
+
+def ratio(a: float, b: float) -> float:
+    return round(a / b, 4) if b else 0.0
+
+
+def sum_of_adapter_out(now: dict[str, Any], of: dict[str, Any]) -> float:
+    return sum(float(now[name]["adapter_out"]["reward"]) for name in of)
+
+
+def following(ws: Workspace, names: Sequence[str], seed: int) -> dict[str, float]:
+    """Mean reward on tasks that bring a lesson never seen before: the bare base and the adapter."""
+    found = {}
+    for who, adapter in (("base", False), ("adapter", True)):
+        rewards: list[float] = []
+        for name in dict.fromkeys(name.partition(":")[0] for name in names):
+            result = ws.following(name, adapter=adapter, n=EXAM, seed=1000 + seed)
+            rewards += result.rewards if result else []
+        found[who] = round(sum(rewards) / len(rewards), 4) if rewards else 0.0
+    return found
+
+
+def lesson_tokens(ws: Workspace, arms: dict[str, dict[str, ArmResult]], seed: int) -> dict[str, float]:
+    """Tokens of lessons in one holdout prompt, on average: `before` with all that are held in text, `after` those of
+    the slept ones that still stand in it, `kept` those that were not slept."""
+    after = kept = prompts = 0.0
+    slept = {lesson.id for lesson in ws.lessons.list(status="distilled")}
+    for name in arms:
+        for task in ws.taskset(name).tasks("holdout", EXAM, seed):
+            prompts += 1
+            for lesson in ws.prompt(name, task.id).lessons:
+                after += lesson.tokens * (lesson.id in slept)
+                kept += lesson.tokens * (lesson.id not in slept)
+    before = sum(results["base_in"].lesson_tokens for results in arms.values()) / len(arms)
+    return {"before": round(before, 1), "after": round(after / prompts, 1), "kept": round(kept / prompts, 1)}
+
+
+def table_lines(arms: dict[str, dict[str, ArmResult]]) -> list[str]:
+    """The four arms as aligned text: mean reward and its 95 % interval."""
+    rows = [["", *HEADS.values(), "n"]]
+    for name, results in arms.items():
+        row = [f"{r.reward:.2f} ({r.ci95[0]:.2f}-{r.ci95[1]:.2f})" for r in (results[arm] for arm in FOUR_ARMS)]
+        rows.append([name, *row, str(results["base_out"].n)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def parameters(ws: Workspace) -> int:
+    network: Any = getattr(ws.model, "network", None)
+    return sum(p.numel() for p in network.parameters()) if network is not None else 0

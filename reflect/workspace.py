@@ -1,0 +1,351 @@
+"""A workspace: one database, one model, the adapters beside the database. What every surface is a thin layer over.
+
+    ws = reflect.open("lessons.db", model="pocket")
+    ws.run("letters", n=16, k=8)
+    print(ws.prompt("letters"))
+    ws.sleep()
+
+The database and the model are opened when first used, so that a question about lessons never waits for torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reflect.config import Settings
+from reflect.errors import AdapterError, ModelError, UnknownName, UsageError
+
+if TYPE_CHECKING:
+    from sqlmodel import Session
+
+    from reflect.book import Lessons
+    from reflect.day.summary import Report
+    from reflect.evaluate import ArmResult
+    from reflect.models.base import Model
+    from reflect.night.sleep import NightReport
+    from reflect.records import Adapter, Lesson, Run
+    from reflect.store import Store
+    from reflect.tasksets.base import Message, Split, Task, Taskset
+
+Progress = Callable[[int, int, str], None]  # (done, total, what)
+STANDING = ("candidate", "active", "distilled")  # statuses of lessons that a night may hold
+FOUR_ARMS = {  # arm -> (adapter on, lessons in the prompt)
+    "base_out": (False, False),
+    "base_in": (False, True),
+    "adapter_out": (True, False),
+    "adapter_in": (True, True),
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Exactly what the model will see of a task, and the lessons that stand in it."""
+
+    taskset: str
+    task: Task
+    messages: list[Message]
+    lessons: list[Lesson]
+
+    def __str__(self) -> str:
+        return "\n\n".join(f"{m['role']}:\n{m['content']}" for m in self.messages)
+
+
+class Workspace:
+    """Lessons, runs, nights and adapters of one profile. Methods raise ReflectError, whose hint is the next step."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    # -- what it is made of
+
+    @property
+    def path(self) -> str:
+        """Where the database is: a full path, or the URL as it was given."""
+        return self.settings.db if "://" in self.settings.db else str(Path(self.settings.db).expanduser().resolve())
+
+    @cached_property
+    def store(self) -> Store:
+        """The database, made or migrated when that is needed."""
+        from reflect.store import Store
+
+        return Store(self.settings.db)
+
+    @cached_property
+    def model(self) -> Model:
+        """The model with the profile's active adapter on, verified first."""
+        from reflect.models import load_model
+        from reflect.night import adapters
+
+        model = load_model(self.settings.model, self.settings)
+        adapters.activate(model, self.store, self.settings)
+        return model
+
+    @cached_property
+    def lessons(self) -> Lessons:
+        """The lessons: list, get, history, search, add, edit, retire, undo."""
+        from reflect.book import Lessons
+
+        return Lessons(self)
+
+    def taskset(self, name: str | Path | Taskset) -> Taskset:
+        """A taskset by name or file; one that is given is given back."""
+        from reflect.tasksets import load_taskset
+
+        return load_taskset(name) if isinstance(name, str | Path) else name
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of the model, by its tokenizer alone while the model is not loaded."""
+        if "model" not in self.__dict__ and self._tokenizer is not None:
+            return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return self.model.count_tokens(text)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from tokenizers import Tokenizer
+
+        from reflect.models import find
+
+        file = find(self.settings.model) / "tokenizer.json"
+        return Tokenizer.from_file(str(file)) if file.is_file() else None
+
+    # -- the day
+
+    def run(
+        self,
+        taskset: str | Path | Taskset,
+        *,
+        n: int | None = None,
+        k: int | None = None,
+        seed: int | None = None,
+        learn: bool = True,
+        use_lessons: bool = True,
+        progress: Progress | None = None,
+    ) -> Report:
+        """Practise n tasks k times each and learn from it. The same words continue a run that was interrupted."""
+        from reflect.day.practice import practice
+
+        return practice(
+            self.model,
+            self.store,
+            self.taskset(taskset),
+            self.settings,
+            n=self.settings.n if n is None else n,
+            k=self.settings.k if k is None else k,
+            seed=seed,
+            learn=learn,
+            use_lessons=use_lessons,
+            progress=progress,
+        )
+
+    def resume(self, run_id: int | None = None, *, progress: Progress | None = None) -> Report:
+        """Finish a run in the words in which it was begun; by default the newest unfinished one."""
+        from reflect.store import nights, runs
+
+        with self.store.read() as s:
+            run = runs.get_run(s, run_id) if run_id else self._newest_unfinished(runs.list_runs(s, limit=1000))
+            active = nights.active_adapter(s, run.profile)
+        known = {f.name for f in fields(Settings)}
+        words = {name: value for name, value in run.config.items() if name in known}
+        ws = Workspace(replace(self.settings, **words, model=run.model, profile=run.profile))
+        if ws.model.fingerprint != run.model_fingerprint:
+            raise ModelError(f"The model {run.model} has changed since run {run.id}.", "Begin a new run: reflect run.")
+        if (active.id if active else None) != run.adapter_id:
+            was = f"adapter {run.adapter_id}" if run.adapter_id else "no adapter"
+            raise UsageError(f"Run {run.id} was begun with {was} on.", "Switch back to it, or begin a new run.")
+        flags = {name: run.config[name] for name in ("learn", "use_lessons") if name in run.config}
+        return ws.run(run.taskset, n=run.n, k=run.k, seed=run.seed, progress=progress, **flags)
+
+    def _newest_unfinished(self, runs: Sequence[Run]) -> Run:
+        for run in sorted(runs, key=lambda run: -(run.id or 0)):
+            if run.status != "done" and run.profile == self.settings.profile:
+                return run
+        raise UsageError("No run is unfinished.", "Begin one: reflect run TASKSET")
+
+    def prompt(self, taskset: str | Path | Taskset, task_id: str | None = None) -> Prompt:
+        """What the model will see of a task; without an id, of the first holdout task."""
+        from reflect.day.lessons import choose
+        from reflect.day.rollout import messages_for
+
+        found = self.taskset(taskset)
+        task = find_task(found, task_id)
+        with self.store.read() as s:
+            lessons = choose(
+                s,
+                found.name,
+                task,
+                profile=self.settings.profile,
+                budget=self.settings.lesson_budget,
+                limit=self.settings.lesson_limit,
+                count_tokens=self.count_tokens,
+            )
+        return Prompt(found.name, task, messages_for(task, lessons), lessons)
+
+    # -- measuring
+
+    def evaluate(
+        self,
+        taskset: str | Path | Taskset,
+        *,
+        arms: Sequence[str] = ("base", "lessons"),
+        n: int | None = None,
+        split: Split = "holdout",
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> dict[str, ArmResult]:
+        """The arms on the first n tasks (all when None) of the split, paired: see `reflect.evaluate`."""
+        from reflect.evaluate import evaluate
+
+        found, settings = self.taskset(taskset), self.settings
+        options: dict[str, Any] = {"arms": arms, "n": n, "split": split, "seed": seed, "progress": progress}
+        return evaluate(self.model, self.store, found, settings=settings, **options)
+
+    def arm(
+        self,
+        taskset: str | Path | Taskset,
+        name: str,
+        *,
+        n: int | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> ArmResult:
+        """One of the four arms base_out, base_in, adapter_out, adapter_in on holdout; `in` is every lesson that is
+        held, in text or in weights. With no adapter active its arms are those of the base."""
+        from reflect.day.lessons import lessons_for
+        from reflect.day.rollout import using
+        from reflect.evaluate import HELD_STATUSES, run_arm
+
+        if name not in FOUR_ARMS:
+            raise UnknownName(f"There is no arm '{name}'.", f"The arms are: {', '.join(FOUR_ARMS)}.")
+        found, model = self.taskset(taskset), self.model
+        adapter_on, lessons_in = FOUR_ARMS[name]
+        tasks = found.tasks("holdout", n, seed)
+        with self.store.read() as s:
+            rows = [
+                (t, lessons_for(model, s, found, t, self.settings, HELD_STATUSES) if lessons_in else []) for t in tasks
+            ]
+        with using(model, getattr(model, "active", None) if adapter_on else None):
+            return run_arm(model, found, rows, max_tokens=self.settings.max_tokens, progress=progress)
+
+    def following(
+        self, taskset: str | Path | Taskset, *, adapter: bool, n: int = 100, seed: int = 0
+    ) -> ArmResult | None:
+        """How well new lessons in the prompt are followed, with the active adapter or bare; None without such tasks."""
+        from reflect.day.rollout import using
+        from reflect.evaluate import following
+
+        found, model = self.taskset(taskset), self.model
+        tasks = found.following(n, seed)
+        with using(model, getattr(model, "active", None) if adapter else None):
+            return following(model, tasks, found, max_tokens=self.settings.max_tokens) if tasks else None
+
+    # -- the night
+
+    def sleep(
+        self, *tasksets: str | Path | Taskset, dry_run: bool = False, progress: Progress | None = None, **dials: Any
+    ) -> NightReport:
+        """One night over all lessons of the profile: train an adapter, judge it, promote it when it is good.
+
+        `dials`: method, divergence, budget (minutes), seed. The same night again does nothing.
+        """
+        from reflect.night.sleep import sleep
+
+        found = [self.taskset(name) for name in tasksets]
+        return sleep(self.model, self.store, self.settings, tasksets=found, dry_run=dry_run, progress=progress, **dials)
+
+    def promote(self, name: str, *, force: bool = False) -> Adapter:
+        """Make an adapter the active one, as its own night would have: what it holds leaves the prompt.
+
+        Raises AdapterError when it is damaged or for another base; UsageError when the gate rejected it, unless forced.
+        """
+        from reflect.night import adapters
+        from reflect.store import lessons, nights
+
+        with self.store.read() as s:
+            adapter = nights.get_adapter(s, name)
+        if adapter.status == "rejected" and not force:
+            why = "; ".join(adapter.gate.get("reasons", [])) or "no reason was given"
+            raise UsageError(f"The gate rejected {adapter.name}: {why}.", "Use --force to promote it all the same.")
+        adapters.verify(adapter, self.settings, self.model.fingerprint)
+        profile = self.settings.profile
+        with self.store.write() as s:
+            active = nights.active_adapter(s, profile)
+            if active is None or active.id != adapter.id:
+                held = still_held(s, adapter)
+                nights.promote(s, adapter.id, profile, held, adapter.night_id)
+                for lesson in lessons.listing(s, profile=profile, status="distilled"):
+                    if lesson.id not in held:
+                        why = f"{adapter.name} does not hold it"
+                        lessons.revise(s, lesson.id, author="human", reason=why, status="active")
+        adapters.activate(self.model, self.store, self.settings)
+        return adapter
+
+    def rollback(self) -> tuple[Adapter, Adapter | None]:
+        """Undo the last promotion: (the adapter that was left, the one that is active now). Lessons return with it."""
+        from reflect.night import adapters
+        from reflect.store import nights
+
+        with self.store.write() as s:
+            left, now = nights.rollback(s, self.settings.profile)
+        if "model" in self.__dict__:
+            adapters.activate(self.model, self.store, self.settings)
+        return left, now
+
+    # -- health
+
+    def verify(self, name: str | None = None, *, base: bool = True) -> dict[str, str]:
+        """adapter name -> "" when its files are what they were, else what is wrong. `base`: also for this model?"""
+        from reflect.night import adapters
+        from reflect.store import nights
+
+        with self.store.read() as s:
+            rows = [nights.get_adapter(s, name)] if name else nights.list_adapters(s)
+        found = {}
+        for row in rows:
+            try:
+                adapters.verify(row, self.settings, self.model.fingerprint if base else None)
+                found[row.name] = ""
+            except AdapterError as e:
+                found[row.name] = e.message
+        return found
+
+    def doctor(self) -> list[str]:
+        """What is wrong with the database and the adapters, in sentences; [] when all is well."""
+        from reflect.store import doctor
+
+        with self.store.read() as s:
+            problems = doctor.check(s)
+        return problems + [problem for problem in self.verify(base=False).values() if problem]
+
+
+def still_held(s: Session, adapter: Adapter) -> list[int]:
+    """Ids of the lessons that the adapter passed its gate with and whose text is what it was in that night."""
+    from reflect.store import lessons, nights
+
+    night = nights.get_night(s, adapter.night_id) if adapter.night_id else None
+    held = []
+    for lesson_id, version in night.lessons if night else []:
+        head = lessons.get(s, lesson_id)
+        then = next(row for row in lessons.history(s, lesson_id) if row.version == version)
+        accepted = adapter.gate.get("lessons", {}).get(str(lesson_id), {}).get("verdict") == "accept"
+        if accepted and (head.when, head.do) == (then.when, then.do) and head.status in STANDING:
+            held.append(lesson_id)
+    return held
+
+
+def find_task(taskset: Taskset, task_id: str | None) -> Task:
+    """A task by its id or content key, of either split; the first holdout task when None."""
+    tasks = [*taskset.tasks("holdout"), *taskset.tasks("practice")]
+    if task_id is None and tasks:
+        return tasks[0]
+    for task in tasks:
+        if task_id in (task.id, task.key):
+            return task
+    near = difflib.get_close_matches(task_id or "", [task.id for task in tasks], n=1)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    message = f"The taskset {taskset.name} has no task '{task_id}'.{meant}"
+    raise UnknownName(message, f"See: reflect tasks show {taskset.name}")
