@@ -5,27 +5,20 @@ import pytest
 from reflect.config import Settings
 from reflect.day.practice import practice
 from reflect.evaluate import evaluate, following
-from reflect.models import POCKET, load_model
 from reflect.store import Store
 from reflect.store import lessons as db
 from reflect.tasksets import load_taskset
 
-pytestmark = pytest.mark.skipif(not (POCKET / "config.json").is_file(), reason="the pocket model is not here yet")
-SETTINGS = Settings(threads=1)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return load_model("pocket", SETTINGS)
+SETTINGS = Settings()
 
 
 @pytest.mark.parametrize("name", ["letters", "dialect"])
-def test_a_day_of_practice_shows_on_holdout(model, tmp_path, name):
+def test_a_day_of_practice_shows_on_holdout(pocket, tmp_path, name):
     store, taskset = Store(str(tmp_path / "lessons.db")), load_taskset(name)
-    report = practice(model, store, taskset, SETTINGS, n=32, k=8, seed=1)
+    report = practice(pocket, store, taskset, SETTINGS, n=32, k=8, seed=1)
     assert report.rollouts == 256 and report.errors == 0
     assert report.rewards[-1] > report.rewards[0]
-    arms = evaluate(model, store, taskset, n=48, settings=SETTINGS)
+    arms = evaluate(pocket, store, taskset, n=48, settings=SETTINGS)
     assert arms["base"].reward <= 0.4
     assert arms["lessons"].reward >= 0.9
     with store.read() as s:
@@ -37,15 +30,15 @@ def test_a_day_of_practice_shows_on_holdout(model, tmp_path, name):
         assert known == {verb: f"use {op}" for verb, op in taskset.meanings.items()}
 
 
-def test_the_same_seed_is_the_same_day(model, tmp_path):
+def test_the_same_seed_is_the_same_day(pocket, tmp_path):
     days = []
     for i in range(2):
         store = Store(str(tmp_path / f"{i}.db"))
-        report = practice(model, store, load_taskset("dialect"), SETTINGS, n=10, k=4, seed=3)
+        report = practice(pocket, store, load_taskset("dialect"), SETTINGS, n=10, k=4, seed=3)
         days.append((report.rewards, report.changes))
     assert days[0] == days[1]
 
 
-def test_it_follows_new_lessons_from_the_prompt(model):
+def test_it_follows_new_lessons_from_the_prompt(pocket):
     taskset = load_taskset("dialect")
-    assert following(model, taskset.following(64), taskset).reward >= 0.9
+    assert following(pocket, taskset.following(64), taskset).reward >= 0.9
