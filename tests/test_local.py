@@ -57,6 +57,15 @@ def test_a_completion_does_not_depend_on_its_batch(tiny: LocalModel) -> None:
     assert len({c.text for c in together[0]}) > 1, "seeds must matter"
 
 
+def test_rows_that_end_early_leave_the_others_alone(tiny: LocalModel) -> None:
+    tiny.__dict__["ends"] = frozenset(range(2, 8))  # half a dozen end tokens: the batch shrinks again and again
+    many = [Request(ask(i, i + 1), tuple(range(5 * i, 6 * i)), 30) for i in (30, 3, 1, 8)]
+    together = tiny.sample(many)
+    assert {len(c.tokens) for group in together for c in group} > {0, 1, 2, 3}
+    for request, group in zip(many, together, strict=True):
+        assert group == [tiny.sample([Request(request.messages, (s,), 30)])[0][0] for s in request.seeds]
+
+
 def test_a_batch_that_exceeds_the_budget_is_split(tiny: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tiny.sample(MIXED)
     monkeypatch.setattr(LocalModel, "_cache_tokens", lambda self: 60)

@@ -1,8 +1,14 @@
 """The decode loop: many rows of many prompts in one batch, each row with its own seed.
 
-A prompt is prefilled once, however many rows ask for it; its keys and values are then gathered to the rows. A row draws
-its tokens by inverse CDF from uniforms of its own generator, so what it says does not depend on its neighbours (up to
-the rounding of the matrix products, about 1e-6 of probability).
+A prompt is prefilled once and held once, however many rows ask for it: up to eight rows of one prompt are the *slots*
+of one sequence. A step feeds one token per slot; each slot sees the prompt and its own tokens, which the mask picks out
+of the interleaved ones. So attention reads a prompt once for the whole group, and not once per row. Models with other
+than plain attention layers (sliding windows, linear attention) get one slot per sequence, by the same code.
+
+A row draws its tokens by inverse CDF from uniforms of its own generator, so what it says does not depend on its
+neighbours (up to the rounding of the matrix products, about 1e-6 of probability).
+
+Suffixes: P prompts, G sequences, K slots, R = G * K rows of the batch, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +25,8 @@ from transformers.cache_utils import DynamicLayer
 from reflect.errors import ModelError
 
 GREEDY = 1e-4  # a temperature below this is the argmax
-DROP = 0.75  # the batch is compacted when no more than this share of its rows still runs
+SLOTS = 8  # most rows in one sequence: each pays attention's arithmetic for the tokens of all
+DROP = 0.75  # the batch is compacted when it can shrink to this share
 
 
 @dataclass
@@ -36,49 +43,56 @@ class Row:
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values of one layer in a buffer with room for the tokens to come.
+    """Keys and values of one layer in buffers with room for the tokens to come.
 
     transformers' DynamicLayer copies the whole cache at every step, which for a small model costs more than the step.
     """
 
-    def __init__(self, room: int) -> None:
-        super().__init__()
-        self.room = room
-
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Append [B, H, T, D] states; returns views of everything held so far."""
+        """Append [G, H, T, D] states; returns views of everything held so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self._buffers = (key_states, value_states)
-            self.keys, self.values = key_states, value_states
+            self._hold((key_states, value_states), key_states.shape[-2])
             return self.keys, self.values
         held = self.keys.shape[-2]
         size = held + key_states.shape[-2]
-        if size > self._buffers[0].shape[-2]:
-            self._grow(size + self.room)
-        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+        buffers = self._buffers
+        if size > buffers[0].shape[-2]:
+            buffers = tuple(self._roomy(states, len(states), size) for states in buffers)
+            for buffer, states in zip(buffers, (self.keys, self.values), strict=True):
+                buffer[:, :, :held] = states
+        for buffer, states in zip(buffers, (key_states, value_states), strict=True):
             buffer[:, :, held:size] = states
-        self.keys, self.values = (buffer[:, :, :size] for buffer in self._buffers)
+        self._hold(buffers, size)
         return self.keys, self.values
 
-    def _grow(self, size: int) -> None:
-        def roomy(states: torch.Tensor) -> torch.Tensor:
-            rows, heads, held, width = states.shape
-            buffer = states.new_empty(rows, heads, size, width)
-            buffer[:, :, :held] = states
-            return buffer
-
-        self._buffers = (roomy(self.keys), roomy(self.values))
-
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Keep (and repeat) the rows `beam_idx`."""
-        held, size = self.keys.shape[-2], self._buffers[0].shape[-2]
-        if size > held:
-            size = held + self.room
-        self.keys, self.values = self.keys.index_select(0, beam_idx), self.values.index_select(0, beam_idx)
-        self._buffers = (self.keys, self.values)
-        if size > held:
-            self._grow(size)
+        """Keep (and repeat) the sequences `beam_idx`."""
+        held = self.keys.shape[-2]
+        buffers = tuple(self._roomy(states, len(beam_idx), held) for states in self._buffers)
+        for buffer, states in zip(buffers, (self.keys, self.values), strict=True):
+            torch.index_select(states, 0, beam_idx, out=buffer[:, :, :held])
+        self._hold(buffers, held)
+
+    def keep(self, sequence_G: torch.Tensor, slot_GK: torch.Tensor, width: int, slots: int) -> None:
+        """Keep some sequences, and of the `slots` interleaved after the first `width` tokens some in each."""
+        steps = (self.keys.shape[-2] - width) // slots
+        size = width + steps * slot_GK.shape[1]
+        buffers = tuple(self._roomy(states, len(sequence_G), size) for states in self._buffers)
+        for buffer, states in zip(buffers, (self.keys, self.values), strict=True):
+            torch.index_select(states[:, :, :width], 0, sequence_G, out=buffer[:, :, :width])
+            tail_GHTKD = states[:, :, width:].unflatten(2, (steps, slots))
+            chosen_GKHTD = tail_GHTKD[sequence_G[:, None], :, :, slot_GK]
+            buffer[:, :, width:size].unflatten(2, (steps, -1))[:] = chosen_GKHTD.permute(0, 2, 3, 1, 4)
+        self._hold(buffers, size)
+
+    @staticmethod
+    def _roomy(states: torch.Tensor, count: int, size: int) -> torch.Tensor:
+        return states.new_empty(count, states.shape[1], 2 * size + 32, states.shape[3])
+
+    def _hold(self, buffers: tuple[torch.Tensor, ...], size: int) -> None:
+        self._buffers = buffers
+        self.keys, self.values = (buffer[:, :, :size] for buffer in buffers)
 
 
 def uniforms(seed: int, n: int) -> list[float]:
@@ -92,9 +106,8 @@ def pick(logits_RV: torch.Tensor, uniforms_R: torch.Tensor | None, temperature_R
     if uniforms_R is None:
         return logits_RV.argmax(-1)
     scaled = logits_RV.float() / temperature_R.clamp_min(GREEDY)[:, None]
-    wide = torch.float32 if logits_RV.device.type == "mps" else torch.float64
-    cdf = torch.softmax(scaled, -1).cumsum(-1, dtype=wide)
-    target = uniforms_R.to(wide) * cdf[:, -1]
+    cdf = torch.softmax(scaled, -1).cumsum(-1, dtype=uniforms_R.dtype)
+    target = uniforms_R * cdf[:, -1]
     drawn = torch.searchsorted(cdf, target[:, None], right=True)[:, 0].clamp_max(cdf.shape[-1] - 1)
     return torch.where(temperature_R < GREEDY, logits_RV.argmax(-1), drawn)
 
@@ -112,63 +125,135 @@ def _decode(network: Any, rows: list[Row], ends: frozenset[int], pad: int) -> No
     device = next(network.parameters()).device
     steps = max(row.limit for row in rows)
     prompts = list(dict.fromkeys(tuple(row.prompt) for row in rows))
-    place = {prompt: i for i, prompt in enumerate(prompts)}
-    width = max(map(len, prompts))
-    lengths_P = torch.tensor([len(p) for p in prompts], device=device)
-    ids_PT = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
-    padded = any(len(p) < width for p in prompts)
-    mask: torch.Tensor | None = None  # [rows, width + steps], only when some prompt is padded on the left
-    if padded:
-        mask = torch.arange(width + steps, device=device)[None] >= (width - lengths_P)[:, None]
+    cache, logits_PV, seen_PT, length_P = _prefill(network, prompts, pad)
+    width = seen_PT.shape[1]
 
-    cache = DynamicCache(config=network.config)
-    cache.layers = [RoomyLayer(steps) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    positions = (torch.arange(width, device=device)[None] - (width - lengths_P)[:, None]).clamp_min(0)
-    out = network(
-        input_ids=ids_PT, attention_mask=mask[:, :width] if mask is not None else None, position_ids=positions,
-        past_key_values=cache, use_cache=True, logits_to_keep=1,
-    )  # fmt: skip
-
-    owner_R = torch.tensor([place[tuple(row.prompt)] for row in rows], device=device)
-    logits_RV = out.logits[:, -1].index_select(0, owner_R)
-    if len(rows) > len(prompts) or padded:
-        cache.reorder_cache(owner_R)
-    position_R = lengths_P[owner_R]
-    mask = mask[owner_R] if mask is not None else None
-    temperature_R = torch.tensor([row.temperature for row in rows], device=device)
-    drawn = None
+    plain = all(isinstance(layer, RoomyLayer) for layer in cache.layers)
+    owners, live, slots = _seat(rows, prompts, SLOTS if plain else 1)
+    owner_G = torch.tensor(owners, device=device)
+    cache.reorder_cache(owner_G)
+    seen_GT, length_G = seen_PT[owner_G], length_P[owner_G]
+    logits_RV = logits_PV[owner_G].repeat_interleave(slots, dim=0)
+    temperature_R = torch.tensor([row.temperature if row else 0.0 for row in live], device=device)
+    drawn_RS = None
     if any(row.temperature >= GREEDY for row in rows):
-        drawn = torch.tensor([uniforms(row.seed, steps) for row in rows], device=device)
+        wide = torch.float32 if device.type == "mps" else torch.float64  # float32 would round the last uniforms to 1
+        draws = [uniforms(row.seed, steps) if row else [0.0] * steps for row in live]
+        drawn_RS = torch.tensor(draws, dtype=wide, device=device)
+    mask = _mask(seen_GT, slots, steps, network.dtype)
 
-    live = rows  # row i of the batch; ended rows ride along until the batch is compacted
     for step in range(steps):
-        token_R = pick(logits_RV, None if drawn is None else drawn[:, step], temperature_R)
-        finite = logits_RV[:, 0].isfinite()
-        running = []
-        for i, (row, token, good) in enumerate(zip(live, token_R.tolist(), finite.tolist(), strict=True)):
-            if row.ended or len(row.tokens) >= row.limit:
-                continue
-            if not good:
-                raise ModelError("The model's output is not a number.", "Its weights or the active adapter are broken.")
-            if token in ends:
-                row.ended = True
-                continue
-            row.tokens.append(token)
-            if row.stopped and row.stopped(row.tokens):
-                row.ended = True
-            elif len(row.tokens) < row.limit:
-                running.append(i)
+        token_R = pick(logits_RV, None if drawn_RS is None else drawn_RS[:, step], temperature_R)
+        finite_R = logits_RV.amax(-1).isfinite()
+        running = _append(live, token_R.where(finite_R, -1).tolist(), ends)
         if not running:
             return
-        if len(running) <= DROP * len(live):
-            keep = torch.tensor(running, device=device)
-            cache.reorder_cache(keep)
-            token_R, position_R, temperature_R = token_R[keep], position_R[keep], temperature_R[keep]
-            mask = mask[keep] if mask is not None else None
-            drawn = drawn[keep] if drawn is not None else None
-            live = [live[i] for i in running]
+        places, fewer = _compact(running, slots)
+        if len(places) <= DROP * len(live):
+            live = [live[i] if new else None for i, new in places]
+            keep_R = torch.tensor([i for i, _ in places], device=device)
+            keep_G = keep_R[::fewer] // slots
+            if slots == 1:
+                cache.reorder_cache(keep_G)
+            else:
+                for layer in cache.layers:
+                    layer.keep(keep_G, keep_R.view(-1, fewer) % slots, width, slots)
+            token_R, temperature_R = token_R[keep_R], temperature_R[keep_R]
+            drawn_RS = drawn_RS[keep_R] if drawn_RS is not None else None
+            seen_GT, length_G, slots = seen_GT[keep_G], length_G[keep_G], fewer
+            mask = _mask(seen_GT, slots, steps, network.dtype)
         out = network(
-            input_ids=token_R[:, None], attention_mask=mask[:, : width + step + 1] if mask is not None else None,
-            position_ids=(position_R + step)[:, None], past_key_values=cache, use_cache=True,
-        )  # fmt: skip
-        logits_RV = out.logits[:, -1]
+            input_ids=token_R.view(-1, slots),
+            attention_mask=None if mask is None else mask[..., : width + slots * (step + 1)],
+            position_ids=(length_G + step)[:, None].expand(-1, slots),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits_RV = out.logits.flatten(0, 1)
+
+
+def _prefill(network: Any, prompts: list[tuple[int, ...]], pad: int) -> tuple[Any, ...]:
+    """(cache, logits of the last token [P, V], which tokens are no padding [P, T], lengths [P]); padded on the left."""
+    device = next(network.parameters()).device
+    width = max(map(len, prompts))
+    length_P = torch.tensor([len(p) for p in prompts], device=device)
+    ids_PT = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
+    place_PT = torch.arange(width, device=device)[None] - (width - length_P)[:, None]
+    seen_PT = place_PT >= 0
+    cache = DynamicCache(config=network.config)
+    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    out = network(
+        input_ids=ids_PT,
+        attention_mask=None if min(map(len, prompts)) == width else seen_PT,
+        position_ids=place_PT.clamp_min(0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return cache, out.logits[:, -1], seen_PT, length_P
+
+
+def _seat(rows: list[Row], prompts: list[tuple[int, ...]], most: int) -> tuple[list[int], list[Row | None], int]:
+    """Seat the rows in sequences of equally many slots: (prompt of each sequence, row or None of each slot, slots)."""
+    of: dict[tuple[int, ...], list[Row]] = {prompt: [] for prompt in prompts}
+    for row in rows:
+        of[tuple(row.prompt)].append(row)
+    slots = min(most, max(map(len, of.values())))
+    owners: list[int] = []
+    live: list[Row | None] = []
+    for i, prompt in enumerate(prompts):
+        for start in range(0, len(of[prompt]), slots):
+            group = of[prompt][start : start + slots]
+            owners.append(i)
+            live += [*group, *[None] * (slots - len(group))]
+    return owners, live, slots
+
+
+def _mask(seen_GT: torch.Tensor, slots: int, steps: int, dtype: torch.dtype) -> torch.Tensor | None:
+    """What each slot may see of the prompt and of `slots` x `steps` tokens after it.
+
+    With one slot the ordinary [G, T + steps] mask, which every model understands, or None where nothing is padded;
+    with more an additive [G, 1, K, T + K * steps].
+    """
+    count, width = seen_GT.shape
+    if slots == 1:
+        if bool(seen_GT.all()):
+            return None
+        return torch.cat([seen_GT, seen_GT.new_ones(count, steps)], dim=1)
+    own = torch.eye(slots, dtype=torch.bool, device=seen_GT.device).repeat(1, steps)
+    seen = torch.cat([seen_GT[:, None].expand(-1, slots, -1), own[None].expand(count, -1, -1)], dim=2)
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def _append(live: list[Row | None], tokens: list[int], ends: frozenset[int]) -> list[int]:
+    """Give each row its token (-1: the logits were not finite); the places of the rows that go on."""
+    running = []
+    for i, (row, token) in enumerate(zip(live, tokens, strict=True)):
+        if row is None or row.ended or len(row.tokens) >= row.limit:
+            continue
+        if token < 0:
+            raise ModelError("The model's output is not a number.", "Its weights or the active adapter are broken.")
+        if token in ends:
+            row.ended = True
+            continue
+        row.tokens.append(token)
+        if row.stopped and row.stopped(row.tokens):
+            row.ended = True
+        elif len(row.tokens) < row.limit:
+            running.append(i)
+    return running
+
+
+def _compact(running: list[int], slots: int) -> tuple[list[tuple[int, bool]], int]:
+    """The smallest batch that holds the running rows: (old place of each new one, and is it a running row?, new slots).
+
+    A sequence with fewer running rows than the new slots repeats one of them: it is fed, and nobody listens.
+    """
+    by: dict[int, list[int]] = {}
+    for i in running:
+        by.setdefault(i // slots, []).append(i)
+    fewer = max(map(len, by.values()))
+    places: list[tuple[int, bool]] = []
+    for seats in by.values():
+        places += [(i, True) for i in seats] + [(seats[0], False)] * (fewer - len(seats))
+    return places, fewer
