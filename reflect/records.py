@@ -23,8 +23,8 @@ ADAPTER_STATUSES = ("candidate", "promoted", "rejected", "rolled_back")
 
 
 def now() -> datetime:
-    """UTC, without tzinfo: SQLite does not store one, and both sides of a comparison must agree."""
-    return datetime.now(UTC).replace(tzinfo=None)
+    """UTC, with tzinfo: the tables store UTC and give it back so, and refuse a time that does not say its zone."""
+    return datetime.now(UTC)
 
 
 def json_column() -> Any:
@@ -106,7 +106,7 @@ class Reflection(SQLModel, table=True):
 class Lesson(SQLModel, table=True):
     """The head of a lesson: a copy of its newest LessonVersion, for choosing and searching."""
 
-    __table_args__ = (Index("ix_lesson_profile_status", "profile", "status"),)
+    __table_args__ = (Index("ix_lesson_profile_status_scope", "profile", "status", "scope"),)
     id: int | None = Field(default=None, primary_key=True)
     profile: str = "default"
     version: int = 1
@@ -141,8 +141,8 @@ class LessonVersion(SQLModel, table=True):
     pinned: bool = False
     trust: str = "clean"
     tokens: int = 0
-    reflection_id: int | None = Field(default=None, foreign_key="reflection.id")
-    night_id: int | None = Field(default=None, foreign_key="night.id")
+    reflection_id: int | None = Field(default=None, foreign_key="reflection.id", index=True)
+    night_id: int | None = Field(default=None, foreign_key="night.id", index=True)
     created: datetime = Field(default_factory=now)
 
 

@@ -1,0 +1,128 @@
+"""What is wrong with a database, in sentences. It looks and changes nothing.
+
+Not covered: whether an adapter's files are what they were (`reflect adapters verify`).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+from sqlmodel import Session
+
+from reflect.errors import StoreError
+from reflect.records import ADAPTER_STATUSES, LESSON_STATUSES, NIGHT_STATUSES, RUN_STATUSES
+from reflect.store.database import Store
+from reflect.store.lessons import CONTENT
+
+
+def check(database: Store | Session) -> list[str]:
+    """Every problem found, one sentence each; an empty list is a healthy database."""
+    if isinstance(database, Session):
+        return _damage(database) or [problem for query, words in CHECKS for problem in _ask(database, query, words)]
+    try:
+        with database.read() as s:
+            return check(s)
+    except StoreError as e:
+        return [str(e)]
+
+
+def _damage(s: Session) -> list[str]:
+    """What SQLite says of its file, of the references between rows and of the search index."""
+    c = s.connection()
+    if c.dialect.name != "sqlite":
+        return []
+    broken = [str(row[0]) for row in c.exec_driver_sql("PRAGMA integrity_check(20)")]
+    problems = [f"SQLite reports damage: {words}." for words in broken if words != "ok"]
+    for table, row, parent, _ in c.exec_driver_sql("PRAGMA foreign_key_check"):
+        problems.append(f"Row {row} of {table} names a {parent} that is not there.")
+    return problems
+
+
+def _ask(s: Session, query: str, words: str) -> list[str]:
+    return [words.format(*row) for row in s.connection().execute(text(query))]
+
+
+def _unknown(table: str, known: tuple[str, ...]) -> tuple[str, str]:
+    statuses = ", ".join(f"'{status}'" for status in known)
+    query = f"SELECT id, status FROM {table} WHERE status NOT IN ({statuses}) ORDER BY id"
+    return query, f"{table.capitalize()} {{0}} has the unknown status '{{1}}'."
+
+
+_DIFFERS = " OR ".join(f'l."{field}" <> v."{field}"' for field in CONTENT)
+
+# (query, sentence for each of its rows)
+CHECKS: tuple[tuple[str, str], ...] = (
+    _unknown("lesson", LESSON_STATUSES),
+    _unknown("run", RUN_STATUSES),
+    _unknown("night", NIGHT_STATUSES),
+    _unknown("adapter", ADAPTER_STATUSES),
+    (
+        """SELECT l.id, l.version, max(v.version) FROM lesson l LEFT JOIN lesson_version v ON v.lesson_id = l.id
+           GROUP BY l.id, l.version HAVING max(v.version) IS NULL OR max(v.version) <> l.version ORDER BY l.id""",
+        "Lesson {0} stands at version {1}, but its newest recorded version is {2}.",
+    ),
+    (
+        f"""SELECT l.id, l.version FROM lesson l JOIN lesson_version v ON v.lesson_id = l.id AND v.version = l.version
+            WHERE {_DIFFERS} ORDER BY l.id""",
+        "Lesson {0} differs from its version {1}.",
+    ),
+    (
+        """SELECT lesson_id, max(version), count(*) FROM lesson_version GROUP BY lesson_id
+           HAVING max(version) <> count(*) OR min(version) <> 1 ORDER BY lesson_id""",
+        "The history of lesson {0} has gaps: {2} of {1} versions are there.",
+    ),
+    (
+        """SELECT run_id, task_key, "index", count(*) FROM rollout GROUP BY run_id, task_key, "index"
+           HAVING count(*) > 1 ORDER BY run_id""",
+        "Run {0} has rollout {2} of the task {1} {3} times.",
+    ),
+    (
+        """SELECT o.run_id, o.task_key, count(*), r.k FROM rollout o JOIN run r ON r.id = o.run_id
+           WHERE r.status = 'done' GROUP BY o.run_id, o.task_key, r.k HAVING count(*) <> r.k ORDER BY o.run_id""",
+        "Run {0} is marked done, but the task {1} has {2} of {3} rollouts.",
+    ),
+    (
+        """SELECT r.id FROM run r WHERE r.status = 'done' AND NOT EXISTS (SELECT 1 FROM rollout o WHERE o.run_id = r.id)
+           ORDER BY r.id""",
+        "Run {0} is marked done, but has no rollouts.",
+    ),
+    (
+        """SELECT run_id, count(DISTINCT task_key), n FROM rollout JOIN run ON run.id = run_id
+           GROUP BY run_id, n HAVING count(DISTINCT task_key) > n ORDER BY run_id""",
+        "Run {0} practised {1} tasks instead of {2}.",
+    ),
+    (
+        """SELECT f.id, f.run_id FROM reflection f WHERE NOT EXISTS
+           (SELECT 1 FROM rollout o WHERE o.run_id = f.run_id AND o.task_key = f.task_key) ORDER BY f.id""",
+        "Reflection {0} of run {1} is over a group without rollouts.",
+    ),
+    (
+        """SELECT id FROM rollout WHERE (reward IS NULL) <> (error IS NOT NULL) OR reward < 0 OR reward > 1
+           ORDER BY id""",
+        "Rollout {0} must have either a reward between 0 and 1 or an error.",
+    ),
+    (
+        """SELECT e.id, e.lesson_id, e.version FROM exposure e WHERE NOT EXISTS
+           (SELECT 1 FROM lesson_version v WHERE v.lesson_id = e.lesson_id AND v.version = e.version) ORDER BY e.id""",
+        "Exposure {0} is of lesson {1}, version {2}, which is not there.",
+    ),
+    (
+        """SELECT a.profile, a.adapter_id FROM alias a LEFT JOIN adapter d ON d.id = a.adapter_id
+           WHERE a.adapter_id IS NOT NULL AND (d.id IS NULL OR d.status <> 'promoted') ORDER BY a.profile""",
+        "The profile {0} answers with adapter {1}, which is not there or was not promoted.",
+    ),
+    (
+        """SELECT a.id, a.replaced FROM adapter a WHERE a.replaced IS NOT NULL
+           AND NOT EXISTS (SELECT 1 FROM adapter b WHERE b.id = a.replaced) ORDER BY a.id""",
+        "Adapter {0} replaced adapter {1}, which is not there.",
+    ),
+    (
+        """SELECT n.id, n.adapter_id FROM night n WHERE n.status = 'promoted'
+           AND NOT EXISTS (SELECT 1 FROM adapter a WHERE a.id = n.adapter_id) ORDER BY n.id""",
+        "Night {0} was promoted, but its adapter {1} is not there.",
+    ),
+    (
+        """SELECT l.id, l.profile FROM lesson l WHERE l.status = 'distilled' AND NOT EXISTS
+           (SELECT 1 FROM alias a WHERE a.profile = l.profile AND a.adapter_id IS NOT NULL) ORDER BY l.id""",
+        "Lesson {0} counts as distilled, but the profile {1} answers with the bare base.",
+    ),
+)

@@ -1,0 +1,32 @@
+"""Alembic's migrations, run inside a transaction that the caller has begun."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection
+
+from reflect.errors import StoreError
+
+_one_at_a_time = threading.Lock()  # alembic keeps its context in a module
+
+
+def config(connection: Connection | None = None) -> Config:
+    """Alembic's settings; there is no alembic.ini."""
+    settings = Config()
+    settings.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    settings.attributes["connection"] = connection
+    return settings
+
+
+def upgrade(connection: Connection) -> None:
+    """Bring the database up to the newest revision; the caller commits. StoreError when rows lost their parent."""
+    with _one_at_a_time:
+        command.upgrade(config(connection), "head")
+    if orphans := connection.exec_driver_sql("PRAGMA foreign_key_check").all():
+        raise StoreError(
+            f"Updating the database would leave {len(orphans)} rows without their parent.", "Nothing was changed."
+        )

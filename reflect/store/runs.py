@@ -1,0 +1,218 @@
+"""Runs, their tasks, rollouts, exposures and reflections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from sqlalchemy import delete
+from sqlmodel import Session, col, func, select
+
+from reflect.errors import UnknownName
+from reflect.records import Exposure, LessonVersion, Reflection, Rollout, Run, TaskRow, now
+
+CHUNK = 500  # values in one IN (...)
+
+
+class Snapshot(Protocol):
+    """What `save_tasks` needs of a task (reflect.tasksets.base.Task has it)."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def split(self) -> Any: ...
+    def shape(self) -> dict[str, Any]: ...
+
+
+class Figures(NamedTuple):
+    """Of the rollouts that a run has so far."""
+
+    rollouts: int
+    errors: int
+    reward: float | None  # the mean over the rollouts that were scored
+
+
+def save_tasks(s: Session, taskset: str, tasks: Iterable[Snapshot]) -> None:
+    """Snapshots of the tasks; those that stand already, by content, are left as they are."""
+    new = {task.key: task for task in tasks}
+    keys = list(new)
+    for i in range(0, len(keys), CHUNK):
+        for key in s.exec(select(TaskRow.key).where(col(TaskRow.key).in_(keys[i : i + CHUNK]))):
+            del new[key]
+    s.add_all(
+        TaskRow(key=key, taskset=taskset, task_id=task.id, split=task.split, content=task.shape())
+        for key, task in new.items()
+    )
+    s.flush()
+
+
+def task(s: Session, key: str) -> TaskRow:
+    """The snapshot of a task, or UnknownName."""
+    row = s.get(TaskRow, key)
+    if row is None:
+        raise UnknownName(f"No task with the key {key} was ever practised.", "See `reflect tasks show TASKSET`.")
+    return row
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+def start_run(
+    s: Session,
+    *,
+    key: str,
+    taskset: str,
+    profile: str,
+    n: int,
+    k: int,
+    seed: int,
+    model: str,
+    model_fingerprint: str,
+    adapter_id: int | None = None,
+    config: dict[str, Any] | None = None,
+) -> Run:
+    """The run of this key: the one that stands, or a new one."""
+    run = s.exec(select(Run).where(Run.key == key)).first()
+    if run is None:
+        run = Run(key=key, taskset=taskset, profile=profile, n=n, k=k, seed=seed, model=model, config=config or {},
+                  model_fingerprint=model_fingerprint, adapter_id=adapter_id)  # fmt: skip
+        s.add(run)
+        s.flush()
+    return run
+
+
+def finish_run(s: Session, run_id: int | None) -> Run:
+    """Mark the run done. A run that is done already keeps its time."""
+    run = get_run(s, run_id)
+    if run.status != "done":
+        run.status, run.ended = "done", now()
+        s.add(run)
+        s.flush()
+    return run
+
+
+def get_run(s: Session, run_id: int | None) -> Run:
+    """The run, or UnknownName."""
+    run = s.get(Run, run_id) if run_id is not None else None
+    if run is None:
+        raise UnknownName(f"There is no run {run_id}.", "See `reflect runs list`.")
+    return run
+
+
+def list_runs(s: Session, limit: int | None = 20, profile: str | None = None) -> list[Run]:
+    """Newest first, of one profile or of all."""
+    found = select(Run).order_by(col(Run.id).desc()).limit(limit)
+    return list(s.exec(found.where(Run.profile == profile) if profile else found))
+
+
+def unfinished(s: Session, taskset: str | None = None, profile: str | None = None) -> list[Run]:
+    """Runs that were interrupted or are still going, newest first."""
+    found = select(Run).where(Run.status != "done").order_by(col(Run.id).desc())
+    if taskset is not None:
+        found = found.where(Run.taskset == taskset)
+    if profile is not None:
+        found = found.where(Run.profile == profile)
+    return list(s.exec(found))
+
+
+def next_seed(s: Session, taskset: str, profile: str = "default") -> int:
+    """A seed that no run of this taskset and profile has had: 0, then one more than the largest."""
+    largest = s.exec(select(func.max(Run.seed)).where(Run.taskset == taskset, Run.profile == profile)).one()
+    return 0 if largest is None else largest + 1
+
+
+def figures(s: Session, run_id: int | None) -> Figures:
+    """How far a run is, and how well it goes."""
+    counted = select(func.count(), func.count(col(Rollout.error)), func.avg(Rollout.reward))
+    return Figures(*s.exec(counted.where(Rollout.run_id == run_id)).one())
+
+
+def prune(s: Session, keep: int = 20, profile: str | None = None) -> int:
+    """Delete done runs beyond the newest `keep`, with all their rows, unless a lesson rests on one. Says how many."""
+    taught = select(Reflection.run_id).join(LessonVersion, col(LessonVersion.reflection_id) == col(Reflection.id))
+    found = select(Run.id).where(Run.status == "done", col(Run.id).not_in(taught))
+    if profile is not None:
+        found = found.where(Run.profile == profile)
+    gone = list(s.exec(found.order_by(col(Run.id).desc()).offset(keep)))
+    for run_id in gone:
+        of_run = select(Rollout.id).where(Rollout.run_id == run_id)
+        s.exec(delete(Exposure).where(col(Exposure.rollout_id).in_(of_run)))
+        s.exec(delete(Rollout).where(col(Rollout.run_id) == run_id))
+        s.exec(delete(Reflection).where(col(Reflection.run_id) == run_id))
+        s.exec(delete(Run).where(col(Run.id) == run_id))
+    return len(gone)
+
+
+# -- rollouts ----------------------------------------------------------------------------------------------------------
+
+
+def rollouts(s: Session, run_id: int | None, task_key: str | None = None) -> list[Rollout]:
+    """Of one task by index, or of the whole run in the order in which they were saved."""
+    found = select(Rollout).where(Rollout.run_id == run_id)
+    if task_key is None:
+        return list(s.exec(found.order_by(col(Rollout.id))))
+    return list(s.exec(found.where(Rollout.task_key == task_key).order_by(col(Rollout.index))))
+
+
+def save_rollouts(s: Session, rollouts: Sequence[Rollout], exposures: Sequence[Sequence[Exposure]]) -> int:
+    """Save those whose (run, task, index) is not there yet, each with its exposures. Returns how many were new.
+
+    `exposures` has one list per rollout; their `rollout_id` is set here.
+    """
+    pairs = list(zip(rollouts, exposures, strict=True))
+    standing = {
+        (run_id, *key)
+        for run_id in {row.run_id for row in rollouts}
+        for key in s.exec(select(Rollout.task_key, Rollout.index).where(Rollout.run_id == run_id))
+    }
+    new: dict[tuple[int, str, int], tuple[Rollout, Sequence[Exposure]]] = {}
+    for row, shown in pairs:
+        key = (row.run_id, row.task_key, row.index)
+        if key not in standing:
+            new.setdefault(key, (row, shown))
+    s.add_all(row for row, _ in new.values())
+    s.flush()
+    for row, shown in new.values():
+        for exposure in shown:
+            exposure.rollout_id = row.id or 0
+            s.add(exposure)
+    s.flush()
+    return len(new)
+
+
+def exposures(s: Session, lesson_id: int | None) -> list[Exposure]:
+    """Every rollout that a lesson was shown to or withheld from."""
+    return list(s.exec(select(Exposure).where(Exposure.lesson_id == lesson_id).order_by(col(Exposure.id))))
+
+
+# -- reflections -------------------------------------------------------------------------------------------------------
+
+
+def get_reflection(s: Session, run_id: int | None, task_key: str) -> Reflection | None:
+    """The reflection over one group, None when there is none yet."""
+    return s.exec(select(Reflection).where(Reflection.run_id == run_id, Reflection.task_key == task_key)).first()
+
+
+def reflection(s: Session, reflection_id: int | None) -> Reflection:
+    """A reflection by its id, or UnknownName."""
+    row = s.get(Reflection, reflection_id) if reflection_id is not None else None
+    if row is None:
+        raise UnknownName(f"There is no reflection {reflection_id}.", "See `reflect runs show RUN`.")
+    return row
+
+
+def reflections(s: Session, run_id: int | None) -> list[Reflection]:
+    """Of one run, in the order in which they were made."""
+    return list(s.exec(select(Reflection).where(Reflection.run_id == run_id).order_by(col(Reflection.id))))
+
+
+def save_reflection(s: Session, reflection: Reflection) -> Reflection:
+    """Save it; where the group has one already, that one is returned and nothing is written."""
+    standing = get_reflection(s, reflection.run_id, reflection.task_key)
+    if standing is not None:
+        return standing
+    s.add(reflection)
+    s.flush()
+    return reflection

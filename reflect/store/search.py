@@ -1,0 +1,84 @@
+"""Full-text search of the lessons, behind one function: SQLite's FTS5; another database brings its own `ranked`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from sqlalchemy import text
+from sqlmodel import Session
+
+MOST_WORDS = 64  # of one query, the rarest
+COMMON = 2000  # a word that stands in more lessons than this says little about any of them
+MATCHES = "SELECT 1 FROM lesson_fts WHERE lesson_fts MATCH :query LIMIT :most"
+
+
+def ranked(
+    s: Session, query: str, *, profile: str, statuses: Sequence[str] | None, scopes: Sequence[str] | None, limit: int
+) -> list[tuple[int, float]]:
+    """(lesson id, score) of the lessons that share words with `query`, best first; a higher score is better.
+
+    Any text is a safe query: its words are quoted, and joined by OR. Words that stand in very many lessons rank nothing
+    and cost the most, so they are left out where rarer ones match.
+    """
+    words = list(dict.fromkeys(w.lower() for w in re.findall(r"\w+", query)))[: 8 * MOST_WORDS]
+    spread = {word: _spread(s, word) for word in words}
+    found = sorted((word for word in words if spread[word]), key=lambda word: spread[word])[:MOST_WORDS]
+    rare = [word for word in found if spread[word] <= COMMON]
+    rows = _matches(s, rare, profile, statuses, scopes, limit) if rare else []
+    if len(rows) < limit and len(rare) < len(found):
+        # Only common words are left to tell: enough of the lessons that hold them, the newest first.
+        seen = {lesson_id for lesson_id, _ in rows}
+        common = _matches(s, found[len(rare) :], profile, statuses, scopes, limit, newest=True)
+        rows += [(lesson_id, score) for lesson_id, score in common if lesson_id not in seen]
+    return rows[:limit]
+
+
+def phrases(s: Session, when: str, do: str) -> list[int]:
+    """Ids of the lessons whose condition holds the words of `when` in a row, and whose advice those of `do`."""
+    parts = [
+        f'"{column}" : "{" ".join(words)}"'
+        for column, words in (("when", re.findall(r"\w+", when)), ("do", re.findall(r"\w+", do)))
+        if words
+    ]
+    if not parts:
+        return []
+    rows = s.connection().execute(
+        text("SELECT rowid FROM lesson_fts WHERE lesson_fts MATCH :query ORDER BY rowid"),
+        {"query": " AND ".join(parts)},
+    )
+    return [int(row[0]) for row in rows]
+
+
+def _spread(s: Session, word: str) -> int:
+    """In how many lessons the word stands, counted up to just beyond COMMON."""
+    query = text(f"SELECT count(*) FROM ({MATCHES})")
+    return int(s.connection().execute(query, {"query": f'"{word}"', "most": COMMON + 1}).scalar_one())
+
+
+def _matches(
+    s: Session,
+    words: Sequence[str],
+    profile: str,
+    statuses: Sequence[str] | None,
+    scopes: Sequence[str] | None,
+    limit: int,
+    newest: bool = False,
+) -> list[tuple[int, float]]:
+    filters, values = ["lesson.profile = :profile"], {"profile": profile, "limit": limit}
+    for name, chosen in (("status", statuses), ("scope", scopes)):
+        if chosen is not None:
+            marks = [f":{name}{i}" for i in range(len(chosen))]
+            filters.append(f"lesson.{name} IN ({', '.join(marks)})")
+            values |= {mark[1:]: value for mark, value in zip(marks, chosen, strict=True)}
+    values["query"] = " OR ".join(f'"{word}"' for word in words)
+    order = "lesson_fts.rowid DESC" if newest else "score DESC, lesson_fts.rowid"
+    rows = s.connection().execute(
+        text(
+            f"""SELECT lesson_fts.rowid, -bm25(lesson_fts) AS score
+                FROM lesson_fts JOIN lesson ON lesson.id = lesson_fts.rowid
+                WHERE lesson_fts MATCH :query AND {" AND ".join(filters)} ORDER BY {order} LIMIT :limit"""
+        ),
+        values,
+    )
+    return [(int(row[0]), float(row[1])) for row in rows]
