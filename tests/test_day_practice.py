@@ -11,7 +11,7 @@ from reflect.day.practice import practice
 from reflect.day.rollout import rollout_seed, run_group
 from reflect.errors import UsageError
 from reflect.records import Exposure, Lesson, LessonVersion, Reflection, Rollout, Run
-from reflect.store import Store
+from reflect.store import Store, nights
 from reflect.store import lessons as db
 from reflect.tasksets.base import Score
 
@@ -207,6 +207,30 @@ def test_a_taskset_without_practice_tasks_and_a_run_of_nothing_are_usage_errors(
         practice(RuleModel(), store, Empty(), SETTINGS, n=8, k=4)
     with pytest.raises(UsageError, match="at least one"):
         day(store, n=0)
+
+
+def test_the_day_after_a_night_builds_on_what_the_weights_hold(store):
+    model = RuleModel()
+    known = dict(list(dialect.TASKSET.meanings.items())[:3])
+    model.weights["night-1"], model.active = known, "night-1"
+    with store.write() as s:
+        adapter = nights.add_adapter(
+            s, name="night-1", path="night-1", manifest={}, base_model="rule", base_fingerprint="rule-1"
+        )
+        for verb, op in known.items():
+            lesson = db.add(s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect")
+            db.revise(s, lesson.id, author="night", status="distilled")
+    report = day(store, model, n=30, k=8)
+    assert model.active == "night-1"
+    with store.read() as s:
+        assert {r.adapter_id for r in s.exec(select(Rollout))} == {adapter.id}
+        lessons = {x.when.split()[-1]: (x.do, x.status, x.version) for x in db.listing(s)}
+    assert report.rewards[0] > 0.5 and report.rewards[-1] > 0.9
+    assert lessons == {
+        verb: (f"use {op}", "distilled", 2) if verb in known else (f"use {op}", "candidate", lessons[verb][2])
+        for verb, op in dialect.TASKSET.meanings.items()
+    }
+    assert all(f"the task says {verb}" not in prompt for verb in known for prompt in model.prompts)
 
 
 def test_progress_counts_to_the_end(store):

@@ -52,8 +52,7 @@ def choose(
     found = db.search(s, task.text, profile=profile, statuses=statuses, scopes=scopes, limit=POOL)
     ranked = [lesson for lesson, _ in sorted(found, key=lambda pair: (-pair[1], pair[0].id))]
     for scope in scopes:
-        for status in statuses:
-            ranked += db.listing(s, profile=profile, status=status, scope=scope, limit=POOL)
+        ranked += db.listing(s, profile=profile, status=statuses, scope=scope, limit=POOL)
     candidates = list({lesson.id: lesson for lesson in ranked}.values())
     off = misses([lesson.when for lesson in candidates], task.text)
     chosen: list[Lesson] = []
