@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from reflect.errors import ModelError, UnknownName, UsageError
+from reflect.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from reflect.records import Lesson, LessonVersion
@@ -37,11 +37,8 @@ class Lessons:
         self, *, status: str | None = None, scope: str | None = None, limit: int | None = None
     ) -> Sequence[Lesson]:
         """Lessons by id. UnknownName for a status that there is not."""
-        from reflect.records import LESSON_STATUSES
         from reflect.store import lessons
 
-        if status is not None and status not in LESSON_STATUSES:
-            raise UnknownName(f"There is no status '{status}'.", f"The statuses are: {', '.join(LESSON_STATUSES)}.")
         with self.ws.store.read() as s:
             return lessons.listing(s, profile=self.profile, status=status, scope=scope, limit=limit)
 
@@ -109,13 +106,9 @@ class Lessons:
 
         with self.ws.store.write() as s:
             head = lessons.get(s, lesson_id)
-            when, do = changes.get("when", head.when), changes.get("do", head.do)
+            when, do = (" ".join(changes.get(name, getattr(head, name)).split()) for name in ("when", "do"))
             if (when, do) != (head.when, head.do):
                 changes = {"pinned": True, **changes, "tokens": self._cost(when, do)}
-                if head.status == "distilled":  # the weights do not hold the new text
-                    changes["status"] = "active"
-            if all(getattr(head, name) == value for name, value in changes.items()):
-                return head
             words: dict[str, Any] = {"author": "human", "reason": reason, "expect_version": expect_version}
             return lessons.revise(s, lesson_id, **words, **changes)
 

@@ -21,19 +21,16 @@ from reflect.config import Settings
 from reflect.errors import AdapterError, ModelError, UnknownName, UsageError
 
 if TYPE_CHECKING:
-    from sqlmodel import Session
-
     from reflect.book import Lessons
     from reflect.day.summary import Report
     from reflect.evaluate import ArmResult
     from reflect.models.base import Model
     from reflect.night.sleep import NightReport
-    from reflect.records import Adapter, Lesson, Run
+    from reflect.records import Adapter, Lesson
     from reflect.store import Store
     from reflect.tasksets.base import Message, Split, Task, Taskset
 
 Progress = Callable[[int, int, str], None]  # (done, total, what)
-STANDING = ("candidate", "active", "distilled")  # statuses of lessons that a night may hold
 FOUR_ARMS = {  # arm -> (adapter on, lessons in the prompt)
     "base_out": (False, False),
     "base_in": (False, True),
@@ -147,7 +144,10 @@ class Workspace:
         from reflect.store import nights, runs
 
         with self.store.read() as s:
-            run = runs.get_run(s, run_id) if run_id else self._newest_unfinished(runs.list_runs(s, limit=1000))
+            found = [runs.get_run(s, run_id)] if run_id else runs.unfinished(s, profile=self.settings.profile)
+            if not found:
+                raise UsageError("No run is unfinished.", "Begin one: reflect run TASKSET")
+            run = found[0]
             active = nights.active_adapter(s, run.profile)
         known = {f.name for f in fields(Settings)}
         words = {name: value for name, value in run.config.items() if name in known}
@@ -160,19 +160,13 @@ class Workspace:
         flags = {name: run.config[name] for name in ("learn", "use_lessons") if name in run.config}
         return ws.run(run.taskset, n=run.n, k=run.k, seed=run.seed, progress=progress, **flags)
 
-    def _newest_unfinished(self, runs: Sequence[Run]) -> Run:
-        for run in sorted(runs, key=lambda run: -(run.id or 0)):
-            if run.status != "done" and run.profile == self.settings.profile:
-                return run
-        raise UsageError("No run is unfinished.", "Begin one: reflect run TASKSET")
-
-    def prompt(self, taskset: str | Path | Taskset, task_id: str | None = None) -> Prompt:
-        """What the model will see of a task; without an id, of the first holdout task."""
+    def prompt(self, taskset: str | Path | Taskset, task: str | Task | None = None) -> Prompt:
+        """What the model will see of a task, given by itself or its id; by default of the first holdout task."""
         from reflect.day.lessons import choose
         from reflect.day.rollout import messages_for
 
         found = self.taskset(taskset)
-        task = find_task(found, task_id)
+        task = find_task(found, task) if task is None or isinstance(task, str) else task
         with self.store.read() as s:
             lessons = choose(
                 s,
@@ -257,30 +251,21 @@ class Workspace:
         found = [self.taskset(name) for name in tasksets]
         return sleep(self.model, self.store, self.settings, tasksets=found, dry_run=dry_run, progress=progress, **dials)
 
-    def promote(self, name: str, *, force: bool = False) -> Adapter:
+    def promote(self, name: str) -> Adapter:
         """Make an adapter the active one, as its own night would have: what it holds leaves the prompt.
 
-        Raises AdapterError when it is damaged or for another base; UsageError when the gate rejected it, unless forced.
+        Raises AdapterError when it is damaged or for another base, UsageError when the gate rejected it.
         """
         from reflect.night import adapters
-        from reflect.store import lessons, nights
+        from reflect.store import nights
 
         with self.store.read() as s:
             adapter = nights.get_adapter(s, name)
-        if adapter.status == "rejected" and not force:
-            why = "; ".join(adapter.gate.get("reasons", [])) or "no reason was given"
-            raise UsageError(f"The gate rejected {adapter.name}: {why}.", "Use --force to promote it all the same.")
         adapters.verify(adapter, self.settings, self.model.fingerprint)
-        profile = self.settings.profile
+        judged = adapter.gate.get("lessons")
+        held = None if judged is None else [int(i) for i, found in judged.items() if found["verdict"] == "accept"]
         with self.store.write() as s:
-            active = nights.active_adapter(s, profile)
-            if active is None or active.id != adapter.id:
-                held = still_held(s, adapter)
-                nights.promote(s, adapter.id, profile, held, adapter.night_id)
-                for lesson in lessons.listing(s, profile=profile, status="distilled"):
-                    if lesson.id not in held:
-                        why = f"{adapter.name} does not hold it"
-                        lessons.revise(s, lesson.id, author="human", reason=why, status="active")
+            nights.promote(s, adapter.id, self.settings.profile, held)
         adapters.activate(self.model, self.store, self.settings)
         return adapter
 
@@ -317,24 +302,8 @@ class Workspace:
         """What is wrong with the database and the adapters, in sentences; [] when all is well."""
         from reflect.store import doctor
 
-        with self.store.read() as s:
-            problems = doctor.check(s)
+        problems = doctor.check(self.store)
         return problems + [problem for problem in self.verify(base=False).values() if problem]
-
-
-def still_held(s: Session, adapter: Adapter) -> list[int]:
-    """Ids of the lessons that the adapter passed its gate with and whose text is what it was in that night."""
-    from reflect.store import lessons, nights
-
-    night = nights.get_night(s, adapter.night_id) if adapter.night_id else None
-    held = []
-    for lesson_id, version in night.lessons if night else []:
-        head = lessons.get(s, lesson_id)
-        then = next(row for row in lessons.history(s, lesson_id) if row.version == version)
-        accepted = adapter.gate.get("lessons", {}).get(str(lesson_id), {}).get("verdict") == "accept"
-        if accepted and (head.when, head.do) == (then.when, then.do) and head.status in STANDING:
-            held.append(lesson_id)
-    return held
 
 
 def find_task(taskset: Taskset, task_id: str | None) -> Task:

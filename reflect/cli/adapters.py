@@ -54,14 +54,13 @@ def show(name: Name, db: Db = None, json: Json = False) -> None:
 @app.command()
 def promote(
     name: Name,
-    force: Annotated[bool, typer.Option("--force", help="Even if the gate rejected it.")] = False,
     db: Db = None,
     model: Model = None,
     profile: Profile = None,
     json: Json = False,
 ) -> None:
     """Make an adapter the active one. The lessons that it holds leave the prompt."""
-    adapter = workspace(db, profile, model).promote(name, force=force)
+    adapter = workspace(db, profile, model).promote(name)
     if json:
         return emit({"active": adapter.name})
     say(f"Active: {adapter.name}. To go back: reflect adapters rollback")

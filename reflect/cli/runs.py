@@ -46,16 +46,14 @@ def show(
         attempts = runs.rollouts(s, run_id)
         keys = list(dict.fromkeys(row.task_key for row in attempts))
         tasks = {key: runs.task(s, key) for key in keys}
-        reviews = [review for key in keys if (review := runs.get_reflection(s, run_id, key))]
-    scored = [row.reward for row in attempts if row.reward is not None]
-    reward = sum(scored) / len(scored) if scored else None
+        reviews = runs.reflections(s, run_id)
+        figures = runs.figures(s, run_id)
     if json:
-        data = {"rollouts": len(attempts), "errors": len(attempts) - len(scored), "reward": reward}
-        data |= {"reflections": [shape(review) for review in reviews]}
+        data = {**figures._asdict(), "reflections": [shape(review) for review in reviews]}
         return emit(shape(run) | data | ({"attempts": [shape(row) for row in attempts]} if rollouts else {}))
     about = f"{run.taskset}, seed {run.seed}, {run.status}, model {run.model}, adapter {run.adapter_id or '-'}"
     print(f"run {run.id}: {about}")
-    print(f"{len(attempts)} of {run.n * run.k} rollouts, {len(attempts) - len(scored)} broken, {len(reviews)} reviews")
+    print(f"{figures.rollouts} of {run.n * run.k} rollouts, {figures.errors} broken, {len(reviews)} reviews")
     table(
         [[tasks[key].task_id, *_counts([row.reward for row in attempts if row.task_key == key])] for key in keys],
         ["task", "mean", "rewards"],

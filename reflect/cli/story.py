@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from reflect.day.summary import Report
     from reflect.evaluate import ArmResult
     from reflect.records import Reflection, Rollout
+    from reflect.tasksets.base import Task
 
 Tell = Callable[[str], None]
-DAY = {"letters": (16, 8), "dialect": (32, 8)}  # tasks, and attempts at each
+DAY = {"letters": (24, 8), "dialect": (32, 8)}  # tasks, and attempts at each
 EXAM = 96  # holdout tasks of each taskset, the same in every arm
 ABOUT = {
     "letters": "How often is a letter in a word? The model reads whole words, never their letters.",
@@ -60,40 +61,39 @@ def day(ws: Workspace, name: str, seed: int, tell: Tell) -> int:
         report = ws.run(name, n=n, k=k, seed=seed, progress=bar)
     waves = " ".join(f"{reward:.2f}" for reward in report.rewards)
     tell(f"{report.n} tasks x {k} attempts in {clock(report.seconds)}; reward from wave to wave: {waves}.")
-    told_group(ws, report, tell)
-    lessons = ws.lessons.list(scope=name)
-    standing = [lesson for lesson in lessons if lesson.status in ("candidate", "active")]
+    standing = [lesson for lesson in ws.lessons.list(scope=name) if lesson.status in ("candidate", "active")]
+    told_group(ws, report, [(lesson.when, lesson.do) for lesson in standing], tell)
     tell(f"\nLessons of {name} at the end of the day:")
     for lesson in standing:
         tell(f"  {lesson.id}. when: {lesson.when} do: {lesson.do}")
     return report.rollouts
 
 
-def told_group(ws: Workspace, report: Report, tell: Tell) -> None:
-    """The first group that failed and succeeded and became a lesson, as it was written."""
+def told_group(ws: Workspace, report: Report, texts: Sequence[tuple[str, str]], tell: Tell) -> None:
+    """The first group that failed and succeeded and became one of the lessons that stand, as it was written."""
     from reflect.store import runs
 
     with ws.store.read() as s:
         rows = runs.rollouts(s, report.run_id)
-        keys = list(dict.fromkeys(row.task_key for row in rows))
-        reviews = {key: review for key in keys if (review := runs.get_reflection(s, report.run_id, key))}
-    ranked = sorted(reviews, key=lambda key: -worth_telling([r for r in rows if r.task_key == key], reviews[key]))
-    if not ranked:
+        reviews = {review.task_key: review for review in runs.reflections(s, report.run_id)}
+    groups = [[row for row in rows if row.task_key == key] for key in reviews]
+    if not groups:
         return
-    group = [row for row in rows if row.task_key == ranked[0]]
+    group = max(groups, key=lambda group: worth_telling(group, reviews[group[0].task_key], texts))
     tell(f"\nOne of the tasks: {said(group[0], 'user')}")
     for what, row in (("failed", worst(group)), ("succeeded", best(group))):
         if row is not None:
             tell(f"An attempt that {what} (reward {row.reward:g}{f', {row.feedback}' if row.feedback else ''}):")
             tell(quoted(said(row, "assistant")))
     tell(f"The model read its {len(group)} attempts with their rewards, and wrote:")
-    tell(quoted(reviews[ranked[0]].raw))
+    tell(quoted(reviews[group[0].task_key].raw))
 
 
-def worth_telling(group: Sequence[Rollout], review: Reflection) -> int:
-    """2 for a group with a failure, a success and a lesson that came of it; 1 for a part of that."""
-    wrote = any(edit["outcome"] in ("added", "superseded", "revised") for edit in review.edits)
-    return (best(group) is not None and worst(group) is not None) + wrote
+def worth_telling(group: Sequence[Rollout], review: Reflection, texts: Sequence[tuple[str, str]]) -> int:
+    """2 for a group with a failure, a success and a lesson that stands; 1 for a part of that."""
+    wrote = [edit for edit in review.edits if edit["outcome"] in ("added", "superseded", "revised")]
+    stands = any((edit["when"], edit["do"]) in texts for edit in wrote)
+    return (best(group) is not None and worst(group) is not None) + stands
 
 
 def best(group: Sequence[Rollout]) -> Rollout | None:
@@ -114,16 +114,15 @@ def quoted(text: str) -> str:
     return textwrap.indent("\n".join(lines) or "(nothing)", "  | ", lambda line: True)
 
 
-def example(ws: Workspace, name: str) -> tuple[str, str]:
-    """(taskset, id) of a holdout task whose prompt holds a lesson, if there is one."""
+def example(ws: Workspace, name: str) -> tuple[str, Task]:
+    """A holdout task whose prompt holds a lesson, if there is one, with its taskset."""
     tasks = ws.taskset(name).tasks("holdout", 8)
-    found = next((task for task in tasks if ws.prompt(name, task.id).lessons), tasks[0])
-    return name, found.id
+    return name, next((task for task in tasks if ws.prompt(name, task).lessons), tasks[0])
 
 
-def told_prompts(ws: Workspace, shown: Sequence[tuple[str, str]], what: str, tell: Tell) -> None:
-    for name, task_id in shown:
-        tell(f"\n{what}, {name}:\n{quoted(str(ws.prompt(name, task_id)))}")
+def told_prompts(ws: Workspace, shown: Sequence[tuple[str, Task]], what: str, tell: Tell) -> None:
+    for name, task in shown:
+        tell(f"\n{what}, {name}:\n{quoted(str(ws.prompt(name, task)))}")
 
 
 # -- the night ---------------------------------------------------------------------------------------------------------
@@ -239,7 +238,7 @@ def lesson_tokens(ws: Workspace, arms: dict[str, dict[str, ArmResult]], seed: in
     for name in arms:
         for task in ws.taskset(name).tasks("holdout", EXAM, seed):
             prompts += 1
-            for lesson in ws.prompt(name, task.id).lessons:
+            for lesson in ws.prompt(name, task).lessons:
                 after += lesson.tokens * (lesson.id in slept)
                 kept += lesson.tokens * (lesson.id not in slept)
     before = sum(results["base_in"].lesson_tokens for results in arms.values()) / len(arms)
