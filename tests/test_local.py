@@ -66,6 +66,14 @@ def test_rows_that_end_early_leave_the_others_alone(tiny: LocalModel) -> None:
         assert group == [tiny.sample([Request(request.messages, (s,), 30)])[0][0] for s in request.seeds]
 
 
+def test_prompts_that_begin_alike_are_read_as_if_alone(tiny: LocalModel) -> None:
+    lessons = " ".join(f"w{i}" for i in range(2, 32))
+    many = [Request(ask(*range(n), system=lessons), (n, n + 1, n + 2), 20) for n in (1, 5, 2, 20)]
+    assert tiny.sample(many) == [tiny.sample([request])[0] for request in many]
+    even = [Request(ask(n, system=lessons), (n,), 20) for n in (3, 4)]
+    assert tiny.sample(even) == [tiny.sample([request])[0] for request in even]
+
+
 def test_a_batch_that_exceeds_the_budget_is_split(tiny: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tiny.sample(MIXED)
     monkeypatch.setattr(LocalModel, "_cache_tokens", lambda self: 60)
@@ -156,11 +164,12 @@ def test_sliding_windows_answer_by_the_same_code(tmp_path: Path) -> None:
     )  # fmt: skip
     MistralForCausalLM(config).save_pretrained(folder)
     model = load_model(str(folder))
-    for request in MIXED:
+    alike = [Request(ask(*range(n), system=" ".join(["w9"] * 20)), (0,), 20, 0.0) for n in (3, 15)]
+    for request, others in [*((r, MIXED) for r in MIXED), *((r, alike) for r in alike)]:
         ids = torch.tensor([model.encode(request.messages)])
         with torch.inference_mode():
             out = model.network.generate(ids, do_sample=False, max_new_tokens=20)[0, ids.shape[1] :].tolist()
-        mine = model.sample([Request(request.messages, (1, 2), 20, 0.0), *MIXED])[0]
+        mine = model.sample([Request(request.messages, (1, 2), 20, 0.0), *others])[0]
         assert [c.tokens for c in mine] == [tuple(t for t in out if t not in model.ends)] * 2
 
 

@@ -13,6 +13,7 @@ Suffixes: P prompts, G sequences, K slots, R = G * K rows of the batch, V vocabu
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from reflect.errors import ModelError
 
 GREEDY = 1e-4  # a temperature below this is the argmax
 SLOTS = 8  # most rows in one sequence: each pays attention's arithmetic for the tokens of all
+SHARED = 16  # tokens that all prompts must begin with before they are read on their own
 DROP = 0.75  # the batch is compacted when it can shrink to this share
 
 
@@ -128,8 +130,7 @@ def _decode(network: Any, rows: list[Row], ends: frozenset[int], pad: int) -> No
     cache, logits_PV, seen_PT, length_P = _prefill(network, prompts, pad)
     width = seen_PT.shape[1]
 
-    plain = all(isinstance(layer, RoomyLayer) for layer in cache.layers)
-    owners, live, slots = _seat(rows, prompts, SLOTS if plain else 1)
+    owners, live, slots = _seat(rows, prompts, SLOTS if _plain(cache) else 1)
     owner_G = torch.tensor(owners, device=device)
     cache.reorder_cache(owner_G)
     seen_GT, length_G = seen_PT[owner_G], length_P[owner_G]
@@ -173,24 +174,39 @@ def _decode(network: Any, rows: list[Row], ends: frozenset[int], pad: int) -> No
 
 
 def _prefill(network: Any, prompts: list[tuple[int, ...]], pad: int) -> tuple[Any, ...]:
-    """(cache, logits of the last token [P, V], which tokens are no padding [P, T], lengths [P]); padded on the left."""
+    """(cache, logits of the last token [P, V], which tokens are no padding [P, T], lengths [P]).
+
+    What all prompts begin with, such as the same lessons, is read once; the rest is padded on the left.
+    """
     device = next(network.parameters()).device
-    width = max(map(len, prompts))
-    length_P = torch.tensor([len(p) for p in prompts], device=device)
-    ids_PT = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
-    place_PT = torch.arange(width, device=device)[None] - (width - length_P)[:, None]
-    seen_PT = place_PT >= 0
     cache = DynamicCache(config=network.config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    width, shortest = max(map(len, prompts)), min(map(len, prompts))
+    shared = min(len(os.path.commonprefix([min(prompts), max(prompts)])), shortest - 1)
+    if len(prompts) == 1 or shared < SHARED or not _plain(cache):
+        shared = 0  # also where padding between the two would count, as it does in a sliding window
+    else:
+        ids = torch.tensor([prompts[0][:shared]], device=device)
+        network(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.reorder_cache(torch.zeros(len(prompts), dtype=torch.long, device=device))
+
+    length_P = torch.tensor([len(p) for p in prompts], device=device)
+    rest_PT = torch.tensor([[pad] * (width - len(p)) + list(p[shared:]) for p in prompts], device=device)
+    place_PT = torch.arange(shared, width, device=device)[None] - (width - length_P)[:, None]
+    seen_PT = torch.cat([place_PT.new_ones(len(prompts), shared, dtype=torch.bool), place_PT >= shared], dim=1)
     out = network(
-        input_ids=ids_PT,
-        attention_mask=None if min(map(len, prompts)) == width else seen_PT,
+        input_ids=rest_PT,
+        attention_mask=None if shortest == width else seen_PT,
         position_ids=place_PT.clamp_min(0),
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
     )
     return cache, out.logits[:, -1], seen_PT, length_P
+
+
+def _plain(cache: DynamicCache) -> bool:
+    return all(isinstance(layer, RoomyLayer) for layer in cache.layers)
 
 
 def _seat(rows: list[Row], prompts: list[tuple[int, ...]], most: int) -> tuple[list[int], list[Row | None], int]:
