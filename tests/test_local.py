@@ -66,6 +66,13 @@ def test_rows_that_end_early_leave_the_others_alone(tiny: LocalModel) -> None:
         assert group == [tiny.sample([Request(request.messages, (s,), 30)])[0][0] for s in request.seeds]
 
 
+def test_most_rows_may_end_at_the_first_token(tiny: LocalModel) -> None:
+    long = Request(ask(1, 2), (7,), 20)
+    first = tiny.sample([long])
+    assert tiny.sample([long, Request(ask(1, 2), tuple(range(7)), max_tokens=1)])[:1] == first
+    assert tiny.sample([long, Request(ask(3), tuple(range(20)), max_tokens=1)])[:1] == first
+
+
 def test_prompts_that_begin_alike_are_read_as_if_alone(tiny: LocalModel) -> None:
     lessons = " ".join(f"w{i}" for i in range(2, 32))
     many = [Request(ask(*range(n), system=lessons), (n, n + 1, n + 2), 20) for n in (1, 5, 2, 20)]

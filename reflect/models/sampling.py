@@ -85,7 +85,7 @@ class RoomyLayer(DynamicLayer):
             torch.index_select(states[:, :, :width], 0, sequence_G, out=buffer[:, :, :width])
             tail_GHTKD = states[:, :, width:].unflatten(2, (steps, slots))
             chosen_GKHTD = tail_GHTKD[sequence_G[:, None], :, :, slot_GK]
-            buffer[:, :, width:size].unflatten(2, (steps, -1))[:] = chosen_GKHTD.permute(0, 2, 3, 1, 4)
+            buffer[:, :, width:size].unflatten(2, (steps, slot_GK.shape[1]))[:] = chosen_GKHTD.permute(0, 2, 3, 1, 4)
         self._hold(buffers, size)
 
     @staticmethod
