@@ -1,0 +1,254 @@
+"""A taskset from a file: JSONL (one task per line), or JSON and YAML (a list of tasks).
+
+    {"prompt": "How many r are in strawberry?", "verifier": "number", "answer": 3}
+    {"id": "capital-fr", "prompt": "The capital of France?", "answer": "Paris", "split": "holdout"}
+
+Fields: `prompt` (text) or `messages` ([{role, content}]); `answer` (text or number; the pattern for regex); `verifier`
+(exact when absent); `id` (a hash of the task when absent); `split` (by hash of the messages when absent, about 70 %
+practice, so that a question never stands on both sides); `gold` (a known-good final text, needed only for a pattern of
+which no example can be made). Other fields are ignored. A task without an id that stands there twice counts once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from reflect.errors import BadTaskFile, UnknownName
+from reflect.tasksets.base import Message, Split, Task, Taskset
+from reflect.tasksets.example import example
+from reflect.tasksets.verifiers import VERIFIERS, judged, last_number
+
+SUFFIXES = (".jsonl", ".json", ".yaml", ".yml")
+FIELDS = ("id", "prompt", "messages", "verifier", "answer", "split", "gold")
+ROLES = ("system", "user", "assistant", "tool")
+PRACTICE_SHARE = 0.7
+
+
+class Row(NamedTuple):
+    """One task as it stands in the file; `where` says file and line."""
+
+    where: str
+    fields: dict[str, Any]
+
+    def fail(self, field: str, problem: str, step: str) -> NoReturn:
+        raise BadTaskFile(f"{self.where}, field '{field}': {problem}.", step)
+
+
+class FileTaskset(Taskset):
+    """The tasks of one file. All of it is read and checked at once: a bad line stops a run before it starts."""
+
+    about = "tasks of a file"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = _name(path)
+        self._tasks: list[Task] = []
+        self._gold: dict[str, str] = {}
+        for task, gold in _read_tasks(path):
+            self._tasks.append(task)
+            self._gold[task.id] = gold
+
+    def tasks(self, split: Split, n: int | None = None, seed: int = 0) -> list[Task]:
+        rows = [task for task in self._tasks if task.split == split]
+        random.Random(f"{split} {seed}").shuffle(rows)
+        return rows if n is None else rows[:n]
+
+    def gold(self, task: Task) -> str:
+        return self._gold[task.id]
+
+
+def _name(path: Path) -> str:
+    """The path from here, as `load_taskset` takes it again, and the same for my.jsonl, ./my.jsonl and its full path."""
+    full = path.resolve()
+    here = Path.cwd().resolve()
+    return (full.relative_to(here) if full.is_relative_to(here) else full).as_posix()
+
+
+def _read_tasks(path: Path) -> list[tuple[Task, str]]:
+    """(task, known-good text) of every row, ids unique, no question on both sides."""
+    rows = [(row, _messages(row)) for row in _rows(path)]
+    if not rows:
+        raise BadTaskFile(f"{path} holds no task.", 'Give one task per line: {"prompt": "...", "answer": "..."}.')
+    splits = _splits([_hash(messages) for row, messages in rows if "split" not in row.fields])
+    tasks: dict[str, tuple[Task, str, Row]] = {}
+    sides: dict[str, tuple[Split, Row]] = {}
+    for row, messages in rows:
+        split = _split(row, splits.get(_hash(messages), "practice"))
+        task, gold = _task(row, messages, split)
+        if task.id in tasks:
+            if "id" not in row.fields:
+                continue
+            row.fail("id", f"'{task.id}' is already the id of {tasks[task.id][2].where}", "Give every task its own id.")
+        side, first = sides.setdefault(_hash(messages), (split, row))
+        if side != split:
+            row.fail("split", f"the same question is {side} in {first.where}", "Put it on one side only.")
+        tasks[task.id] = (task, gold, row)
+    return [(task, gold) for task, gold, _ in tasks.values()]
+
+
+def _task(row: Row, messages: list[Message], split: Split) -> tuple[Task, str]:
+    verifier = row.fields.get("verifier", "exact")
+    if verifier not in list(VERIFIERS):
+        row.fail("verifier", f"there is no verifier {verifier!r}", f"Use one of {', '.join(VERIFIERS)}.")
+    answer = _answer(row, verifier)
+    name = row.fields.get("id", _hash([messages, verifier, answer])[:8])
+    if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
+        row.fail("id", f"{name!r} is no id", "Give a short text or a number, or leave the field out.")
+    gold = row.fields.get("gold")
+    if gold is not None and not isinstance(gold, str):
+        row.fail("gold", "it is not a text", "Give one final text that must score 1.")
+    if gold is None:
+        gold = f"answer: {(example(str(answer)) or '') if verifier == 'regex' else answer}"
+    task = Task(id=str(name).strip(), messages=messages, verifier=verifier, answer=answer, split=split)
+    return task, gold
+
+
+def _answer(row: Row, verifier: str) -> str | int | float:
+    answer = row.fields.get("answer")
+    if answer is None or (isinstance(answer, str) and not answer.strip()):
+        near = next(iter(difflib.get_close_matches("answer", set(row.fields) - set(FIELDS), cutoff=0.7)), None)
+        row.fail(
+            "answer", "there is none", f"Rename '{near}' to 'answer'." if near else "Say what the right answer is."
+        )
+    if isinstance(answer, bool):
+        return "true" if answer else "false"
+    if not isinstance(answer, str | int | float):
+        row.fail("answer", "it is not a text or a number", 'Write it as one text, such as "2 1 3".')
+    if isinstance(answer, float) and not math.isfinite(answer):
+        row.fail("answer", f"{answer} is no number that can be compared", "Give a finite number.")
+    if verifier == "number" and last_number(str(answer)) is None:
+        row.fail("answer", f"{answer!r} holds no number", "Give a number, or another verifier.")
+    if verifier == "regex":
+        try:
+            re.compile(str(answer))
+        except re.error as e:
+            row.fail("answer", f"{answer!r} is no regular expression: {e}", "Mend the pattern.")
+    elif not judged(str(answer)):
+        row.fail("answer", "nothing follows its 'answer:'", "Say what the right answer is.")
+    return answer
+
+
+def _messages(row: Row) -> list[Message]:
+    """The conversation of a row, from `prompt` or `messages`. A misspelt field is reported before it is missed."""
+    for field in set(row.fields) - set(FIELDS):
+        near = next(iter(difflib.get_close_matches(field, FIELDS, n=1, cutoff=0.75)), None)
+        if near and near not in row.fields:
+            row.fail(field, "it is not known", f"Rename it to '{near}'.")
+    prompt, messages = row.fields.get("prompt"), row.fields.get("messages")
+    if (prompt is None) == (messages is None):
+        row.fail("prompt", "there is none" if prompt is None else "there is 'messages' too", "Give one of the two.")
+    if messages is None:
+        if not isinstance(prompt, str) or not prompt.strip():
+            row.fail("prompt", "it is not a text", 'Write "prompt": "your question".')
+        return [{"role": "user", "content": prompt}]
+    step = 'Write "messages": [{"role": "user", "content": "your question"}].'
+    if not isinstance(messages, list) or not messages:
+        row.fail("messages", "it is not a list of messages", step)
+    for m in messages:
+        if not isinstance(m, dict) or m.get("role") not in ROLES or not isinstance(m.get("content"), str):
+            row.fail("messages", f"{m!r} has no role ({', '.join(ROLES)}) and content", step)
+    if messages[-1]["role"] not in ("user", "tool") or not messages[-1]["content"].strip():
+        row.fail("messages", "the last one is not the user's", "End with what the model has to answer.")
+    return [dict(m) for m in messages]
+
+
+def _split(row: Row, default: Split) -> Split:
+    match row.fields.get("split", default):
+        case "practice":
+            return "practice"
+        case "holdout":
+            return "holdout"
+        case other:
+            row.fail("split", f"there is no split {other!r}", "Use practice or holdout, or leave the field out.")
+
+
+def _splits(hashes: list[str]) -> dict[str, Split]:
+    """A side for every question by its hash. Neither side stays empty when there are two questions or more."""
+    order = sorted(set(hashes))
+    line = f"{int(PRACTICE_SHARE * 16**8):08x}"
+    cut = sum(h[:8] < line for h in order)
+    cut = min(max(cut, 1), max(1, len(order) - 1))
+    return {h: "practice" if i < cut else "holdout" for i, h in enumerate(order)}
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as e:
+        raise UnknownName(f"There is no file {path}.", "Check the path, or run: reflect tasks list") from e
+    except UnicodeDecodeError as e:
+        line = e.object[: e.start].count(b"\n") + 1
+        raise BadTaskFile(f"{path}, line {line}: it is not UTF-8 text.", "Save the file as UTF-8.") from e
+    except OSError as e:
+        raise BadTaskFile(f"{path} cannot be read: {e.strerror}.", "Give a file that you may read.") from e
+    read = {".jsonl": _jsonl, ".json": _json}.get(path.suffix.lower(), _yaml)
+    for where, fields in read(path, text):
+        if not isinstance(fields, dict):
+            raise BadTaskFile(f"{where}: it is not a task.", 'A task looks like {"prompt": "...", "answer": "..."}.')
+        try:
+            json.dumps(fields, ensure_ascii=False).encode()
+        except UnicodeEncodeError as e:
+            raise BadTaskFile(f"{where}: it holds half a character (\\ud...).", "Write that character whole.") from e
+        yield Row(where, {str(name): value for name, value in fields.items() if value is not None})
+
+
+def _jsonl(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON text may hold U+2028
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                yield where, json.loads(line)
+            except (ValueError, RecursionError) as e:
+                raise BadTaskFile(f"{where}: this is no JSON: {_told(e)}.", "Write one whole task per line.") from e
+
+
+def _json(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    try:
+        tasks = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        line = f", line {e.lineno}" if isinstance(e, json.JSONDecodeError) else ""
+        step = "Write a list of tasks, or name the file .jsonl."
+        raise BadTaskFile(f"{path}{line}: this is no JSON: {_told(e)}.", step) from e
+    if not isinstance(tasks, list):
+        raise BadTaskFile(f"{path} is not a list of tasks.", "Write [task, task, ...].")
+    for number, fields in enumerate(tasks, 1):
+        yield f"{path}, task {number}", fields
+
+
+def _told(e: Exception) -> str:
+    return f"{e.msg} at column {e.colno}" if isinstance(e, json.JSONDecodeError) else str(e)
+
+
+def _yaml(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """Plain texts only (BaseLoader): `answer: no` is the word no, `answer: 010` is 010."""
+    import yaml
+
+    try:
+        root = yaml.compose(text, Loader=yaml.BaseLoader)
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise BadTaskFile(f"{path}{line}: {getattr(e, 'problem', None) or e}.", "Mend the YAML there.") from e
+    if root is None:
+        return
+    if not isinstance(root, yaml.SequenceNode):
+        raise BadTaskFile(f"{path} is not a list of tasks.", "Begin each task with '- prompt: ...'.")
+    maker = yaml.BaseLoader("")
+    for node in root.value:
+        where = f"{path}, line {node.start_mark.line + 1}"
+        try:
+            yield where, maker.construct_object(node, deep=True)
+        except yaml.YAMLError as e:
+            raise BadTaskFile(f"{where}: {getattr(e, 'problem', None) or e}.", "Mend the YAML there.") from e

@@ -1,0 +1,93 @@
+"""Score the final text of a rollout: exact | number | contains | regex.
+
+What is judged is the text after the last "answer:", or the whole text when there is none. Feedback speaks of the form
+only ("there is no number") and never holds the answer.
+
+    VERIFIERS["number"]("s t a r, so 1.  answer: 1", 1)   ->  Score(reward=1.0)
+
+Not covered: a pattern that takes for ever. `regex` runs without a time limit, so trust the patterns in a task file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+from reflect.tasksets.base import Score
+
+MARKER = re.compile(r"\banswer:(?:\*\*)?", re.IGNORECASE)  # also "**Answer:** 4"
+# A sign counts only where no word or number ends right before it: "10-3" ends in 3, "x = -3" in -3.
+NUMBER = re.compile(r"(?:(?<![\w.)])[-+])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}\b)?")
+
+
+def judged(text: str) -> str:
+    """The part of `text` that is scored: after the last "answer:", else all of it."""
+    return MARKER.split(text)[-1].strip()
+
+
+def normal(value: Any) -> str:
+    """One line, lower case, single spaces."""
+    return " ".join(str(value).split()).casefold()
+
+
+def exact(text: str, answer: Any) -> Score:
+    """The same words in the same order; case and white space do not count."""
+    got, want = normal(judged(text)), normal(judged(str(answer)))
+    if got == want:
+        return Score(1.0)
+    if not got:
+        return Score(0.0, "there is no answer")
+    if _letters(got) and _letters(got) == _letters(want):
+        return Score(0.0, "only the punctuation is off")
+    return Score(0.0, "" if MARKER.search(text) else "there is no answer: in it, so the whole text was judged")
+
+
+def contains(text: str, answer: Any) -> Score:
+    """The answer stands somewhere in the judged text; case and white space do not count."""
+    got, want = normal(judged(text)), normal(judged(str(answer)))
+    if got and want in got:
+        return Score(1.0)
+    return Score(0.0, "" if got else "there is no answer")
+
+
+def number(text: str, answer: Any) -> Score:
+    """The last number equals the answer: whole numbers exactly, others to one part in a million."""
+    got, want = last_number(judged(text)), last_number(str(answer))
+    if got is None:
+        return Score(0.0, "there is no number in the answer")
+    return Score(float(want is not None and _equal(got, want)))
+
+
+def regex(text: str, answer: Any) -> Score:
+    """The pattern is found in the judged text, or in it with its "answer:", as the pattern may name that word."""
+    tail = judged(text)
+    if any(re.search(str(answer), candidate) for candidate in (tail, f"answer: {tail}")):
+        return Score(1.0)
+    return Score(0.0, "" if tail else "there is no answer")
+
+
+VERIFIERS: dict[str, Callable[[str, Any], Score]] = {
+    "exact": exact,
+    "number": number,
+    "contains": contains,
+    "regex": regex,
+}
+
+
+def last_number(text: str) -> Decimal | None:
+    """The last number of `text`: 3, -2, 1,000, 0.5, .5, 2e-3; None when there is none."""
+    found = NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
+    return Decimal(found[-1].replace(",", "")) if found else None
+
+
+def _equal(a: Decimal, b: Decimal) -> bool:
+    if a == a.to_integral_value() and b == b.to_integral_value():
+        return a == b
+    return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
+
+
+def _letters(text: str) -> str:
+    return " ".join("".join(c if c.isalnum() else " " for c in text).split())
