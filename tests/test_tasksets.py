@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -257,6 +258,18 @@ def test_a_users_own_taskset_wins_and_a_broken_one_says_so(tmp_path: Path, monke
     assert "ZeroDivisionError" in about["broken"] and "not a Taskset" in about["wrong"] and "other" not in about
     with pytest.raises(UsageError, match="does not run"):
         load_taskset("broken")
+
+
+def test_the_taskset_that_the_docs_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    docs = (Path(__file__).parent.parent / "docs" / "tasks.md").read_text()
+    shown = {language: text for language, text in re.findall(r"```(\w+)\n(.*?)```", docs, re.DOTALL)}
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "sums.py").write_text(shown["python"])
+    assert check(load_taskset("sums")) == []
+    for name, language in (("my.jsonl", "json"), ("my.yaml", "yaml")):
+        (tmp_path / name).write_text(shown[language])
+        assert load_taskset(name).tasks("practice")
 
 
 def test_check_finds_what_is_wrong() -> None:

@@ -1,0 +1,40 @@
+# Every target sets up .venv itself when it is missing or stale.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+STAMP := .venv/.stamp
+PROOFS := $(wildcard scripts/proof_* scripts/bench_*)
+
+.PHONY: setup demo test lint proof clean
+.DELETE_ON_ERROR:
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "reflect needs Python 3.11 or newer: make setup PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "Setting up .venv; the first time takes minutes, most of them for torch." >&2
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/reflect demo
+
+# Two workers with one thread each: as fast as two cores go, and figures that do not depend on the number of cores.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check reflect tasks tests
+	$(BIN)/mypy
+
+# Every figure that we claim. All the scripts run, then those whose line was not met are named. QUICK=1: shorter runs.
+proof: $(STAMP)
+	@failed=; for script in $(PROOFS); do \
+		echo "== $$script" >&2; \
+		PATH="$(CURDIR)/$(BIN):$$PATH" $$script $(if $(QUICK),--quick) || failed="$$failed $$script"; \
+	done; test -z "$$failed" || { echo "Not met:$$failed" >&2; exit 1; }
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
