@@ -13,8 +13,8 @@ from reflect.errors import NightError, UnknownName, UsageError
 from reflect.models.base import Request
 from reflect.models.local import LocalModel
 from reflect.night import distill
-from reflect.night.curriculum import Data, Example, Question
 from reflect.night.distill import Row
+from reflect.night.harvest import Data, Example, Question
 from reflect.night.plan import make_plan
 
 SECRET = "w50 w51 w52"  # what the teacher's prompt says and the student's does not

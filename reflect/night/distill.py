@@ -29,7 +29,7 @@ from reflect.day.rollout import Progress
 from reflect.errors import NightError
 from reflect.models.base import Request
 from reflect.models.local import LocalModel
-from reflect.night.curriculum import Data, Question
+from reflect.night.harvest import Data, Question
 from reflect.night.plan import Plan
 
 CHECKPOINT_STEPS = 10

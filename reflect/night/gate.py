@@ -17,22 +17,19 @@ from reflect.config import Settings
 from reflect.day.rollout import Progress
 from reflect.evaluate import RESAMPLES, ArmResult, paired_difference, run_arm
 from reflect.models.local import LocalModel
-from reflect.night.curriculum import Data, Subject, lesson_effects, rows_for
+from reflect.night.curriculum import Rows, Subject, lesson_effects, rows_for
 from reflect.night.distill import drift
+from reflect.night.harvest import Data
 from reflect.night.plan import Plan
-from reflect.records import Lesson
 from reflect.store import Store
 from reflect.tasksets import available
 from reflect.tasksets.base import Task, Taskset
 
-HOLDOUT_TASKS = 48  # of each taskset; more where there are many lessons
-PER_LESSON = 8
+PER_LESSON = 8  # holdout tasks, where a taskset has many lessons
 ENOUGH = 0.8  # share of the gain that must survive in the weights
 MARGIN = 0.01  # a drop of one point beyond noise is harm
 DRIFT_WARNS, DRIFT_STOPS = 0.05, 0.3  # bits per token
 LESSON_ENOUGH = 0.7  # of one lesson's own gain: few tasks are behind it
-
-Rows = list[tuple[Task, list[Lesson]]]
 
 
 @dataclass(frozen=True)
@@ -65,11 +62,17 @@ ARMS = ("base_out", "base_in", "adapter_out", "adapter_in")
 
 
 def four_arms(
-    model: LocalModel, name: str, store: Store, subject: Subject, settings: Settings, progress: Progress | None = None
+    model: LocalModel,
+    name: str,
+    store: Store,
+    subject: Subject,
+    settings: Settings,
+    plan: Plan,
+    progress: Progress | None = None,
 ) -> Arms:
-    """Greedy, one answer per task; the base's weights are bare, the adapter's are `name`."""
-    n = max(HOLDOUT_TASKS, PER_LESSON * len(subject.lessons))
-    rows = rows_for(model, store, subject, settings, subject.taskset.tasks("holdout", n))
+    """Greedy, one answer to each holdout task in whose prompt a lesson of the night stands."""
+    n = max(plan.gate_tasks, PER_LESSON * len(subject.lessons))
+    rows = rows_for(model, store, subject, settings, subject.taskset.tasks("holdout"), n)
     bare: Rows = [(task, []) for task, _ in rows]
 
     def arm(adapter: str | None, what: Rows) -> ArmResult:
@@ -99,6 +102,8 @@ def _share(triples: Sequence[tuple[float, float, float]]) -> float:
 
 def check_gain(arms: Sequence[Arms]) -> Check:
     share, low = recovered(arms)
+    if not any(a.rows for a in arms):
+        return Check("gain", False, 0.0, ENOUGH, "there are no holdout tasks for these lessons, so nothing is proven")
     text = f"the weights keep {share:.0%} of the gain that the lessons give in the prompt (at least {low:.0%})"
     return Check("gain", share >= ENOUGH and low > 0, share, ENOUGH, text)
 
@@ -155,13 +160,13 @@ def gate(
 
     `previous`: the loaded adapter that would be replaced; the lessons that it holds must be held as well.
     """
-    arms = [four_arms(model, name, store, subject, settings, progress) for subject in subjects]
+    arms = [four_arms(model, name, store, subject, settings, plan, progress) for subject in subjects]
     checks = [check_gain(arms), *map(check_each_taskset, arms)]
     if previous:
         checks += [c for a in arms for c in _earlier(model, previous, a, settings)]
     # None of the following tasks was an anchor: those have other seeds.
-    new = [(t, t.following(HOLDOUT_TASKS, seed=-1)) for t in _all_tasksets(subjects)]
-    unrelated = [(t, t.tasks("holdout", HOLDOUT_TASKS)) for t in available() if t.name in data.figures["outside"]]
+    new = [(t, t.following(plan.gate_tasks, seed=-1)) for t in _all_tasksets(subjects)]
+    unrelated = [(t, t.tasks("holdout", plan.gate_tasks)) for t in available() if t.name in data.figures["outside"]]
     follows: dict[str, dict[str, float]] = {}
     for what, group in (("following new lessons in", new), ("unrelated", unrelated)):
         for taskset, tasks in group:

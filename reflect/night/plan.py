@@ -35,6 +35,7 @@ METHODS: dict[str, tuple[tuple[str, float], ...]] = {
     "sft": (("sft", 1.0),),
     "distill": (("distill", 1.0),),
 }
+FEWEST_MINUTES, MINUTES_PER_LESSON = 0.5, 1 / 15  # of the budget, where none is given
 DIVERGENCES = ("forward", "reverse", "jsd")
 
 
@@ -55,6 +56,7 @@ class Plan:
     fewest_tasks: int = 32  # of one taskset
     samples: int = 2  # the teacher's attempts at each task
     anchors: int = 160
+    gate_tasks: int = 48  # holdout tasks of each taskset, more where there are many lessons
     temperature: float = 1.0
     micro_tokens: int = 8192  # padded tokens that go through the network at once
 
@@ -69,23 +71,26 @@ class Plan:
 
 def make_plan(
     parameters: int,
+    lessons: int = 1,
     *,
     method: str = "staged",
     divergence: str | None = None,
-    budget: float = 0.5,
+    budget: float | None = None,
     seed: int = 0,
     **changes: Any,
 ) -> Plan:
-    """The plan for a model of so many parameters. Raises UnknownName for a method or divergence that there is not.
+    """The plan for a model of so many parameters and so many lessons; a budget of None follows from these.
 
+    `changes` are other fields of Plan. Raises UnknownName for a method or divergence that there is not.
     `reverse` after a warm start, `forward` where there was none: reverse needs a student that already does the thing.
     """
     if method not in METHODS:
         raise UnknownName(f"There is no sleep method '{method}'.", f"The methods are: {', '.join(METHODS)}.")
     if divergence is not None and divergence not in DIVERGENCES:
         raise UnknownName(f"There is no divergence '{divergence}'.", f"There are: {', '.join(DIVERGENCES)}.")
-    if not 0 < budget <= 24 * 60:
+    if budget is not None and not 0 < budget <= 24 * 60:
         raise UsageError(f"A budget of {budget:g} minutes is not between 0 and a day.", "Try --budget 1m.")
+    budget = budget if budget is not None else max(FEWEST_MINUTES, MINUTES_PER_LESSON * lessons)
     size = next(size for size in SIZES if parameters <= size.parameters)
     total = max(4, round(budget * size.steps))
     rates = {"sft": size.sft, "distill": size.distill}

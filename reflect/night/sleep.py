@@ -20,7 +20,8 @@ from reflect.day.rollout import Progress
 from reflect.errors import AdapterError, NightError, UsageError
 from reflect.models.base import Model
 from reflect.night import adapters, curriculum
-from reflect.night.curriculum import Data, Subject
+from reflect.night.curriculum import Subject
+from reflect.night.harvest import Data, harvest
 from reflect.night.plan import Plan, make_plan
 from reflect.night.workshop import Workshop, night_key, the_lock
 from reflect.records import Adapter, Lesson, Night
@@ -59,7 +60,7 @@ def sleep(
 ) -> NightReport:
     """Sleep over all lessons of the profile. `tasksets`: where they are practised, when their scope does not say it.
 
-    `dials` are those of `make_plan`: method, divergence, budget (minutes), seed. The model ends with the profile's
+    `dials` are those of `make_plan`: method, divergence, budget (minutes), seed ... The model ends with the profile's
     active adapter on. Raises NightBusy when another sleep runs, UsageError for a model that has no weights here.
     """
     began = time.monotonic()
@@ -72,7 +73,7 @@ def sleep(
             return NightReport("nothing", "There are no lessons yet. Practise first: `reflect run TASKSET`.")
         subjects = curriculum.subjects(store, settings.profile, lessons, tasksets)
         base_parameters = sum(p.numel() for name, p in network.named_parameters() if ".lora_" not in name)
-        plan = make_plan(base_parameters, **dials)
+        plan = make_plan(base_parameters, len(lessons), **dials)
         if dry_run:
             return NightReport("planned", in_words(plan, subjects), lessons=_ids(lessons), plan=plan.shape())
         night = begin(model, store, settings, subjects, plan)
@@ -126,9 +127,7 @@ def live(
 
     # Make the teacher's data.
     failed = {key for figures in found["tasksets"].values() for key in figures["failed"]}
-    data = Data.of(
-        stage("harvest", lambda tell: curriculum.harvest(model, store, held, settings, plan, failed, tell).shape())
-    )
+    data = Data.of(stage("harvest", lambda tell: harvest(model, store, held, settings, plan, failed, tell).shape()))
     if not data.harvest:
         return end(store, night, work, "nothing", found, "Even with the lessons no attempt passes the verifier.")
 
@@ -150,7 +149,7 @@ def live(
     # Gate.
     previous = load_previous(model, store, settings, name)
     verdict = stage("gate", lambda tell: gate(model, name, store, held, data, settings, plan, previous, progress=tell))
-    end(store, night, work, "promoted" if verdict["ok"] else "rejected", found, "", verdict, adapter, held)
+    end(store, night, work, "promoted" if verdict["ok"] else "rejected", found, "", verdict, adapter)
 
 
 def begin(model: Model, store: Store, settings: Settings, subjects: Sequence[Subject], plan: Plan) -> Night:
@@ -158,8 +157,8 @@ def begin(model: Model, store: Store, settings: Settings, subjects: Sequence[Sub
     key = night_key(model, settings, subjects, plan)
     lessons = {lesson.id: lesson for subject in subjects for lesson in subject.lessons}
     with store.write() as s:
-        stale = [x for x in nights.list_nights(s) if (x.status, x.profile) == ("running", settings.profile)]
-        stale = [x for x in stale if x.key != key]
+        earlier = nights.list_nights(s, profile=settings.profile)
+        stale = [other for other in earlier if other.status == "running" and other.key != key]
         for other in stale:
             nights.finish_night(s, other.id, "failed", "it was interrupted, and the lessons have changed since")
         night = nights.start_night(
@@ -167,7 +166,7 @@ def begin(model: Model, store: Store, settings: Settings, subjects: Sequence[Sub
             key=key,
             profile=settings.profile,
             config=plan.shape(),
-            lessons=[[lesson.id, lesson.version] for lesson in lessons.values()],
+            lessons=[[lesson.id or 0, lesson.version] for lesson in lessons.values()],
         )
     for other in stale:
         Workshop(settings, other.key).clear()
@@ -197,39 +196,27 @@ def end(
     reason: str,
     verdict: dict[str, Any] | None = None,
     adapter: Adapter | None = None,
-    held: Sequence[Subject] = (),
 ) -> None:
     """Write down how the night ended, and with a good adapter promote it: one transaction."""
-    slept = {lesson.id: lesson for subject in held for lesson in subject.lessons}
+    common = {"model_fingerprint": found["model_fingerprint"], "night_id": night.id}
     with store.write() as s:
-        lessons = [lessons_db.get(s, lesson_id) for lesson_id, _ in night.lessons]
-        common = {"model_fingerprint": found["model_fingerprint"], "night_id": night.id}
         for trial in curriculum.trials(found["lessons"], night.lessons, "preflight", **common):
             nights.add_trial(s, trial)
         if adapter is not None and verdict is not None:
-            adapter.gate, adapter.status = verdict, "candidate" if status == "promoted" else "rejected"
-            columns = adapter.model_dump(exclude={"id", "created"})
-            adapter = nights.add_adapter(s, **columns)
-            common["adapter_id"] = adapter.id
-            for trial in curriculum.trials(verdict["lessons"], night.lessons, "probe", **common):
+            good = status == "promoted"
+            columns = adapter.model_dump(exclude={"id"})
+            adapter = nights.add_adapter(
+                s, **columns | {"gate": verdict, "status": "candidate" if good else "rejected"}
+            )
+            for trial in curriculum.trials(verdict["lessons"], night.lessons, "probe", adapter_id=adapter.id, **common):
                 nights.add_trial(s, trial)
-            reason = "; ".join(verdict["reasons"])
-        if adapter is not None and verdict is not None and status == "promoted":
-            # A lesson that was edited while the night ran is not what the adapter holds.
-            same = [x for x in lessons if x.id in slept and (x.when, x.do) == (slept[x.id].when, slept[x.id].do)]
-            kept = [
-                x.id
-                for x in same
-                if x.status in curriculum.HELD_STATUSES
-                and verdict["lessons"].get(str(x.id), {}).get("verdict") == "accept"
-            ]
-            nights.promote(s, adapter.id, night.profile, kept, night.id)
-            for lesson in lessons:
-                if lesson.status == "distilled" and lesson.id not in kept:
-                    why = "the new adapter does not hold it"
-                    lessons_db.revise(s, lesson.id, author="night", reason=why, status="active", night_id=night.id)
-            reason = f"{adapter.name} holds {len(kept)} of {len(lessons)} lessons."
-        nights.finish_night(s, night.id, status, reason)
+            kept = sorted(int(i) for i, figures in verdict["lessons"].items() if figures["verdict"] == "accept")
+            if good:
+                row = nights.get_night(s, night.id)
+                row.lessons = [pair for pair in night.lessons if pair[0] in kept]
+                nights.promote(s, adapter.id, night.profile, kept, night.id)
+            reason = f"{adapter.name} holds {len(kept)} lessons." if good else "; ".join(verdict["reasons"])
+        nights.finish_night(s, night.id, status, reason, adapter.id if adapter else None)
     work.clear()
 
 
@@ -237,7 +224,8 @@ def report(store: Store, night_id: int, seconds: float, again: bool) -> NightRep
     with store.read() as s:
         night = nights.get_night(s, night_id)
         adapter = nights.get_adapter(s, night.adapter_id) if night.adapter_id else None
-        distilled = {v.lesson_id for v in lessons_db.versions_of_night(s, night_id) if v.status == "distilled"}
+        touched = lessons_db.versions_of_night(s, night_id)
+        distilled = {row.lesson_id for row in touched if row.author == "night" and row.status == "distilled"}
     return NightReport(
         status=night.status,
         reason=night.reason,

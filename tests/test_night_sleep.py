@@ -1,0 +1,267 @@
+"""Whole nights with the pocket model on a real database: promotion, refusal, repetition, damage, sudden death."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import filelock
+import pytest
+
+from reflect.config import Settings
+from reflect.errors import AdapterCorrupt, AdapterMismatch, NightBusy, UnknownName, UsageError
+from reflect.models import POCKET
+from reflect.models.base import Request
+from reflect.models.local import LocalModel
+from reflect.night import adapters
+from reflect.night.sleep import sleep
+from reflect.store import Store, doctor, lessons, nights
+from reflect.tasksets import load_taskset
+
+SMALL = {"budget": 0.25, "batch": 20, "anchors": 40, "tasks_per_lesson": 8, "fewest_tasks": 16, "gate_tasks": 16}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(db=str(tmp_path / "lessons.db"))
+
+
+@pytest.fixture
+def store(settings: Settings) -> Store:
+    return Store(settings.db)
+
+
+def teach(store: Store, taskset: str = "dialect", *, wrong: bool = False, trust: str = "clean") -> list[int]:
+    """Lessons about the first three verbs of a set; returns their ids. `wrong`: each names another verb's operation."""
+    meanings = load_taskset(taskset).meanings
+    verbs, operations = list(meanings)[:3], list(meanings.values())[3 if wrong else 0 :]
+    told = [(f"the task says {verb}", f"use {op}") for verb, op in zip(verbs, operations, strict=False)]
+    with store.write() as s:
+        return [lessons.add(s, when=when, do=do, author="human", scope=taskset, trust=trust).id for when, do in told]
+
+
+def statuses(store: Store) -> list[str]:
+    with store.read() as s:
+        return [lesson.status for lesson in lessons.listing(s)]
+
+
+def answers(model: LocalModel, n: int = 12) -> list[str]:
+    """Greedy, without lessons, as the model is set now."""
+    tasks = load_taskset("dialect").tasks("practice", n)
+    return [c[0].text for c in model.sample([Request(task.messages, temperature=0.0, max_tokens=30) for task in tasks])]
+
+
+def state(store: Store) -> dict:
+    """What a night leaves behind, but for times."""
+    with store.read() as s:
+        return {
+            "lessons": [(x.id, x.version, x.status) for x in lessons.listing(s)],
+            "nights": [(x.key, x.status, x.reason, x.stages, x.lessons) for x in nights.list_nights(s)],
+            "adapters": [(x.name, x.status, x.manifest, x.gate) for x in nights.list_adapters(s)],
+            "trials": [(x.lesson_id, x.kind, x.effect, x.verdict) for x in nights.trials(s)],
+        }
+
+
+def test_a_night_moves_lessons_from_the_prompt_into_the_weights(
+    pocket: LocalModel, store: Store, settings: Settings
+) -> None:
+    ids = teach(store)
+    before = answers(pocket)
+    told: list[str] = []
+    report = sleep(pocket, store, settings, progress=lambda done, total, what: told.append(what), **SMALL)
+    assert (report.status, report.distilled) == ("promoted", ids), report.reason
+    assert set(statuses(store)) == {"distilled"}
+    assert pocket.active == report.adapter
+    assert {what.split(":")[0] for what in told} == {"preflight", "harvest", "train", "gate"}
+    gate = report.stages["gate"]
+    assert gate["recovered"] >= 0.8
+    assert gate["arms"]["dialect"]["adapter_out"]["reward"] > gate["arms"]["dialect"]["base_out"]["reward"]
+    assert answers(pocket) != before
+    with store.read() as s:
+        assert {t.kind for t in nights.trials(s, ids[0])} == {"preflight", "probe"}
+        assert doctor.check(s) == []
+    assert not list((settings.home_path / "nights").iterdir())
+
+    again = sleep(pocket, store, settings, **SMALL)
+    assert again.again and again.night_id == report.night_id and again.status == "promoted"
+
+    with store.write() as s:
+        nights.rollback(s)
+    assert adapters.activate(pocket, store, settings) is None
+    assert pocket.active is None and answers(pocket) == before
+    assert set(statuses(store)) == {"candidate"}
+
+
+def test_the_next_night_holds_the_old_lessons_and_the_new(pocket: LocalModel, store: Store, settings: Settings) -> None:
+    teach(store)
+    first = sleep(pocket, store, settings, **SMALL)
+    teach(store, "dialect:2")
+    second = sleep(pocket, store, settings, **SMALL)
+    assert (first.status, second.status) == ("promoted", "promoted"), second.reason
+    assert set(statuses(store)) == {"distilled"}
+    names = [check["name"] for check in second.stages["gate"]["checks"]]
+    assert "earlier lessons of dialect" in names
+    with store.write() as s:
+        assert nights.rollback(s).now.name == first.adapter
+    adapters.activate(pocket, store, settings)
+    assert pocket.active == first.adapter
+    assert statuses(store) == ["distilled"] * 3 + ["candidate"] * 3
+
+
+def test_a_lesson_that_does_not_help_stays_in_the_prompt(pocket: LocalModel, store: Store, settings: Settings) -> None:
+    teach(store, wrong=True)
+    report = sleep(pocket, store, settings, **SMALL)
+    assert report.status == "nothing", (report.reason, report.stages)
+    assert set(statuses(store)) == {"candidate"}
+    assert sleep(pocket, store, settings, **SMALL).again
+
+
+def test_without_lessons_there_is_nothing_to_do(pocket: LocalModel, store: Store, settings: Settings) -> None:
+    assert sleep(pocket, store, settings).status == "nothing"
+    teach(store, trust="untrusted")
+    assert sleep(pocket, store, settings).status == "nothing"
+
+
+def test_a_dry_run_writes_nothing(pocket: LocalModel, store: Store, settings: Settings) -> None:
+    teach(store)
+    before = state(store)
+    report = sleep(pocket, store, settings, dry_run=True)
+    assert report.status == "planned" and "3 lessons of dialect" in report.reason
+    assert state(store) == before
+
+
+def test_what_cannot_be_slept_is_said(pocket: LocalModel, store: Store, settings: Settings) -> None:
+    from tests.day_model import RuleModel
+
+    with pytest.raises(UsageError, match="no weights"):
+        sleep(RuleModel(), store, settings)
+    with store.write() as s:
+        lessons.add(s, when="it rains", do="stay", author="human", scope="weather")
+    with pytest.raises(UnknownName, match="None of the lessons"):
+        sleep(pocket, store, settings)
+    with pytest.raises(UnknownName, match="hypnosis"):
+        teach(store)
+        sleep(pocket, store, settings, method="hypnosis")
+
+
+def test_only_one_sleeps_at_a_time(pocket: LocalModel, store: Store, settings: Settings) -> None:
+    settings.home_path.mkdir(parents=True)
+    with filelock.FileLock(settings.home_path / "sleep.lock"), pytest.raises(NightBusy):
+        sleep(pocket, store, settings)
+
+
+def test_a_damaged_or_foreign_adapter_is_refused(
+    pocket: LocalModel, tiny: LocalModel, store: Store, settings: Settings
+) -> None:
+    pocket.new_adapter("one", rank=2, alpha=32, seed=0)
+    folder = adapters.publish(pocket, "one", settings, {"lessons": []})
+    adapter = adapters.row(pocket, "one", settings)
+    pocket.drop_adapter("one")
+    adapters.load(pocket, adapter, settings)
+    assert pocket.adapters == ["one"]
+    with pytest.raises(AdapterMismatch, match="another base"):
+        adapters.load(tiny, adapter, settings)
+    file = folder / "adapter_model.safetensors"
+    whole = file.read_bytes()
+    at = random.Random(1).randrange(len(whole))
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(AdapterCorrupt, match="adapter_model.safetensors differs"):
+        adapters.verify(adapter, settings)
+    file.write_bytes(whole)
+    (folder / "extra.bin").write_bytes(b"?")
+    with pytest.raises(AdapterCorrupt, match="extra.bin"):
+        adapters.verify(adapter, settings)
+    (folder / "extra.bin").unlink()
+    adapters.verify(adapter, settings, pocket.fingerprint)
+
+
+def test_an_unfinished_folder_is_never_an_adapter(pocket: LocalModel, settings: Settings) -> None:
+    left = adapters.home(settings) / f"{adapters.UNFINISHED}night-1"
+    left.mkdir(parents=True)
+    (left / "adapter_model.safetensors").write_bytes(b"half")
+    assert not adapters.exists("night-1", settings)
+    adapters.sweep(settings)
+    assert list(adapters.home(settings).iterdir()) == []
+
+
+# -- sudden death ------------------------------------------------------------------------------------------------------
+
+NIGHT = textwrap.dedent(
+    """
+    import sys, torch
+    torch.set_num_threads(1)
+    from reflect.config import Settings
+    from reflect.models import load_model
+    from reflect.night.sleep import sleep
+    from reflect.store import Store
+    settings = Settings(db=sys.argv[1], threads=1)
+    print("awake", flush=True)
+    report = sleep(load_model("pocket"), Store(settings.db), settings, **eval(sys.argv[2]))
+    print(report.status)
+    """
+)
+
+
+def start(db: Path) -> subprocess.Popen:
+    command = [sys.executable, "-c", NIGHT, str(db), repr(SMALL | {"budget": 0.1})]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+
+
+def finish(db: Path) -> dict:
+    process = start(db)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return state(Store(str(db)))
+
+
+def die_often(db: Path, kills: int, longest: float, rng: random.Random) -> int:
+    """Kill the night at random moments; returns how many kills met it alive."""
+    met = 0
+    for _ in range(kills):
+        process = start(db)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(rng.uniform(0, longest))
+        met += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        with Store(str(db)).read() as s:
+            assert doctor.check(s) == []
+            standing = {adapter.name for adapter in nights.list_adapters(s)}
+        whole = set(path.name for path in (db.parent / ".reflect" / "adapters").glob("night-*"))
+        assert standing <= whole
+        for name in whole:
+            assert (db.parent / ".reflect" / "adapters" / name / adapters.CARD).exists()
+    return met
+
+
+def compare_with_undisturbed(tmp_path: Path, kills: int, seed: int) -> None:
+    if not (POCKET / "config.json").is_file():
+        pytest.skip("the pocket model has not been trained yet")
+    calm, wild = tmp_path / "calm" / "lessons.db", tmp_path / "wild" / "lessons.db"
+    for db in (calm, wild):
+        teach(Store(str(db)))
+    began = time.monotonic()
+    expected = finish(calm)
+    took = time.monotonic() - began
+    assert die_often(wild, kills, took, random.Random(seed)) > 0
+    assert finish(wild) == expected
+    left = [
+        path for path in (wild.parent / ".reflect").rglob("*") if "unfinished" in path.name or path.suffix == ".tmp"
+    ]
+    assert left == []
+
+
+def test_a_night_that_is_killed_ends_as_one_that_is_not(tmp_path: Path) -> None:
+    compare_with_undisturbed(tmp_path, kills=2, seed=1)
+
+
+@pytest.mark.slow
+def test_a_night_that_is_killed_twenty_times(tmp_path: Path) -> None:
+    compare_with_undisturbed(tmp_path, kills=20, seed=2)
