@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from reflect.cli import app, run_command
 
-DOCS = (Path(__file__).parent.parent / "docs" / "cli.md").read_text()
+DOCS = Path(__file__).parent.parent / "docs" / "cli.md"
 
 
 def commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -40,14 +40,15 @@ def test_every_command_has_help(words: tuple[str, ...], command: Any, capsys: py
 
 @pytest.mark.parametrize(("words", "command"), ALL)
 def test_every_command_and_option_is_in_the_docs(words: tuple[str, ...], command: Any) -> None:
-    assert " ".join(("reflect", *words)) in DOCS
+    docs = DOCS.read_text()
+    assert " ".join(("reflect", *words)) in docs
     options = {o for p in command.params for o in p.opts if o.startswith("--") and o not in ("--help", "--version")}
-    assert not {option for option in options if not re.search(rf"{option}\b", DOCS)}
+    assert not {option for option in options if not re.search(rf"{option}\b", docs)}
 
 
 def test_the_docs_name_no_command_that_there_is_not() -> None:
     known = {" ".join(words) for words, _ in commands(get_command(app))}
-    for line in re.findall(r"^#+ .*`reflect ([a-z ]+?)`", DOCS, re.MULTILINE):
+    for line in re.findall(r"^#+ .*`reflect ([a-z ]+?)`", DOCS.read_text(), re.MULTILINE):
         assert line.strip() in known, f"docs/cli.md has a section on reflect {line}"
 
 
