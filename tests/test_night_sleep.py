@@ -209,7 +209,7 @@ NIGHT = textwrap.dedent(
 
 
 def start(db: Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", NIGHT, str(db), repr(SMALL | {"budget": 0.1})]
+    command = [sys.executable, "-c", NIGHT, str(db), repr(SMALL)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
 
 

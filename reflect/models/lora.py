@@ -6,6 +6,7 @@ active each layer runs its own base weights alone, to the last bit.
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Iterator
@@ -147,13 +148,11 @@ class Loras:
         save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()},
                   str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})  # fmt: skip
         config = self._peft.peft_config[name]
-        kept = config.lora_alpha, config.inference_mode, config.base_model_name_or_path
-        alpha = config.lora_alpha * self._scales[name]
-        config.lora_alpha, config.inference_mode, config.base_model_name_or_path = alpha, True, base
-        try:
-            config.save_pretrained(str(folder))
-        finally:
-            config.lora_alpha, config.inference_mode, config.base_model_name_or_path = kept
+        saved = copy.copy(config)
+        saved.lora_alpha = config.lora_alpha * self._scales[name]
+        saved.inference_mode, saved.base_model_name_or_path = True, base
+        saved.target_modules = sorted(config.target_modules)  # peft's set has another order in every process
+        saved.save_pretrained(str(folder))
 
     def _known(self, name: str) -> None:
         if name not in self._scales:
