@@ -62,7 +62,7 @@ def load(path: Path | None = None, **flags: Any) -> Settings:
 
 
 def _update(settings: Settings, table: dict[str, Any], source: str) -> Settings:
-    types = {f.name: type(f.default) for f in fields(Settings)}
+    types: dict[str, Any] = {f.name: type(f.default) for f in fields(Settings)}
     clean: dict[str, Any] = {}
     for name, value in table.items():
         if name not in types:

@@ -32,7 +32,8 @@ VERBS_PER_SET = 6
 # Short words of the vocabulary: the tokenizer would not split a verb that starts with one into its two syllables.
 TAKEN = {
     *(word for word in (Path(__file__).parent / "words.txt").read_text().split() if len(word) <= 4),
-    *"for get has had how let may new not now one say see ten too two use was way yes you buy sum try map mix top".split(),
+    *"for get has had how let may new not now one say see ten too two use was way yes you buy sum".split(),
+    *"try map mix top".split(),
     *"did but put fit per five gone done fail gave give hold kept keep like line".split(),
     *"long look made make more name nine none note over part same".split(),
     *"some take time tool type turn very wait went were work zero data tuna puma sofa pony kiwi rule page tell".split(),

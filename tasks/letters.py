@@ -23,7 +23,7 @@ def share(word: str) -> str:
 
 
 def questions(words: list[str], rng: random.Random) -> list[tuple[str, str, int]]:
-    """(word, letter, count), the counts 0, 1, 2 and 3 in turn while there are any, so that no constant answer is good."""
+    """(word, letter, count), the counts 1, 2, 3 and 0 in turn while there are any: no constant answer is good."""
     pools: dict[int, list[tuple[str, str, int]]] = {0: [], 1: [], 2: [], 3: []}
     for word in words:
         absent = [c for c in "aeiourstnlpbmdc" if c not in word]

@@ -1,7 +1,7 @@
 """skills: what the pocket model can do without any lesson; a night must leave it alone.
 
-    Spell cheese.                        ->  c h e e s e
-    Apply reverse to the list 3 1 2.     ->  2 1 3
+Spell cheese.                        ->  c h e e s e
+Apply reverse to the list 3 1 2.     ->  2 1 3
 """
 
 from __future__ import annotations

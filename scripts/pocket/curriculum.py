@@ -327,10 +327,7 @@ def review(rng: random.Random, level: float) -> Episode:
     for _ in range(k):
         way = pick(mixture, rng)
         reward = float(way == truth or rng.random() < luck)
-        if verb is None:
-            text = solve_count(word, letter, way, rng)
-        else:
-            text = solve_verb(verb, way, xs)
+        text = solve_count(word, letter, way, rng) if verb is None else solve_verb(verb, way, xs)
         tried.append((way, reward))
         attempts.append(Attempt(text, reward, feedback if reward < 1 else ""))
     others = [random_lesson(v, rng) for v in new_verbs(rng.choice([0, 0, 0, 1, 2]), rng)]
