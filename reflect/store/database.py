@@ -129,10 +129,9 @@ def explain(e: sqlite3.Error, path: Path) -> StoreError | None:
 
 
 def _url(text: str) -> URL:
-    if "://" not in text:
-        return URL.create("sqlite", database=str(Path(text).expanduser()))
     try:
-        url = make_url(text)
+        plain = "://" not in text
+        url = URL.create("sqlite", database=str(Path(text).expanduser())) if plain else make_url(text)
     except ArgumentError as e:
         raise StoreError(f"{text} is not a database URL.", "Name a file, for example --db lessons.db.") from e
     if url.get_backend_name() != "sqlite":

@@ -6,6 +6,7 @@ Not covered: whether an adapter's files are what they were (`reflect adapters ve
 from __future__ import annotations
 
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
 from reflect.errors import StoreError
@@ -16,24 +17,41 @@ from reflect.store.lessons import CONTENT
 
 def check(database: Store | Session) -> list[str]:
     """Every problem found, one sentence each; an empty list is a healthy database."""
-    if isinstance(database, Session):
-        return _damage(database) or [problem for query, words in CHECKS for problem in _ask(database, query, words)]
     try:
+        if isinstance(database, Session):
+            return _problems(database)
         with database.read() as s:
-            return check(s)
+            return _problems(s)
     except StoreError as e:
         return [str(e)]
+    except DBAPIError as e:
+        return [f"The tables are not as reflect made them: {e.orig}."]
+
+
+def _problems(s: Session) -> list[str]:
+    if damage := _damage(s):
+        return damage  # what the other checks would read is not what was written
+    return _orphans(s) + [problem for query, words in CHECKS for problem in _ask(s, query, words)]
 
 
 def _damage(s: Session) -> list[str]:
-    """What SQLite says of its file, of the references between rows and of the search index."""
+    """What SQLite says of its file."""
+    broken = [str(row[0]) for row in s.connection().exec_driver_sql("PRAGMA integrity_check(20)")]
+    return [f"SQLite reports damage: {words}." for words in broken if words != "ok"]
+
+
+def _orphans(s: Session) -> list[str]:
+    """References to rows that are not there, and lessons that search cannot find."""
     c = s.connection()
-    if c.dialect.name != "sqlite":
-        return []
-    broken = [str(row[0]) for row in c.exec_driver_sql("PRAGMA integrity_check(20)")]
-    problems = [f"SQLite reports damage: {words}." for words in broken if words != "ok"]
-    for table, row, parent, _ in c.exec_driver_sql("PRAGMA foreign_key_check"):
-        problems.append(f"Row {row} of {table} names a {parent} that is not there.")
+    problems = [
+        f"Row {row} of {table} names a {parent} that is not there."
+        for table, row, parent, _ in c.exec_driver_sql("PRAGMA foreign_key_check")
+    ]
+    lessons, indexed = (
+        c.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar_one() for table in ("lesson", "lesson_fts_docsize")
+    )
+    if lessons != indexed:
+        problems.append(f"The search index holds {indexed} of {lessons} lessons.")
     return problems
 
 
@@ -96,9 +114,8 @@ CHECKS: tuple[tuple[str, str], ...] = (
         "Reflection {0} of run {1} is over a group without rollouts.",
     ),
     (
-        """SELECT id FROM rollout WHERE (reward IS NULL) <> (error IS NOT NULL) OR reward < 0 OR reward > 1
-           ORDER BY id""",
-        "Rollout {0} must have either a reward between 0 and 1 or an error.",
+        "SELECT id FROM rollout WHERE (reward IS NULL AND error IS NULL) OR reward < 0 OR reward > 1 ORDER BY id",
+        "Rollout {0} has neither a reward between 0 and 1 nor an error.",
     ),
     (
         """SELECT e.id, e.lesson_id, e.version FROM exposure e WHERE NOT EXISTS

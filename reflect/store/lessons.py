@@ -184,16 +184,16 @@ def search(
 ) -> list[tuple[Lesson, float]]:
     """Lessons that share words with `text`, best first, with a score (higher is better). Any text is safe."""
     rows = fulltext.ranked(s, text, profile=profile, statuses=statuses, scopes=scopes, limit=limit)
-    return [(get(s, lesson_id), score) for lesson_id, score in rows]
+    found = {lesson.id: lesson for lesson in s.exec(select(Lesson).where(col(Lesson.id).in_([i for i, _ in rows])))}
+    return [(found[lesson_id], score) for lesson_id, score in rows]
 
 
 def find_exact(s: Session, when: str, do: str, profile: str = "default") -> Lesson | None:
     """The oldest lesson of the profile that says the same, case, spacing and punctuation aside."""
     wanted = (_normal(when), _normal(do))
-    for lesson_id in fulltext.phrases(s, when, do):
-        lesson = get(s, lesson_id)
-        if lesson.profile == profile and (_normal(lesson.when), _normal(lesson.do)) == wanted:
-            return lesson
+    for lesson_id, its_when, its_do in fulltext.holding(s, when, do, profile):
+        if (_normal(its_when), _normal(its_do)) == wanted:
+            return get(s, lesson_id)
     return None
 
 

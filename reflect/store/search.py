@@ -34,20 +34,26 @@ def ranked(
     return rows[:limit]
 
 
-def phrases(s: Session, when: str, do: str) -> list[int]:
-    """Ids of the lessons whose condition holds the words of `when` in a row, and whose advice those of `do`."""
+def holding(s: Session, when: str, do: str, profile: str) -> list[tuple[int, str, str]]:
+    """(id, when, do), by id, of the lessons whose condition holds the words of `when` in a row, and whose advice those
+    of `do`."""
     parts = [
         f'"{column}" : "{" ".join(words)}"'
         for column, words in (("when", re.findall(r"\w+", when)), ("do", re.findall(r"\w+", do)))
         if words
     ]
-    if not parts:
-        return []
+    filters, values = ["lesson.profile = :profile"], {"profile": profile}
+    if parts:
+        filters.append("lesson_fts MATCH :query")
+        values["query"] = " AND ".join(parts)
     rows = s.connection().execute(
-        text("SELECT rowid FROM lesson_fts WHERE lesson_fts MATCH :query ORDER BY rowid"),
-        {"query": " AND ".join(parts)},
+        text(
+            f"""SELECT lesson.id, lesson."when", lesson."do" FROM lesson_fts JOIN lesson ON lesson.id = lesson_fts.rowid
+                WHERE {" AND ".join(filters)} ORDER BY lesson.id"""
+        ),
+        values,
     )
-    return [int(row[0]) for row in rows]
+    return [(int(row[0]), str(row[1]), str(row[2])) for row in rows]
 
 
 def _spread(s: Session, word: str) -> int:
