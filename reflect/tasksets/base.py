@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib.util
 import json
+import sys
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": str, ...}, the OpenAI shape
@@ -79,3 +84,19 @@ class Taskset:
         """Tasks that bring their own *new* lesson in `Task.lessons`: used as anchors by night and to measure
         whether an adapter still follows new lessons. Empty when the taskset has none."""
         return []
+
+
+@functools.cache
+def load_module(path: Path) -> ModuleType:
+    """The Python file at `path` as a module, executed once. Errors in it are the caller's to word."""
+    name = f"reflect_tasks_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
