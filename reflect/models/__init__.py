@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,10 @@ from reflect.errors import ModelError, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from reflect.models.local import LocalModel
+
+# Read when torch is loaded. Waiting threads that spin take the cores from every other process: with two processes on two
+# cores a small model sampled five to ten times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 POCKET = Path(__file__).parent / "pocket"
 KNOWN = "Known are: pocket, hf:ORG/NAME, or the path of a Hugging Face model directory."
