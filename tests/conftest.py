@@ -21,7 +21,7 @@ TEMPLATE = (
 def threads() -> Iterator[None]:
     """One torch thread: the tests share the machine, and sums come out the same."""
     try:
-        import reflect.models  # noqa: F401  it sets how torch's threads wait, before torch is loaded
+        import reflect.models  # noqa: F401, I001  first: it sets how torch's threads wait
         import torch
     except ImportError:
         yield
