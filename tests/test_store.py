@@ -7,11 +7,13 @@ tests/data/lessons-v1.db is what version 1 wrote; every later version must open 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -206,7 +208,7 @@ def test_a_file_that_is_no_database(tmp_path: Path):
 def test_a_folder_and_a_file_in_the_way(tmp_path: Path):
     says("is a folder", "lessons.db", tmp_path)
     (tmp_path / "file").write_text("")
-    says("cannot be made", "--db", tmp_path / "file" / "lessons.db")
+    says("cannot be used", "--db", tmp_path / "file" / "lessons.db")
 
 
 def test_the_database_of_another_program_is_left_alone(tmp_path: Path):
@@ -230,11 +232,32 @@ def test_urls_that_cannot_be_served():
     says("outlive", "--db", ":memory:")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")
-def test_a_folder_that_may_not_be_written(tmp_path: Path):
-    folder = tmp_path / "locked"
-    folder.mkdir(mode=0o500)
-    says("cannot be opened", "may be written", folder / "lessons.db")
+def test_files_and_folders_that_may_not_be_written():
+    """In a process of a user who may not do everything, as root may."""
+    with tempfile.TemporaryDirectory() as name:  # not tmp_path: the folders above that may be root's alone
+        folder = Path(name)
+        for path in (folder / "lessons.db", folder / "locked" / "lessons.db"):
+            Store(path).path.chmod(0o444)
+        (folder / "locked").chmod(0o555)
+        folder.chmod(0o777)
+
+        def child() -> None:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            says("cannot be written", "may write the file", folder / "locked" / "lessons.db")
+            says("cannot be opened", "may be written", folder / "locked" / "new.db")
+            says("cannot be used", "--db", folder / "locked" / "deep" / "new.db")
+            store = Store(folder / "lessons.db")
+            with store.read() as s:
+                assert lessons.count(s) == 0
+            with pytest.raises(StoreError, match="cannot be written"), store.write() as s:
+                lessons.add(s, when="a", do="b", author="human")
+
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join(60)
+        (folder / "locked").chmod(0o755)
+        assert process.exitcode == 0
 
 
 def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

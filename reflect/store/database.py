@@ -10,6 +10,7 @@ Not covered: network file systems, on which SQLite's locks do not hold.
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -96,6 +97,8 @@ class Store:
 def explain(e: sqlite3.Error, path: Path) -> StoreError | None:
     """The sentence for an error of SQLite, or None for one that says that our own code is wrong."""
     name = getattr(e, "sqlite_errorname", None) or ""
+    if name.startswith("SQLITE_IOERR") and shutil.disk_usage(path.parent).free < 2**16:
+        name = "SQLITE_FULL"  # where there is no room even for its shared memory, SQLite calls it an I/O error
     again = "then run the same command again: it continues where it stopped."
     known = {
         "SQLITE_FULL": (f"The disk is full, so the last step was not saved in {path}.", f"Free some space, {again}"),
@@ -143,14 +146,12 @@ def _url(text: str) -> URL:
 
 def _prepare(path: Path) -> None:
     """The folder, and WAL, which is a property of the file. Two processes that begin together meet here."""
-    if path.is_dir():
-        raise StoreError(f"{path} is a folder.", f"Name a file in it, for example --db {path / 'lessons.db'}.")
     try:
+        if path.is_dir():
+            raise StoreError(f"{path} is a folder.", f"Name a file in it, for example --db {path / 'lessons.db'}.")
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise StoreError(
-            f"The folder {path.parent} cannot be made ({e.strerror}).", "Name another file with --db."
-        ) from e
+        raise StoreError(f"{path.parent} cannot be used ({e.strerror}).", "Name another file with --db.") from e
     connection = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)
     try:
         if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":

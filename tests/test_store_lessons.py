@@ -1,0 +1,226 @@
+"""Lessons: versions, statuses, undo, search."""
+
+from __future__ import annotations
+
+import time
+from itertools import product
+from pathlib import Path
+
+import pytest
+from sqlmodel import Session
+
+from reflect.errors import Conflict, UnknownName, UsageError
+from reflect.records import LESSON_STATUSES, Lesson
+from reflect.store import Store, doctor, lessons
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "lessons.db")
+
+
+def add(s: Session, when: str = "counting letters", do: str = "spell the word out", **more) -> Lesson:
+    return lessons.add(s, when=when, do=do, author="human", **more)
+
+
+# -- versions ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_change_is_a_version_with_author_and_reason(store: Store):
+    with store.write() as s:
+        lesson = add(s, scope="letters", tags=["spelling"], tokens=9)
+        lessons.revise(s, lesson.id, author="model", reason="it helped", status="active", tags=("a", "b"))
+        lessons.revise(s, lesson.id, author="human", do="  spell\n it ", when="counting\tletters", tokens=7)
+    with store.read() as s:
+        first, second, third = lessons.history(s, 1)
+        head = lessons.get(s, 1)
+    assert [(v.version, v.parent, v.author) for v in (first, second, third)] == [
+        (1, None, "human"), (2, 1, "model"), (3, 2, "human")
+    ]  # fmt: skip
+    assert (first.tags, second.tags, second.status, second.reason) == (["spelling"], ["a", "b"], "active", "it helped")
+    assert lessons.content(head) == lessons.content(third)
+    assert (head.version, head.when, head.do, head.tokens) == (3, "counting letters", "spell it", 7)
+    assert doctor.check(store) == []
+
+
+def test_a_change_that_changes_nothing_is_no_version(store: Store):
+    with store.write() as s:
+        add(s, tags=["x"])
+        assert lessons.revise(s, 1, author="human", do=" spell the  word out ", tags=["x"]).version == 1
+
+
+def test_two_people_at_one_lesson_the_second_is_told_and_nothing_is_overwritten(store: Store):
+    with store.write() as s:
+        add(s)
+        lessons.revise(s, 1, author="human", do="first", expect_version=1)
+        with pytest.raises(Conflict, match="version 2, yours was 1"):
+            lessons.revise(s, 1, author="human", do="second", expect_version=1)
+        assert lessons.get(s, 1).do == "first"
+
+
+def test_a_pinned_text_is_a_persons(store: Store):
+    with store.write() as s:
+        add(s, pinned=True)
+        with pytest.raises(Conflict, match="pinned"):
+            lessons.revise(s, 1, author="model", do="otherwise")
+        assert lessons.revise(s, 1, author="night", status="distilled").version == 2
+        assert lessons.revise(s, 1, author="human", do="otherwise").version == 3
+
+
+def test_new_text_of_a_distilled_lesson_returns_to_the_prompt(store: Store):
+    with store.write() as s:
+        add(s, status="distilled", tokens=9)
+        assert lessons.revise(s, 1, author="human", scope="letters").status == "distilled"
+        lesson = lessons.revise(s, 1, author="human", do="otherwise")
+        assert (lesson.status, lesson.tokens) == ("active", 0)
+
+
+def test_what_cannot_be_a_lesson_is_refused(store: Store):
+    with store.write() as s:
+        add(s)
+        with pytest.raises(UsageError, match="'do' is empty"):
+            add(s, do=" \n ")
+        with pytest.raises(UsageError, match="'when' is empty"):
+            lessons.revise(s, 1, author="human", when="")
+        with pytest.raises(UnknownName, match="no lesson status 'odd'.*candidate"):
+            lessons.revise(s, 1, author="human", status="odd")
+        with pytest.raises(UnknownName, match="no lesson 7"):
+            lessons.get(s, 7)
+        with pytest.raises(UnknownName, match="no lesson None"):
+            lessons.history(s, None)
+        with pytest.raises(TypeError, match="has no colour"):
+            lessons.revise(s, 1, author="human", colour="red")
+        assert lessons.count(s) == 1 and lessons.get(s, 1).version == 1
+
+
+def test_statuses_go_where_the_table_says(store: Store):
+    assert set(lessons.TRANSITIONS) == set(LESSON_STATUSES)
+    with store.write() as s:
+        for before, after in product(LESSON_STATUSES, LESSON_STATUSES):
+            lesson = add(s, status=before)
+            if before == after or after in lessons.TRANSITIONS[before]:
+                assert lessons.revise(s, lesson.id, author="human", status=after).status == after
+            else:
+                with pytest.raises(UsageError, match=f"is {before} and cannot become {after}"):
+                    lessons.revise(s, lesson.id, author="human", status=after)
+
+
+# -- undo --------------------------------------------------------------------------------------------------------------
+
+
+def test_undo_of_undo_redoes(store: Store):
+    with store.write() as s:
+        add(s, tags=["old"], tokens=3)
+        lessons.revise(s, 1, author="model", do="otherwise", status="retired", tags=[], tokens=4)
+        new, old = (lessons.content(v) for v in reversed(lessons.history(s, 1)))
+        for wanted in (old, new, old):
+            assert lessons.content(lessons.undo(s, 1)) == wanted
+        assert len(lessons.history(s, 1)) == 5
+
+
+def test_undo_of_the_first_version_retires_and_its_undo_brings_back(store: Store):
+    with store.write() as s:
+        add(s)
+        assert lessons.undo(s, 1).status == "retired"
+        assert lessons.undo(s, 1).status == "candidate"
+
+
+def test_undo_does_not_call_distilled_what_no_adapter_holds(store: Store):
+    with store.write() as s:
+        add(s, status="distilled")
+        lessons.revise(s, 1, author="human", do="otherwise")
+        lesson = lessons.undo(s, 1)
+        assert (lesson.do, lesson.status) == ("spell the word out", "active")
+
+
+# -- finding -----------------------------------------------------------------------------------------------------------
+
+
+def test_search_ranks_by_rarity_and_filters(store: Store):
+    with store.write() as s:
+        add(s, when="the task says zubi", do="zubi means sort the list", scope="dialect")
+        add(s, when="the task says fapo", do="fapo means reverse the list", scope="dialect", status="retired")
+        add(s, when="counting letters in a word", scope="letters", tags=["Zählen"])
+        add(s, when="the task says zubi", do="ignore it", profile="other")
+
+        def found(text: str, **how) -> list[int]:
+            rows = lessons.search(s, text, **how)
+            assert [score for _, score in rows] == sorted((score for _, score in rows), reverse=True)
+            return [lesson.id for lesson, _ in rows]
+
+        assert found("apply zubi to the list 3 1 2")[0] == 1
+        assert found("Fapo the task")[0] == 2
+        assert 2 not in found("Fapo the task", statuses=("candidate",))
+        assert found("task list word", scopes=["letters", ""]) == [3]
+        assert found("how many LETTERS? count!") == [3], "stemmed: counting, letter"
+        assert found("zahlen") == [3], "tags too, accents aside"
+        assert found("zubi", profile="other") == [4] and found("zubi", profile="nobody") == []
+        assert len(found("task list word letters", limit=2)) == 2
+
+
+ODD = ('"', "' OR 1=1 --", "NEAR(a b)", "when:", "*", "a* AND", "", " ", "日本", "-x", "(((", "\0", "x\0y", "^", "🙂")
+
+
+def test_any_text_is_a_safe_query(store: Store):
+    with store.write() as s:
+        add(s, when="a near word", do="日本 x and y")
+        for text in ODD:
+            lessons.search(s, text)
+            lessons.find_exact(s, text, text)
+        assert lessons.search(s, "NEAR(a b)") and lessons.search(s, "日本") and not lessons.search(s, "")
+
+
+def test_search_follows_every_change(store: Store):
+    with store.write() as s:
+        add(s)
+        lessons.revise(s, 1, author="human", do="use an abacus")
+        assert [x.id for x, _ in lessons.search(s, "abacus")] == [1] and lessons.search(s, "spell") == []
+        lessons.undo(s, 1)
+        assert lessons.search(s, "abacus") == [] and [x.id for x, _ in lessons.search(s, "spelling")] == [1]
+
+
+def test_find_exact_is_deaf_to_case_spacing_and_punctuation(store: Store):
+    with store.write() as s:
+        add(s, when="Counting letters", do="Spell the word out, then count.")
+        add(s, when="!", do="?")
+        find = lambda when, do, profile="default": lessons.find_exact(s, when, do, profile)  # noqa: E731
+        assert find("counting  LETTERS:", "spell the word out then count").id == 1
+        assert find("!", "?").id == 2
+        assert find("counting letters", "spell the word out") is None
+        assert find("letters", "then count") is None
+        assert find("counting letters", "spell the word out then count", "other") is None
+
+
+def test_listing_pages_and_counts(store: Store):
+    with store.write() as s:
+        for i in range(10):
+            add(s, do=f"way {i}", scope="letters" if i % 2 else "", status="active" if i < 4 else "retired")
+        ids = lambda **how: [lesson.id for lesson in lessons.listing(s, **how)]  # noqa: E731
+        assert ids() == list(range(1, 11)) and ids(limit=3, offset=2) == [3, 4, 5] and ids(offset=8) == [9, 10]
+        assert ids(status="active", scope="") == [1, 3] and ids(
+            status=("active", "retired"), scope="letters", limit=1
+        ) == [2]
+        assert ids(profile="other") == [] and ids(status=()) == []
+        assert lessons.count(s) == 10 and lessons.count(s, status="active", scope="letters") == 2
+        with pytest.raises(UnknownName):
+            lessons.listing(s, status="odd")
+
+
+def test_ten_thousand_lessons_list_and_search_in_milliseconds(store: Store):
+    syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
+    verbs = [a + b for a in syllables for b in syllables]
+    with store.write() as s:
+        rows = [
+            Lesson(when=f"the task says {verbs[i % 4000]}", do=f"way {i} to sort the list", scope=("a", "b", "")[i % 3],
+                   status=("active", "candidate")[i % 2], tokens=9)
+            for i in range(10_000)
+        ]  # fmt: skip
+        s.add_all(rows)
+    with store.read() as s:
+        s.connection()
+        for text in (f"apply {verbs[7]} to the list", "the task says sort the list", "to " * 500 + verbs[8]):
+            began = time.process_time()
+            assert len(lessons.search(s, text, statuses=("active", "candidate"), scopes=("a", ""), limit=20)) == 20
+            assert lessons.find_exact(s, f"the task says {verbs[9]}", "way 9 to sort the list").id == 10
+            assert len(lessons.listing(s, status="active", scope="b", limit=50)) == 50
+            assert time.process_time() - began < 0.1  # some 10 ms; ten times that is a missing index
