@@ -185,7 +185,7 @@ def search(
     """Find lessons by their words, best match first."""
     found = workspace(db, profile).lessons.search(" ".join(words), limit=limit)
     if json:
-        return emit([shape(row) | {"score": round(score, 4)} for row, score in found])
+        return emit([shape(row) | {"score": score} for row, score in found])
     table([cells(row) for row, _ in found], HEADER)
 
 
