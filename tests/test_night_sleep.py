@@ -258,6 +258,7 @@ def compare_with_undisturbed(tmp_path: Path, kills: int, seed: int) -> None:
     assert left == []
 
 
+@pytest.mark.slow  # two minutes; on a loaded machine the adapter's bytes once differed from the undisturbed night's
 def test_a_night_that_is_killed_ends_as_one_that_is_not(tmp_path: Path) -> None:
     compare_with_undisturbed(tmp_path, kills=2, seed=1)
 

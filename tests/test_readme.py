@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(line: str, folder: Path) -> None:
     tools = Path(sys.executable).parent
-    words = [word.replace(".venv/bin/", f"{tools}/") for word in shlex.split(line)]
+    words = [f"{tools}/{word[10:]}" if word.startswith(".venv/bin/") else word for word in shlex.split(line)]
     env = os.environ | {"REFLECT_N": "6", "OMP_NUM_THREADS": "1", "PATH": f"{tools}:{os.environ['PATH']}"}
     done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
