@@ -87,7 +87,7 @@ def divergence(student_NV: torch.Tensor, teacher_NV: torch.Tensor, kind: str) ->
 
 
 def micro_batches(rows: Sequence[Row], most: int) -> list[list[Row]]:
-    """The rows by length, in batches of at most `most` padded tokens (a longer row goes alone), with little padding."""
+    """The rows, by length, in batches of at most `most` padded tokens (a longer row goes alone), little padded."""
     batches: list[list[Row]] = []
     for row in sorted(rows, key=lambda row: row.width):
         if batches and row.width * (len(batches[-1]) + 1) <= most and row.width <= 2 * batches[-1][0].width:
