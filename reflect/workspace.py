@@ -124,12 +124,13 @@ class Workspace:
         progress: Progress | None = None,
     ) -> Report:
         """Practise n tasks k times each and learn from it. The same words continue a run that was interrupted."""
+        found = self.taskset(taskset)  # what is wrong with it is said before anything is loaded
         from reflect.day.practice import practice
 
         return practice(
             self.model,
             self.store,
-            self.taskset(taskset),
+            found,
             self.settings,
             n=self.settings.n if n is None else n,
             k=self.settings.k if k is None else k,
@@ -246,9 +247,9 @@ class Workspace:
 
         `dials`: method, divergence, budget (minutes), seed. The same night again does nothing.
         """
+        found = [self.taskset(name) for name in tasksets]
         from reflect.night.sleep import sleep
 
-        found = [self.taskset(name) for name in tasksets]
         return sleep(self.model, self.store, self.settings, tasksets=found, dry_run=dry_run, progress=progress, **dials)
 
     def promote(self, name: str) -> Adapter:
