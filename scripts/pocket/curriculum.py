@@ -4,8 +4,10 @@ Every episode is a chat. In each one the made-up verbs get fresh meanings and th
 anew, so that nothing about them can be memorised: the model can only learn to *read* lessons and rewards. Verbs of the
 tasksets never occur; words of the tasksets occur only in spellings.
 
-Episodes: `practice` (several tasks under the same lessons, or under none), `recall` (dense binding of verbs), `skills`
-(spelling, plain operations, counting what is spelled out) and `review` (a packed group -> note and lesson edits).
+Episodes: `drill` (binding of verbs in one plain wording), `recall` (the same in the words of lessons), `practice`
+(several tasks under the same lessons, or under none), `skills` (spelling, plain operations, counting what is spelled
+out) and `review` (a packed group -> note and lesson edits). The drill comes first: only there does binding begin to be
+learned within a million tokens, and everything else needs it.
 """
 
 from __future__ import annotations
@@ -208,8 +210,18 @@ def practice(rng: random.Random, level: float) -> Episode:
     return Episode(chat, learn)
 
 
+def drill(rng: random.Random, level: float) -> Episode:
+    """2 to 8 verbs with a meaning each, in one plain wording, each asked twice."""
+    verbs = new_verbs(rng.randint(2, 4 + round(4 * level)), rng)
+    meanings = {verb: rng.choice(OPS) for verb in verbs}
+    chat = [{"role": "system", "content": "\n".join(f"{verb} means {op}." for verb, op in meanings.items())}]
+    for verb in rng.sample(verbs * 2, 2 * len(verbs)):
+        chat += [{"role": "user", "content": f"{verb}?"}, {"role": "assistant", "content": f"{verb} means {meanings[verb]}."}]
+    return Episode(chat, [message["role"] == "assistant" for message in chat])
+
+
 def recall(rng: random.Random, level: float) -> Episode:
-    """Short questions about many lessons: binding a verb to its lesson is the slow skill, so it is drilled densely."""
+    """The same in the words of lessons and of the system prompt."""
     lessons = [random_lesson(verb, rng, avoid_share=0.0) for verb in new_verbs(rng.randint(2, 3 + round(5 * level)), rng)]
     chat = system(lessons, rng)
     learn = [False]
@@ -221,8 +233,26 @@ def recall(rng: random.Random, level: float) -> Episode:
     return Episode(chat, learn)
 
 
+def spelling(word: str, rng: random.Random) -> tuple[str, str]:
+    """A question for the letters of a word, and its answer."""
+    roll, n = rng.random(), rng.randint(0, 9)
+    if roll < 0.2:
+        return f"Spell {word}.", f"answer: {' '.join(word)}"
+    if roll < 0.4:
+        return rng.choice([f"Spell {word}, comma by comma.", f"Spell {word} with commas."]), f"{', '.join(word)}."
+    if roll < 0.6:
+        return f"Spell {word} with {n}.", f"{', '.join(f'{c} {n}' for c in word)}."
+    if roll < 0.8:
+        return f"Spell {word} from {n}.", f"{', '.join(f'{c} {n + i}' for i, c in enumerate(word))}."
+    return f"Spell {word} with numbers.", f"{', '.join(f'{c} {rng.randint(0, 4)}' for c in word)}."
+
+
 def skills(rng: random.Random, level: float) -> Episode:
-    """What needs no lesson: spelling any word, plain operations, counting a letter in letters that are there to see."""
+    """What needs no lesson: spelling any word, plain operations, counting a letter in letters that are there to see.
+
+    A spelling with a number after each letter says nothing about a count. It keeps the spelling of a word that is
+    never counted from falling apart where the counter writes its numbers.
+    """
     chat: list[dict[str, str]] = []
     if rng.random() < 0.3:
         chat = system([random_lesson(verb, rng) for verb in new_verbs(rng.randint(1, 3), rng)], rng)
@@ -230,12 +260,9 @@ def skills(rng: random.Random, level: float) -> Episode:
     for _ in range(rng.randint(3, 6)):
         roll = rng.random()
         word = rng.choice(SPELLED)
-        if roll < 0.5:
-            if rng.random() < 0.5:
-                asked, answer = f"Spell {word}.", f"answer: {' '.join(word)}"
-            else:
-                asked, answer = rng.choice([f"Spell {word}, comma by comma.", f"Spell {word} with commas."]), f"{', '.join(word)}."
-        elif roll < 0.75:
+        if roll < 0.6:
+            asked, answer = spelling(word, rng)
+        elif roll < 0.8:
             letters_seen = [rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(3, 9))]
             letters_seen[rng.randrange(len(letters_seen))] = letter = rng.choice(letters_seen)
             text = "".join(letters_seen)
@@ -360,10 +387,14 @@ def review_prompt(asked: str, shown: list[Lesson], attempts: list[Attempt], rng:
     return "\n".join([head, *order, packed, ask])
 
 
-MIX: list[tuple[Callable[[random.Random, float], Episode], float]] = [(practice, 0.36), (recall, 0.10), (skills, 0.20), (review, 0.34)]
+# Shares of the episodes: while binding is young (level below YOUNG), and from then on.
+YOUNG = 0.4
+SHARES: list[tuple[Callable[[random.Random, float], Episode], float, float]] = [
+    (drill, 0.60, 0.06), (recall, 0.08, 0.12), (practice, 0.12, 0.30), (skills, 0.10, 0.22), (review, 0.10, 0.30),
+]  # fmt: skip
 
 
 def episode(rng: random.Random, level: float) -> Episode:
     """One episode at difficulty `level` in [0, 1]: more lessons stand in the prompt as it grows."""
-    make = rng.choices([m for m, _ in MIX], weights=[w for _, w in MIX])[0]
+    make = rng.choices([row[0] for row in SHARES], weights=[row[1 if level < YOUNG else 2] for row in SHARES])[0]
     return make(rng, level)
