@@ -71,7 +71,7 @@ def reflect(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit. An error is one sentence and the next step, never a traceback."""
-    # Waiting threads of torch sleep instead of spinning: beside other work the same command was six times faster.
+    # Waiting threads of torch sleep instead of spinning, so that other work beside this command keeps its core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code = run_command(argv)
     try:

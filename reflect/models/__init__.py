@@ -12,8 +12,7 @@ from reflect.errors import ModelError, UnknownName, UsageError
 if TYPE_CHECKING:
     from reflect.models.local import LocalModel
 
-# Read when torch is loaded. Threads that spin while they wait take the cores from every other process: with two
-# processes on two cores a small model sampled five to ten times slower.
+# Read when torch is loaded. Threads that spin while they wait take the cores from every other process.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 POCKET = Path(__file__).parent / "pocket"

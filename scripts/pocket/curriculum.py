@@ -387,8 +387,8 @@ def review_prompt(asked: str, shown: list[Lesson], attempts: list[Attempt], rng:
     return "\n".join([head, *order, packed, ask])
 
 
-# Shares of the episodes: while binding is young (level below YOUNG), and from then on.
-YOUNG = 0.4
+# Shares of the episodes: while binding is young (level up to YOUNG), and at the full level; a line between them.
+YOUNG = 0.5
 SHARES: list[tuple[Callable[[random.Random, float], Episode], float, float]] = [
     (drill, 0.60, 0.06), (recall, 0.08, 0.12), (practice, 0.12, 0.30), (skills, 0.10, 0.22), (review, 0.10, 0.30),
 ]  # fmt: skip
@@ -396,5 +396,7 @@ SHARES: list[tuple[Callable[[random.Random, float], Episode], float, float]] = [
 
 def episode(rng: random.Random, level: float) -> Episode:
     """One episode at difficulty `level` in [0, 1]: more lessons stand in the prompt as it grows."""
-    make = rng.choices([row[0] for row in SHARES], weights=[row[1 if level < YOUNG else 2] for row in SHARES])[0]
+    grown = max(0.0, level - YOUNG) / (1 - YOUNG)
+    shares = [young + (full - young) * grown for _, young, full in SHARES]
+    make = rng.choices([row[0] for row in SHARES], weights=shares)[0]
     return make(rng, level)
