@@ -27,7 +27,7 @@ def questions(words: list[str], rng: random.Random) -> list[tuple[str, str, int]
     pools: dict[int, list[tuple[str, str, int]]] = {0: [], 1: [], 2: [], 3: []}
     for word in words:
         absent = [c for c in "aeiourstnlpbmdc" if c not in word]
-        for letter in [*sorted(set(word)), rng.choice(absent)]:
+        for letter in [*sorted(set(word)), random.Random(word).choice(absent)]:  # the same for every seed: ids stay
             pools[min(3, word.count(letter))].append((word, letter, word.count(letter)))
     for pool in pools.values():
         rng.shuffle(pool)
