@@ -4,10 +4,10 @@ Every episode is a chat. In each one the made-up verbs get fresh meanings and th
 anew, so that nothing about them can be memorised: the model can only learn to *read* lessons and rewards. Verbs of the
 tasksets never occur; words of the tasksets occur only in spellings.
 
-Episodes: `drill` (binding of verbs in one plain wording), `recall` (the same in the words of lessons), `practice`
-(several tasks under the same lessons, or under none), `skills` (spelling, plain operations, counting what is spelled
-out) and `review` (a packed group -> note and lesson edits). The drill comes first: only there does binding begin to be
-learned within a million tokens, and everything else needs it.
+Episodes: `drill` (binding of verbs in one plain wording), `recall` (the same in the words of lessons), `counting`
+(letters, as the lesson says), `practice` (several tasks under the same lessons, or under none), `skills` (spelling,
+plain operations, counting what is spelled out) and `review` (a packed group -> note and lesson edits). Drills are most
+of the early episodes: binding hardly begins to be learned in the varied wordings of the others.
 """
 
 from __future__ import annotations
@@ -212,12 +212,28 @@ def practice(rng: random.Random, level: float) -> Episode:
 
 def drill(rng: random.Random, level: float) -> Episode:
     """2 to 8 verbs with a meaning each, in one plain wording, each asked twice."""
-    verbs = new_verbs(rng.randint(2, 4 + round(4 * level)), rng)
+    verbs = new_verbs(rng.randint(2, 2 + round(6 * level**2)), rng)
     meanings = {verb: rng.choice(OPS) for verb in verbs}
     chat = [{"role": "system", "content": "\n".join(f"{verb} means {op}." for verb, op in meanings.items())}]
     for verb in rng.sample(verbs * 2, 2 * len(verbs)):
         chat += [{"role": "user", "content": f"{verb}?"}, {"role": "assistant", "content": f"{verb} means {meanings[verb]}."}]
     return Episode(chat, [message["role"] == "assistant" for message in chat])
+
+
+def counting(rng: random.Random, level: float) -> Episode:
+    """Several words counted the way the lesson says, mostly by spelling: the longest answers, so the most to learn."""
+    use = "spell" if rng.random() < 0.85 else rng.choice(list(METHODS))
+    lessons = [Lesson(None, use=use), *(random_lesson(verb, rng) for verb in new_verbs(rng.choice([0, 0, 1, 2]), rng))]
+    rng.shuffle(lessons)
+    chat = system(lessons, rng)
+    learn = [False] * len(chat)
+    for _ in range(rng.randint(2, 5)):
+        word = rng.choice(COUNTED)
+        letter = random_letter(word, rng)
+        chat += [{"role": "user", "content": ask_count(word, letter, rng)}]
+        chat += [{"role": "assistant", "content": solve_count(word, letter, use, rng)}]
+        learn += [False, True]
+    return Episode(chat, learn)
 
 
 def recall(rng: random.Random, level: float) -> Episode:
@@ -388,9 +404,10 @@ def review_prompt(asked: str, shown: list[Lesson], attempts: list[Attempt], rng:
 
 
 # Shares of the episodes: while binding is young (level up to YOUNG), and at the full level; a line between them.
-YOUNG = 0.5
+YOUNG = 0.6
 SHARES: list[tuple[Callable[[random.Random, float], Episode], float, float]] = [
-    (drill, 0.60, 0.06), (recall, 0.08, 0.12), (practice, 0.12, 0.30), (skills, 0.10, 0.22), (review, 0.10, 0.30),
+    (drill, 0.35, 0.05), (recall, 0.05, 0.10), (counting, 0.20, 0.20), (practice, 0.15, 0.22), (skills, 0.15, 0.18),
+    (review, 0.10, 0.25),
 ]  # fmt: skip
 
 
