@@ -1,4 +1,4 @@
-"""Full-text search of the lessons, behind one function: SQLite's FTS5; another database brings its own `ranked`."""
+"""Full-text search of the lessons, behind two functions: FTS5 on SQLite, `tsearch` on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from sqlalchemy import text
 from sqlmodel import Session
 
-MOST_WORDS = 64  # of one query, the rarest
-COMMON = 2000  # a word that stands in more lessons than this says little about any of them
+from reflect.store import tsearch
+from reflect.store.dialect import COMMON, MOST_WORDS
+
 MATCHES = "SELECT 1 FROM lesson_fts WHERE lesson_fts MATCH :query LIMIT :most"
 
 
@@ -21,6 +22,8 @@ def ranked(
     Any text is a safe query: its words are quoted, and joined by OR. Words that stand in very many lessons rank nothing
     and cost the most, so they are left out where rarer ones match.
     """
+    if s.get_bind().dialect.name == "postgresql":
+        return tsearch.ranked(s, query, profile=profile, statuses=statuses, scopes=scopes, limit=limit)
     words = list(dict.fromkeys(w.lower() for w in re.findall(r"\w+", query)))[: 8 * MOST_WORDS]
     spread = {word: _spread(s, word) for word in words}
     found = sorted((word for word in words if spread[word]), key=lambda word: spread[word])[:MOST_WORDS]
@@ -36,7 +39,9 @@ def ranked(
 
 def holding(s: Session, when: str, do: str, profile: str) -> list[tuple[int, str, str]]:
     """(id, when, do), by id, of the lessons whose condition holds the words of `when` in a row, and whose advice those
-    of `do`."""
+    of `do`: they, and a few others, may say the same."""
+    if s.get_bind().dialect.name == "postgresql":
+        return tsearch.holding(s, when, do, profile)
     parts = [
         f'"{column}" : "{" ".join(words)}"'
         for column, words in (("when", re.findall(r"\w+", when)), ("do", re.findall(r"\w+", do)))
