@@ -11,9 +11,10 @@ Not covered: somebody who writes to the tables by other means than reflect takes
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import weakref
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -78,7 +79,8 @@ class Postgres:
             engine = create_engine(
                 self._url,
                 connect_args=settings,
-                json_serializer=partial(json.dumps, ensure_ascii=False),
+                json_serializer=_dumps,
+                json_deserializer=_loads,
                 pool_pre_ping=True,  # a server that was started again is not an error
                 max_overflow=-1,
             )
@@ -121,7 +123,7 @@ class Postgres:
             ),
             "25P03": (f"This process kept {name} waiting for more than {SILENT_SECONDS} seconds.", f"Nothing of its last step was saved; {AGAIN.removeprefix('then ')}"),
             "25006": (f"The database {name} cannot be written.", "Check that it is not a read-only copy."),
-            "42501": (f"You may not do this in {name}: {said}.", "Ask its owner: GRANT CREATE, USAGE ON SCHEMA public."),
+            "42501": (f"You may not do this in {name}: {said}.", "Ask its owner for the right to do so."),
             "53100": (f"The server's disk is full, so the last step was not saved in {name}.", f"Free some space, {AGAIN}"),
             "53": (f"The server of {name} has no room for this: {said}.", f"Wait a little, {AGAIN}"),
             "58": (f"The server of {name} has trouble with its disk: {said}.", "Look into the server's log."),
@@ -139,18 +141,20 @@ class Postgres:
         """No server, or one that does not let us in: the driver has only words for it, some in the server's language."""
         import psycopg
 
-        name, said = self.name, _first_line(e)
+        name, whole = self.name, _first_line(e)
+        outside = re.match(r"connection (failed|is bad|timeout)|failed to resolve", whole)
+        said = re.sub(r"^connection (failed|is bad): (connection to server .*? failed: )?(FATAL: +)?", "", whole)
         if "password" in said:
             return StoreError(
                 f"{name} was not opened: {said}.", "Put the password into ~/.pgpass or PGPASSWORD, or into the URL."
             )
         if f'database "{self._url.database}" does not exist' in said:
             return StoreError(f"There is no database {name}.", f"Make it on its server: createdb {self._url.database}")
-        if "FATAL" in said:
+        if "FATAL" in whole:
             return StoreError(f"{name} was not opened: {said}.", "Check the user and the name of the database.")
         if "connection option" in said:
             return StoreError(f"{name} has a part that PostgreSQL does not know: {said}.", "Leave it out of the URL.")
-        if said.startswith(("connection failed", "connection is bad", "connection timeout")):
+        if outside:
             return StoreError(f"No server answers for {name}: {said}.", "Start it, or check the host and port in --db.")
         if not isinstance(e, psycopg.OperationalError):
             return None
@@ -159,6 +163,26 @@ class Postgres:
 
 def _first_line(e: BaseException) -> str:
     return (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".")
+
+
+# -- JSON --------------------------------------------------------------------------------------------------------------
+# PostgreSQL's has no NaN and no Infinity, which a training that went wrong may well report.
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(_spelled(value), ensure_ascii=False)
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, object_hook=lambda found: float(found["$float"]) if list(found) == ["$float"] else found)
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"$float": str(value)}
+    if isinstance(value, dict):
+        return {key: _spelled(one) for key, one in value.items()}
+    return [_spelled(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 # -- hooks -------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from reflect.store.dialect import COMMON, MOST_WORDS
 LONGEST = 500  # letters of a word: PostgreSQL indexes none of more than 2046 bytes
 
 SPREAD = text("""
-    SELECT word, lessons, (SELECT lessons FROM lesson_word WHERE word = '') FROM lesson_word
+    SELECT word, lessons, (SELECT l.lessons FROM lesson_word l WHERE l.word = '') AS total FROM lesson_word
     WHERE lessons > 0 AND word = ANY(tsvector_to_array(to_tsvector('reflect', :words)))
     ORDER BY lessons, word LIMIT :most""")
 

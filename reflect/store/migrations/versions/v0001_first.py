@@ -6,6 +6,8 @@ Revision ID: 0001
 import sqlalchemy as sa
 from alembic import op
 
+from reflect.errors import StoreError
+
 revision = "0001"
 down_revision = None
 
@@ -71,6 +73,10 @@ FULL_TEXT_OF_POSTGRES = (
 
 
 def upgrade() -> None:
+    if op.get_bind().dialect.name == "postgresql":
+        encoding = op.get_bind().exec_driver_sql("SHOW server_encoding").scalar()
+        if encoding != "UTF8":
+            raise StoreError(f"The database holds text as {encoding}.", "Make one with: createdb --encoding=UTF8")
     op.create_table(
         "lesson",
         sa.Column("id", sa.Integer(), nullable=False),
