@@ -12,7 +12,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, Column, Index, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Column, Index, Integer, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
 LESSON_STATUSES = ("candidate", "active", "distilled", "retired", "quarantined")
@@ -20,6 +20,7 @@ SHOWN_STATUSES = ("candidate", "active")  # the statuses that may stand in a pro
 RUN_STATUSES = ("running", "done")
 NIGHT_STATUSES = ("running", "promoted", "rejected", "nothing", "failed")
 ADAPTER_STATUSES = ("candidate", "promoted", "rejected", "rolled_back")
+SEED: Any = BigInteger().with_variant(Integer(), "sqlite")  # 63 bits, which every INTEGER of SQLite has
 
 
 def now() -> datetime:
@@ -51,7 +52,7 @@ class Run(SQLModel, table=True):
     profile: str = Field(default="default", index=True)
     n: int
     k: int
-    seed: int
+    seed: int = Field(sa_type=SEED)
     model: str
     model_fingerprint: str
     adapter_id: int | None = Field(default=None, foreign_key="adapter.id")
@@ -79,7 +80,7 @@ class Rollout(SQLModel, table=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     finish: str = "stop"
-    seed: int = 0
+    seed: int = Field(default=0, sa_type=SEED)
     model: str = ""
     adapter_id: int | None = Field(default=None, foreign_key="adapter.id")
     error: str | None = None

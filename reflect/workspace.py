@@ -62,8 +62,12 @@ class Workspace:
 
     @property
     def path(self) -> str:
-        """Where the database is: a full path, or the URL as it was given."""
-        return self.settings.db if "://" in self.settings.db else str(Path(self.settings.db).expanduser().resolve())
+        """Where the database is: a full path, or the URL without its password."""
+        if "://" not in self.settings.db:
+            return str(Path(self.settings.db).expanduser().resolve())
+        from reflect.store.dialect import without_password
+
+        return without_password(self.settings.db)
 
     @cached_property
     def store(self) -> Store:

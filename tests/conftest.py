@@ -1,15 +1,18 @@
-"""What several tests share: the pocket model, and a tiny random model in the same layout."""
+"""What several tests share: databases of both kinds, the pocket model, a tiny random model in the same layout."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from postgres import Missing, Server, server
 
 if TYPE_CHECKING:
     from reflect.models.local import LocalModel
+    from reflect.store import Store
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|> ' + m['content'] + ' <|end|> ' }}{% endfor %}"
@@ -84,3 +87,43 @@ def tiny(tmp_path: Path) -> LocalModel:
     from reflect.models import load_model
 
     return load_model(str(save_tiny(tmp_path / "tiny")))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server for the whole session. Skipped where there is none, unless REFLECT_TEST_POSTGRES=require."""
+    try:
+        with server() as found:
+            yield found
+    except Missing as e:
+        if os.environ.get("REFLECT_TEST_POSTGRES") == "require":
+            pytest.fail(f"REFLECT_TEST_POSTGRES=require, but {e}")
+        pytest.skip(str(e))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A path or URL at which nothing was ever opened, on each of the two kinds of database."""
+    if request.param == "sqlite":
+        yield str(tmp_path / "lessons.db")
+    else:
+        postgres = request.getfixturevalue("postgres")
+        url = postgres.empty()
+        yield url
+        postgres.drop(url)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """A new database of each of the two kinds."""
+    from reflect.store import Store
+
+    if request.param == "sqlite":
+        yield Store(tmp_path / "lessons.db")
+    else:
+        postgres = request.getfixturevalue("postgres")
+        url = postgres.fresh()
+        opened = Store(url)
+        yield opened
+        opened.close()
+        postgres.drop(url)

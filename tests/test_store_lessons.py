@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from itertools import product
-from pathlib import Path
 
 import pytest
 from sqlmodel import Session
@@ -12,11 +11,6 @@ from sqlmodel import Session
 from reflect.errors import Conflict, UnknownName, UsageError
 from reflect.records import LESSON_STATUSES, Lesson
 from reflect.store import Store, doctor, lessons
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "lessons.db")
 
 
 def add(s: Session, when: str = "counting letters", do: str = "spell the word out", **more) -> Lesson:

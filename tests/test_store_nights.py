@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from sqlmodel import Session
 
 from reflect.errors import Conflict, UnknownName, UsageError
 from reflect.records import Adapter, Trial
 from reflect.store import Store, doctor, lessons, nights
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "lessons.db")
 
 
 def teach(s: Session, *does: str, **more) -> list[int]:

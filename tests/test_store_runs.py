@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from test_store import Problem, a_run, attempt
 
 from reflect.errors import UnknownName
 from reflect.records import Exposure, Reflection
 from reflect.store import Store, doctor, lessons, runs
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "lessons.db")
 
 
 def note(run, task: Problem) -> Reflection:

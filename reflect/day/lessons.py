@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from sqlmodel import Session
@@ -14,6 +15,7 @@ from reflect.day.reflection import Edit, normal
 from reflect.models.base import Model
 from reflect.records import SHOWN_STATUSES, Lesson
 from reflect.store import lessons as db
+from reflect.store import search
 from reflect.tasksets.base import Task, Taskset
 
 POOL = 50  # lessons looked at for one prompt: the most relevant, and as many of the taskset's and the general ones
@@ -48,21 +50,17 @@ def choose(
     scope and the general ones: a condition such as "counting letters in a word" need not share a word with a task that
     it fits. A lesson whose condition names something that the task does not speak of is left out (see `misses`).
     """
-    scopes = [taskset_name, ""]
-    found = db.search(s, task.text, profile=profile, statuses=statuses, scopes=scopes, limit=POOL)
-    ranked = [lesson for lesson, _ in sorted(found, key=lambda pair: (-pair[1], pair[0].id))]
-    for scope in scopes:
-        ranked += db.listing(s, profile=profile, status=statuses, scope=scope, limit=POOL)
-    candidates = list({lesson.id: lesson for lesson in ranked}.values())
-    off = misses([lesson.when for lesson in candidates], task.text)
-    chosen: list[Lesson] = []
+    pool = search.pool(s, task.text, profile=profile, statuses=statuses, scopes=[taskset_name, ""], limit=POOL)
+    chosen: list[int] = []
     left = budget
-    for lesson, missed in zip(candidates, off, strict=True):
-        cost = 0 if missed else count_tokens(line(lesson.when, lesson.do))
-        if not missed and cost <= left and len(chosen) < limit:
-            chosen.append(lesson)
+    for (lesson_id, when, do), missed in zip(pool, misses([when for _, when, _ in pool], task.text), strict=True):
+        if len(chosen) == limit:
+            break
+        cost = 0 if missed else count_tokens(line(when, do))
+        if not missed and cost <= left:
+            chosen.append(lesson_id)
             left -= cost
-    return sorted(chosen, key=lambda lesson: lesson.id or 0)
+    return db.by_ids(s, chosen)
 
 
 def lessons_for(
@@ -94,20 +92,24 @@ def misses(conditions: Sequence[str], text: str) -> list[bool]:
     condition of two words, which is hardly a form.
     """
     said = set(normal(text).split())
-    words = [normal(condition).split() for condition in conditions]
-    families: dict[tuple[str, ...], set[str]] = {}  # the condition with one word blanked -> the words that stood there
-    for row in words:
-        for i, word in enumerate(row):
-            families.setdefault((*row[:i], "", *row[i + 1 :]), set()).add(word)
+    forms = [_forms(condition) for condition in conditions]
+    families: dict[str, set[str]] = {}
+    for pairs in forms:
+        for word, form in pairs:
+            families.setdefault(form, set()).add(word)
+    telling = {
+        form
+        for form, family in families.items()
+        if len(family) > 2 or (len(family) == 2 and not family.isdisjoint(said))
+    }
+    return [any(form in telling and word not in said for word, form in pairs) for pairs in forms]
 
-    def missed(row: list[str]) -> bool:
-        for i, word in enumerate(row):
-            family = families[(*row[:i], "", *row[i + 1 :])]
-            if len(row) > 2 and word not in said and (len(family) > 2 or (len(family) == 2 and family & said)):
-                return True
-        return False
 
-    return [missed(row) for row in words]
+@lru_cache(maxsize=4096)  # the pools of two prompts hold mostly the same lessons
+def _forms(condition: str) -> list[tuple[str, str]]:
+    """(word, the condition with this word blanked) for each of its words; none where it is too short to be a form."""
+    row = normal(condition).split()
+    return [(word, " ".join([*row[:i], "", *row[i + 1 :]])) for i, word in enumerate(row)] if len(row) > 2 else []
 
 
 # -- editing -----------------------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ Not covered: whether an adapter's files are what they were (`reflect adapters ve
 
 from __future__ import annotations
 
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
-from sqlmodel import Session
+from sqlmodel import Session, SQLModel
 
 from reflect.errors import StoreError
 from reflect.records import ADAPTER_STATUSES, LESSON_STATUSES, NIGHT_STATUSES, RUN_STATUSES
@@ -35,13 +35,17 @@ def _problems(s: Session) -> list[str]:
 
 
 def _damage(s: Session) -> list[str]:
-    """What SQLite says of its file."""
+    """What SQLite says of its file. PostgreSQL checks its pages whenever it reads them."""
+    if s.get_bind().dialect.name != "sqlite":
+        return []
     broken = [str(row[0]) for row in s.connection().exec_driver_sql("PRAGMA integrity_check(20)")]
     return [f"SQLite reports damage: {words}." for words in broken if words != "ok"]
 
 
 def _orphans(s: Session) -> list[str]:
     """References to rows that are not there, and lessons that search cannot find."""
+    if s.get_bind().dialect.name != "sqlite":
+        return _orphans_of_postgres(s)
     c = s.connection()
     problems = [
         f"Row {row} of {table} names a {parent} that is not there."
@@ -55,6 +59,21 @@ def _orphans(s: Session) -> list[str]:
     return problems
 
 
+def _orphans_of_postgres(s: Session) -> list[str]:
+    problems = []
+    for table in SQLModel.metadata.sorted_tables:
+        for key in sorted(table.foreign_keys, key=lambda key: key.parent.name):
+            mine, theirs = key.parent, key.column
+            lost = s.connection().execute(
+                select(table.primary_key.columns[0])
+                .where(mine.is_not(None), mine.not_in(select(theirs)))
+                .order_by(table.primary_key.columns[0])
+            )
+            words = f"of {table.name} names a {theirs.table.name} that is not there."
+            problems += [f"Row {row} {words}" for row in lost.scalars()]
+    return problems + _ask(s, WORDS_OFF, "The search index counts the word '{0}' in {1} lessons, it stands in {2}.")
+
+
 def _ask(s: Session, query: str, words: str) -> list[str]:
     return [words.format(*row) for row in s.connection().execute(text(query))]
 
@@ -65,7 +84,15 @@ def _unknown(table: str, known: tuple[str, ...]) -> tuple[str, str]:
     return query, f"{table.capitalize()} {{0}} has the unknown status '{{1}}'."
 
 
-_DIFFERS = " OR ".join(f'l."{field}" <> v."{field}"' for field in CONTENT)
+WORDS_OFF = """
+    SELECT coalesce(w.word, l.word), coalesce(w.lessons, 0), coalesce(l.ndoc, 0) FROM lesson_word w
+    FULL JOIN (SELECT word, ndoc FROM ts_stat('SELECT words FROM lesson')
+               UNION ALL SELECT '', count(*) FROM lesson) l ON l.word = w.word
+    WHERE coalesce(w.lessons, 0) <> coalesce(l.ndoc, 0) ORDER BY 1 LIMIT 5"""
+
+_COMPARED = {"tags": 'CAST({}."tags" AS VARCHAR)'}  # PostgreSQL does not compare JSON
+_SIDES = [[_COMPARED.get(field, f'{{}}."{field}"').format(side) for side in "lv"] for field in CONTENT]
+_DIFFERS = " OR ".join(f"{head} <> {version}" for head, version in _SIDES)
 
 # (query, sentence for each of its rows)
 CHECKS: tuple[tuple[str, str], ...] = (

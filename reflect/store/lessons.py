@@ -126,6 +126,11 @@ def get(s: Session, lesson_id: int | None) -> Lesson:
     return lesson
 
 
+def by_ids(s: Session, ids: Sequence[int]) -> list[Lesson]:
+    """Those of these lessons that are there, by id."""
+    return list(s.exec(select(Lesson).where(col(Lesson.id).in_(ids)).order_by(col(Lesson.id)))) if ids else []
+
+
 def history(s: Session, lesson_id: int | None) -> list[LessonVersion]:
     """All versions, oldest first."""
     get(s, lesson_id)

@@ -1,16 +1,22 @@
-"""Full-text search of the lessons, behind one function: SQLite's FTS5; another database brings its own `ranked`."""
+"""Full-text search of the lessons, behind two functions: FTS5 on SQLite, `tsearch` on PostgreSQL."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from operator import itemgetter
 
 from sqlalchemy import text
 from sqlmodel import Session
 
-MOST_WORDS = 64  # of one query, the rarest
-COMMON = 2000  # a word that stands in more lessons than this says little about any of them
-MATCHES = "SELECT 1 FROM lesson_fts WHERE lesson_fts MATCH :query LIMIT :most"
+from reflect.store import tsearch
+from reflect.store.dialect import COMMON, MOST_WORDS
+
+# In how many lessons each word stands, counted up to just beyond COMMON. A word holds no quote.
+SPREAD = text("""
+    SELECT value, (SELECT count(*) FROM (SELECT 1 FROM lesson_fts WHERE lesson_fts MATCH '"' || value || '"' LIMIT :most))
+    FROM json_each(:words)""")
 
 
 def ranked(
@@ -21,8 +27,11 @@ def ranked(
     Any text is a safe query: its words are quoted, and joined by OR. Words that stand in very many lessons rank nothing
     and cost the most, so they are left out where rarer ones match.
     """
+    if s.get_bind().dialect.name == "postgresql":
+        return tsearch.ranked(s, query, profile=profile, statuses=statuses, scopes=scopes, limit=limit)
     words = list(dict.fromkeys(w.lower() for w in re.findall(r"\w+", query)))[: 8 * MOST_WORDS]
-    spread = {word: _spread(s, word) for word in words}
+    counts = s.connection().execute(SPREAD, {"words": json.dumps(words), "most": COMMON + 1}).all()
+    spread = {str(word): int(count) for word, count in counts}
     found = sorted((word for word in words if spread[word]), key=lambda word: spread[word])[:MOST_WORDS]
     rare = [word for word in found if spread[word] <= COMMON]
     rows = _matches(s, rare, profile, statuses, scopes, limit) if rare else []
@@ -36,7 +45,9 @@ def ranked(
 
 def holding(s: Session, when: str, do: str, profile: str) -> list[tuple[int, str, str]]:
     """(id, when, do), by id, of the lessons whose condition holds the words of `when` in a row, and whose advice those
-    of `do`."""
+    of `do`: they, and a few others, may say the same."""
+    if s.get_bind().dialect.name == "postgresql":
+        return tsearch.holding(s, when, do, profile)
     parts = [
         f'"{column}" : "{" ".join(words)}"'
         for column, words in (("when", re.findall(r"\w+", when)), ("do", re.findall(r"\w+", do)))
@@ -56,10 +67,26 @@ def holding(s: Session, when: str, do: str, profile: str) -> list[tuple[int, str
     return [(int(row[0]), str(row[1]), str(row[2])) for row in rows]
 
 
-def _spread(s: Session, word: str) -> int:
-    """In how many lessons the word stands, counted up to just beyond COMMON."""
-    query = text(f"SELECT count(*) FROM ({MATCHES})")
-    return int(s.connection().execute(query, {"query": f'"{word}"', "most": COMMON + 1}).scalar_one())
+def pool(
+    s: Session, query: str, *, profile: str, statuses: Sequence[str], scopes: Sequence[str], limit: int
+) -> list[tuple[int, str, str]]:
+    """(id, when, do) of the lessons that may be worth showing: what `ranked` finds, then the oldest of each scope; at
+    most `limit` of each, every lesson once. Three columns, for most of them are not shown."""
+    found = ranked(s, query, profile=profile, statuses=statuses, scopes=scopes, limit=limit)
+    best = [lesson_id for lesson_id, _ in sorted(found, key=lambda pair: (-pair[1], pair[0]))]
+    # One question per scope and status: each is the beginning of a piece of the index, all at once would be a sort.
+    wanted = 'SELECT id, "when", "do", scope FROM lesson WHERE'
+    oldest = f"{wanted} profile = :profile AND scope = :scope{{}} AND status = :status{{}} ORDER BY id LIMIT :limit"
+    pieces = [oldest.format(i, j) for i in range(len(scopes)) for j in range(len(statuses))]
+    pieces += [f"{wanted} id IN ({', '.join(map(str, best))})"] if best else []
+    values = {"profile": profile, "limit": limit}
+    values |= {f"scope{i}": scope for i, scope in enumerate(scopes)}
+    values |= {f"status{j}": status for j, status in enumerate(statuses)}
+    question = text(" UNION ".join(f"SELECT * FROM ({piece}) AS piece{n}" for n, piece in enumerate(pieces)))
+    found_rows = s.connection().execute(question, values).all() if pieces else []
+    rows = {row[0]: row for row in sorted(found_rows, key=itemgetter(0))}
+    order = best + [row[0] for scope in scopes for row in [r for r in rows.values() if r[3] == scope][:limit]]
+    return [(i, rows[i][1], rows[i][2]) for i in dict.fromkeys(order)]
 
 
 def _matches(

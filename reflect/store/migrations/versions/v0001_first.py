@@ -6,8 +6,12 @@ Revision ID: 0001
 import sqlalchemy as sa
 from alembic import op
 
+from reflect.errors import StoreError
+
 revision = "0001"
 down_revision = None
+
+SEED = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 # Kept in step by triggers, so that no way of writing a lesson can forget it. External content: the text stands once.
 FULL_TEXT = (
@@ -27,8 +31,52 @@ FULL_TEXT = (
     END""",
 )
 
+# The same on PostgreSQL: the words that FTS5 would find (stemmed, accents and punctuation aside), "when" as A, "do" as
+# B, tags as C. Its own dictionary, for the built-in English one leaves common words out, which is for the search to
+# decide; and its own punctuation, for PostgreSQL's parser takes "letters.count" for a host and "a/b" for a file.
+PLAIN = r"""regexp_replace(regexp_replace(normalize({}, NFD), '[\u0300-\u036f]', '', 'g'),
+    '[!-/:-@\[-`{{-~]', ' ', 'g')"""
+WORDS = " || ".join(
+    f"setweight(to_tsvector('reflect', {PLAIN.format(column)}), '{weight}')"
+    for column, weight in (('"when"', "A"), ('"do"', "B"), ("tags::text", "C"))
+)
+ENTERED = "SELECT unnest(array_append(tsvector_to_array(words), '')) AS lexeme, 1 AS step FROM new_rows"
+LEFT = "SELECT unnest(array_append(tsvector_to_array(words), '')) AS lexeme, -1 AS step FROM old_rows"
+
+
+def counting(what: str, rows: str, changed: str) -> tuple[str, str]:
+    """In how many lessons each word stands (under '': all), kept in step by a trigger per kind of statement."""
+    return (
+        f"""CREATE FUNCTION lesson_word_{what}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            INSERT INTO lesson_word SELECT lexeme, sum(step) FROM ({changed}) AS changed
+            GROUP BY lexeme HAVING sum(step) <> 0
+            ON CONFLICT (word) DO UPDATE SET lessons = lesson_word.lessons + excluded.lessons;
+            RETURN NULL;
+        END $$""",
+        f"""CREATE TRIGGER lesson_word_{what} AFTER {what} ON lesson REFERENCING {rows}
+            FOR EACH STATEMENT EXECUTE FUNCTION lesson_word_{what}()""",
+    )
+
+
+FULL_TEXT_OF_POSTGRES = (
+    "CREATE TEXT SEARCH DICTIONARY reflect_stem (TEMPLATE = pg_catalog.snowball, LANGUAGE = porter)",
+    "CREATE TEXT SEARCH CONFIGURATION reflect (COPY = pg_catalog.simple)",
+    """ALTER TEXT SEARCH CONFIGURATION reflect ALTER MAPPING FOR asciiword, word, numword WITH reflect_stem""",
+    f"ALTER TABLE lesson ADD COLUMN words tsvector GENERATED ALWAYS AS ({WORDS}) STORED",
+    "CREATE INDEX ix_lesson_words ON lesson USING gin (words)",
+    "CREATE INDEX ix_lesson_by_id ON lesson (profile, status, scope, id)",
+    "CREATE TABLE lesson_word (word text PRIMARY KEY, lessons bigint NOT NULL)",
+    *counting("insert", "NEW TABLE AS new_rows", ENTERED),
+    *counting("delete", "OLD TABLE AS old_rows", LEFT),
+    *counting("update", "NEW TABLE AS new_rows OLD TABLE AS old_rows", f"{ENTERED} UNION ALL {LEFT}"),
+)
+
 
 def upgrade() -> None:
+    if op.get_bind().dialect.name == "postgresql":
+        encoding = op.get_bind().exec_driver_sql("SHOW server_encoding").scalar()
+        if encoding != "UTF8":
+            raise StoreError(f"The database holds text as {encoding}.", "Make one with: createdb --encoding=UTF8")
     op.create_table(
         "lesson",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -106,7 +154,7 @@ def upgrade() -> None:
         sa.Column("profile", sa.String(), nullable=False),
         sa.Column("n", sa.Integer(), nullable=False),
         sa.Column("k", sa.Integer(), nullable=False),
-        sa.Column("seed", sa.Integer(), nullable=False),
+        sa.Column("seed", SEED, nullable=False),
         sa.Column("model", sa.String(), nullable=False),
         sa.Column("model_fingerprint", sa.String(), nullable=False),
         sa.Column("adapter_id", sa.Integer(), nullable=True),
@@ -173,7 +221,7 @@ def upgrade() -> None:
         sa.Column("prompt_tokens", sa.Integer(), nullable=False),
         sa.Column("completion_tokens", sa.Integer(), nullable=False),
         sa.Column("finish", sa.String(), nullable=False),
-        sa.Column("seed", sa.Integer(), nullable=False),
+        sa.Column("seed", SEED, nullable=False),
         sa.Column("model", sa.String(), nullable=False),
         sa.Column("adapter_id", sa.Integer(), nullable=True),
         sa.Column("error", sa.String(), nullable=True),
@@ -230,6 +278,6 @@ def upgrade() -> None:
     op.create_index("ix_lesson_version_night_id", "lesson_version", ["night_id"])
     op.create_index("ix_lesson_version_reflection_id", "lesson_version", ["reflection_id"])
 
-    if op.get_bind().dialect.name == "sqlite":
-        for statement in FULL_TEXT:
-            op.execute(statement)
+    statements = {"sqlite": FULL_TEXT, "postgresql": FULL_TEXT_OF_POSTGRES}
+    for statement in statements[op.get_bind().dialect.name]:
+        op.get_bind().exec_driver_sql(statement)

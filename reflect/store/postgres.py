@@ -1,0 +1,217 @@
+"""PostgreSQL, for a team. A reader sees one moment (REPEATABLE READ, READ ONLY); there is one writer at a time.
+
+Writers queue for a lock of the whole database, taken when their transaction begins, as SQLite's BEGIN IMMEDIATE does:
+so a write may read, decide and write without losing anybody's update, and never has to be tried again. The lock ends
+with its transaction, and with its process. Connections are kept in a pool; a forked child opens its own.
+
+Not covered: somebody who writes to the tables by other means than reflect takes no lock; a copy of the database
+(`pg_dump`) is the team's own affair.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL
+
+from reflect.errors import StoreError
+from reflect.store import dialect
+from reflect.store.dialect import AGAIN, without_password
+
+if TYPE_CHECKING:
+    import psycopg
+
+WRITER = int.from_bytes(b"reflect", "big")  # the key of the writers' lock
+SILENT_SECONDS = 60  # a writer that says nothing for so long (a laptop that was closed) loses the lock
+OPTIONS = {  # for SQLAlchemy, per kind of transaction
+    "read": {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True},
+    # Not REPEATABLE READ: its one moment would begin before the lock is ours.
+    "write": {"isolation_level": "READ COMMITTED", "postgresql_readonly": False},
+    "migrate": {"isolation_level": "READ COMMITTED", "postgresql_readonly": False},
+}
+
+# An id that was given by hand (an import) must not be given again: the sequences follow.
+FOLLOW_IDS = """
+    CREATE OR REPLACE FUNCTION reflect_follow_ids() RETURNS trigger LANGUAGE plpgsql AS $$
+    DECLARE own text := quote_ident(TG_TABLE_SCHEMA) || '.' || quote_ident(TG_TABLE_NAME);
+            ids text := pg_get_serial_sequence(own, 'id');
+    BEGIN
+        EXECUTE format('SELECT setval(%%L, max(id)) FROM %%s
+                        HAVING max(id) > (SELECT last_value - (NOT is_called)::int FROM %%s)', ids, own, ids);
+        RETURN NULL;
+    END $$"""
+FOLLOWING = """
+    CREATE OR REPLACE TRIGGER follow_ids AFTER INSERT ON {} FOR EACH STATEMENT EXECUTE FUNCTION reflect_follow_ids()"""
+WITH_IDS = """
+    SELECT quote_ident(table_name) FROM information_schema.columns WHERE table_schema = current_schema()
+    AND column_name = 'id' AND column_default LIKE 'nextval(%%'"""
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+class Postgres:
+    """A database on a server. It must be there already; its tables are made when it is empty."""
+
+    def __init__(self, url: URL) -> None:
+        if url.host and "@" in url.host:  # else a part of the password would stand where the host does
+            raise StoreError("The database URL has two @.", "Write %40 for one that belongs to the password.")
+        self._url = url.set(drivername="postgresql+psycopg")
+        self.url = self.name = without_password(self._url.render_as_string())
+
+    def prepare(self) -> None:
+        """Nothing: a server brings what it needs."""
+
+    def engines(self) -> dict[str, Engine]:
+        settings: dict[str, Any] = {
+            "client_encoding": "utf8",
+            "prepare_threshold": None,  # a plan made for rare words is no plan for common ones; poolers are spared
+        }
+        for name, value in (("connect_timeout", "10"), ("application_name", "reflect")):
+            if name not in self._url.query:
+                settings[name] = value
+        try:
+            engine = create_engine(
+                self._url,
+                connect_args=settings,
+                json_serializer=_dumps,
+                json_deserializer=_loads,
+                pool_pre_ping=True,  # a server that was started again is not an error
+                max_overflow=-1,
+            )
+        except ImportError as e:
+            raise StoreError(
+                f"{self.name} needs the driver psycopg, which is not installed.", "pip install 'reflect[postgres]'"
+            ) from e
+        event.listen(engine, "connect", _on_connect)
+        event.listen(engine, "begin", _on_begin)
+        _engines.add(engine)
+        return {kind: engine.execution_options(begin=kind, **OPTIONS[kind]) for kind in dialect.KINDS}
+
+    def tables(self, connection: Connection) -> set[str]:
+        return set(
+            connection.exec_driver_sql("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()").scalars()
+        )
+
+    def settle(self, connection: Connection) -> None:
+        """Every table, those of later migrations too, keeps its ids in step."""
+        connection.exec_driver_sql(FOLLOW_IDS)
+        for table in connection.exec_driver_sql(WITH_IDS).scalars().all():
+            connection.exec_driver_sql(FOLLOWING.format(table))
+
+    def explain(self, e: BaseException) -> StoreError | None:
+        try:
+            import psycopg
+        except ImportError:
+            return None
+        if not isinstance(e, psycopg.Error):
+            return None
+        return self._told(e) if e.sqlstate else self._unreached(e)
+
+    def _told(self, e: psycopg.Error) -> StoreError | None:
+        """An answer of the server, by its SQLSTATE (appendix A of PostgreSQL's manual)."""
+        name, said = self.name, _first_line(e)
+        known = {
+            "55P03": (
+                f"Another process has been writing {name} for more than {dialect.LOCK_SECONDS:.0f} seconds.",
+                f"Wait for it or stop it, {AGAIN}",
+            ),
+            "25P03": (f"This process kept {name} waiting for more than {SILENT_SECONDS} seconds.", f"Nothing of its last step was saved; {AGAIN.removeprefix('then ')}"),
+            "25006": (f"The database {name} cannot be written.", "Check that it is not a read-only copy."),
+            "42501": (f"You may not do this in {name}: {said}.", "Ask its owner for the right to do so."),
+            "53100": (f"The server's disk is full, so the last step was not saved in {name}.", f"Free some space, {AGAIN}"),
+            "53": (f"The server of {name} has no room for this: {said}.", f"Wait a little, {AGAIN}"),
+            "58": (f"The server of {name} has trouble with its disk: {said}.", "Look into the server's log."),
+            "XX001": (f"The database {name} is damaged: {said}.", "Look into the server's log, put back a copy."),
+            "XX002": (f"The database {name} is damaged: {said}.", "REINDEX DATABASE, in psql, may mend it."),
+            "57P": (f"The server of {name} is going down or starting: {said}.", f"Wait for it, {AGAIN}"),
+            "08": (f"The connection to {name} broke: {said}.", f"Check the server and the network, {AGAIN}"),
+        }  # fmt: skip
+        for prefix, words in known.items():
+            if (e.sqlstate or "").startswith(prefix):
+                return StoreError(*words)
+        return None
+
+    def _unreached(self, e: psycopg.Error) -> StoreError | None:
+        """No server, or one that does not let us in: the driver has only words for it, some in the server's language."""
+        import psycopg
+
+        name, whole = self.name, _first_line(e)
+        outside = re.match(r"connection (failed|is bad|timeout)|failed to resolve", whole)
+        said = re.sub(r"^connection (failed|is bad): (connection to server .*? failed: )?(FATAL: +)?", "", whole)
+        if "password" in said:
+            return StoreError(
+                f"{name} was not opened: {said}.", "Put the password into ~/.pgpass or PGPASSWORD, or into the URL."
+            )
+        if f'database "{self._url.database}" does not exist' in said:
+            return StoreError(f"There is no database {name}.", f"Make it on its server: createdb {self._url.database}")
+        if "FATAL" in whole:
+            return StoreError(f"{name} was not opened: {said}.", "Check the user and the name of the database.")
+        if "connection option" in said:
+            return StoreError(f"{name} has a part that PostgreSQL does not know: {said}.", "Leave it out of the URL.")
+        if outside:
+            return StoreError(f"No server answers for {name}: {said}.", "Start it, or check the host and port in --db.")
+        if not isinstance(e, psycopg.OperationalError):
+            return None
+        return StoreError(f"The connection to {name} broke: {said}.", f"Check the server and the network, {AGAIN}")
+
+
+def _first_line(e: BaseException) -> str:
+    return (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".")
+
+
+# -- JSON --------------------------------------------------------------------------------------------------------------
+# PostgreSQL's has no NaN and no Infinity, which a training that went wrong may well report.
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(_spelled(value), ensure_ascii=False)
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, object_hook=lambda found: float(found["$float"]) if list(found) == ["$float"] else found)
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"$float": str(value)}
+    if isinstance(value, dict):
+        return {key: _spelled(one) for key, one in value.items()}
+    return [_spelled(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+# -- hooks -------------------------------------------------------------------------------------------------------------
+
+
+def _on_connect(connection: psycopg.Connection, record: Any) -> None:
+    from psycopg.types.string import StrDumper
+
+    class Text(StrDumper):
+        """PostgreSQL's text cannot hold the character 0; what a model says may."""
+
+        def dump(self, obj: str) -> Any:
+            return super().dump(obj.replace("\0", "\N{REPLACEMENT CHARACTER}"))
+
+    connection.adapters.register_dumper(str, Text)
+
+
+def _on_begin(connection: Connection) -> None:
+    if connection.get_execution_options()["begin"] != "read":
+        connection.exec_driver_sql(
+            f"SET LOCAL lock_timeout = {dialect.LOCK_SECONDS * 1000:.0f};"
+            f"SET LOCAL idle_in_transaction_session_timeout = {SILENT_SECONDS * 1000};"
+            f"SELECT pg_advisory_xact_lock({WRITER})"
+        )
+
+
+def _after_fork() -> None:
+    for engine in list(_engines):
+        engine.dispose(close=False)  # the connections are the parent's
+
+
+os.register_at_fork(after_in_child=_after_fork)
