@@ -5,12 +5,16 @@ A person's words are theirs: what is added or rewritten by hand is pinned, so th
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reflect.errors import ModelError, UsageError
+from reflect.errors import ModelError, UnknownName, UsageError
 
 if TYPE_CHECKING:
+    from reflect.export.restore import Imported
     from reflect.records import Lesson, LessonVersion
     from reflect.workspace import Workspace
 
@@ -136,11 +140,80 @@ class Lessons:
         with self.ws.store.write() as s:
             return lessons.undo(s, lesson_id)
 
+    # -- moving
+
+    def export(self, format: str = "jsonl", *, scope: str | None = None) -> str:
+        """The lessons as text: `jsonl` (all, lossless), `markdown` (to read) or `agents` (the block of AGENTS.md)."""
+        from reflect.export import lines, markdown
+        from reflect.store import copies
+
+        if format == "jsonl":
+            with self.ws.store.read() as s:
+                return lines.dump(lines.line_of(*one) for one in copies.whole(s, self.profile, scope))
+        if format == "markdown":
+            return markdown.page(self.list(scope=scope))
+        if format == "agents":
+            return markdown.block(self.list(scope=scope)) + "\n"
+        if format == "skill":
+            raise UsageError("A skill is a folder.", "Say where the folders go: --out FOLDER")
+        raise UnknownName(f"There is no format '{format}'.", "The formats are: jsonl, markdown, agents, skill.")
+
+    def export_to(
+        self, path: str | Path, format: str = "jsonl", *, scope: str | None = None, overwrite: bool = False
+    ) -> Sequence[Path]:
+        """The same into a file, whole or not at all; the files that changed by it.
+
+        `agents` puts the block into the file and leaves every other byte as it is; `skill` makes a folder per scope in
+        the folder `path`. UsageError when something of another's making stands there and `overwrite` is not set.
+        """
+        from reflect.export import files, markdown
+
+        path = Path(path).expanduser()
+        if format == "agents":
+            return markdown.write_block(path, self.list(scope=scope))
+        if format == "skill":
+            return markdown.write_skills(path, self.list(scope=scope), overwrite=overwrite)
+        text = self.export(format, scope=scope)
+        return [path] if files.write(path, text.encode(), overwrite=overwrite) else []
+
+    def import_(self, path: str | Path, *, trust: bool = False) -> Sequence[Imported]:
+        """Lessons from a JSON Lines export ("-" is stdin), all or, when a line is malformed, none.
+
+        `trust` is for one's own file: everything as it was. Without it the texts come in as candidates. The rules are
+        those of `reflect.export.restore`.
+        """
+        from reflect.export import lines
+        from reflect.export.restore import restore
+
+        name = "stdin" if str(path) == "-" else str(path)
+        data = sys.stdin.buffer.read() if name == "stdin" else Path(path).expanduser().read_bytes()
+        found = lines.load(data, name)
+        with self.ws.store.write() as s:
+            words: dict[str, Any] = {"trust": trust, "source": Path(name).name, "count_tokens": self._count}
+            return restore(s, found, profile=self.profile, **words)
+
+    def backup(self, path: str | Path | None = None) -> Path:
+        """Copy the whole database, of all profiles, while others may use it; never overwrites.
+
+        By default beside the database, under its name and the time; in a folder, under that name. Adapters are files
+        of their own and are not in it.
+        """
+        from reflect.store import copies
+
+        store = self.ws.store
+        target = store.path.parent if path is None else Path(path).expanduser()
+        if target.is_dir():
+            target = target / f"{store.path.stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}.db"
+        return copies.backup(store, target)
+
     def _cost(self, when: str, do: str) -> int:
         """Tokens of its line in a prompt; 0, not counted, where the model is not on this machine."""
         from reflect.day.lessons import line
 
+        return self._count(line(when, do))
+
+    def _count(self, text: str) -> int:
         try:
-            return self.ws.count_tokens(line(when, do))
+            return self.ws.count_tokens(text)
         except ModelError:
             return 0
