@@ -1,7 +1,7 @@
 """Lessons from a file into a database: what is new, what goes on, what is here already. Nothing is overwritten.
 
 A stranger's file (the default): the newest text of each lesson becomes a new candidate, untrusted, unpinned, with its
-own history from now on; retired ones stay out. Text that the guards find suspicious is quarantined.
+own history from now on; retired and forbidden ones stay out. Text that the guards find suspicious is quarantined.
 
 One's own file (`trust`): every lesson as it was, history, status, pins and trials. A lesson that is here already and
 has more versions in the file goes on from where it stands here. Suspicious text is quarantined all the same, unless by
@@ -24,8 +24,8 @@ from reflect.day.lessons import MAX_TOKENS, line
 from reflect.day.reflection import normal
 from reflect.export.lines import AS_TEXT, LessonLine, TrialLine, VersionLine, as_text, line_of
 from reflect.prompts import clean
-from reflect.records import Lesson, LessonVersion, Trial
-from reflect.store import copies
+from reflect.records import Lesson, LessonVersion, Rule, Trial
+from reflect.store import copies, rules
 from reflect.store import lessons as db
 
 Key = tuple[str, str]
@@ -49,6 +49,7 @@ class Here:
 
     texts: dict[Key, Lesson] = field(default_factory=dict)
     origins: dict[Origin, tuple[Lesson, list[VersionLine], list[TrialLine]]] = field(default_factory=dict)
+    forbidden: Sequence[Rule] = ()
 
 
 def restore(
@@ -62,7 +63,7 @@ def restore(
 ) -> list[Imported]:
     """Import in the caller's transaction, in the order of the file; one outcome per line. `source` is the file's name,
     for the history."""
-    here = Here()
+    here = Here(forbidden=rules.listing(s, profile))
     for lesson in db.listing(s, profile):
         here.texts.setdefault(key(lesson.when, lesson.do), lesson)
     if not trust:
@@ -97,6 +98,8 @@ def _strange(
         return Imported("!", None, when, do, "it has no readable text")
     if same := here.texts.get(key(when, do)):
         return Imported("=", same.id, when, do, f"lesson {same.id} says so ({same.status})")
+    if rule := rules.forbidding(here.forbidden, when, do):
+        return Imported("!", None, when, do, rule)
     tokens = count_tokens(line(when, do))
     if tokens > MAX_TOKENS:
         return Imported("!", None, when, do, f"{tokens} tokens are too long for a lesson (at most {MAX_TOKENS})")
