@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -275,11 +274,7 @@ class Lessons:
         """
         from reflect.store import copies
 
-        store = self.ws.store
-        target = store.path.parent if path is None else Path(path).expanduser()
-        if target.is_dir():
-            target = target / f"{store.path.stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}.db"
-        return copies.backup(store, target)
+        return copies.backup(self.ws.store, Path(path).expanduser() if path is not None else None)
 
     def _cost(self, when: str, do: str) -> int:
         """Tokens of its line in a prompt; 0, not counted, where the model is not on this machine.

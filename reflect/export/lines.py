@@ -85,6 +85,7 @@ class TrialLine(Line):
     n: Annotated[int, Field(ge=0, lt=2**63)]
     verdict: str
     model_fingerprint: str
+    moved: Id | None  # the version that its verdict made
     created: Time
 
 
@@ -190,4 +191,4 @@ def _told(e: ValidationError, where: str) -> str:
 
 
 def _fields(row: Any, shape: type[BaseModel]) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in shape.model_fields}
+    return {name: getattr(row, name, None) for name in shape.model_fields}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from sqlmodel import Session, col, select
 from reflect.errors import UsageError
 from reflect.records import Lesson, LessonVersion, Trial
 from reflect.store import lessons as db
-from reflect.store.database import Store, explain
+from reflect.store.database import Store
 
 Whole = tuple[Lesson, list[LessonVersion], list[Trial]]
 
@@ -59,32 +61,31 @@ def extend(s: Session, lesson: Lesson, versions: Sequence[LessonVersion], trials
     s.flush()
 
 
-def backup(store: Store, target: Path) -> Path:
+def backup(store: Store, path: Path | None = None) -> Path:
     """The whole database as it is at this moment, in one file; others may write meanwhile. Never overwrites.
 
-    It becomes visible only when complete. UsageError when there is something already.
+    By default beside the database, under its name and the time; in a folder, under that name. It becomes visible only
+    when complete. UsageError when there is something already, or when the database is no file.
     """
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    if store.path is None:
+        raise UsageError(f"{store.url} is on a server.", "Its own tool copies it: pg_dump.")
+    target = path or store.path.parent
+    if target.is_dir():
+        target = target / f"{store.path.stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}.db"
     taken = UsageError(f"{target} is there already.", "Name another file, or move that one away.")
     if os.path.lexists(target):
         raise taken
     target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        connection = sqlite3.connect(store.path, timeout=30)
-        try:
+        with store._in_plain_words(), closing(sqlite3.connect(store.path, timeout=30)) as connection:
             connection.execute("VACUUM INTO ?", (str(part),))
-        finally:
-            connection.close()
         part.chmod(store.path.stat().st_mode & 0o777)
         with part.open("rb") as file:
             os.fsync(file.fileno())
         os.link(part, target)  # unlike a rename it refuses to overwrite
     except FileExistsError as e:
         raise taken from e
-    except sqlite3.Error as e:
-        if told := explain(e, store.path):
-            raise told from e
-        raise
     finally:
         part.unlink(missing_ok=True)
     return target
