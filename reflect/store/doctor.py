@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlmodel import Session, col, select
+from sqlmodel import Session
 
 from reflect.errors import StoreError
-from reflect.records import ADAPTER_STATUSES, LESSON_STATUSES, NIGHT_STATUSES, RULE_KINDS, RUN_STATUSES, Rule
+from reflect.records import ADAPTER_STATUSES, LESSON_STATUSES, NIGHT_STATUSES, RUN_STATUSES
 from reflect.store import rules
 from reflect.store.database import Store
 from reflect.store.lessons import CONTENT
@@ -32,7 +32,7 @@ def check(database: Store | Session) -> list[str]:
 def _problems(s: Session) -> list[str]:
     if damage := _damage(s):
         return damage  # what the other checks would read is not what was written
-    return _orphans(s) + [problem for query, words in CHECKS for problem in _ask(s, query, words)] + _rules(s)
+    return _orphans(s) + [problem for query, words in CHECKS for problem in _ask(s, query, words)] + rules.problems(s)
 
 
 def _damage(s: Session) -> list[str]:
@@ -58,17 +58,6 @@ def _orphans(s: Session) -> list[str]:
 
 def _ask(s: Session, query: str, words: str) -> list[str]:
     return [words.format(*row) for row in s.connection().execute(text(query))]
-
-
-def _rules(s: Session) -> list[str]:
-    """Rules that can match nothing."""
-    problems = []
-    for rule in s.exec(select(Rule).order_by(col(Rule.id))):
-        if rule.kind not in RULE_KINDS:
-            problems.append(f"Rule {rule.id} is of the unknown kind '{rule.kind}'.")
-        elif rule.kind == "regex" and (wrong := rules.broken(rule.pattern)):
-            problems.append(f"Rule {rule.id} is no regular expression ({wrong}): {rule.pattern}.")
-    return problems
 
 
 def _unknown(table: str, known: tuple[str, ...]) -> tuple[str, str]:

@@ -59,6 +59,17 @@ def forbidding(rules: Sequence[Rule], when: str, do: str) -> str:
     return ""
 
 
+def problems(s: Session) -> list[str]:
+    """For the doctor: rules that can match nothing."""
+    found = []
+    for rule in s.exec(select(Rule).order_by(col(Rule.id))):
+        if rule.kind not in RULE_KINDS:
+            found.append(f"Rule {rule.id} is of the unknown kind '{rule.kind}'.")
+        elif rule.kind == "regex" and (wrong := broken(rule.pattern)):
+            found.append(f"Rule {rule.id} is no regular expression ({wrong}): {rule.pattern}.")
+    return found
+
+
 def matches(rule: Rule, when: str, do: str) -> bool:
     if rule.kind == "regex":
         flags = re.IGNORECASE | re.MULTILINE
