@@ -25,8 +25,8 @@ class Cost:
 
     @property
     def tokens_per_point(self) -> float | None:
-        """Prompt tokens of a call for each 0.01 of mean reward that it gains; None without a gain."""
-        if self.trial is None or self.trial.effect <= 0:
+        """Prompt tokens of a call for each 0.01 of mean reward that it gains; None without a gain, or uncounted."""
+        if self.trial is None or self.trial.effect <= 0 or not self.lesson.tokens:
             return None
         return self.lesson.tokens / (self.trial.effect / POINT)
 
