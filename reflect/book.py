@@ -5,14 +5,30 @@ A person's words are theirs: what is added or rewritten by hand is pinned, so th
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reflect.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from reflect.records import Lesson, LessonVersion
+    from reflect.export.restore import Imported
+    from reflect.export.wording import Piece
+    from reflect.records import Lesson, LessonVersion, Rule
+    from reflect.store.costs import Cost
     from reflect.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Diff:
+    """What differs between two versions of a lesson: field -> its pieces, for the fields that do."""
+
+    lesson_id: int
+    old: int
+    new: int
+    fields: dict[str, Sequence[Piece]]
 
 
 class Lessons:
@@ -63,6 +79,29 @@ class Lessons:
         with self.ws.store.read() as s:
             return lessons.search(s, text, profile=self.profile, limit=limit)
 
+    def diff(self, lesson_id: int, old: int | None = None, new: int | None = None) -> Diff:
+        """What changed, word by word, from version `old` (the newest one's parent) to `new` (the newest)."""
+        from reflect.export.wording import word_diff
+        from reflect.store import lessons
+
+        with self.ws.store.read() as s:
+            last = lessons.version(s, lesson_id, lessons.get(s, lesson_id).version if new is None else new)
+            first = lessons.version(s, lesson_id, (last.parent or last.version) if old is None else old)
+        fields: dict[str, Sequence[Piece]] = {}
+        for name in ("when", "do", "scope", "tags", "status", "pinned", "trust"):
+            was, now = (getattr(row, name) for row in (first, last))
+            if was != now:
+                was, now = (", ".join(x) if isinstance(x, list | tuple) else str(x) for x in (was, now))
+                fields[name] = word_diff(was, now)
+        return Diff(lesson_id, first.version, last.version, fields)
+
+    def stats(self) -> Sequence[Cost]:
+        """What each lesson costs, and what it was measured to bring; by id."""
+        from reflect.store.costs import costs
+
+        with self.ws.store.read() as s:
+            return costs(s, self.profile)
+
     # -- writing
 
     def add(
@@ -75,9 +114,13 @@ class Lessons:
         pinned: bool = True,
         reason: str = "",
     ) -> Lesson:
-        """Write a lesson by hand: active at once. `scope` is a taskset's name, "" is everywhere."""
+        """Write a lesson by hand: active at once. `scope` is a taskset's name, "" is everywhere.
+
+        UsageError when a lesson says so already, when the text is empty, or too long to be shown.
+        """
         from reflect.store import lessons
 
+        tokens = self._cost(when, do)
         with self.ws.store.write() as s:
             same = lessons.find_exact(s, when, do, self.profile)
             if same is not None:
@@ -94,7 +137,7 @@ class Lessons:
                 status="active",
                 pinned=pinned,
                 profile=self.profile,
-                tokens=self._cost(when, do),
+                tokens=tokens,
             )
 
     def edit(self, lesson_id: int, *, expect_version: int | None = None, reason: str = "", **changes: Any) -> Lesson:
@@ -120,6 +163,25 @@ class Lessons:
         """Release a quarantined lesson, bring back a retired one, or settle a candidate."""
         return self._turn(lesson_id, "active", reason, trust="clean")
 
+    def reject(self, lesson_id: int, *, reason: str) -> Lesson:
+        """Retire it for good: no review brings it back. UsageError without a reason."""
+        from reflect.store import lessons
+
+        if not reason.strip():
+            raise UsageError("A lesson is rejected for a reason.", "Say why: --why '...'")
+        with self.ws.store.write() as s:
+            # Pinned, or a lesson that a model had retired before could be learned again.
+            words: dict[str, Any] = {"author": "human", "reason": reason, "pinned": True}
+            return lessons.revise(s, lesson_id, status="retired", **words)
+
+    def pin(self, lesson_id: int) -> Lesson:
+        """No review may change or retire it."""
+        return self.edit(lesson_id, pinned=True)
+
+    def unpin(self, lesson_id: int) -> Lesson:
+        """Reviews may change it again."""
+        return self.edit(lesson_id, pinned=False)
+
     def _turn(self, lesson_id: int, status: str, reason: str, **changes: Any) -> Lesson:
         from reflect.store import lessons
 
@@ -136,11 +198,101 @@ class Lessons:
         with self.ws.store.write() as s:
             return lessons.undo(s, lesson_id)
 
-    def _cost(self, when: str, do: str) -> int:
-        """Tokens of its line in a prompt; 0, not counted, where the model is not on this machine."""
-        from reflect.day.lessons import line
+    # -- never learn this
 
+    def forbid(self, pattern: str, *, kind: str = "words", why: str = "") -> Rule:
+        """No edit of a model that matches will be taken: see `reflect.store.rules`. `kind` is words or regex."""
+        from reflect.store import rules
+
+        with self.ws.store.write() as s:
+            return rules.add(s, pattern, kind=kind, why=why, profile=self.profile)
+
+    def forbidden(self, *, lifted: bool = False) -> Sequence[Rule]:
+        """The rules that hold; with `lifted` also those that did."""
+        from reflect.store import rules
+
+        with self.ws.store.read() as s:
+            return rules.listing(s, self.profile, lifted=lifted)
+
+    def allow(self, rule_id: int) -> Rule:
+        """Lift a rule."""
+        from reflect.store import rules
+
+        with self.ws.store.write() as s:
+            return rules.lift(s, rule_id, self.profile)
+
+    def breaking(self, rule: Rule) -> Sequence[Lesson]:
+        """Lessons in use, or quarantined, that the rule would forbid."""
+        from reflect.store import rules
+
+        return [row for row in self.list() if row.status != "retired" and rules.matches(rule, row.when, row.do)]
+
+    # -- moving
+
+    def export(self, format: str = "jsonl", *, scope: str | None = None) -> str:
+        """The lessons as text: `jsonl` (all, lossless), `markdown` (to read) or `agents` (the block of AGENTS.md)."""
+        from reflect.export import formats
+
+        with self.ws.store.read() as s:
+            return formats.text(s, format, profile=self.profile, scope=scope)
+
+    def export_to(
+        self, path: str | Path, format: str = "jsonl", *, scope: str | None = None, overwrite: bool = False
+    ) -> Sequence[Path]:
+        """The same into a file, whole or not at all; the files that changed by it.
+
+        `agents` puts the block into the file and leaves every other byte as it is; `skill` makes a folder per scope in
+        the folder `path`. UsageError when something of another's making stands there and `overwrite` is not set.
+        """
+        from reflect.export import formats
+
+        words: dict[str, Any] = {"profile": self.profile, "scope": scope, "overwrite": overwrite}
+        with self.ws.store.read() as s:
+            return formats.save(s, Path(path).expanduser(), format, **words)
+
+    def import_(self, path: str | Path, *, trust: bool = False) -> Sequence[Imported]:
+        """Lessons from a JSON Lines export ("-" is stdin), all or, when a line is malformed, none.
+
+        `trust` is for one's own file: everything as it was. Without it the texts come in as candidates. The rules are
+        those of `reflect.export.restore`.
+        """
+        from reflect.export import lines
+        from reflect.export.restore import restore
+
+        name = "stdin" if str(path) == "-" else str(path)
+        data = sys.stdin.buffer.read() if name == "stdin" else Path(path).expanduser().read_bytes()
+        found = lines.load(data, name)
+        with self.ws.store.write() as s:
+            words: dict[str, Any] = {"trust": trust, "source": Path(name).name, "count_tokens": self._count}
+            return restore(s, found, profile=self.profile, **words)
+
+    def backup(self, path: str | Path | None = None) -> Path:
+        """Copy the whole database, of all profiles, while others may use it; never overwrites.
+
+        By default beside the database, under its name and the time; in a folder, under that name. Adapters are files
+        of their own and are not in it.
+        """
+        from reflect.store import copies
+
+        return copies.backup(self.ws.store, Path(path).expanduser() if path is not None else None)
+
+    def _cost(self, when: str, do: str) -> int:
+        """Tokens of its line in a prompt; 0, not counted, where the model is not on this machine.
+
+        UsageError when it is too long; what cannot be counted has at least as many tokens as words.
+        """
+        from reflect.day.lessons import MAX_TOKENS, line
+
+        text = line(when, do)
+        tokens = self._count(text)
+        most = min(self.ws.settings.lesson_budget, MAX_TOKENS)
+        if max(tokens, len(text.split())) > most:
+            told = f"{tokens or len(text.split())} tokens are too long for a lesson (at most {most})."
+            raise UsageError(told, "Say it shorter, or make two of it.")
+        return tokens
+
+    def _count(self, text: str) -> int:
         try:
-            return self.ws.count_tokens(line(when, do))
+            return self.ws.count_tokens(text)
         except ModelError:
             return 0

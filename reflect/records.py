@@ -19,6 +19,7 @@ LESSON_STATUSES = ("candidate", "active", "distilled", "retired", "quarantined")
 SHOWN_STATUSES = ("candidate", "active")  # the statuses that may stand in a prompt
 RUN_STATUSES = ("running", "done")
 NIGHT_STATUSES = ("running", "promoted", "rejected", "nothing", "failed")
+RULE_KINDS = ("words", "regex")
 ADAPTER_STATUSES = ("candidate", "promoted", "rejected", "rolled_back")
 SEED: Any = BigInteger().with_variant(Integer(), "sqlite")  # 63 bits, which every INTEGER of SQLite has
 
@@ -215,3 +216,15 @@ class Alias(SQLModel, table=True):
     profile: str = Field(primary_key=True)
     adapter_id: int | None = Field(default=None, foreign_key="adapter.id")
     updated: datetime = Field(default_factory=now)
+
+
+class Rule(SQLModel, table=True):
+    """What a person never wants learned: an edit of a model that matches it is refused."""
+
+    id: int | None = Field(default=None, primary_key=True)
+    profile: str = Field(default="default", index=True)
+    pattern: str
+    kind: str = "words"  # words | regex
+    why: str = ""
+    created: datetime = Field(default_factory=now)
+    lifted: datetime | None = None  # since when it holds no more

@@ -19,7 +19,7 @@ FLOORS = [
     ["prompts", "tasksets", "store"],
     ["models"],
     ["day"],
-    ["evaluate"],
+    ["evaluate", "export"],
     ["night"],
     ["workspace"],  # with reflect/__init__.py and book.py: the Python interface
     ["cli"],

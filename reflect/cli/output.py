@@ -98,14 +98,19 @@ def edit_text(text: str) -> str:
             raise UsageError("There is no editor.", "Set $EDITOR, or give --when and --do.")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "lesson.txt"
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
         try:
             code = subprocess.call([*shlex.split(editor), str(file)])
         except (OSError, ValueError) as e:
             raise ReflectError(f"The editor {editor} does not start: {e}.", "Set $EDITOR. Nothing was changed.") from e
         if code:
             raise ReflectError(f"The editor {editor} failed with exit code {code}.", "Nothing was changed.")
-        return file.read_text()
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise ReflectError(
+                f"The editor {editor} left no text that can be read: {e}.", "Nothing was changed."
+            ) from e
 
 
 def fields(text: str, names: Sequence[str]) -> Mapping[str, str]:

@@ -15,7 +15,7 @@ from reflect.day.reflection import Edit, normal
 from reflect.models.base import Model
 from reflect.records import SHOWN_STATUSES, Lesson
 from reflect.store import lessons as db
-from reflect.store import search
+from reflect.store import rules, search
 from reflect.tasksets.base import Task, Taskset
 
 POOL = 50  # lessons looked at for one prompt: the most relevant, and as many of the taskset's and the general ones
@@ -158,12 +158,15 @@ def apply_edits(
     `budget`: tokens of lessons in one prompt; a lesson that could never be shown is not learned.
     """
     most = min(budget, MAX_TOKENS)
+    forbidden = rules.listing(s, evidence.profile)
     outcomes = []
     for edit in edits:
         act = {"add": _add, "revise": _revise, "retire": _retire}[edit.kind]
         tokens = count_tokens(line(edit.when, edit.do))
         if edit.kind != "retire" and tokens > most:
             outcomes.append(Outcome(edit, "refused", f"{tokens} tokens are too long for a lesson (at most {most})"))
+        elif edit.kind != "retire" and (rule := rules.forbidding(forbidden, edit.when, edit.do)):
+            outcomes.append(Outcome(edit, "refused", rule))
         else:
             outcomes.append(act(s, edit, evidence, tokens))
     return outcomes

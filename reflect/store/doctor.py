@@ -11,6 +11,7 @@ from sqlmodel import Session, SQLModel
 
 from reflect.errors import StoreError
 from reflect.records import ADAPTER_STATUSES, LESSON_STATUSES, NIGHT_STATUSES, RUN_STATUSES
+from reflect.store import rules
 from reflect.store.database import Store
 from reflect.store.lessons import CONTENT
 
@@ -31,7 +32,7 @@ def check(database: Store | Session) -> list[str]:
 def _problems(s: Session) -> list[str]:
     if damage := _damage(s):
         return damage  # what the other checks would read is not what was written
-    return _orphans(s) + [problem for query, words in CHECKS for problem in _ask(s, query, words)]
+    return _orphans(s) + [problem for query, words in CHECKS for problem in _ask(s, query, words)] + rules.problems(s)
 
 
 def _damage(s: Session) -> list[str]:

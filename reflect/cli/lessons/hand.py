@@ -1,0 +1,217 @@
+"""add, edit, approve, reject, retire, pin, unpin, undo, forbid, forbidden, allow: a person's hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from reflect.cli.common import Db, Json, Profile, workspace
+from reflect.cli.lessons.common import Id, Ids, Reason, Scope, told
+from reflect.cli.output import edit_text, emit, fields, say, shape, table
+from reflect.errors import ReflectError, UsageError
+
+if TYPE_CHECKING:
+    from reflect.book import Lessons
+    from reflect.records import Lesson
+
+When = Annotated[str | None, typer.Option("--when", help="The condition under which it applies.")]
+Do = Annotated[str | None, typer.Option("--do", help="The advice.")]
+Tag = Annotated[list[str] | None, typer.Option("--tag", help="May be given more than once.")]
+FIELDS = ("when", "do", "scope", "tags")
+
+
+def add(
+    when: When = None,
+    do: Do = None,
+    scope: Scope = None,
+    tag: Tag = None,
+    reason: Reason = "",
+    db: Db = None,
+    profile: Profile = None,
+    json: Json = False,
+) -> None:
+    """Write a lesson by hand: active at once, and pinned. Without --when and --do in $EDITOR."""
+    book = workspace(db, profile).lessons
+    if when is not None and do is not None:
+        return told(book.add(when, do, scope=scope or "", tags=tag or (), reason=reason), "added", json)
+    blank = form(when or "", do or "", scope or "", tag or ())
+    text = edit_text(blank)
+    with kept(book, "new-lesson", text if text != blank else ""):
+        told(book.add(**filled(text), reason=reason), "added", json)
+
+
+def edit(
+    lesson_id: Id,
+    when: When = None,
+    do: Do = None,
+    scope: Scope = None,
+    tag: Tag = None,
+    reason: Reason = "",
+    db: Db = None,
+    profile: Profile = None,
+    json: Json = False,
+) -> None:
+    """Change a lesson, by options or in $EDITOR. New text is pinned.
+
+    When somebody else changes it while the editor is open, theirs stands, and yours is kept in a file.
+    """
+    book = workspace(db, profile).lessons
+    head = book.get(lesson_id)
+    given: dict[str, Any] = {"when": when, "do": do, "scope": scope, "tags": tag}
+    changes = {name: value for name, value in given.items() if value is not None}
+    text = was = ""
+    if not changes:
+        was = form(head.when, head.do, head.scope, head.tags)
+        text = edit_text(was)
+    with kept(book, f"lesson-{lesson_id}", text):
+        if text != was:
+            changes = filled(text)
+            missing = [name for name in ("when", "do") if not changes[name]]
+            if missing:
+                hint = f"To be rid of it: reflect lessons retire {lesson_id}"
+                raise UsageError(f"'{missing[0]}' is empty, so nothing was changed.", hint)
+        row = book.edit(lesson_id, expect_version=head.version, reason=reason, **changes) if changes else head
+    told(row, "stays as it was" if row.version == head.version else "changed", json)
+
+
+def form(when: str, do: str, scope: str, tags: Iterable[str]) -> str:
+    """What a person edits."""
+    note = "# Lines that begin with # are left out. An empty scope is everywhere."
+    return f"when: {when}\ndo: {do}\nscope: {scope}\ntags: {', '.join(tags)}\n{note}\n"
+
+
+def filled(text: str) -> dict[str, Any]:
+    """The form, read back."""
+    found = fields(text, FIELDS)
+    tags = [tag.strip() for tag in found.get("tags", "").split(",") if tag.strip()]
+    return {name: found.get(name, "") for name in ("when", "do", "scope")} | {"tags": tags}
+
+
+@contextmanager
+def kept(book: Lessons, name: str, text: str) -> Iterator[None]:
+    """What a person typed is never lost: when it cannot be taken, the error names the file that holds it."""
+    try:
+        yield
+    except ReflectError as e:
+        if not text.strip():
+            raise
+        file = book.ws.settings.home_path / "edits" / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        raise type(e)(e.message, f"{e.hint}\nYour text is kept in {file}".strip()) from e
+
+
+# -- the status --------------------------------------------------------------------------------------------------------
+
+
+def approve(lesson_ids: Ids, reason: Reason = "", db: Db = None, profile: Profile = None, json: Json = False) -> None:
+    """Release quarantined lessons, settle candidates, or bring back retired ones."""
+    book = workspace(db, profile).lessons
+    told(each(book, lesson_ids, lambda i: book.approve(i, reason=reason)), "approved", json)
+
+
+def reject(
+    lesson_ids: Ids,
+    reason: Annotated[str, typer.Option("--why", "--reason", help="Why; it stands in the history.")] = "",
+    db: Db = None,
+    profile: Profile = None,
+    json: Json = False,
+) -> None:
+    """Retire lessons for good, and say why: no review brings them back. undo and approve do."""
+    book = workspace(db, profile).lessons
+    told(each(book, lesson_ids, lambda i: book.reject(i, reason=reason)), "rejected", json)
+
+
+def retire(lesson_id: Id, reason: Reason = "", db: Db = None, profile: Profile = None, json: Json = False) -> None:
+    """Take a lesson out of every prompt. It is kept; undo brings it back."""
+    book = workspace(db, profile).lessons
+    told(each(book, [lesson_id], lambda i: book.retire(i, reason=reason)), "retired", json)
+
+
+def pin(lesson_ids: Ids, db: Db = None, profile: Profile = None, json: Json = False) -> None:
+    """Keep the words of lessons: no review may change or retire them."""
+    book = workspace(db, profile).lessons
+    told(each(book, lesson_ids, book.pin), "pinned", json)
+
+
+def unpin(lesson_ids: Ids, db: Db = None, profile: Profile = None, json: Json = False) -> None:
+    """Let reviews change lessons again."""
+    book = workspace(db, profile).lessons
+    told(each(book, lesson_ids, book.unpin), "unpinned", json)
+
+
+def undo(lesson_id: Id, db: Db = None, profile: Profile = None, json: Json = False) -> None:
+    """Take back the last change of a lesson; undo of undo does it again."""
+    told(workspace(db, profile).lessons.undo(lesson_id), "undone", json)
+
+
+def each(book: Lessons, lesson_ids: Sequence[int], change: Callable[[int], Lesson]) -> list[Lesson]:
+    """Change them all, unless one of the ids is unknown."""
+    was = {lesson_id: book.get(lesson_id).status for lesson_id in lesson_ids}
+    rows = [change(lesson_id) for lesson_id in was]
+    if left := [str(row.id) for row in rows if was[row.id or 0] == "distilled" and row.status == "retired"]:
+        say(f"The active adapter still holds {', '.join(left)}; the next night makes one without: reflect sleep")
+    return rows
+
+
+# -- never learn this --------------------------------------------------------------------------------------------------
+
+
+def forbid(
+    pattern: Annotated[str, typer.Argument(metavar="PATTERN", help="Words, or a regular expression.")],
+    why: Annotated[str, typer.Option("--why", "--reason", help="Why.")] = "",
+    words: Annotated[bool, typer.Option("--words", help="Take it as words, whatever signs are in it.")] = False,
+    db: Db = None,
+    profile: Profile = None,
+    json: Json = False,
+) -> None:
+    r"""Never learn this: reviews may write no lesson that matches, and imports from others bring none.
+
+    Plain words match as whole words, case and punctuation aside. What has any of \ [ ] ( ) { } | * + ^ $ in it is a
+    regular expression, case aside. Lessons that are there already stay; they are named.
+    """
+    book = workspace(db, profile).lessons
+    kind = "regex" if not words and set(pattern) & set(r"\[](){}|*+^$") else "words"
+    rule = book.forbid(pattern, kind=kind, why=why)
+    standing = [str(row.id) for row in book.breaking(rule)]
+    if json:
+        emit(shape(rule) | {"standing": [int(i) for i in standing]})
+    else:
+        print(f"rule {rule.id} forbids {'the words' if kind == 'words' else 'what matches'}: {rule.pattern}")
+    if standing:
+        say(f"Lessons that say so already: {', '.join(standing)}. To be rid of them:")
+        say(f"reflect lessons reject {' '.join(standing)} --why 'rule {rule.id}'")
+
+
+def forbidden(
+    every: Annotated[bool, typer.Option("--all", help="Also those that were lifted.")] = False,
+    db: Db = None,
+    profile: Profile = None,
+    json: Json = False,
+) -> None:
+    """What must never be learned."""
+    rows = workspace(db, profile).lessons.forbidden(lifted=every)
+    if json:
+        return emit([shape(row) for row in rows])
+    table(
+        [[row.id, row.kind, f"{row.created:%F %R}", f"{row.lifted:%F %R}" if row.lifted else None, row.pattern, row.why]
+        for row in rows],
+        ["id", "kind", "since (UTC)", "lifted", "pattern", "why"],
+    )  # fmt: skip
+
+
+def allow(
+    rule_id: Annotated[int, typer.Argument(metavar="ID", help="A rule's id.")],
+    db: Db = None,
+    profile: Profile = None,
+    json: Json = False,
+) -> None:
+    """Lift a rule: it may be learned again."""
+    rule = workspace(db, profile).lessons.allow(rule_id)
+    if json:
+        return emit(shape(rule))
+    print(f"rule {rule.id} is lifted: {rule.pattern}")

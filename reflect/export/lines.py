@@ -1,0 +1,194 @@
+"""Lessons as JSON Lines: a header, then one line per lesson with all its versions and the trials that travel.
+
+    {"format":"reflect lessons","version":1}
+    {"id":3,"created":"2026-01-31T22:15:07.120000Z","updated":"...","versions":[{"version":1,...}],"trials":[]}
+
+The same lessons are the same bytes: by id, keys in the order below, times in UTC, unicode as it is. What points into
+one database stays behind: which reflection or night wrote a version, exposures, and trials that were measured on an
+adapter. A file holds no weights, so a lesson that the weights held ends with one more version, in which it is text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from reflect.errors import UsageError
+from reflect.records import LESSON_STATUSES, Lesson, LessonVersion, Trial
+from reflect.store.lessons import AUTHORS, CONTENT
+
+FORMAT, VERSION = "reflect lessons", 1
+AS_TEXT = "exported without the weights that held it"  # the reason of the closing version
+
+
+def _utc(time: datetime) -> datetime:
+    return time.astimezone(UTC)
+
+
+def _one_of(known: Sequence[str]) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if value not in known:
+            raise ValueError(f"'{value}' is none of {', '.join(known)}")
+        return value
+
+    return check
+
+
+def _said(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it is empty")
+    return text
+
+
+Id = Annotated[int, Field(ge=1, lt=2**63)]
+Words = Annotated[str, AfterValidator(_said)]
+Time = Annotated[AwareDatetime, AfterValidator(_utc)]
+
+
+class Line(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants")
+
+
+class VersionLine(Line):
+    """One version, as in `LessonVersion`."""
+
+    version: Id
+    parent: Id | None
+    author: Annotated[str, AfterValidator(_one_of(AUTHORS))]
+    reason: str
+    when: Words
+    do: Words
+    scope: str
+    tags: list[str]
+    status: Annotated[str, AfterValidator(_one_of(LESSON_STATUSES))]
+    pinned: bool
+    trust: Annotated[str, AfterValidator(_one_of(("clean", "untrusted")))]
+    tokens: Annotated[int, Field(ge=0, lt=2**63)]
+    created: Time
+
+    def content(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in CONTENT}
+
+
+class TrialLine(Line):
+    """A measured effect on the bare base model, as in `Trial`."""
+
+    version: Id
+    kind: str
+    effect: float
+    low: float
+    high: float
+    n: Annotated[int, Field(ge=0, lt=2**63)]
+    verdict: str
+    model_fingerprint: str
+    moved: Id | None  # the version that its verdict made
+    created: Time
+
+
+class LessonLine(Line):
+    id: Id
+    created: Time
+    updated: Time
+    versions: Annotated[list[VersionLine], Field(min_length=1)]
+    trials: list[TrialLine]
+
+    @property
+    def head(self) -> VersionLine:
+        return self.versions[-1]
+
+    @model_validator(mode="after")
+    def _history(self) -> LessonLine:
+        if [v.version for v in self.versions] != list(range(1, len(self.versions) + 1)):
+            raise ValueError("versions must be numbered 1, 2, 3 ...")
+        if any(v.parent is not None and v.parent >= v.version for v in self.versions):
+            raise ValueError("the parent of a version must be an earlier one")
+        if any(trial.version > len(self.versions) for trial in self.trials):
+            raise ValueError("a trial is of a version that is not there")
+        return self
+
+
+def line_of(lesson: Lesson, versions: Iterable[LessonVersion], trials: Iterable[Trial]) -> LessonLine:
+    """The line of a lesson. `trials` are those without an adapter."""
+    history = [VersionLine.model_validate(_fields(row, VersionLine)) for row in versions]
+    return LessonLine(
+        id=lesson.id or 0,
+        created=lesson.created,
+        updated=lesson.updated,
+        versions=as_text(history),
+        trials=[TrialLine.model_validate(_fields(row, TrialLine)) for row in trials],
+    )
+
+
+def as_text(history: list[VersionLine]) -> list[VersionLine]:
+    """The history, closed by a version of status active when it ends in the weights."""
+    last = history[-1]
+    if last.status != "distilled":
+        return history
+    words = {"version": last.version + 1, "parent": last.version, "author": "rollback", "reason": AS_TEXT}
+    return [*history, last.model_copy(update=words | {"status": "active"})]
+
+
+def dump(lines: Iterable[LessonLine]) -> str:
+    """The whole file, header first; every line ends with a newline."""
+    header = json.dumps({"format": FORMAT, "version": VERSION}, separators=(",", ":"))
+    return "".join(f"{text}\n" for text in (header, *(line.model_dump_json() for line in lines)))
+
+
+def load(data: bytes, name: str) -> list[LessonLine]:
+    """The lessons of a file. UsageError that names file, line and field for the first thing that is wrong."""
+    found: list[LessonLine] = []
+    stood: dict[int, int] = {}  # id -> line
+    head = False
+    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        where = f"{name}, line {number}"
+        try:
+            text = raw.decode().strip()
+        except UnicodeDecodeError as e:
+            raise UsageError(f"{where} is not UTF-8 text.", "Export the lessons again, or mend that line.") from e
+        if not text:
+            continue
+        if not head:
+            _header(text, where, name)
+            head = True
+            continue
+        try:
+            line = LessonLine.model_validate_json(text)
+        except ValidationError as e:
+            raise UsageError(_told(e, where), "Nothing was imported. Mend that line, or export again.") from e
+        if line.id in stood:
+            told = f"{where}, id: lesson {line.id} stands in line {stood[line.id]} already."
+            raise UsageError(told, "Nothing was imported. Take one of the two away.")
+        stood[line.id] = number
+        found.append(line)
+    if not head:
+        raise UsageError(f"{name} is empty.", "Nothing was imported.")
+    return found
+
+
+def _header(text: str, where: str, name: str) -> None:
+    try:
+        header = json.loads(text)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or header.get("format") != FORMAT or type(header.get("version")) is not int:
+        told = f"{name} is not an export of lessons: {where} is no header."
+        raise UsageError(told, "Make one with: reflect lessons export --out FILE")
+    if header["version"] > VERSION:
+        told = f"{name} was written by a newer reflect (format {header['version']}, this one reads {VERSION})."
+        raise UsageError(told, "Update reflect, then try again.")
+
+
+def _told(e: ValidationError, where: str) -> str:
+    """The first problem: `lessons.jsonl, line 4, versions[0].status: ...`."""
+    first = e.errors(include_url=False)[0]
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    said = first["msg"].removeprefix("Value error, ").rstrip(".")
+    return f"{where}{f', {field}' if field else ''}: {said}."
+
+
+def _fields(row: Any, shape: type[BaseModel]) -> dict[str, Any]:
+    return {name: getattr(row, name, None) for name in shape.model_fields}

@@ -1,0 +1,167 @@
+"""Lessons as text: Markdown to read, the block in AGENTS.md or CLAUDE.md, SKILL.md folders.
+
+Lessons that are quarantined or retired are in none of them. Text is cleaned as for a prompt; a lesson is one line, so
+it can neither begin a heading nor end the block.
+
+SKILL.md follows the Agent Skills specification (agentskills.io/specification).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+
+from reflect.errors import UsageError
+from reflect.export import files
+from reflect.prompts import clean
+from reflect.records import SHOWN_STATUSES, Lesson
+
+STATUSES = (*SHOWN_STATUSES, "distilled")  # what stands in prompts or in weights
+BEGIN, END = "<!-- reflect lessons: begin -->", "<!-- reflect lessons: end -->"
+NOTE = "<!-- Written by `reflect lessons export --format agents`: a change between these lines is lost. -->"
+MARK = "reflect lessons export"  # in the metadata of a skill: we wrote it
+NAME, DESCRIPTION = 64, 1024  # most characters, by the specification
+GENERAL = "general lessons"
+
+Scopes = list[tuple[str, list[Lesson]]]
+
+
+def by_scope(lessons: Iterable[Lesson]) -> Scopes:
+    """(scope, its lessons by id), the general ones first; without those that may not be shown."""
+    shown = sorted((row for row in lessons if row.status in STATUSES), key=lambda row: (row.scope, row.id or 0))
+    return [(scope, list(rows)) for scope, rows in groupby(shown, key=lambda row: row.scope)]
+
+
+def page(lessons: Iterable[Lesson]) -> str:
+    """All of them, to be read: under each scope a line per lesson with its id, status and tags."""
+    text = ["# Lessons"]
+    for scope, rows in by_scope(lessons):
+        text += ["", f"## {_title(scope)}", ""]
+        for row in rows:
+            facts = [f"lesson {row.id}", row.status, *(["pinned"] if row.pinned else [])]
+            facts += [f"tagged {_safe(tag)}" for tag in row.tags]
+            text.append(f"{_item(row)} ({', '.join(facts)})")
+    return "\n".join(text) + "\n" if len(text) > 1 else "# Lessons\n\nThere are none yet.\n"
+
+
+def _item(row: Lesson) -> str:
+    return f"- When {_safe(row.when)}: {_safe(row.do)}"
+
+
+def _safe(text: str) -> str:
+    return clean(text).replace("<!--", "&lt;!--").replace("-->", "--&gt;")
+
+
+def _title(scope: str) -> str:
+    return f"Lessons for {_safe(scope)}" if clean(scope) else GENERAL.capitalize()
+
+
+# -- the block in a file of somebody else ------------------------------------------------------------------------------
+
+
+def block(lessons: Iterable[Lesson]) -> str:
+    """The managed block from marker to marker, without a newline at its end."""
+    text = [BEGIN, NOTE]
+    for scope, rows in by_scope(lessons):
+        text += ["", f"## {_title(scope)}", "", *map(_item, rows)]
+    return "\n".join([*text, "", END] if len(text) > 2 else [*text, END])
+
+
+def with_block(data: bytes, new: str, name: str) -> bytes:
+    """The file's bytes with `new` in place of the block, or after the last line when there is none.
+
+    Every other byte stays, its line ends, a missing newline at the end and a byte order mark included. UsageError when
+    the markers are broken or the file is not UTF-8: nothing is guessed.
+    """
+    try:
+        data.decode()
+    except UnicodeDecodeError as e:
+        raise UsageError(f"{name} is not UTF-8 text, so nothing was written.", "Save it as UTF-8 first.") from e
+    newline = b"\r\n" if b"\r\n" in data else b"\n"
+    fresh = new.encode().replace(b"\n", newline)
+    begins, ends = (_lines_with(data, marker.encode()) for marker in (BEGIN, END))
+    if not begins and not ends:
+        gap = b"" if not data or data == b"\xef\xbb\xbf" else newline if data.endswith(b"\n") else newline * 2
+        return data + gap + fresh + newline
+    if len(begins) != 1 or len(ends) != 1 or begins[0] > ends[0]:
+        found = sorted([*((at, "begin") for at in begins), *((at, "end") for at in ends)])
+        lines = ", ".join(f"{word} in line {len(data[:at].split(newline))}" for at, word in found)
+        raise UsageError(
+            f"The markers of the lessons in {name} are broken ({lines}), so nothing was written.",
+            f"There must be one line {BEGIN} and one line {END} after it, or neither.",
+        )
+    return data[: begins[0]] + fresh + data[ends[0] + len(END.encode()) :]
+
+
+def _lines_with(data: bytes, marker: bytes) -> list[int]:
+    """Where the marker stands, alone on its line."""
+    found = re.finditer(rb"(?:^|(?<=\n)|(?<=\xef\xbb\xbf))[ \t]*(%b)[ \t]*(?=\r?\n|$)" % re.escape(marker), data)
+    return [match.start(1) for match in found]
+
+
+def write_block(path: Path, lessons: Iterable[Lesson]) -> list[Path]:
+    """Update the block in the file, which is made when missing; [path], or [] when it was so already."""
+    data = path.read_bytes() if path.is_file() else b""
+    return [path] if files.write(path, with_block(data, block(lessons), str(path)), overwrite=True) else []
+
+
+# -- SKILL.md ----------------------------------------------------------------------------------------------------------
+
+
+def skills(lessons: Iterable[Lesson]) -> dict[str, str]:
+    """Folder name -> text of its SKILL.md, one skill per scope."""
+    scopes = by_scope(lessons)
+    names: dict[str, str] = {}
+    # A scope that is a good name as it stands gets it; of others that come to the same name, each but the first a hash.
+    for scope, _ in sorted(scopes, key=lambda pair: (skill_name(pair[0]) != pair[0], pair[0])):
+        name = skill_name(scope)
+        if name in names.values():
+            name = f"{name[: NAME - 9].rstrip('-')}-{_hash(scope)}"
+        names[scope] = name
+    return {names[scope]: _skill(names[scope], scope, rows) for scope, rows in scopes}
+
+
+def skill_name(scope: str) -> str:
+    """1-64 characters of a-z, 0-9 and single hyphens within."""
+    if not scope:
+        return GENERAL.replace(" ", "-")
+    plain = unicodedata.normalize("NFKD", scope.lower()).encode("ascii", "ignore").decode()
+    return re.sub("[^a-z0-9]+", "-", plain).strip("-")[:NAME].strip("-") or f"lessons-{_hash(scope)}"
+
+
+def _hash(scope: str) -> str:
+    return hashlib.sha256(scope.encode()).hexdigest()[:8]
+
+
+def _skill(name: str, scope: str, rows: list[Lesson]) -> str:
+    import yaml
+
+    head = {"name": name, "description": _description(scope, rows), "metadata": {"written-by": MARK}}
+    front = yaml.safe_dump(head, allow_unicode=True, sort_keys=False, width=10_000)
+    return "\n".join([f"---\n{front}---", "", f"# {_title(scope)}", "", *map(_item, rows)]) + "\n"
+
+
+def _description(scope: str, rows: list[Lesson]) -> str:
+    """What it is and when to use it; as many conditions as there is room for."""
+    of = f"Lessons for {clean(scope)}" if clean(scope) else "General lessons"
+    text = f"{of}, learned by practice. Use when "[: DESCRIPTION // 2]
+    for i, row in enumerate(rows):
+        more = f"{'; ' if i else ''}{clean(row.when)}"
+        if len(text) + len(more) > DESCRIPTION - 1:
+            return text + more[: DESCRIPTION - 1 - len(text)] + "…" if not i else text + "."
+        text += more
+    return text + "."
+
+
+def write_skills(folder: Path, lessons: Iterable[Lesson], *, overwrite: bool = False) -> list[Path]:
+    """FOLDER/NAME/SKILL.md for each scope; the files that changed. A skill that was not written by us is refused."""
+    texts = {folder / name / "SKILL.md": text for name, text in skills(lessons).items()}
+    for path in texts:
+        if path.is_file() and not overwrite and MARK.encode() not in path.read_bytes():
+            told = f"{path} was not written by reflect."
+            raise UsageError(told, "Name another folder, or say --yes to overwrite it.")
+    return [path for path, text in texts.items() if files.write(path, text.encode(), overwrite=True)]

@@ -1,0 +1,179 @@
+"""Lessons from a file into a database: what is new, what goes on, what is here already. Nothing is overwritten.
+
+A stranger's file (the default): the newest text of each lesson becomes a new candidate, untrusted, unpinned, with its
+own history from now on; retired and forbidden ones stay out. Text that the guards find suspicious is quarantined.
+
+One's own file (`trust`): every lesson as it was, history, status, pins and trials. A lesson that is here already and
+has more versions in the file goes on from where it stands here. Suspicious text is quarantined all the same, unless by
+the file's word a person wrote or approved it.
+
+In both, a lesson whose text is here already (case, spacing, punctuation and articles aside) is left as it is here.
+Not covered: two files that change the same lesson differently; the second comes in as a lesson of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from sqlmodel import Session
+
+from reflect.day import guards
+from reflect.day.lessons import MAX_TOKENS, line
+from reflect.day.reflection import normal
+from reflect.export.lines import AS_TEXT, LessonLine, TrialLine, VersionLine, as_text, line_of
+from reflect.prompts import clean
+from reflect.records import Lesson, LessonVersion, Rule, Trial
+from reflect.store import copies, rules
+from reflect.store import lessons as db
+
+Key = tuple[str, str]
+Origin = tuple[datetime, str, str]  # of a lesson: when it was first written, and its first words
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of a line: + new, ~ gone on, = here already, ? new but quarantined, ! left out."""
+
+    sign: str
+    lesson_id: int | None
+    when: str
+    do: str
+    why: str = ""
+
+
+@dataclass
+class Here:
+    """What stands in the database: lessons by their words, histories by their beginning."""
+
+    texts: dict[Key, Lesson] = field(default_factory=dict)
+    origins: dict[Origin, tuple[Lesson, list[VersionLine], list[TrialLine]]] = field(default_factory=dict)
+    forbidden: Sequence[Rule] = ()
+
+
+def restore(
+    s: Session,
+    lines: Sequence[LessonLine],
+    *,
+    profile: str,
+    trust: bool,
+    source: str,
+    count_tokens: Callable[[str], int],
+) -> list[Imported]:
+    """Import in the caller's transaction, in the order of the file; one outcome per line. `source` is the file's name,
+    for the history."""
+    here = Here(forbidden=rules.listing(s, profile))
+    for lesson in db.listing(s, profile):
+        here.texts.setdefault(key(lesson.when, lesson.do), lesson)
+    if not trust:
+        return [_strange(s, one, here, profile, source, count_tokens) for one in lines]
+    for lesson, versions, trials in copies.whole(s, profile):
+        past = line_of(lesson, versions, trials)
+        own = past.versions[: len(versions)]  # without the closing one, which is only in files
+        here.origins[origin(past)] = (lesson, own, past.trials)
+    return [_own(s, one, here, profile, source) for one in lines]
+
+
+def key(when: str, do: str) -> Key:
+    return normal(when) or when, normal(do) or do
+
+
+def origin(one: LessonLine) -> Origin:
+    first = one.versions[0]
+    return first.created, first.when, first.do
+
+
+# -- a stranger's ------------------------------------------------------------------------------------------------------
+
+
+def _strange(
+    s: Session, one: LessonLine, here: Here, profile: str, source: str, count_tokens: Callable[[str], int]
+) -> Imported:
+    head = one.head
+    when, do = clean(head.when), clean(head.do)
+    if head.status == "retired":
+        return Imported("!", None, when, do, "it is retired there")
+    if not when or not do:
+        return Imported("!", None, when, do, "it has no readable text")
+    if same := here.texts.get(key(when, do)):
+        return Imported("=", same.id, when, do, f"lesson {same.id} says so ({same.status})")
+    if rule := rules.forbidding(here.forbidden, when, do):
+        return Imported("!", None, when, do, rule)
+    tokens = count_tokens(line(when, do))
+    if tokens > MAX_TOKENS:
+        return Imported("!", None, when, do, f"{tokens} tokens are too long for a lesson (at most {MAX_TOKENS})")
+    doubts = [f"it names {what}" for what in guards.suspicions(f"{head.when} {head.do}")]
+    if head.status == "quarantined":
+        doubts.append("it is quarantined there")
+    why = "; ".join(doubts)
+    lesson = db.add(
+        s,
+        when=when,
+        do=do,
+        author="human",  # who ran the import; whoever wrote it first is of no use here
+        reason=f"imported from {source}{f': {why}' if why else ''}",
+        scope=clean(head.scope),
+        tags=[tag for tag in map(clean, head.tags) if tag],
+        status="quarantined" if doubts else "candidate",
+        trust="untrusted",
+        profile=profile,
+        tokens=tokens,
+    )
+    here.texts[key(when, do)] = lesson
+    return Imported("?" if doubts else "+", lesson.id, when, do, why)
+
+
+# -- one's own ---------------------------------------------------------------------------------------------------------
+
+
+def _own(s: Session, one: LessonLine, here: Here, profile: str, source: str) -> Imported:
+    when, do = one.head.when, one.head.do
+    lesson, own, measured = here.origins.get(origin(one), (None, [], []))
+    if lesson and own[: len(one.versions)] == one.versions[: len(own)]:
+        more = one.versions[len(own) :]
+        if not more or more[0].reason == AS_TEXT and len(more) == 1:
+            return Imported("=", lesson.id, when, do)
+        return _go_on(s, lesson, one, more, [t for t in one.trials if t not in measured], source)
+    if same := here.texts.get(key(when, do)):
+        return Imported("=", same.id, when, do, f"lesson {same.id} says so ({same.status})")
+    last = as_text(one.versions)[-1]
+    new = Lesson.model_validate(
+        last.content() | {"id": one.id, "profile": profile, "version": last.version}
+        | {"created": one.created, "updated": one.updated}
+    )  # fmt: skip
+    copies.put(s, new, _versions(as_text(one.versions)), _trials(one.trials))
+    why = _quarantine(s, new, one, source)
+    return Imported("?" if why else "+", new.id, when, do, why)
+
+
+def _go_on(
+    s: Session, lesson: Lesson, one: LessonLine, more: list[VersionLine], trials: list[TrialLine], source: str
+) -> Imported:
+    """The versions that the file has beyond those here, which are its beginning."""
+    more = as_text(more)
+    for name, value in more[-1].content().items():
+        setattr(lesson, name, value)
+    lesson.version, lesson.updated = more[-1].version, one.updated
+    copies.extend(s, lesson, _versions(more), _trials(trials))
+    why = _quarantine(s, lesson, one, source)
+    return Imported("?" if why else "~", lesson.id, lesson.when, lesson.do, why or f"now version {lesson.version}")
+
+
+def _quarantine(s: Session, lesson: Lesson, one: LessonLine, source: str) -> str:
+    """Set a suspicious lesson aside that nobody vouches for; why, or ""."""
+    doubts = guards.suspicions(f"{lesson.when} {lesson.do}")
+    vouched = any(v.author == "human" and (v.when, v.do) == (one.head.when, one.head.do) for v in one.versions)
+    if not doubts or vouched or lesson.status in ("quarantined", "retired"):
+        return ""
+    why = "; ".join(f"it names {what}" for what in doubts)
+    db.revise(s, lesson.id, author="human", reason=f"imported from {source}: {why}", status="quarantined")
+    return why
+
+
+def _versions(rows: Sequence[VersionLine]) -> list[LessonVersion]:
+    return [LessonVersion.model_validate(row.model_dump() | {"lesson_id": 0}) for row in rows]
+
+
+def _trials(rows: Sequence[TrialLine]) -> list[Trial]:
+    return [Trial.model_validate(row.model_dump() | {"lesson_id": 0}) for row in rows]
