@@ -5,14 +5,14 @@ in [0, 1]. With any m that is known before the rollout,
 
     h = (A - p) (R - m) / max(p, 1 - p)        lies in [-1, 1] and has mean v * tau,  v = min(p, 1 - p),
 
-where tau is what the lesson changes in that rollout, whatever the task, the other lessons and the past. m is the mean of
-the group's earlier rollouts, shrunk to the mean of all: it does not bias, it only takes away what the task's difficulty
-adds to the noise. What is estimated is the mean of tau over the rollouts so far, weighted by v.
+where tau is what the lesson changes in that rollout, whatever the task, the other lessons and the past. m is the mean
+of the group's earlier rollouts, shrunk to the mean of all: it does not bias, it only takes away what the difficulty of
+the task adds to the noise. What is estimated is the mean of tau over the rollouts so far, weighted by v.
 
 We bet on h (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting", section 4): for a
-fixed stake s, prod (1 + s h) / (1 + s v tau) is a martingale that begins at 1, so it never reaches 2 / alpha in more than
-alpha / 2 of all streams (Ville). The stakes are fixed, and mixed with fixed weights, because then the inequality of the
-arithmetic and geometric mean puts the *mean* of tau in the place of its values: no task needs to have the effect of
+fixed stake s, prod (1 + s h) / (1 + s v tau) is a martingale that begins at 1, so in at most alpha / 2 of all streams
+does it ever reach 2 / alpha (Ville). The stakes are fixed, and mixed with fixed weights, because then the inequality of
+the arithmetic and geometric mean puts the *mean* of tau in the place of its values: no task needs to have the effect of
 another. Hence looking after every rollout costs nothing, and the interval holds for effects that differ or drift.
 
 Not covered: a reward outside [0, 1]; a probability that is not the one with which the lesson was shown; several lessons
@@ -32,7 +32,7 @@ ALPHA = 0.05  # the interval misses the effect at any time in at most this share
 USEFUL = 0.05  # a lesson that is proven to bring less than this is not worth its tokens
 POWER_Z = 1.2816  # of 90 %: how often a planned comparison is to find the effect that it was planned for
 
-# A stake is best for one size of effect. Small ones need long streams, in which the constant of a small weight is little.
+# A stake is best for one size of effect. Small ones need long streams, in which the price of a small weight is little.
 STAKES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 WEIGHTS = (0.04, 0.04, 0.04, 0.22, 0.22, 0.22, 0.22)
 LOG_WEIGHTS = tuple(map(math.log, WEIGHTS))
@@ -140,7 +140,7 @@ class Bets:
             share = tau * self.weight / self.n
             wealth = [w - self.n * math.log1p(s * share) for w, s in zip(wealth, STAKES, strict=True)]
         top = max(wealth)
-        if top >= need or top + LOG_STAKES < need:  # the mixture is at least its largest part, at most that many times it
+        if top >= need or top + LOG_STAKES < need:  # the mixture lies between its largest part and that many of it
             return top >= need
         return top + math.log(sum([math.exp(w - top) for w in wealth])) >= need
 
