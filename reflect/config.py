@@ -31,6 +31,9 @@ class Settings:
     reflect_tokens: int = 160  # of one reflection
     lesson_budget: int = 400  # tokens of lessons in one prompt
     lesson_limit: int = 6  # lessons in one prompt
+    trials: bool = True  # withhold lessons from some rollouts of a run, to measure what they are worth
+    withhold_candidate: float = 0.5  # from this share of the rollouts
+    withhold_active: float = 0.1  # the same of lessons that are proven, or pinned
     device: str = "auto"  # auto | cpu | cuda | mps
     threads: int = 0  # torch threads, 0 = torch's own choice
     home: str = ""  # where adapters and locks live; default: .reflect beside the database
@@ -68,7 +71,19 @@ def _update(settings: Settings, table: dict[str, Any], source: str) -> Settings:
         if name not in types:
             raise UsageError(f"{source}: unknown setting '{name}'.", f"Known are: {', '.join(types)}.")
         try:
-            clean[name] = types[name](value)
+            clean[name] = _truth(value) if types[name] is bool else types[name](value)
         except (TypeError, ValueError) as e:
             raise UsageError(f"{source}: {name} = {value!r} is not {types[name].__name__}.") from e
+        if name.startswith("withhold_") and not 0.0 <= clean[name] < 1.0:
+            raise UsageError(f"{source}: {name} = {value!r} is not a share of the rollouts.", "Give 0 to 0.9.")
     return replace(settings, **clean)
+
+
+def _truth(value: Any) -> bool:
+    """true and false as TOML has them, or as words of the environment."""
+    words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    if not isinstance(value, bool):
+        raise ValueError(value)
+    return value

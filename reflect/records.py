@@ -133,7 +133,7 @@ class LessonVersion(SQLModel, table=True):
     lesson_id: int = Field(foreign_key="lesson.id", index=True)
     version: int
     parent: int | None = None  # the version this one was made from
-    author: str  # model | human | night | rollback
+    author: str  # model | human | trial | night | rollback
     reason: str = ""
     when: str
     do: str
@@ -161,7 +161,11 @@ class Exposure(SQLModel, table=True):
 
 
 class Trial(SQLModel, table=True):
-    """The measured effect of a lesson version: mean reward with it minus without it, for one model and adapter."""
+    """The measured effect of a lesson: mean reward with it minus without it, for one model and adapter.
+
+    A trial of the day (withhold, paired) measures the text and status as they are from `version` on; the row follows
+    the evidence until a verdict moves the lesson: `moved` is the version which that made.
+    """
 
     id: int | None = Field(default=None, primary_key=True)
     lesson_id: int = Field(foreign_key="lesson.id", index=True)
@@ -175,6 +179,8 @@ class Trial(SQLModel, table=True):
     model_fingerprint: str = ""
     adapter_id: int | None = Field(default=None, foreign_key="adapter.id")
     night_id: int | None = Field(default=None, foreign_key="night.id")
+    run_id: int | None = Field(default=None, foreign_key="run.id", index=True)  # in which it was last measured
+    moved: int | None = None
     created: datetime = Field(default_factory=now)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from reflect.day.summary import Report
 
 SIGNS = {"added": "+", "superseded": "~", "revised": "~", "retired": "-", "quarantined": "?"}
+SIGNS |= {"accepted": "+", "rejected": "-"}  # by a trial
 
 
 def run(
@@ -73,4 +74,6 @@ def in_words(change: dict[str, Any]) -> str:
     if not sign:
         return ""
     text = f"when: {change['when']} do: {change['do']}" if change["do"] else change["why"]
+    if change["kind"] == "trial":
+        text = f"{change['why']} ({text})"
     return f"{sign} lesson {change['lesson']} {change['outcome']}: {text}"

@@ -223,8 +223,10 @@ def _again(s: Session, edit: Edit, evidence: Evidence, lesson: Lesson) -> Outcom
         return Outcome(edit, "known", f"lesson {lesson.id} says so ({lesson.status})", lesson.id, lesson.version)
     if lesson.pinned or db.history(s, lesson.id)[-1].author == "human":
         return Outcome(edit, "refused", f"a person retired lesson {lesson.id}", lesson.id, lesson.version)
+    by_trial = db.history(s, lesson.id)[-1].author == "trial"  # measured, and found wanting: it is on trial again
+    status = "candidate" if by_trial else "active"
     back = db.revise(
-        s, lesson.id, author="model", reason="learned again", status="active", reflection_id=evidence.reflection_id
+        s, lesson.id, author="model", reason="learned again", status=status, reflection_id=evidence.reflection_id
     )
     return Outcome(edit, "revised", "learned again", back.id, back.version)
 

@@ -1,8 +1,9 @@
 """The day: roll out groups of attempts, score them, review each group, edit the lessons; wave by wave.
 
 A wave is a few tasks that run in one batch. Its lessons are chosen from the database as the previous wave left it, its
-rollouts are saved in one transaction, its reflections and their edits in another. A run that was killed continues with
-the first wave that is not complete, and ends with the same rows as one that was not.
+rollouts are saved in one transaction, with the verdicts that fall by them, its reflections and their edits in another.
+A run that was killed continues with the first wave that is not complete, and ends with the same rows as one that was
+not.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from reflect.config import Settings
 from reflect.day.election import Ballot, elect
 from reflect.day.lessons import Evidence, Outcome, apply_edits, lessons_for
 from reflect.day.reflection import Edit, contrast, parse_edits, reflection_messages, request_for, teaches, went_well
-from reflect.day.rollout import Progress, run_groups, sample_each, using
+from reflect.day.rollout import Part, Progress, run_parts, sample_each, using
 from reflect.day.summary import Report, report
+from reflect.day.trial import Court, Holds, withhold
 from reflect.errors import ModelError, UsageError
 from reflect.models.base import Completion, Model
-from reflect.records import Exposure, Lesson, Reflection, Rollout, Run
-from reflect.store import Store, nights, runs
+from reflect.records import SHOWN_STATUSES, Exposure, Lesson, Reflection, Rollout, Run
+from reflect.store import Store, nights, runs, trials
+from reflect.store import lessons as db
 from reflect.tasksets.base import Task, Taskset
 
 WAVE = 8  # tasks that run, and are reviewed, together
@@ -54,10 +57,11 @@ def practice(
     run, tasks = open_run(model, store, taskset, settings, n=n, k=k, seed=seed, learn=learn, use_lessons=use_lessons)
     waves = [tasks[i : i + WAVE] for i in range(0, len(tasks), WAVE)]
     tell = progress or (lambda done, total, what: None)
+    court = Court(Holds(run.model_fingerprint, run.adapter_id))
     done = 0
     for wave in waves if run.status != "done" else []:
         tell(done, len(tasks), "rollouts")
-        groups = roll_out(model, store, taskset, settings, run, wave, use_lessons)
+        groups = roll_out(model, store, taskset, settings, run, wave, use_lessons, court if learn else None)
         if learn:
             tell(done + len(wave) // 2, len(tasks), "reflections")
             reviews = review(model, store, settings, run, groups)
@@ -74,12 +78,21 @@ def practice(
 
 @dataclass(frozen=True)
 class Group:
-    """The rollouts of one task, the lessons that stood in their prompt, and those that the adapter holds for it."""
+    """The rollouts of one task, the lessons that stood in their prompt, and those that the adapter holds for it.
+
+    `missed`: the rollouts (by index) from which a lesson was withheld.
+    """
 
     task: Task
     shown: list[Lesson]
     held: list[Lesson]
     rollouts: list[Rollout]
+    missed: frozenset[int] = frozenset()
+
+    @property
+    def complete(self) -> list[Rollout]:
+        """The rollouts that saw all their lessons; all of them where none did. What lessons are worth is seen here."""
+        return [row for row in self.rollouts if row.index not in self.missed] or self.rollouts
 
 
 @dataclass(frozen=True)
@@ -93,37 +106,76 @@ class Review:
 
 
 def roll_out(
-    model: Model, store: Store, taskset: Taskset, settings: Settings, run: Run, wave: Sequence[Task], use_lessons: bool
+    model: Model,
+    store: Store,
+    taskset: Taskset,
+    settings: Settings,
+    run: Run,
+    wave: Sequence[Task],
+    use_lessons: bool,
+    court: Court | None = None,
 ) -> list[Group]:
-    """Choose lessons, sample and score all groups of the wave in one batch, save them in one transaction."""
+    """Choose lessons, withhold some of them here and there, sample and score all groups of the wave in one batch; save
+    them in one transaction with the verdicts of the court, if there is one."""
     with store.read() as s:
         saved = {task.key: runs.rollouts(s, run.id, task.key) for task in wave}
-        shown = {task.key: lessons_for(model, s, taskset, task, settings) if use_lessons else [] for task in wave}
-        slept = ("distilled",) if run.adapter_id else ()
-        held = {task.key: lessons_for(model, s, taskset, task, settings, slept) if slept else [] for task in wave}
-    missing = [task for task in wave if len(saved[task.key]) < run.k]
-    fresh = run_groups(
-        model,
-        taskset,
-        [(task, shown[task.key]) for task in missing],
-        k=run.k,
-        seed=run.seed,
-        temperature=settings.temperature,
-        max_tokens=settings.max_tokens,
-    )
-    rows = [row for group in fresh for row in group]
+        missing = [task for task in wave if len(saved[task.key]) < run.k]
+        chosen = {task.key: lessons_for(model, s, taskset, task, settings) if use_lessons else [] for task in missing}
+    drawn = {
+        task.key: [withhold(chosen[task.key], settings, run.seed, task.key, index) for index in range(run.k)]
+        for task in missing
+    }
+    parts = [part for task in missing for part in parts_of(task, chosen[task.key], drawn[task.key])]
+    options: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
+    fresh = run_parts(model, taskset, parts, seed=run.seed, **options)
+    order = {task.key: number for number, task in enumerate(missing)}
+    rows = sorted((row for part in fresh for row in part), key=lambda row: (order[row.task_key], row.index))
     for row in rows:
         row.run_id, row.adapter_id = run.id or 0, run.adapter_id
     with store.write() as s:
-        runs.save_rollouts(s, rows, [[exposure(lesson) for lesson in shown[row.task_key]] for row in rows])
+        runs.save_rollouts(s, rows, [drawn[row.task_key][row.index] for row in rows])
+        if court and rows:
+            court.judge(s, [lesson.id or 0 for lessons in chosen.values() for lesson in lessons], run.id)
+    slept = ("distilled",) if run.adapter_id else ()
     with store.read() as s:
-        return [Group(task, shown[task.key], held[task.key], runs.rollouts(s, run.id, task.key)) for task in wave]
+        shown = shown_to(s, run, wave)
+        held = {task.key: lessons_for(model, s, taskset, task, settings, slept) if slept else [] for task in wave}
+        return [
+            Group(task, shown[task.key][0], held[task.key], runs.rollouts(s, run.id, task.key), shown[task.key][1])
+            for task in wave
+        ]
+
+
+def parts_of(task: Task, lessons: Sequence[Lesson], drawn: Sequence[Sequence[Exposure]]) -> list[Part]:
+    """The rollouts of a task, those with the same lessons together; `drawn` has the exposures of each."""
+    alike: dict[tuple[bool, ...], list[int]] = {}
+    for index, exposures in enumerate(drawn):
+        alike.setdefault(tuple(exposure.shown for exposure in exposures), []).append(index)
+    return [
+        Part(task, [lesson for lesson, shown in zip(lessons, subset, strict=True) if shown], indices)
+        for subset, indices in alike.items()
+    ]
+
+
+def shown_to(s: Session, run: Run, wave: Sequence[Task]) -> dict[str, tuple[list[Lesson], frozenset[int]]]:
+    """task -> (the lessons that its rollouts saw and that still stand, the rollouts that missed one of theirs). Read
+    from the rows, so that a run that is continued after a verdict reviews what one that was not would review."""
+    found = {}
+    for key, rows in trials.exposed(s, run.id, [task.key for task in wave]).items():
+        seen = {exposure.lesson_id: exposure.version for _, exposure in rows if exposure.shown}
+        heads = [(db.get(s, lesson_id), db.version(s, lesson_id, number)) for lesson_id, number in sorted(seen.items())]
+        lessons = [
+            head for head, was in heads if head.status in SHOWN_STATUSES and (head.when, head.do) == (was.when, was.do)
+        ]
+        found[key] = lessons, frozenset(index for index, exposure in rows if not exposure.shown)
+    return found
 
 
 def review(model: Model, store: Store, settings: Settings, run: Run, groups: Sequence[Group]) -> list[Review]:
     """Reflect, in one batch, on each group that teaches something and has no reflection yet."""
     with store.read() as s:
-        todo = [g for g in groups if teaches(g.rollouts) and not runs.get_reflection(s, run.id, g.task.key)]
+        # Where all goes well with the lessons, the failures of attempts that missed one ask for nothing new.
+        todo = [g for g in groups if teaches(g.complete) and not runs.get_reflection(s, run.id, g.task.key)]
     size = settings.reflect_tokens
     asked = [reflection_messages(model, g.task, g.shown, g.rollouts, max_tokens=size) for g in todo]
     with using(model, None):  # the bare base reflects: what it writes does not drift with the adapters
@@ -159,7 +211,7 @@ def edit_lessons(
     """Save the wave's reflections and carry out those of their edits that stand, in one transaction."""
     edits = {r.row.task_key: r.edits for r in reviews}
     ballots = [
-        Ballot(edits.get(g.task.key, []), [*g.shown, *g.held], contrast(g.rollouts), went_well(g.rollouts))
+        Ballot(edits.get(g.task.key, []), [*g.shown, *g.held], contrast(g.rollouts), went_well(g.complete))
         for g in groups
     ]
     elected = {g.task.key: stands for g, stands in zip(groups, elect(ballots), strict=True)}
@@ -187,10 +239,6 @@ def edit_lessons(
             r.row.edits = [outcome.row() for outcome in outcomes] + problems
 
 
-def exposure(lesson: Lesson) -> Exposure:
-    return Exposure(rollout_id=0, lesson_id=lesson.id or 0, version=lesson.version, shown=True, probability=1.0)
-
-
 # -- the run -----------------------------------------------------------------------------------------------------------
 
 
@@ -209,7 +257,8 @@ def open_run(
     """The run of these words, continued or begun, and its tasks."""
     if n < 1 or k < 1:
         raise UsageError(f"A run needs at least one task and one rollout of each, not n={n} and k={k}.")
-    names = ("temperature", "max_tokens", "reflect_tokens", "lesson_budget", "lesson_limit")
+    names = ["temperature", "max_tokens", "reflect_tokens", "lesson_budget", "lesson_limit"]
+    names += ["trials", "withhold_candidate", "withhold_active"]
     config = {name: value for name, value in asdict(settings).items() if name in names}
     config |= {"learn": learn, "use_lessons": use_lessons}
 

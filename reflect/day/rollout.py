@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from reflect import prompts
 from reflect.errors import ModelError
@@ -51,19 +51,41 @@ def run_groups(
     max_tokens: int = 96,
 ) -> list[list[Rollout]]:
     """k scored rollouts for each (task, lessons), in order. `run_id` and `adapter_id` are left for the caller."""
+    parts = [Part(task, lessons, range(k)) for task, lessons in groups]
+    return run_parts(model, taskset, parts, seed=seed, temperature=temperature, max_tokens=max_tokens)
+
+
+class Part(NamedTuple):
+    """The rollouts of one task that have the same lessons in their prompt."""
+
+    task: Task
+    lessons: Sequence[Advice]
+    indices: Sequence[int]
+
+
+def run_parts(
+    model: Model,
+    taskset: Taskset,
+    parts: Sequence[Part],
+    *,
+    seed: int,
+    temperature: float = 1.0,
+    max_tokens: int = 96,
+) -> list[list[Rollout]]:
+    """The scored rollouts of each part, in order: one batched call, each prompt in it once."""
     requests = [
         Request(
-            messages=messages_for(task, lessons),
-            seeds=tuple(rollout_seed(seed, task.key, i) for i in range(k)),
+            messages=messages_for(part.task, part.lessons),
+            seeds=tuple(rollout_seed(seed, part.task.key, i) for i in part.indices),
             max_tokens=max_tokens,
             temperature=temperature,
         )
-        for task, lessons in groups
+        for part in parts
     ]
     answers = sample_each(model, requests)
     return [
-        [_rollout(model, taskset, task, request, i, answer) for i in range(k)]
-        for (task, _), request, answer in zip(groups, requests, answers, strict=True)
+        [_rollout(model, taskset, part.task, request, at, i, answer) for at, i in enumerate(part.indices)]
+        for part, request, answer in zip(parts, requests, answers, strict=True)
     ]
 
 
@@ -110,20 +132,27 @@ def using(model: Model, adapter: str | None) -> AbstractContextManager[Any]:
 
 
 def _rollout(
-    model: Model, taskset: Taskset, task: Task, request: Request, index: int, answer: list[Completion] | ModelError
+    model: Model,
+    taskset: Taskset,
+    task: Task,
+    request: Request,
+    at: int,
+    index: int,
+    answer: list[Completion] | ModelError,
 ) -> Rollout:
+    """Rollout `index` of the task, which is completion `at` of its request."""
     row = Rollout(
         run_id=0,
         task_key=task.key,
         index=index,
         messages=list(request.messages),
-        seed=request.seeds[index],
+        seed=request.seeds[at],
         model=model.name,
     )
     if isinstance(answer, ModelError):
         row.error, row.finish = f"model: {answer.message}", "error"
         return row
-    done = answer[index]
+    done = answer[at]
     row.messages = [*request.messages, {"role": "assistant", "content": done.text}]
     row.prompt_tokens, row.completion_tokens, row.finish = done.prompt_tokens, done.completion_tokens, done.finish
     try:

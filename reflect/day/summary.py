@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reflect.records import Rollout, Run
-from reflect.store import Store, runs
+from reflect.records import LessonVersion, Rollout, Run, Trial
+from reflect.store import Store, runs, trials
 from reflect.tasksets.base import Task
 
 
 @dataclass(frozen=True)
 class Report:
     """One run in figures. `outcomes` counts what became of the edits: added, superseded, revised, retired, known,
-    quarantined, kept, outvoted, refused and problem (see `lessons.Outcome`)."""
+    quarantined, kept, outvoted, refused and problem (see `lessons.Outcome`), and the verdicts accepted and rejected.
+    The rewards are those of rollouts that saw all their lessons; where a wave has none, of all."""
 
     run_id: int
     taskset: str
@@ -24,11 +25,12 @@ class Report:
     seed: int
     rollouts: int
     errors: int  # rollouts without a reward
+    withheld: int  # rollouts that missed a lesson, to measure it
     reward: float  # mean over the scored rollouts
     rewards: list[float]  # the same per wave, in order: the learning curve
     reflections: int
     outcomes: dict[str, int]
-    changes: list[dict[str, Any]] = field(default_factory=list)  # each edit with its outcome, in order
+    changes: list[dict[str, Any]] = field(default_factory=list)  # each edit with its outcome, then the verdicts
     seconds: float = 0.0
 
 
@@ -37,9 +39,12 @@ def report(store: Store, run: Run, waves: Sequence[Sequence[Task]], seconds: flo
     with store.read() as s:
         rows = [[row for task in wave for row in runs.rollouts(s, run.id, task.key)] for wave in waves]
         found = [runs.get_reflection(s, run.id, task.key) for wave in waves for task in wave]
+        missed = trials.missed(s, run.id)
+        verdicts = [verdict_row(trial, version) for trial, version in trials.moves(s, run.id)]
     reflections = [reflection for reflection in found if reflection]
     every = [row for wave in rows for row in wave]
-    changes = [edit for reflection in reflections for edit in reflection.edits]
+    changes = [edit for reflection in reflections for edit in reflection.edits] + verdicts
+    seen = [[row for row in wave if row.id not in missed] or wave for wave in rows]
     return Report(
         run_id=run.id or 0,
         taskset=run.taskset,
@@ -48,13 +53,28 @@ def report(store: Store, run: Run, waves: Sequence[Sequence[Task]], seconds: flo
         seed=run.seed,
         rollouts=len(every),
         errors=sum(row.reward is None for row in every),
-        reward=mean_reward(every),
-        rewards=[mean_reward(wave) for wave in rows],
+        withheld=len(missed),
+        reward=mean_reward([row for wave in seen for row in wave]),
+        rewards=[mean_reward(wave) for wave in seen],
         reflections=len(reflections),
         outcomes=dict(Counter(edit["outcome"] for edit in changes)),
         changes=changes,
         seconds=seconds,
     )
+
+
+def verdict_row(trial: Trial, version: LessonVersion) -> dict[str, Any]:
+    """A verdict that moved a lesson, in the shape of an edit."""
+    return {
+        "kind": "trial",
+        "outcome": {"accept": "accepted"}.get(trial.verdict, "rejected"),
+        "lesson": trial.lesson_id,
+        "version": version.version,
+        "when": version.when,
+        "do": version.do,
+        "why": version.reason,
+        "reason": version.reason,
+    }
 
 
 def mean_reward(rows: Sequence[Rollout]) -> float:

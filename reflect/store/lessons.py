@@ -13,7 +13,7 @@ from reflect.records import LESSON_STATUSES, Adapter, Alias, Lesson, LessonVersi
 from reflect.store import search as fulltext
 
 CONTENT = ("when", "do", "scope", "tags", "status", "pinned", "trust", "tokens")  # what a version is a snapshot of
-AUTHORS = ("model", "human", "night", "rollback")
+AUTHORS = ("model", "human", "trial", "night", "rollback")
 
 # status -> where it may go. Undo and rollback restore an earlier version whole; they do not ask this table.
 TRANSITIONS: dict[str, tuple[str, ...]] = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from sqlalchemy import delete
+from sqlalchemy import case, delete, exists, update
 from sqlmodel import Session, col, func, select
 
 from reflect.errors import UnknownName
-from reflect.records import Exposure, LessonVersion, Reflection, Rollout, Run, TaskRow, now
+from reflect.records import Exposure, LessonVersion, Reflection, Rollout, Run, TaskRow, Trial, now
 
 CHUNK = 500  # values in one IN (...)
 
@@ -31,7 +31,7 @@ class Figures(NamedTuple):
 
     rollouts: int
     errors: int
-    reward: float | None  # the mean over the rollouts that were scored
+    reward: float | None  # the mean over the rollouts that were scored and missed no lesson; over all where none is so
 
 
 def save_tasks(s: Session, taskset: str, tasks: Iterable[Snapshot]) -> None:
@@ -125,7 +125,9 @@ def next_seed(s: Session, taskset: str, profile: str = "default") -> int:
 
 def figures(s: Session, run_id: int | None) -> Figures:
     """How far a run is, and how well it goes."""
-    counted = select(func.count(), func.count(col(Rollout.error)), func.avg(Rollout.reward))
+    missed = exists().where(col(Exposure.rollout_id) == col(Rollout.id), col(Exposure.shown).is_(False))
+    complete = func.avg(case((missed, None), else_=col(Rollout.reward)))
+    counted = select(func.count(), func.count(col(Rollout.error)), func.coalesce(complete, func.avg(Rollout.reward)))
     return Figures(*s.exec(counted.where(Rollout.run_id == run_id)).one())
 
 
@@ -141,6 +143,7 @@ def prune(s: Session, keep: int = 20, profile: str | None = None) -> int:
         s.exec(delete(Exposure).where(col(Exposure.rollout_id).in_(of_run)))
         s.exec(delete(Rollout).where(col(Rollout.run_id) == run_id))
         s.exec(delete(Reflection).where(col(Reflection.run_id) == run_id))
+        s.exec(update(Trial).where(col(Trial.run_id) == run_id).values(run_id=None))  # what it measured stays true
         s.exec(delete(Run).where(col(Run.id) == run_id))
     return len(gone)
 

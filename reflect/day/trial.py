@@ -1,0 +1,119 @@
+"""Every rollout is an experiment: which lessons to withhold from it, and what becomes of a lesson by the results.
+
+A candidate is withheld from half of the rollouts in which it would stand in the prompt, an active lesson from a tenth;
+so is a pinned one, to tell a person what it is worth, but no verdict moves what a person has pinned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlmodel import Session
+
+from reflect.config import Settings
+from reflect.day.effect import Contrast, Effect
+from reflect.records import SHOWN_STATUSES, Exposure, Lesson, Trial
+from reflect.store import lessons as db
+from reflect.store import trials
+
+# -- withholding -------------------------------------------------------------------------------------------------------
+
+
+def withhold(lessons: Sequence[Lesson], settings: Settings, seed: int, task_key: str, index: int) -> list[Exposure]:
+    """One exposure for each lesson of a prompt: is it shown to rollout `index` of the task, and with what chance?
+
+    A hash draws it: a run that is continued draws the same, and each lesson is drawn on its own.
+    """
+    return [_exposure(lesson, settings, f"{seed}/{task_key}/{index}/{lesson.id}") for lesson in lessons]
+
+
+def _exposure(lesson: Lesson, settings: Settings, words: str) -> Exposure:
+    share = settings.withhold_candidate
+    if lesson.pinned or lesson.status != "candidate":
+        share = settings.withhold_active
+    if not settings.trials:
+        share = 0.0
+    digest = hashlib.sha256(f"withhold/{words}".encode()).digest()
+    draw = int.from_bytes(digest[:8], "big") / 2**64
+    shown = draw >= share
+    return Exposure(
+        rollout_id=0, lesson_id=lesson.id or 0, version=lesson.version, shown=shown, probability=1.0 - share
+    )
+
+
+# -- verdicts ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Holds:
+    """What a measured effect holds for: another model or adapter is another trial."""
+
+    fingerprint: str
+    adapter_id: int | None = None
+
+
+class Court:
+    """The evidence on lessons, for one model and adapter. It remembers what it has read: a wave reads its own rows."""
+
+    def __init__(self, holds: Holds) -> None:
+        self.holds = holds
+        self._seen: dict[tuple[int, int], tuple[Contrast, set[tuple[str, int]], int]] = {}
+
+    def hear(self, s: Session, lesson: Lesson) -> tuple[int, Contrast]:
+        """(the version from which on evidence counts, all of it so far)."""
+        version = trials.since(s, lesson)
+        key = (lesson.id or 0, version)
+        contrast, seeds, last = self._seen.get(key, (Contrast(), set(), 0))
+        rows = trials.observations(s, lesson.id, version, self.holds.fingerprint, self.holds.adapter_id, last)
+        for row in rows:
+            draw = (row.task_key, row.seed)
+            if draw not in seeds:  # two runs with one seed hold the same draws: once is all they say
+                seeds.add(draw)
+                contrast.update((row.run_id, row.task_key), row.shown, row.probability, row.reward)
+        if rows:
+            self._seen[key] = contrast, seeds, rows[-1].exposure_id
+        return version, contrast
+
+    def judge(self, s: Session, lesson_ids: Sequence[int], run_id: int | None, *, move: bool = True) -> None:
+        """Write down the effect of these lessons and, where a verdict has fallen, move them: inside the transaction
+        that saves the rollouts, so that a verdict rests on the same evidence however often a run was interrupted."""
+        for lesson_id in sorted(set(lesson_ids)):
+            lesson = db.get(s, lesson_id)
+            version, contrast = self.hear(s, lesson)
+            if contrast.n:
+                settle(s, lesson, contrast.result(), "withhold", version, self.holds, run_id, move=move)
+
+
+def settle(
+    s: Session,
+    lesson: Lesson,
+    effect: Effect,
+    kind: str,
+    version: int,
+    holds: Holds,
+    run_id: int | None = None,
+    *,
+    move: bool = True,
+) -> Trial:
+    """Save the trial; candidate -> active when it is accepted, candidate or active -> retired when it is rejected."""
+    words = {"lesson_id": lesson.id, "version": version, "kind": kind}
+    trial = trials.open_trial(s, words | {"model_fingerprint": holds.fingerprint, "adapter_id": holds.adapter_id})
+    trial.n, trial.verdict, trial.run_id = effect.n, effect.verdict, run_id
+    # Rounded: the last bits depend on how many rollouts were summed at a time.
+    trial.effect, trial.low, trial.high = round(effect.effect, 6), round(effect.low, 6), round(effect.high, 6)
+    status = {"accept": "active", "reject": "retired"}.get(effect.verdict, lesson.status)
+    if move and not lesson.pinned and lesson.status in SHOWN_STATUSES and status != lesson.status:
+        moved = db.revise(s, lesson.id, author="trial", reason=in_words(effect, kind), status=status)
+        trial.moved = moved.version
+    s.add(trial)
+    s.flush()
+    return trial
+
+
+def in_words(effect: Effect, kind: str) -> str:
+    """Why a verdict moves a lesson."""
+    what = "pairs" if kind == "paired" else "rollouts"
+    said = {"accept": "it helps", "reject": "it does harm" if effect.high < 0 else "it is of no use"}
+    return f"{said.get(effect.verdict, 'undecided')}: {effect} over {effect.n} {what}"

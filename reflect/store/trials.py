@@ -1,0 +1,119 @@
+"""What the rollouts say about a lesson, and the trials that are made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sqlmodel import Session, col, func, select
+
+from reflect.records import SHOWN_STATUSES, Exposure, Lesson, LessonVersion, Rollout, Run, Trial
+from reflect.store import lessons as db
+
+
+class Observation(NamedTuple):
+    """One rollout that a lesson was shown to or withheld from. A rollout that broke earned nothing."""
+
+    exposure_id: int
+    run_id: int
+    task_key: str
+    seed: int  # of the rollout: equal seeds of one task are the same draw
+    shown: bool
+    probability: float
+    reward: float
+
+
+def since(s: Session, lesson: Lesson) -> int:
+    """The version from which on the evidence counts: the newest that changed the text, or put the lesson into the
+    prompt by another hand than a model's. A model that brings a rejected text back brings its evidence back too."""
+    versions = db.history(s, lesson.id)
+    for old, new in reversed(list(zip(versions, versions[1:], strict=False))):
+        reworded = (old.when, old.do) != (new.when, new.do)
+        released = new.status in SHOWN_STATUSES and new.status != old.status and new.author != "model"
+        if reworded or released:
+            return new.version
+    return 1
+
+
+def observations(
+    s: Session, lesson_id: int | None, version: int, fingerprint: str, adapter_id: int | None, after: int = 0
+) -> list[Observation]:
+    """The randomised exposures of a lesson from that version on, for one model and adapter, in the order in which they
+    were saved; `after` an exposure's id."""
+    found = (
+        select(  # type: ignore[call-overload]  # sqlmodel types four columns at most
+            Exposure.id, Rollout.run_id, Rollout.task_key, Rollout.seed, Exposure.shown, Exposure.probability,
+            func.coalesce(Rollout.reward, 0.0),
+        )
+        .join(Rollout, col(Rollout.id) == col(Exposure.rollout_id))
+        .join(Run, col(Run.id) == col(Rollout.run_id))
+        .where(Exposure.lesson_id == lesson_id, Exposure.version >= version, col(Exposure.id) > after)
+        .where(Exposure.probability > 0.0, Exposure.probability < 1.0)
+        .where(Run.model_fingerprint == fingerprint, col(Rollout.adapter_id).is_not_distinct_from(adapter_id))
+        .order_by(col(Exposure.id))
+    )  # fmt: skip
+    return [Observation(*row) for row in s.exec(found)]
+
+
+def open_trial(s: Session, words: dict[str, Any]) -> Trial:
+    """The row of a trial that has moved nothing yet, or a new one that is not saved. `words`: lesson_id, version, kind,
+    model_fingerprint, adapter_id."""
+    same = [col(getattr(Trial, name)).is_not_distinct_from(value) for name, value in words.items()]
+    row = s.exec(select(Trial).where(*same, col(Trial.moved).is_(None)).order_by(col(Trial.id).desc())).first()
+    return row or Trial(**words, effect=0.0, low=-1.0, high=1.0, n=0, verdict="undecided")
+
+
+def newest(s: Session, profile: str, lesson_id: int | None = None) -> list[tuple[Lesson, Trial | None]]:
+    """Each lesson that stands in a prompt or was moved by a trial, with its newest trial of the day, by id."""
+    last = (
+        select(Trial.lesson_id, func.max(Trial.id).label("id"))
+        .where(col(Trial.kind).in_(("withhold", "paired")))
+        .group_by(col(Trial.lesson_id))
+        .subquery()
+    )
+    found = (
+        select(Lesson, Trial)
+        .outerjoin(last, last.c.lesson_id == Lesson.id)
+        .outerjoin(Trial, col(Trial.id) == last.c.id)
+        .where(Lesson.profile == profile)
+        .order_by(col(Lesson.id))
+    )
+    if lesson_id is not None:
+        found = found.where(Lesson.id == lesson_id)
+    else:
+        found = found.where(col(Lesson.status).in_(SHOWN_STATUSES) | col(Trial.moved).is_not(None))
+    return [(lesson, trial) for lesson, trial in s.exec(found)]
+
+
+def moves(s: Session, run_id: int | None) -> list[tuple[Trial, LessonVersion]]:
+    """The verdicts of a run that moved a lesson, each with the version that it made, in order."""
+    found = (
+        select(Trial, LessonVersion)
+        .join(
+            LessonVersion,
+            (col(LessonVersion.lesson_id) == col(Trial.lesson_id)) & (col(LessonVersion.version) == col(Trial.moved)),
+        )
+        .where(Trial.run_id == run_id)
+        .order_by(col(LessonVersion.id))
+    )
+    return [(trial, version) for trial, version in s.exec(found)]
+
+
+def missed(s: Session, run_id: int | None) -> set[int]:
+    """The rollouts (by id) of a run from which a lesson was withheld."""
+    found = select(Exposure.rollout_id).join(Rollout, col(Rollout.id) == col(Exposure.rollout_id))
+    return set(s.exec(found.where(Rollout.run_id == run_id, col(Exposure.shown).is_(False))))
+
+
+def exposed(s: Session, run_id: int | None, task_keys: Sequence[str]) -> dict[str, list[tuple[int, Exposure]]]:
+    """task -> (index of the rollout, exposure) of a run, in order."""
+    found = (
+        select(Rollout.task_key, Rollout.index, Exposure)
+        .join(Exposure, col(Exposure.rollout_id) == col(Rollout.id))
+        .where(Rollout.run_id == run_id, col(Rollout.task_key).in_(task_keys))
+        .order_by(col(Exposure.id))
+    )
+    rows: dict[str, list[tuple[int, Exposure]]] = {key: [] for key in task_keys}
+    for key, index, exposure in s.exec(found):
+        rows[key].append((index, exposure))
+    return rows
