@@ -16,11 +16,11 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from reflect.cli import adapters, demo, doctor, evaluate, init, lessons, nights, prompt, run, runs, sleep, tasks
+from reflect.cli import adapters, demo, doctor, evaluate, init, lessons, nights, prompt, run, runs, sleep, tasks, trial
 from reflect.cli.output import say
 from reflect.errors import ReflectError
 
-ORDER = "demo run eval prompt tasks lessons runs sleep nights adapters doctor init".split()
+ORDER = "demo run eval prompt tasks lessons trial runs sleep nights adapters doctor init".split()
 
 
 class InOrder(TyperGroup):
@@ -46,6 +46,7 @@ app.command("eval")(evaluate.evaluate)
 app.command()(prompt.prompt)
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(lessons.app, name="lessons")
+app.command()(trial.trial)
 app.add_typer(runs.app, name="runs")
 app.command()(sleep.sleep)
 app.add_typer(nights.app, name="nights")

@@ -22,7 +22,8 @@ at once (each has its own error rate).
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+import random
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,6 +57,18 @@ class Effect:
 
     def __str__(self) -> str:
         return f"{self.effect:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
+
+    def more(self, useful: float = USEFUL) -> int | None:
+        """About how many more until the verdict, should the effect stay what it is: a width shrinks like 1 / sqrt(n).
+        None before there is an interval to go by."""
+        if self.verdict != "undecided":
+            return 0
+        ways = []
+        if self.effect > 0 and self.low > -1:
+            ways.append((self.effect - self.low) / self.effect)
+        if self.effect < useful and self.high < 1:
+            ways.append((self.high - self.effect) / (useful - self.effect))
+        return max(1, math.ceil(self.n * (min(ways) ** 2 - 1))) if ways else None
 
 
 class Bets:
@@ -151,6 +164,7 @@ class Contrast:
     def __init__(self) -> None:
         self.bets = Bets()
         self._rewards = 0.5  # sum over all rollouts, with one rollout of 0.5 to begin with
+        self._noise = 0.0  # sum of (R - m)^2
         self._groups: dict[Hashable, tuple[int, float, float]] = {}  # rollouts, sum of rewards, sum of A - (1 - p)
 
     def update(self, group: Hashable, shown: bool, p: float, reward: float) -> None:
@@ -168,10 +182,16 @@ class Contrast:
         bets.add((shown - p) * (reward - m) / max(p, 1 - p), min(p, 1 - p))
         self._groups[group] = (n + 1, rewards + reward, tilt + shown - (1 - p))
         self._rewards += reward
+        self._noise += (reward - m) ** 2
 
     @property
     def n(self) -> int:
         return self.bets.n
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the rewards within a group; 0.5, that of a coin, until there are ten."""
+        return max(math.sqrt(self._noise / self.n), 0.01) if self.n >= 10 else 0.5
 
     def verdict(self, useful: float = USEFUL, alpha: float = ALPHA) -> Verdict:
         """The verdict alone: cheaper than `result`."""
@@ -227,3 +247,37 @@ def resolvable(n: int, sd: float, weight: float = 1.0, alpha: float = ALPHA) -> 
         middle = (low + high) / 2
         low, high = (low, middle) if needed(middle, sd, weight, alpha) <= n else (middle, high)
     return high
+
+
+# -- identical prompts -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """What a trial makes of rollouts that all had the same prompt."""
+
+    noise: float  # standard deviation of the rewards within a task
+    floor: float  # 95 % of trials of nothing measure less than this, either way
+    smallest: float  # effect that a trial of so many rollouts proves in 90 % of cases
+    alarms: float  # share of trials of nothing that ever proved an effect
+
+
+def noise_floor(rewards: Sequence[Sequence[float]], repeats: int = 200, seed: int = 0) -> NoiseFloor:
+    """Draw again and again by a coin which rollouts were "shown" a lesson that there is not, and hold the trial.
+
+    `rewards`: those of each task under one prompt. Each trial is looked at after every rollout, so `alarms` is at most
+    ALPHA but for chance, whatever the rewards are.
+    """
+    rng = random.Random(seed)
+    found, alarms, contrast = [], 0, Contrast()
+    for _ in range(repeats):
+        contrast, alarm = Contrast(), False
+        for group, row in enumerate(rewards):
+            for reward in row:
+                contrast.update(group, rng.random() < 0.5, 0.5, reward)
+                alarm = alarm or contrast.bets.above(0.0) or contrast.bets.below(0.0)
+        found.append(abs(contrast.bets.mean))
+        alarms += alarm
+    floor = sorted(found)[max(0, math.ceil(0.95 * repeats) - 1)]
+    smallest = resolvable(contrast.n, contrast.noise, 0.5)
+    return NoiseFloor(contrast.noise, floor, smallest, alarms / repeats)

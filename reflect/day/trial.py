@@ -99,7 +99,8 @@ def settle(
 ) -> Trial:
     """Save the trial; candidate -> active when it is accepted, candidate or active -> retired when it is rejected."""
     words = {"lesson_id": lesson.id, "version": version, "kind": kind}
-    trial = trials.open_trial(s, words | {"model_fingerprint": holds.fingerprint, "adapter_id": holds.adapter_id})
+    words |= {"model_fingerprint": holds.fingerprint, "adapter_id": holds.adapter_id}
+    trial = trials.open_trial(s, words) if kind == "withhold" else trials.new_trial(words)
     trial.n, trial.verdict, trial.run_id = effect.n, effect.verdict, run_id
     # Rounded: the last bits depend on how many rollouts were summed at a time.
     trial.effect, trial.low, trial.high = round(effect.effect, 6), round(effect.low, 6), round(effect.high, 6)

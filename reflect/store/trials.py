@@ -60,7 +60,12 @@ def open_trial(s: Session, words: dict[str, Any]) -> Trial:
     model_fingerprint, adapter_id."""
     same = [col(getattr(Trial, name)).is_not_distinct_from(value) for name, value in words.items()]
     row = s.exec(select(Trial).where(*same, col(Trial.moved).is_(None)).order_by(col(Trial.id).desc())).first()
-    return row or Trial(**words, effect=0.0, low=-1.0, high=1.0, n=0, verdict="undecided")
+    return row or new_trial(words)
+
+
+def new_trial(words: dict[str, Any]) -> Trial:
+    """A trial that knows nothing yet, not saved."""
+    return Trial(**words, effect=0.0, low=-1.0, high=1.0, n=0, verdict="undecided")
 
 
 def newest(s: Session, profile: str, lesson_id: int | None = None) -> list[tuple[Lesson, Trial | None]]:

@@ -1,0 +1,146 @@
+"""reflect trial: what the lessons are worth."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from reflect.cli.common import Db, Json, Model, Profile, Seed, workspace
+from reflect.cli.output import emit, progress, say, shape, table
+from reflect.errors import UsageError
+
+if TYPE_CHECKING:
+    from reflect.records import Lesson, Trial
+    from reflect.workspace import Workspace
+
+
+def trial(
+    lesson: Annotated[int | None, typer.Argument(metavar="LESSON", help="A lesson's id. [default: all]")] = None,
+    aa: Annotated[str | None, typer.Option(metavar="TASKSET", help="Run the same prompts twice: the noise.")] = None,
+    n: Annotated[int | None, typer.Option("-n", "--tasks", min=1, help="Tasks to spend on it. [--aa: 40]")] = None,
+    k: Annotated[int | None, typer.Option("-k", "--rollouts", min=1, help="Attempts at each. [default: 8]")] = None,
+    effect: Annotated[float, typer.Option(min=0.01, max=1.0, help="The effect that is to be found.")] = 0.1,
+    taskset: Annotated[str | None, typer.Option(help="Tasks to compare on. [default: the lesson's scope]")] = None,
+    seed: Seed = 0,
+    db: Db = None,
+    model: Model = None,
+    profile: Profile = None,
+    json: Json = False,
+) -> None:
+    """What each lesson changes, measured by withholding it.
+
+    Ordinary runs measure it by the way. `reflect trial LESSON --tasks N` compares at once, on the same tasks and seeds
+    with the lesson and without it, if there is no verdict yet. `--aa TASKSET` runs identical prompts twice.
+    """
+    ws = workspace(db, profile, model, k=k)
+    if aa is not None:
+        if lesson is not None:
+            raise UsageError("--aa takes no lesson.", "It measures the noise of a taskset: reflect trial --aa TASKSET")
+        return twice(ws, aa, n or 40, seed, json)
+    if n is None:
+        return verdicts(ws, lesson, json)
+    if lesson is None:
+        raise UsageError("Which lesson is to be compared?", "reflect trial LESSON --tasks N")
+    return compare(ws, lesson, taskset, n, effect, seed, json)
+
+
+# -- the verdicts so far -----------------------------------------------------------------------------------------------
+
+
+def verdicts(ws: Workspace, lesson_id: int | None, json: bool) -> None:
+    from reflect.store import lessons, nights, trials
+
+    with ws.store.read() as s:
+        profile = ws.settings.profile if lesson_id is None else lessons.get(s, lesson_id).profile
+        active = nights.active_adapter(s, profile)
+        rows = [
+            row_of(lesson, trial, trials.since(s, lesson), active.id if active else None)
+            for lesson, trial in trials.newest(s, profile, lesson_id)
+        ]
+    if json:
+        return emit(rows)
+    table(
+        [
+            [row["lesson"], row["status"], row["effect"], row["interval"], row["n"], row["verdict"], row["missing"]]
+            for row in map(in_cells, rows)
+        ],
+        ["lesson", "status", "effect", "95 % interval", "n", "verdict", "missing"],
+    )
+    if not rows:
+        say("No lesson is on trial. Practise first: reflect run TASKSET")
+
+
+def row_of(lesson: Lesson, trial: Trial | None, since: int, adapter_id: int | None) -> dict[str, Any]:
+    """One lesson's newest trial, and what is missing for a verdict on it as it stands now."""
+    row: dict[str, Any] = {"lesson": lesson.id, "status": lesson.status, "pinned": lesson.pinned}
+    row |= {"when": lesson.when, "do": lesson.do}
+    if trial is None:
+        return row | {"verdict": "undecided", "n": 0, "missing": "no rollouts yet"}
+    names = ("kind", "version", "effect", "low", "high", "n", "verdict", "moved", "model_fingerprint", "adapter_id")
+    row |= {name: value for name, value in shape(trial).items() if name in names}
+    if trial.moved is None and (trial.version != since or trial.adapter_id != adapter_id):
+        return row | {"missing": "a new trial: the lesson or the adapter has changed"}
+    more = effect_of(trial).more()
+    about = "more rollouts" if more is None else f"about {more} more rollouts at this effect"
+    return row | {"missing": about if more != 0 else ""}
+
+
+def effect_of(trial: Trial) -> Any:
+    from reflect.day.effect import Effect
+
+    return Effect(trial.effect, trial.low, trial.high, trial.n, trial.verdict)  # type: ignore[arg-type]
+
+
+def in_cells(row: dict[str, Any]) -> dict[str, Any]:
+    known = "effect" in row
+    effect = f"{row['effect']:+.2f}" if known else None
+    return row | {"effect": effect, "interval": f"{row['low']:+.2f} to {row['high']:+.2f}" if known else None}
+
+
+# -- rollouts spent on a question --------------------------------------------------------------------------------------
+
+
+def compare(ws: Workspace, lesson_id: int, name: str | None, n: int, effect: float, seed: int, json: bool) -> None:
+    from reflect.day import planned
+    from reflect.store import lessons
+
+    with ws.store.read() as s:
+        scope = name or lessons.get(s, lesson_id).scope
+    if not scope:
+        raise UsageError(f"Lesson {lesson_id} is for every taskset.", "Say where to compare: --taskset TASKSET")
+    found = ws.taskset(scope)
+    options: dict[str, Any] = {"n": n, "k": ws.settings.k, "wanted": effect, "seed": seed}
+    plan = planned.plan(ws.model, ws.store, found, ws.settings, lesson_id, **options)
+    told = f"{plan.known} over {plan.known.n} rollouts" if plan.known.n else "no rollouts yet"
+    if plan.known.verdict != "undecided":
+        say(f"Lesson {lesson_id} has its verdict: {plan.known.verdict}, {told}. Nothing is spent on it.")
+        return verdicts(ws, lesson_id, json)
+    say(f"Lesson {lesson_id} is undecided: {told}.")
+    say(
+        f"An effect of {effect:.2f} needs about {plan.needed} pairs (standard deviation {plan.sd:.2f}); "
+        f"{len(plan.tasks)} tasks x {plan.k} = {plan.pairs} pairs find one of {plan.smallest:.2f}."
+    )
+    with progress() as tell:
+        trial = planned.compare(ws.model, ws.store, found, ws.settings, plan, tell)
+    if json:
+        data = {"needed": plan.needed, "planned": plan.pairs, "smallest": round(plan.smallest, 4)}
+        return emit(shape(trial) | data)
+    moved = f"; lesson {lesson_id} is now {'active' if trial.verdict == 'accept' else 'retired'}" if trial.moved else ""
+    print(f"lesson {lesson_id}: {trial.verdict}, {effect_of(trial)} over {trial.n} pairs{moved}")
+
+
+def twice(ws: Workspace, name: str, n: int, seed: int, json: bool) -> None:
+    from reflect.day import planned
+
+    found = ws.taskset(name)
+    with progress() as tell:
+        both = planned.run_twice(ws.model, ws.store, found, ws.settings, n=n, k=ws.settings.k, seed=seed, progress=tell)
+    if json:
+        return emit(asdict(both))
+    noise = both.noise
+    print(f"{both.taskset}: {both.tasks} tasks x {both.k} rollouts, twice: {both.first:.3f} and {both.second:.3f}")
+    print(f"noise: {noise.noise:.2f} within a task; 95 % of trials of nothing measure less than {noise.floor:.3f}")
+    print(f"smallest effect that {2 * both.tasks * both.k} rollouts resolve: {noise.smallest:.3f}")
+    print(f"false alarms in 200 trials of nothing: {noise.alarms:.1%}")

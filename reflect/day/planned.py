@@ -1,0 +1,170 @@
+"""Rollouts that are spent on a question: does this lesson help, and how much noise is there?
+
+A planned comparison runs the same tasks with the same seeds with the lesson and without it, all other lessons as at run
+time, and stops at the verdict. It costs rollouts that ordinary runs give for nothing, so it is for what is undecided.
+
+Not covered: its rollouts are not kept, and the next comparison starts from nothing: each has its own error rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reflect.config import Settings
+from reflect.day.effect import Effect, NoiseFloor, Paired, needed, noise_floor, resolvable
+from reflect.day.lessons import lessons_for
+from reflect.day.rollout import Part, Progress, run_parts
+from reflect.day.trial import Court, Holds, settle
+from reflect.errors import UsageError
+from reflect.models.base import Model
+from reflect.records import SHOWN_STATUSES, Lesson, Rollout, Trial
+from reflect.store import Store, nights, trials
+from reflect.store import lessons as db
+from reflect.tasksets.base import Task, Taskset
+
+WAVE = 8  # tasks that run together
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison before it is made. `known`: what ordinary runs say so far."""
+
+    lesson: Lesson
+    version: int
+    known: Effect
+    holds: Holds
+    tasks: list[tuple[Task, list[Lesson]]]  # those for which the lesson is chosen, with all that are
+    k: int
+    sd: float  # of the difference of a pair
+    wanted: float  # the effect to be found
+    needed: int  # pairs that find it in 90 % of cases
+
+    @property
+    def pairs(self) -> int:
+        return len(self.tasks) * self.k
+
+    @property
+    def smallest(self) -> float:
+        """The effect that this many pairs find in 90 % of cases."""
+        return resolvable(self.pairs, self.sd)
+
+
+def plan(
+    model: Model,
+    store: Store,
+    taskset: Taskset,
+    settings: Settings,
+    lesson_id: int,
+    *,
+    n: int,
+    k: int,
+    wanted: float = 0.1,
+    seed: int = 0,
+) -> Plan:
+    """How a lesson would be compared on at most n practice tasks, k pairs each. UsageError for a lesson that does not
+    stand in any prompt."""
+    adapter = getattr(model, "active", None)
+    found: list[tuple[Task, list[Lesson]]] = []
+    with store.read() as s:
+        lesson = db.get(s, lesson_id)
+        if lesson.status not in SHOWN_STATUSES:
+            raise UsageError(f"Lesson {lesson_id} is {lesson.status}: it stands in no prompt.", "Approve it first.")
+        holds = Holds(model.fingerprint, nights.get_adapter(s, adapter).id if adapter else None)
+        version, contrast = Court(holds).hear(s, lesson)
+        for task in taskset.tasks("practice", None, seed):
+            chosen = lessons_for(model, s, taskset, task, settings) if len(found) < n else []
+            if any(one.id == lesson_id for one in chosen):
+                found.append((task, chosen))
+    if not found:
+        raise UsageError(
+            f"Lesson {lesson_id} is chosen for no practice task of {taskset.name}.",
+            "Name the tasks that it is for with --taskset; lesson_limit and lesson_budget may leave it out.",
+        )
+    sd = math.sqrt(2) * contrast.noise  # the two of a pair differ in their prompt: they are as good as independent
+    return Plan(lesson, version, contrast.result(), holds, found, k, sd, wanted, needed(wanted, sd))
+
+
+def compare(
+    model: Model, store: Store, taskset: Taskset, settings: Settings, plan: Plan, progress: Progress | None = None
+) -> Trial:
+    """Carry out the plan until there is a verdict or no task is left; the verdict moves the lesson."""
+    paired = Paired()
+    with store.read() as s:
+        seed = sum(trial.kind == "paired" for trial in nights.trials(s, plan.lesson.id))  # each time other attempts
+    options: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
+    for start in range(0, len(plan.tasks), WAVE):
+        if progress:
+            progress(start, len(plan.tasks), "pairs")
+        parts = [
+            Part(task, lessons, range(plan.k))
+            for task, chosen in plan.tasks[start : start + WAVE]
+            for lessons in (chosen, [lesson for lesson in chosen if lesson.id != plan.lesson.id])
+        ]
+        groups = run_parts(model, taskset, parts, seed=seed, **options)
+        pairs = [
+            pair
+            for with_lesson, without in zip(groups[::2], groups[1::2], strict=True)
+            for pair in zip(with_lesson, without, strict=True)
+        ]
+        if _settled(paired, pairs):
+            break
+    with store.write() as s:
+        lesson = db.get(s, plan.lesson.id)
+        same = trials.since(s, lesson) == plan.version  # else somebody changed it meanwhile: this is about what was
+        return settle(s, lesson, paired.result(), "paired", plan.version, plan.holds, move=same)
+
+
+def _settled(paired: Paired, pairs: Sequence[tuple[Rollout, Rollout]]) -> bool:
+    """Take in the pairs, one after the other, up to the verdict. Is there one?"""
+    for with_lesson, without in pairs:
+        paired.update(with_lesson.reward or 0.0, without.reward or 0.0)
+        if paired.verdict() != "undecided":
+            return True
+    return False
+
+
+# -- identical prompts -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Twice:
+    """The same prompts, run twice with other seeds."""
+
+    taskset: str
+    tasks: int
+    k: int  # rollouts of a task in each run
+    first: float  # mean reward
+    second: float
+    noise: NoiseFloor
+
+
+def run_twice(
+    model: Model,
+    store: Store,
+    taskset: Taskset,
+    settings: Settings,
+    *,
+    n: int,
+    k: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Twice:
+    """n practice tasks with their lessons, k rollouts each, twice. UsageError where there is no task."""
+    tasks = taskset.tasks("practice", n, seed)
+    if not tasks:
+        raise UsageError(f"The taskset {taskset.name} has no practice tasks.", "Give some the split 'practice'.")
+    with store.read() as s:
+        parts = [Part(task, lessons_for(model, s, taskset, task, settings), range(2 * k)) for task in tasks]
+    options: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
+    rewards: list[list[float]] = []
+    for start in range(0, len(parts), WAVE):
+        if progress:
+            progress(start, len(parts), "rollouts")
+        groups = run_parts(model, taskset, parts[start : start + WAVE], seed=seed, **options)
+        rewards += [[row.reward or 0.0 for row in group] for group in groups]
+    first, second = (sum(sum(row[half]) for row in rewards) for half in (slice(k), slice(k, None)))
+    size = len(rewards) * k
+    return Twice(taskset.name, len(rewards), k, first / size, second / size, noise_floor(rewards))

@@ -1,0 +1,394 @@
+"""Withholding, evidence and verdicts on a real store, and in a day of a model that works by rule."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+
+import pytest
+from day_model import RuleModel, dialect
+from sqlmodel import select
+
+from reflect.cli import run_command
+from reflect.config import Settings, load
+from reflect.day import planned
+from reflect.day.practice import practice
+from reflect.day.trial import Court, Holds, withhold
+from reflect.errors import UsageError
+from reflect.records import Exposure, Lesson, LessonVersion, Rollout, TaskRow, Trial
+from reflect.store import Store, doctor, runs, trials
+from reflect.store import lessons as db
+
+SETTINGS = Settings()
+HERE = Holds("rule-1")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "lessons.db")
+
+
+def lesson_of(store, status="candidate", **words):
+    words = {"when": "always", "do": "hurry", "author": "model", "scope": "s", **words}
+    with store.write() as s:
+        return db.add(s, status=status, **words)
+
+
+def practised(store, lesson_id, effect, *, tasks=40, k=8, seed=0, fingerprint="rule-1", settings=SETTINGS):
+    """A run of simulated rollouts in which the lesson is worth `effect`; the court sits after every 8 tasks."""
+    rng, court = random.Random(f"{seed} {effect}"), Court(Holds(fingerprint))
+    with store.write() as s:
+        keys = [f"{fingerprint}-{seed}-{i}" for i in range(tasks)]
+        s.add_all(TaskRow(key=key, taskset="s", task_id=key, split="practice", content={}) for key in keys)
+        run = runs.start_run(s, key=f"{seed} {fingerprint} {effect}", taskset="s", n=tasks, k=k, seed=seed,
+                             profile="default", model="m", model_fingerprint=fingerprint)  # fmt: skip
+    for start in range(0, tasks, 8):
+        with store.write() as s:
+            lesson, rows, drawn = db.get(s, lesson_id), [], []
+            for key in keys[start : start + 8]:
+                base = 0.5 + rng.choice([-0.2, 0.2])
+                for index in range(k):
+                    exposures = withhold([lesson], settings, seed, key, index)
+                    reward = float(rng.random() < base + effect * exposures[0].shown)
+                    rows.append(Rollout(run_id=run.id, task_key=key, index=index, messages=[], reward=reward,
+                                        seed=rng.getrandbits(60)))  # fmt: skip
+                    drawn.append(exposures)
+            runs.save_rollouts(s, rows, drawn)
+            court.judge(s, [lesson_id], run.id)
+            if db.get(s, lesson_id).status != lesson.status:
+                break
+    with store.write() as s:
+        runs.finish_run(s, run.id)
+    return run
+
+
+# -- withholding -------------------------------------------------------------------------------------------------------
+
+
+def test_withholding_is_drawn_by_a_hash_with_the_chance_that_is_logged(store):
+    lessons = [lesson_of(store), lesson_of(store, "active"), lesson_of(store, "active", pinned=True)]
+    drawn = [withhold(lessons, SETTINGS, 1, f"task {i}", j) for i in range(250) for j in range(8)]
+    assert drawn[:8] == [withhold(lessons, SETTINGS, 1, "task 0", j) for j in range(8)]
+    assert drawn != [withhold(lessons, SETTINGS, 2, f"task {i}", j) for i in range(250) for j in range(8)]
+    for at, probability in enumerate([0.5, 0.9, 0.9]):
+        rows = [exposures[at] for exposures in drawn]
+        assert {row.probability for row in rows} == {probability}
+        # 2,000 coins: 0.05 off is more than 4.4 standard errors, 1 of 100,000
+        assert sum(row.shown for row in rows) / 2000 == pytest.approx(probability, abs=0.05)
+    both = sum(exposures[0].shown and exposures[1].shown for exposures in drawn) / 2000
+    assert both == pytest.approx(0.45, abs=0.05), "each lesson is drawn on its own"
+    off = withhold(lessons, Settings(trials=False), 1, "task", 0)
+    assert all(row.shown and row.probability == 1.0 for row in off)
+
+
+def test_the_settings_are_read_as_words_and_shares(monkeypatch, tmp_path):
+    file = tmp_path / "reflect.toml"
+    file.write_text("trials = false\nwithhold_candidate = 0.25\n")
+    assert (load(file).trials, load(file).withhold_candidate) == (False, 0.25)
+    monkeypatch.setenv("REFLECT_TRIALS", "true")
+    assert load(file).trials
+    monkeypatch.setenv("REFLECT_TRIALS", "maybe")
+    with pytest.raises(UsageError, match="trials = 'maybe' is not bool"):
+        load(file)
+    monkeypatch.delenv("REFLECT_TRIALS")
+    with pytest.raises(UsageError, match="not a share"):
+        load(file, withhold_active=1.0)
+
+
+# -- verdicts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_lesson_that_helps_becomes_active_and_one_that_harms_is_retired(store):
+    for effect, status, verdict, words in ((0.3, "active", "accept", "it helps"), (-0.3, "retired", "reject", "")):
+        lesson = lesson_of(store)
+        run = practised(store, lesson.id, effect)
+        with store.read() as s:
+            head, newest = db.get(s, lesson.id), db.history(s, lesson.id)[-1]
+            ((trial, version),) = trials.moves(s, run.id)
+        assert head.status == status and newest.author == "trial" and newest.reason.startswith(words)
+        assert f"over {trial.n} rollouts" in newest.reason and f"{trial.effect:+.2f} (" in newest.reason
+        assert (trial.verdict, trial.kind, trial.version, trial.moved) == (verdict, "withhold", 1, 2)
+        assert version.version == 2 and trial.low <= effect <= trial.high
+        assert trial.model_fingerprint == "rule-1" and trial.n < 320
+    assert doctor.check(store) == []
+
+
+def test_a_pinned_lesson_is_measured_and_stays(store):
+    lesson = lesson_of(store, "active", pinned=True, author="human")
+    practised(store, lesson.id, -0.45, tasks=80)
+    with store.read() as s:
+        (trial,) = s.exec(select(Trial))
+        assert db.get(s, lesson.id).status == "active" and db.get(s, lesson.id).version == 1
+    assert trial.verdict == "reject" and trial.moved is None and trial.n == 640
+
+
+def test_only_the_evidence_on_this_text_model_and_adapter_counts(store):
+    lesson = lesson_of(store)
+    half = Settings(trials=True, withhold_candidate=0.5)
+    practised(store, lesson.id, 0.1, tasks=4, settings=half)
+
+    def heard(holds=HERE):
+        with store.read() as s:
+            version, contrast = Court(holds).hear(s, db.get(s, lesson.id))
+        return version, contrast.n
+
+    assert heard() == (1, 32)
+    assert heard(Holds("other")) == heard(Holds("rule-1", 1)) == (1, 0)
+    with store.write() as s:
+        db.revise(s, lesson.id, author="model", tags=["a"])
+    assert heard() == (1, 32), "new tags are the same lesson"
+    with store.write() as s:
+        db.revise(s, lesson.id, author="model", do="take your time")
+    assert heard() == (3, 0)
+    practised(store, lesson.id, 0.1, tasks=2, seed=1)
+    assert heard() == (3, 16)
+    with store.write() as s:
+        db.revise(s, lesson.id, author="trial", status="retired")
+        db.revise(s, lesson.id, author="model", status="candidate")
+    assert heard() == (3, 16), "a model that brings it back brings its evidence back"
+    with store.write() as s:
+        db.revise(s, lesson.id, author="human", status="active")
+    assert heard() == (6, 0), "a person's decision is a new trial"
+
+
+def test_the_same_draw_counts_once(store):
+    """Two runs of one seed hold the same rollouts: see what the court makes of copies."""
+    lesson = lesson_of(store)
+    first = practised(store, lesson.id, 0.0, tasks=4)
+    with store.write() as s:
+        copy = runs.start_run(s, key="copy", taskset="s", n=4, k=8, seed=0, profile="default", model="m",
+                              model_fingerprint="rule-1")  # fmt: skip
+        for row in runs.rollouts(s, first.id):
+            (exposure,) = [e for e in runs.exposures(s, lesson.id) if e.rollout_id == row.id]
+            words = row.model_dump(exclude={"id", "run_id"}) | {"run_id": copy.id}
+            shown = {"version": 1, "shown": exposure.shown, "probability": 0.5}
+            runs.save_rollouts(s, [Rollout(**words)], [[Exposure(rollout_id=0, lesson_id=lesson.id, **shown)]])
+    with store.read() as s:
+        assert len(runs.exposures(s, lesson.id)) == 64
+        assert Court(HERE).hear(s, db.get(s, lesson.id))[1].n == 32
+
+
+def test_rollouts_without_a_choice_are_no_evidence_and_broken_ones_earn_nothing(store):
+    lesson = lesson_of(store)
+    practised(store, lesson.id, 0.0, tasks=2, settings=Settings(trials=False))
+    with store.read() as s:
+        assert Court(HERE).hear(s, lesson)[1].n == 0 and s.exec(select(Trial)).all() == []
+    practised(store, lesson.id, 0.0, tasks=1, seed=1)
+    with store.write() as s:
+        for row in s.exec(select(Rollout).where(Rollout.run_id == 2)):
+            row.reward, row.error = None, "model: gone"
+    with store.read() as s:
+        assert {o.reward for o in trials.observations(s, lesson.id, 1, "rule-1", None)} == {0.0}
+
+
+def test_a_hundred_thousand_rollouts_are_read_in_seconds(store):
+    lesson = lesson_of(store)
+    with store.write() as s:
+        s.add(TaskRow(key="t", taskset="s", task_id="t", split="practice", content={}))
+        run = runs.start_run(s, key="big", taskset="s", n=1, k=100_000, seed=0, profile="default", model="m",
+                             model_fingerprint="rule-1")  # fmt: skip
+        rng, c = random.Random(0), s.connection()
+        words = json.dumps([{"role": "user", "content": "word " * 50}])
+        c.exec_driver_sql(
+            """INSERT INTO rollout (id, run_id, task_key, "index", messages, reward, feedback, parts, prompt_tokens,
+               completion_tokens, finish, seed, model, created) VALUES (?, ?, 't', ?, ?, ?, '', '{}', 0, 0, 'stop', ?,
+               'm', '2026-01-01')""",
+            [(i + 1, run.id, i, words, float(rng.random() < 0.5), i) for i in range(100_000)],
+        )
+        c.exec_driver_sql(
+            "INSERT INTO exposure (rollout_id, lesson_id, version, shown, probability) VALUES (?, ?, 1, ?, 0.5)",
+            [(i + 1, lesson.id, rng.random() < 0.5) for i in range(100_000)],
+        )
+    court, began = Court(HERE), time.process_time()
+    with store.read() as s:
+        version, contrast = court.hear(s, db.get(s, lesson.id))
+        cold = time.process_time() - began
+        again = court.hear(s, db.get(s, lesson.id))[1]
+        warm = time.process_time() - began - cold
+    assert contrast.n == 100_000 and again is contrast
+    assert cold < 5 and warm < 0.5  # 0.8 s and 0.002 s on an idle core
+
+
+# -- in a day ----------------------------------------------------------------------------------------------------------
+
+
+def day(store, model=None, settings=SETTINGS, **words):
+    words = {"n": 32, "k": 8, "seed": 1, **words}
+    return practice(model or RuleModel(), store, dialect.TASKSET, settings, **words)
+
+
+def test_a_day_samples_once_a_wave_and_each_prompt_once(store):
+    class Counting(RuleModel):
+        def sample(self, requests):
+            texts = [json.dumps([*request.messages]) for request in requests]
+            assert len(texts) == len(set(texts))
+            return super().sample(requests)
+
+    model = Counting()
+    report = day(store, model, n=16)
+    assert model.calls <= 2 * 2  # two waves: rollouts and reviews
+    with store.read() as s:
+        rows = runs.rollouts(s, report.run_id)
+    assert report.withheld > 0
+    assert [(row.task_key, row.index) for row in rows] == [
+        (key, i) for key in dict.fromkeys(row.task_key for row in rows) for i in range(8)
+    ]
+
+
+def test_a_day_proves_its_lessons_and_throws_out_a_planted_one(store):
+    (verb, op), *_ = dialect.TASKSET.meanings.items()
+    wrong = next(other for other in dialect.OPS if other != op)
+    with store.write() as s:
+        bad = db.add(s, when=f"the task says {verb}", do=f"use {wrong}", author="model", scope="dialect")
+    report = day(store, learn=True, n=48, settings=Settings(reflect_tokens=1))  # reviews that say nothing
+    with store.read() as s:
+        head, newest = db.get(s, bad.id), db.history(s, bad.id)[-1]
+    assert report.outcomes.get("rejected") == 1
+    assert (head.status, newest.author) == ("retired", "trial")
+    change = report.changes[-1]
+    assert (change["kind"], change["lesson"], change["version"]) == ("trial", bad.id, 2)
+
+    clean = day(store, seed=2, n=48)
+    assert clean.outcomes["accepted"] >= 5
+    with store.read() as s:
+        active = {x.when.split()[-1]: x.do for x in db.listing(s, status="active")}
+        assert all(f"use {dialect.TASKSET.meanings[name]}" == do for name, do in active.items())
+    assert doctor.check(store) == []
+
+
+def test_no_reflection_is_spent_where_the_lessons_do_it_all(store):
+    with store.write() as s:
+        for verb, op in dialect.TASKSET.meanings.items():
+            db.add(s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect")
+    report = day(store, n=16)
+    assert report.withheld > 20 and report.reflections == 0
+    assert report.reward == 1.0 == report.rewards[-1]
+    with store.read() as s:
+        assert runs.figures(s, report.run_id).reward == 1.0
+        assert min(row.reward for row in runs.rollouts(s, report.run_id)) == 0.0
+
+
+def test_without_learning_rollouts_count_but_no_verdict_falls(store):
+    with store.write() as s:
+        for verb, op in dialect.TASKSET.meanings.items():
+            db.add(s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect")
+    report = day(store, n=32, learn=False)
+    with store.read() as s:
+        assert s.exec(select(Trial)).all() == [] and {x.status for x in db.listing(s)} == {"candidate"}
+        assert Court(HERE).hear(s, db.get(s, 1))[1].n > 16
+    assert report.outcomes == {}
+    day(store, n=32, seed=2)
+    with store.read() as s:
+        assert {x.status for x in db.listing(s)} == {"active"}
+
+
+def test_a_pruned_run_leaves_its_trials(store):
+    lesson = lesson_of(store)
+    run = practised(store, lesson.id, 0.3)
+    with store.write() as s:
+        assert runs.prune(s, keep=0) == 1
+    with store.read() as s:
+        (trial,) = s.exec(select(Trial))
+        assert trial.run_id is None and trial.verdict == "accept" and run.id == 1
+    assert doctor.check(store) == []
+
+
+# -- planned comparisons -----------------------------------------------------------------------------------------------
+
+
+def test_a_planned_comparison_says_its_size_and_moves_the_lesson(store):
+    (verb, op), *_ = dialect.TASKSET.meanings.items()
+    with store.write() as s:
+        lesson = db.add(s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect")
+    model = RuleModel()
+    plan = planned.plan(model, store, dialect.TASKSET, SETTINGS, lesson.id, n=8, k=4, wanted=0.5)
+    assert plan.known.n == 0 and plan.pairs == 32 and 10 < plan.needed < 60
+    assert plan.smallest > 0.4 and model.calls == 0
+    assert all(verb in task.text for task, _ in plan.tasks), "it is judged where it fires"
+    trial = planned.compare(model, store, dialect.TASKSET, SETTINGS, plan)
+    assert (trial.verdict, trial.kind, trial.moved) == ("accept", "paired", 2) and trial.n <= 32
+    with store.read() as s:
+        assert db.get(s, lesson.id).status == "active"
+        assert "pairs" in db.history(s, lesson.id)[-1].reason
+        assert s.exec(select(Rollout)).all() == []
+
+
+def test_what_cannot_be_compared_is_said(store):
+    other = lesson_of(store, scope="elsewhere")
+    retired = lesson_of(store, "retired")
+    for lesson, words in ((other, "chosen for no practice task"), (retired, "is retired")):
+        with pytest.raises(UsageError, match=words):
+            planned.plan(RuleModel(), store, dialect.TASKSET, SETTINGS, lesson.id, n=2, k=2)
+
+
+def test_a_lesson_that_changed_meanwhile_is_not_moved(store):
+    (verb, op), *_ = dialect.TASKSET.meanings.items()
+    with store.write() as s:
+        lesson = db.add(s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect")
+    plan = planned.plan(RuleModel(), store, dialect.TASKSET, SETTINGS, lesson.id, n=8, k=4)
+    with store.write() as s:
+        db.revise(s, lesson.id, author="model", do="use something else")
+    trial = planned.compare(RuleModel(), store, dialect.TASKSET, SETTINGS, plan)
+    with store.read() as s:
+        assert trial.verdict == "accept" and trial.moved is None and db.get(s, lesson.id).status == "candidate"
+
+
+def test_identical_prompts_twice(store):
+    found = planned.run_twice(RuleModel(), store, dialect.TASKSET, SETTINGS, n=12, k=4)
+    assert (found.tasks, found.k) == (12, 4) and abs(found.first - found.second) < 0.4
+    # at most 5 % of 200 trials of nothing, but for chance: more than 9.6 % in 1 of 300 were the bound reached
+    assert found.noise.alarms <= 0.096 and 0 < found.noise.floor and found.noise.smallest > 0.1
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def told(capsys, *words):
+    capsys.readouterr()
+    code = run_command(["trial", *words])
+    return code, *capsys.readouterr()
+
+
+def test_the_command_lists_verdicts_and_what_is_missing(store, capsys):
+    path = str(store.path)
+    code, out, err = told(capsys, "--db", path)
+    assert code == 0 and "No lesson is on trial" in err
+    good, open_, new = lesson_of(store), lesson_of(store), lesson_of(store)
+    practised(store, good.id, 0.35)
+    practised(store, open_.id, 0.1, tasks=8, seed=1)
+    code, out, _ = told(capsys, "--db", path)
+    assert code == 0 and "accept" in out and "more rollouts at this effect" in out and "no rollouts yet" in out
+    code, out, _ = told(capsys, "--db", path, "--json")
+    rows = {row["lesson"]: row for row in json.loads(out)}
+    assert rows[good.id]["verdict"] == "accept" and rows[good.id]["missing"] == ""
+    assert rows[open_.id]["low"] < rows[open_.id]["effect"] < rows[open_.id]["high"] and rows[open_.id]["n"] == 64
+    assert rows[new.id]["n"] == 0
+    code, out, _ = told(capsys, str(open_.id), "--db", path, "--json")
+    assert [row["lesson"] for row in json.loads(out)] == [open_.id]
+    with store.write() as s:
+        db.revise(s, open_.id, author="human", do="take your time")
+    assert "has changed" in told(capsys, "--db", path)[1]
+
+
+def test_the_command_refuses_words_that_do_not_fit(store, capsys):
+    path = str(store.path)
+    lesson_of(store, scope="")
+    assert told(capsys, "9", "--db", path)[0] == 2
+    assert told(capsys, "--tasks", "3", "--db", path)[0] == 2
+    assert told(capsys, "1", "--aa", "letters", "--db", path)[0] == 2
+    code, _, err = told(capsys, "1", "--tasks", "3", "--db", path)
+    assert code == 2 and "--taskset" in err
+
+
+def test_the_changes_of_a_run_name_the_verdicts(store):
+    from reflect.cli.run import in_words
+
+    lesson = lesson_of(store)
+    run = practised(store, lesson.id, -0.4)
+    from reflect.day.summary import report
+
+    with store.read() as s:
+        assert isinstance(s.get(Lesson, lesson.id), Lesson) and len(s.exec(select(LessonVersion)).all()) == 2
+    (change,) = report(store, run, []).changes
+    assert in_words(change).startswith(f"- lesson {lesson.id} rejected: it does harm: -0.")
