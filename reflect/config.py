@@ -31,6 +31,7 @@ class Settings:
     reflect_tokens: int = 160  # of one reflection
     lesson_budget: int = 400  # tokens of lessons in one prompt
     lesson_limit: int = 6  # lessons in one prompt
+    review: bool = False  # a person approves what the model learns before it is shown: reflect lessons approve
     trials: bool = True  # withhold lessons from some rollouts of a run, to measure what they are worth
     withhold_candidate: float = 0.5  # from this share of the rollouts
     withhold_active: float = 0.1  # the same of lessons that are proven, or pinned

@@ -32,8 +32,8 @@ def chosen(s, task=ZUBI, budget=400, limit=6, **more):
     return [lesson.when for lesson in found]
 
 
-def apply(s, *edits, shown=(), contrast=True, task=ZUBI, **more):
-    evidence = Evidence(task=task, scope="dialect", profile="default", shown=shown, contrast=contrast)
+def apply(s, *edits, shown=(), contrast=True, task=ZUBI, review=False, **more):
+    evidence = Evidence(task=task, scope="dialect", profile="default", shown=shown, contrast=contrast, review=review)
     return apply_edits(s, edits, evidence, count_tokens=COUNT, **more)
 
 
@@ -270,3 +270,25 @@ def test_an_add_for_the_condition_of_a_lesson_that_was_tried_is_a_vote_on_that_l
     assert elect([add, revise, Ballot([RETIRE], [lesson])]) == [[True], [True], [False]]
     slept = Ballot([], [lesson], content=True)  # nothing in the prompt: the weights hold it
     assert elect([slept, slept, add]) == [[], [], [False]]
+
+
+# -- review ------------------------------------------------------------------------------------------------------------
+
+
+def test_where_a_person_reviews_nothing_is_shown_or_changed_before_it_is_approved(s):
+    old = add(s, SAYS, "use sort", status="active")
+    gone = add(s, "the task says fapo", "use sort", status="retired")
+    edits = [
+        Edit("add", "the task says kimo", "use rest"),
+        Edit("revise", SAYS, "use reverse", lesson_id=old.id),
+        Edit("retire", why="it failed", lesson_id=old.id),
+        Edit("add", gone.when, gone.do),
+    ]
+    outcomes = [apply(s, edit, shown=[old], review=True)[0] for edit in edits]
+    assert [outcome.outcome for outcome in outcomes] == ["quarantined", "quarantined", "refused", "refused"]
+    assert all("person" in outcome.reason for outcome in outcomes)
+    assert (old.version, old.status, gone.status) == (1, "active", "retired")
+    assert chosen(s) == [SAYS]
+    waiting = db.listing(s, status="quarantined")
+    assert [lesson.do for lesson in waiting] == ["use rest", "use reverse"]
+    assert apply(s, edits[0], review=True)[0].outcome == "known"  # asked for again, it does not wait twice

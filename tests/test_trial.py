@@ -338,7 +338,7 @@ def test_identical_prompts_twice(store):
     found = planned.run_twice(RuleModel(), store, dialect.TASKSET, SETTINGS, n=12, k=4)
     assert (found.tasks, found.k) == (12, 4) and abs(found.first - found.second) < 0.4
     # at most 5 % of 200 trials of nothing, but for chance: more than 9.6 % in 1 of 300 were the bound reached
-    assert found.noise.alarms <= 0.096 and 0 < found.noise.floor and found.noise.smallest > 0.1
+    assert found.noise.alarms <= 0.096 and found.noise.floor > 0 and found.noise.smallest > 0.1
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -24,6 +24,9 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Which tasks and attempts. [default: a new one]")] = None,
     lessons: Annotated[bool, typer.Option("--lessons/--no-lessons", help="Show lessons in the prompt.")] = True,
     reflect: Annotated[bool, typer.Option("--reflect/--no-reflect", help="Review the attempts, edit lessons.")] = True,
+    review: Annotated[
+        bool | None, typer.Option("--review/--no-review", help="What is learned waits for your approval.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="Of the attempts. [default: 1.0]")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of one attempt. [default: 96]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
@@ -36,7 +39,8 @@ def run(
 
     The same words continue a run that was interrupted.
     """
-    ws = workspace(db, profile, model, n=n, k=k, temperature=temperature, max_tokens=max_tokens)
+    given = {"n": n, "k": k, "review": review, "temperature": temperature, "max_tokens": max_tokens}
+    ws = workspace(db, profile, model, **given)
     if dry_run:
         tasks = ws.taskset(taskset).tasks("practice", ws.settings.n, seed or 0)
         plan = {"taskset": taskset, "tasks": len(tasks), "rollouts": len(tasks) * ws.settings.k, "db": ws.path}

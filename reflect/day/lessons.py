@@ -20,6 +20,7 @@ from reflect.tasksets.base import Task, Taskset
 
 POOL = 50  # lessons looked at for one prompt: the most relevant, and as many of the taskset's and the general ones
 MAX_TOKENS = 120  # of one lesson's line
+WAITS = "it waits for a person's approval"
 OUT = ("retired", "quarantined")  # neither shown nor held: such a lesson speaks for no condition
 
 Count = Callable[[str], int]
@@ -120,7 +121,8 @@ class Evidence:
     """What stands behind the edits of one reflection.
 
     `shown`: the lessons as the rollouts saw them. `held`: those that the adapter brought along instead.
-    `contrast`: some attempts went better than others.
+    `contrast`: some attempts went better than others. `review`: nothing is shown, changed or retired before a person
+    has approved it; what the model wants is stored as quarantined lessons.
     """
 
     task: Task
@@ -130,6 +132,7 @@ class Evidence:
     contrast: bool
     held: Sequence[Lesson] = ()
     reflection_id: int | None = None
+    review: bool = False  # a person approves first
 
 
 @dataclass(frozen=True)
@@ -195,19 +198,7 @@ def _add(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
     suspect = _why_suspect(edit, evidence.task)
     standing = [lesson for lesson in same if lesson.status not in OUT]
     if not standing or suspect:
-        lesson = db.add(
-            s,
-            when=edit.when,
-            do=edit.do,
-            author="model",
-            reason=suspect,
-            scope=evidence.scope,
-            status="quarantined" if suspect else "candidate",
-            profile=evidence.profile,
-            tokens=tokens,
-            reflection_id=evidence.reflection_id,
-        )
-        return Outcome(edit, "quarantined" if suspect else "added", suspect, lesson.id, lesson.version)
+        return _new(s, edit, evidence, tokens, suspect or (WAITS if evidence.review else ""))
     old = standing[0]
     if old.pinned:
         return Outcome(edit, "refused", f"lesson {old.id} is pinned", old.id, old.version)
@@ -217,12 +208,31 @@ def _add(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
     return _rewrite(s, edit, evidence, old, tokens, "superseded")
 
 
+def _new(s: Session, edit: Edit, evidence: Evidence, tokens: int, suspect: str) -> Outcome:
+    """A new lesson: a candidate, or quarantined for a reason."""
+    lesson = db.add(
+        s,
+        when=edit.when,
+        do=edit.do,
+        author="model",
+        reason=suspect,
+        scope=evidence.scope,
+        status="quarantined" if suspect else "candidate",
+        profile=evidence.profile,
+        tokens=tokens,
+        reflection_id=evidence.reflection_id,
+    )
+    return Outcome(edit, "quarantined" if suspect else "added", suspect, lesson.id, lesson.version)
+
+
 def _again(s: Session, edit: Edit, evidence: Evidence, lesson: Lesson) -> Outcome:
     """The very lesson is there already. One that a model retired comes back; a person's decision stands."""
     if lesson.status != "retired":
         return Outcome(edit, "known", f"lesson {lesson.id} says so ({lesson.status})", lesson.id, lesson.version)
     if lesson.pinned or db.history(s, lesson.id)[-1].author == "human":
         return Outcome(edit, "refused", f"a person retired lesson {lesson.id}", lesson.id, lesson.version)
+    if evidence.review:
+        return Outcome(edit, "refused", f"{WAITS}: reflect lessons approve {lesson.id}", lesson.id, lesson.version)
     by_trial = db.history(s, lesson.id)[-1].author == "trial"  # measured, and found wanting: it is on trial again
     status = "candidate" if by_trial else "active"
     back = db.revise(
@@ -262,7 +272,12 @@ def _revise(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
 
 
 def _rewrite(s: Session, edit: Edit, evidence: Evidence, old: Lesson, tokens: int, outcome: str) -> Outcome:
-    """A new version of `old`. New text in a distilled lesson is not in the weights: it returns to the prompt."""
+    """A new version of `old`. New text in a distilled lesson is not in the weights: it returns to the prompt.
+
+    Where a person reviews, `old` stays and the new text waits beside it.
+    """
+    if evidence.review:
+        return _new(s, edit, evidence, tokens, f"{WAITS}, in the place of lesson {old.id}: {old.do}")
     changes: dict[str, Any] = {"when": edit.when, "do": edit.do, "tokens": tokens, "author": "model"}
     if old.status == "distilled":
         changes["status"] = "active"
@@ -276,6 +291,9 @@ def _retire(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
     head = _addressed(s, edit, evidence)
     if isinstance(head, Outcome):
         return head
+    if evidence.review:
+        reason = f"a person decides: reflect lessons reject {head.id} --why ..."
+        return Outcome(edit, "refused", reason, head.id, head.version)
     new = db.revise(
         s,
         head.id,

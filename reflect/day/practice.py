@@ -135,7 +135,8 @@ def roll_out(
     with store.write() as s:
         runs.save_rollouts(s, rows, [drawn[row.task_key][row.index] for row in rows])
         if court and rows:
-            court.judge(s, [lesson.id or 0 for lessons in chosen.values() for lesson in lessons], run.id)
+            seen = [lesson.id or 0 for lessons in chosen.values() for lesson in lessons]
+            court.judge(s, seen, run.id, move=not settings.review)
     slept = ("distilled",) if run.adapter_id else ()
     with store.read() as s:
         shown = shown_to(s, run, wave)
@@ -228,6 +229,7 @@ def edit_lessons(
                 held=r.group.held,
                 contrast=contrast(r.group.rollouts),
                 reflection_id=r.row.id,
+                review=settings.review,
             )
             outcomes = [
                 apply_edits(s, [edit], evidence, count_tokens=model.count_tokens, budget=settings.lesson_budget)[0]
@@ -258,7 +260,7 @@ def open_run(
     if n < 1 or k < 1:
         raise UsageError(f"A run needs at least one task and one rollout of each, not n={n} and k={k}.")
     names = ["temperature", "max_tokens", "reflect_tokens", "lesson_budget", "lesson_limit"]
-    names += ["trials", "withhold_candidate", "withhold_active"]
+    names += ["review", "trials", "withhold_candidate", "withhold_active"]
     config = {name: value for name, value in asdict(settings).items() if name in names}
     config |= {"learn": learn, "use_lessons": use_lessons}
 
