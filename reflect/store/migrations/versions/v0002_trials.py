@@ -1,13 +1,13 @@
-"""Version 3: a trial names the run in which it was last measured, and the version of the lesson that its verdict made.
+"""Version 2: a trial names the run in which it was last measured, and the version of the lesson that its verdict made.
 
-Revision ID: 0003
+Revision ID: 0002
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0002"
+down_revision = "0001"
 
 
 def upgrade() -> None:
