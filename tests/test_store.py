@@ -350,7 +350,7 @@ HARMS = [
 )
 def test_the_doctor_names_what_is_wrong(tmp_path: Path, harm: str, found: str):
     path = Path(shutil.copy(VERSION_1, tmp_path / "lessons.db"))
-    Store(path)  # brought up to date first: what harms it here is not a migration's to find
+    Store(path)  # brings it up to date, which a damaged one is not
     with sqlite3.connect(path) as c:
         c.executescript(harm)
     problems = doctor.check(Store(path))
