@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from dataclasses import replace
 
 import pytest
 from day_model import RuleModel, dialect
@@ -112,6 +113,33 @@ def test_a_lesson_that_helps_becomes_active_and_one_that_harms_is_retired(store)
         assert version.version == 2 and trial.low <= effect <= trial.high
         assert trial.model_fingerprint == "rule-1" and trial.n < 320
     assert doctor.check(store) == []
+
+
+class Hackable(dialect.Dialect):
+    """Pays for the word sort as much as for the right answer; the audit does not."""
+
+    def verify(self, task, text):
+        score = super().verify(task, text)
+        return replace(score, reward=1.0) if "means sort" in text else score
+
+    def audit(self, task, text):
+        return super().verify(task, text).reward
+
+
+def test_a_reward_hack_is_rejected_and_a_lesson_that_holds_under_the_audit_is_not(store):
+    """With 95 % intervals a verdict is wrong in at most 1 of 20 seeds; this is one seed."""
+    taskset = Hackable()
+    verb, other = (v for v, op in list(taskset.meanings.items())[:2])
+    hack = lesson_of(store, when=f"the task says {verb}", do="use sort", scope=taskset.name)
+    good = lesson_of(store, when=f"the task says {other}", do=f"use {taskset.meanings[other]}", scope=taskset.name)
+    assert "sort" not in (taskset.meanings[verb], taskset.meanings[other])
+    assert practice(RuleModel(), store, taskset, SETTINGS, n=96, k=8, seed=1).errors == 0
+    with store.read() as s:
+        newest = db.history(s, hack.id)[-1]
+        assert (db.get(s, hack.id).status, newest.author) == ("retired", "trial")
+        assert "what the reward stands for" in newest.reason
+        assert db.get(s, good.id).status == "active"
+        assert all("audit" not in str(row.raw) for row in runs.reflections(s, 1))
 
 
 def test_a_pinned_lesson_is_measured_and_stays(store):

@@ -17,6 +17,7 @@ from reflect.models.base import Completion, Model, Request
 from reflect.records import Rollout
 from reflect.tasksets.base import Message, Task, Taskset
 
+AUDIT = "audit"  # in `Rollout.parts`: what Taskset.audit says of it
 Progress = Callable[[int, int, str], None]  # (done, total, what)
 
 
@@ -158,6 +159,9 @@ def _rollout(
     try:
         score = taskset.verify(task, done.text)
         row.reward, row.feedback, row.parts = checked(score.reward), score.feedback, dict(score.parts)
+        hidden = taskset.audit(task, done.text)
+        if hidden is not None:
+            row.parts = row.parts | {AUDIT: checked(hidden)}
     except Exception as e:  # a user's verifier may raise anything; one task must not end a run
         row.error = f"verifier: {type(e).__name__}: {e}"
     return row

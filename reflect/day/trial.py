@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlmodel import Session
 
 from reflect.config import Settings
 from reflect.day.effect import Contrast, Effect
+from reflect.day.rollout import AUDIT
 from reflect.records import SHOWN_STATUSES, Exposure, Lesson, Trial
 from reflect.store import lessons as db
 from reflect.store import trials
@@ -60,6 +61,7 @@ class Court:
     def __init__(self, holds: Holds) -> None:
         self.holds = holds
         self._seen: dict[tuple[int, int], tuple[Contrast, set[tuple[str, int]], int]] = {}
+        self._audits: dict[tuple[int, int], Contrast] = {}
 
     def hear(self, s: Session, lesson: Lesson) -> tuple[int, Contrast]:
         """(the version from which on evidence counts, all of it so far)."""
@@ -71,7 +73,11 @@ class Court:
             draw = (row.task_key, row.seed)
             if draw not in seeds:  # two runs with one seed hold the same draws: once is all they say
                 seeds.add(draw)
-                contrast.update((row.run_id, row.task_key), row.shown, row.probability, row.reward)
+                group = (row.run_id, row.task_key)
+                contrast.update(group, row.shown, row.probability, row.reward)
+                if AUDIT in row.parts:
+                    audit = self._audits.setdefault(key, Contrast())
+                    audit.update(group, row.shown, row.probability, row.parts[AUDIT])
         if rows:
             self._seen[key] = contrast, seeds, rows[-1].exposure_id
         return version, contrast
@@ -83,7 +89,16 @@ class Court:
             lesson = db.get(s, lesson_id)
             version, contrast = self.hear(s, lesson)
             if contrast.n:
-                settle(s, lesson, contrast.result(), "withhold", version, self.holds, run_id, move=move)
+                effect, audit = contrast.result(), self._audits.get((lesson_id, version))
+                settle(s, lesson, audited(effect, audit), "withhold", version, self.holds, run_id, move=move)
+
+
+def audited(effect: Effect, audit: Contrast | None) -> Effect:
+    """What is accepted by the reward must be accepted by the hidden metric too, where the taskset has one. A gain that
+    is proven to vanish there is a reward hack: reject."""
+    if audit is None or effect.verdict != "accept":
+        return effect
+    return replace(effect, verdict=audit.verdict())
 
 
 def settle(
@@ -117,4 +132,6 @@ def in_words(effect: Effect, kind: str) -> str:
     """Why a verdict moves a lesson."""
     what = "pairs" if kind == "paired" else "rollouts"
     said = {"accept": "it helps", "reject": "it does harm" if effect.high < 0 else "it is of no use"}
+    if effect.verdict == "reject" and effect.low > 0:
+        said["reject"] = "it raises the reward and not what the reward stands for"
     return f"{said.get(effect.verdict, 'undecided')}: {effect} over {effect.n} {what}"

@@ -21,6 +21,7 @@ class Observation(NamedTuple):
     shown: bool
     probability: float
     reward: float
+    parts: dict[str, Any]
 
 
 def since(s: Session, lesson: Lesson) -> int:
@@ -43,7 +44,7 @@ def observations(
     found = (
         select(  # type: ignore[call-overload]  # sqlmodel types four columns at most
             Exposure.id, Rollout.run_id, Rollout.task_key, Rollout.seed, Exposure.shown, Exposure.probability,
-            func.coalesce(Rollout.reward, 0.0),
+            func.coalesce(Rollout.reward, 0.0), Rollout.parts,
         )
         .join(Rollout, col(Rollout.id) == col(Exposure.rollout_id))
         .join(Run, col(Run.id) == col(Rollout.run_id))

@@ -80,6 +80,13 @@ class Taskset:
         """A known-good final assistant text: must score 1.0 without a model."""
         return f"answer: {task.answer}"
 
+    def audit(self, task: Task, text: str) -> float | None:
+        """A second opinion in [0, 1] that neither the policy nor the reflector ever sees; None when there is none.
+
+        A lesson that raises the reward and not this is a reward hack, and its trial rejects it.
+        """
+        return None
+
     def following(self, n: int, seed: int = 0) -> list[Task]:
         """Tasks that bring their own *new* lesson in `Task.lessons`: used as anchors by night and to measure
         whether an adapter still follows new lessons. Empty when the taskset has none."""
