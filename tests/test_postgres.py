@@ -60,7 +60,11 @@ def test_a_password_is_asked_for_and_never_printed(postgres: Server, url: str, c
             says("password authentication failed", "PGPASSWORD", bad)
             assert run_command(["doctor", "--db", bad]) == 1
             assert run_command(["lessons", "path", "--db", bad]) == 0
-    for broken in ("postgresql://lodger:hunter2@x@host/db", "postgresql://lodger:hunter2@host:x/db", "no://a:hunter2@b"):
+    for broken in (
+        "postgresql://lodger:hunter2@x@host/db",
+        "postgresql://lodger:hunter2@host:x/db",
+        "no://a:hunter2@b",
+    ):
         assert run_command(["lessons", "--db", broken]) == 1
     says("permission denied", "owner", lodger.replace("lodger@", "lodger:secret@"))  # let in, but these are not its own
     said = capsys.readouterr()

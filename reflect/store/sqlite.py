@@ -60,9 +60,7 @@ class SQLite:
             connection.close()
 
     def engines(self) -> dict[str, Engine]:
-        engine = create_engine(
-            self._url, poolclass=NullPool, json_serializer=partial(json.dumps, ensure_ascii=False)
-        )
+        engine = create_engine(self._url, poolclass=NullPool, json_serializer=partial(json.dumps, ensure_ascii=False))
         event.listen(engine, "connect", _on_connect)
         event.listen(engine, "begin", _on_begin)
         return {kind: engine.execution_options(begin=kind) for kind in dialect.KINDS}
