@@ -109,9 +109,8 @@ def server() -> Iterator[Server]:
         if user:
             shutil.chown(folder, user, who["group"])
         words = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"]
-        made = subprocess.run(
-            [programs / "initdb", f"--pgdata={folder / 'data'}", *words], cwd=folder, capture_output=True, text=True, **who
-        )  # fmt: skip
+        initdb = [programs / "initdb", f"--pgdata={folder / 'data'}", *words]
+        made = subprocess.run(initdb, cwd=folder, capture_output=True, text=True, **who)
         if made.returncode:
             raise RuntimeError(f"initdb failed: {made.stderr}")
         doors = folder / "data" / "pg_hba.conf"

@@ -52,6 +52,21 @@ WITH_IDS = """
     SELECT quote_ident(table_name) FROM information_schema.columns WHERE table_schema = current_schema()
     AND column_name = 'id' AND column_default LIKE 'nextval(%%'"""
 
+# SQLSTATE (PostgreSQL's manual, appendix A), or how it begins -> what happened, what to do. The first that fits.
+ANSWERS = {
+    "55P03": ("Another process has been writing {name} for more than {seconds} seconds.", f"Wait for it, {AGAIN}"),
+    "25P03": ("This process kept {name} waiting too long, so its last step was not saved.", f"If it may go on, {AGAIN}"),
+    "25006": ("The database {name} cannot be written.", "Check that it is not a read-only copy."),
+    "42501": ("You may not do this in {name}: {said}.", "Ask its owner for the right to do so."),
+    "53100": ("The server's disk is full, so the last step was not saved in {name}.", f"Free some space, {AGAIN}"),
+    "53": ("The server of {name} has no room for this: {said}.", f"Wait a little, {AGAIN}"),
+    "58": ("The server of {name} has trouble with its disk: {said}.", "Look into the server's log."),
+    "XX001": ("The database {name} is damaged: {said}.", "Look into the server's log; put back a copy."),
+    "XX002": ("The database {name} is damaged: {said}.", "REINDEX DATABASE, said in psql, may mend it."),
+    "57P": ("The server of {name} is going down or starting: {said}.", f"Wait for it, {AGAIN}"),
+    "08": ("The connection to {name} broke: {said}.", f"Check the server and the network, {AGAIN}"),
+}
+
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
@@ -114,31 +129,15 @@ class Postgres:
         return self._told(e) if e.sqlstate else self._unreached(e)
 
     def _told(self, e: psycopg.Error) -> StoreError | None:
-        """An answer of the server, by its SQLSTATE (appendix A of PostgreSQL's manual)."""
-        name, said = self.name, _first_line(e)
-        known = {
-            "55P03": (
-                f"Another process has been writing {name} for more than {dialect.LOCK_SECONDS:.0f} seconds.",
-                f"Wait for it or stop it, {AGAIN}",
-            ),
-            "25P03": (f"This process kept {name} waiting for more than {SILENT_SECONDS} seconds.", f"Nothing of its last step was saved; {AGAIN.removeprefix('then ')}"),
-            "25006": (f"The database {name} cannot be written.", "Check that it is not a read-only copy."),
-            "42501": (f"You may not do this in {name}: {said}.", "Ask its owner for the right to do so."),
-            "53100": (f"The server's disk is full, so the last step was not saved in {name}.", f"Free some space, {AGAIN}"),
-            "53": (f"The server of {name} has no room for this: {said}.", f"Wait a little, {AGAIN}"),
-            "58": (f"The server of {name} has trouble with its disk: {said}.", "Look into the server's log."),
-            "XX001": (f"The database {name} is damaged: {said}.", "Look into the server's log, put back a copy."),
-            "XX002": (f"The database {name} is damaged: {said}.", "REINDEX DATABASE, in psql, may mend it."),
-            "57P": (f"The server of {name} is going down or starting: {said}.", f"Wait for it, {AGAIN}"),
-            "08": (f"The connection to {name} broke: {said}.", f"Check the server and the network, {AGAIN}"),
-        }  # fmt: skip
-        for prefix, words in known.items():
-            if (e.sqlstate or "").startswith(prefix):
-                return StoreError(*words)
+        """An answer of the server, by its SQLSTATE."""
+        for state, (what, hint) in ANSWERS.items():
+            if (e.sqlstate or "").startswith(state):
+                words = {"name": self.name, "said": _first_line(e), "seconds": f"{dialect.LOCK_SECONDS:.0f}"}
+                return StoreError(what.format(**words), hint)
         return None
 
     def _unreached(self, e: psycopg.Error) -> StoreError | None:
-        """No server, or one that does not let us in: the driver has only words for it, some in the server's language."""
+        """No server, or one that does not let us in: the driver has only words for it, in the server's language."""
         import psycopg
 
         name, whole = self.name, _first_line(e)

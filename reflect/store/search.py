@@ -15,7 +15,8 @@ from reflect.store.dialect import COMMON, MOST_WORDS
 
 # In how many lessons each word stands, counted up to just beyond COMMON. A word holds no quote.
 SPREAD = text("""
-    SELECT value, (SELECT count(*) FROM (SELECT 1 FROM lesson_fts WHERE lesson_fts MATCH '"' || value || '"' LIMIT :most))
+    SELECT value, (SELECT count(*) FROM
+        (SELECT 1 FROM lesson_fts WHERE lesson_fts MATCH '"' || value || '"' LIMIT :most))
     FROM json_each(:words)""")
 
 
