@@ -12,7 +12,7 @@ from reflect.tasksets import load_taskset
 SETTINGS = Settings()
 # Acceptance asks for 0.90 in both. The shipped checkpoint misspells some words that it never counted (docs/LOG.md,
 # 2026-11-21), so letters is held to what it does reach until the model is trained further.
-WITH_LESSONS = {"letters": 0.65, "dialect": 0.90}
+WITH_LESSONS = {"letters": 0.90, "dialect": 0.90}
 
 
 @pytest.mark.parametrize("name", ["letters", "dialect"])
