@@ -5,14 +5,12 @@ import pytest
 from reflect.config import Settings
 from reflect.day.practice import practice
 from reflect.evaluate import evaluate, following
+from reflect.records import SHOWN_STATUSES
 from reflect.store import Store
 from reflect.store import lessons as db
 from reflect.tasksets import load_taskset
 
 SETTINGS = Settings()
-# Acceptance asks for 0.90 in both. The shipped checkpoint misspells some words that it never counted (docs/LOG.md,
-# 2026-11-21), so letters is held to what it does reach until the model is trained further.
-WITH_LESSONS = {"letters": 0.90, "dialect": 0.90}
 
 
 @pytest.mark.parametrize("name", ["letters", "dialect"])
@@ -23,9 +21,9 @@ def test_a_day_of_practice_shows_on_holdout(pocket, tmp_path, name):
     assert report.rewards[-1] > report.rewards[0]
     arms = evaluate(pocket, store, taskset, n=48, settings=SETTINGS)
     assert arms["base"].reward <= 0.4
-    assert arms["lessons"].reward >= WITH_LESSONS[name]
+    assert arms["lessons"].reward >= 0.9
     with store.read() as s:
-        shown = [x for x in db.listing(s) if x.status == "candidate"]
+        shown = [x for x in db.listing(s) if x.status in SHOWN_STATUSES]
     if name == "letters":
         assert any("spell" in lesson.do for lesson in shown)
     else:

@@ -23,6 +23,7 @@ FLOORS = [
     ["night"],
     ["workspace"],  # with reflect/__init__.py and book.py: the Python interface
     ["cli"],
+    ["__main__"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 INTERFACE = {"", "book", "workspace"}
