@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sqlmodel import Session
 
 from reflect.config import Settings
-from reflect.day.effect import Contrast, Effect
+from reflect.day.effect import USEFUL, Contrast, Effect
 from reflect.records import SHOWN_STATUSES, Exposure, Lesson, Trial
 from reflect.store import lessons as db
 from reflect.store import trials
@@ -116,5 +116,5 @@ def settle(
 def in_words(effect: Effect, kind: str) -> str:
     """Why a verdict moves a lesson."""
     what = "pairs" if kind == "paired" else "rollouts"
-    said = {"accept": "it helps", "reject": "it does harm" if effect.high < 0 else "it is of no use"}
+    said = {"accept": "it helps", "reject": "it does harm" if effect.high < 0 else f"it brings less than {USEFUL}"}
     return f"{said.get(effect.verdict, 'undecided')}: {effect} over {effect.n} {what}"
