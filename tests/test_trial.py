@@ -18,7 +18,7 @@ from reflect.day.practice import practice
 from reflect.day.trial import Court, Holds, withhold
 from reflect.errors import UsageError
 from reflect.records import Exposure, Lesson, LessonVersion, Rollout, TaskRow, Trial
-from reflect.store import Store, doctor, runs, trials
+from reflect.store import Store, doctor, nights, runs, trials
 from reflect.store import lessons as db
 
 SETTINGS = Settings()
@@ -40,13 +40,15 @@ def practised(store, lesson_id, effect, *, tasks=40, k=8, seed=0, fingerprint="r
     """A run of simulated rollouts in which the lesson is worth `effect`; the court sits after every 8 tasks."""
     rng, court = random.Random(f"{seed} {effect}"), Court(Holds(fingerprint))
     with store.write() as s:
-        keys = [f"{fingerprint}-{seed}-{i}" for i in range(tasks)]
+        name = f"{fingerprint}-{lesson_id}-{seed}-{effect}"
+        keys = [f"{name}-{i}" for i in range(tasks)]
         s.add_all(TaskRow(key=key, taskset="s", task_id=key, split="practice", content={}) for key in keys)
-        run = runs.start_run(s, key=f"{seed} {fingerprint} {effect}", taskset="s", n=tasks, k=k, seed=seed,
+        run = runs.start_run(s, key=name, taskset="s", n=tasks, k=k, seed=seed,
                              profile="default", model="m", model_fingerprint=fingerprint)  # fmt: skip
     for start in range(0, tasks, 8):
         with store.write() as s:
             lesson, rows, drawn = db.get(s, lesson_id), [], []
+            before = lesson.status
             for key in keys[start : start + 8]:
                 base = 0.5 + rng.choice([-0.2, 0.2])
                 for index in range(k):
@@ -57,7 +59,7 @@ def practised(store, lesson_id, effect, *, tasks=40, k=8, seed=0, fingerprint="r
                     drawn.append(exposures)
             runs.save_rollouts(s, rows, drawn)
             court.judge(s, [lesson_id], run.id)
-            if db.get(s, lesson_id).status != lesson.status:
+            if lesson.status != before:
                 break
     with store.write() as s:
         runs.finish_run(s, run.id)
@@ -246,6 +248,21 @@ def day(store, model=None, settings=SETTINGS, **words):
     return practice(model or RuleModel(), store, dialect.TASKSET, settings, **words)
 
 
+def all_lessons(store, wrong=0):
+    """A lesson for each verb; the first `wrong` of them name another operation."""
+    with store.write() as s:
+        return [
+            db.add(
+                s,
+                when=f"the task says {verb}",
+                do=f"use {op if i >= wrong else min(set(dialect.OPS) - {op})}",
+                author="model",
+                scope="dialect",
+            )
+            for i, (verb, op) in enumerate(dialect.TASKSET.meanings.items())
+        ]
+
+
 def test_a_day_samples_once_a_wave_and_each_prompt_once(store):
     class Counting(RuleModel):
         def sample(self, requests):
@@ -264,31 +281,45 @@ def test_a_day_samples_once_a_wave_and_each_prompt_once(store):
     ]
 
 
-def test_a_day_proves_its_lessons_and_throws_out_a_planted_one(store):
-    (verb, op), *_ = dialect.TASKSET.meanings.items()
-    wrong = next(other for other in dialect.OPS if other != op)
-    with store.write() as s:
-        bad = db.add(s, when=f"the task says {verb}", do=f"use {wrong}", author="model", scope="dialect")
-    report = day(store, learn=True, n=48, settings=Settings(reflect_tokens=1))  # reviews that say nothing
-    with store.read() as s:
-        head, newest = db.get(s, bad.id), db.history(s, bad.id)[-1]
-    assert report.outcomes.get("rejected") == 1
-    assert (head.status, newest.author) == ("retired", "trial")
-    change = report.changes[-1]
-    assert (change["kind"], change["lesson"], change["version"]) == ("trial", bad.id, 2)
-
-    clean = day(store, seed=2, n=48)
-    assert clean.outcomes["accepted"] >= 5
+def test_a_day_proves_its_lessons(store):
+    report = day(store, n=48)
+    assert report.outcomes["accepted"] >= 5
     with store.read() as s:
         active = {x.when.split()[-1]: x.do for x in db.listing(s, status="active")}
-        assert all(f"use {dialect.TASKSET.meanings[name]}" == do for name, do in active.items())
+    assert all(f"use {dialect.TASKSET.meanings[name]}" == do for name, do in active.items())
     assert doctor.check(store) == []
 
 
-def test_no_reflection_is_spent_where_the_lessons_do_it_all(store):
+class Silent(RuleModel):
+    """Knows every verb by its weights, and finds nothing in its reviews."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights["night-1"], self.active = dict(dialect.TASKSET.meanings), "night-1"
+
+    def review(self, prompt):
+        return "NONE"
+
+
+def test_a_day_throws_out_a_planted_lesson(store):
+    lessons = all_lessons(store, wrong=1)
     with store.write() as s:
-        for verb, op in dialect.TASKSET.meanings.items():
-            db.add(s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect")
+        nights.add_adapter(s, name="night-1", path="x", manifest={}, base_model="rule", base_fingerprint="rule-1")
+    report = day(store, Silent(), n=40)
+    with store.read() as s:
+        head, newest = db.get(s, lessons[0].id), db.history(s, lessons[0].id)[-1]
+        assert [db.get(s, lesson.id).status for lesson in lessons[1:]] == ["candidate"] * 5
+    assert report.outcomes == {"rejected": 1}
+    assert (head.status, newest.author) == ("retired", "trial") and newest.reason.startswith(
+        "it brings less than 0.05: -0."
+    )
+    (change,) = report.changes
+    assert (change["kind"], change["lesson"], change["version"]) == ("trial", head.id, 2)
+    assert day(store, Silent(), n=40).changes == [change], "the same words again report the same"
+
+
+def test_no_reflection_is_spent_where_the_lessons_do_it_all(store):
+    all_lessons(store)
     report = day(store, n=16)
     assert report.withheld > 20 and report.reflections == 0
     assert report.reward == 1.0 == report.rewards[-1]
@@ -298,9 +329,7 @@ def test_no_reflection_is_spent_where_the_lessons_do_it_all(store):
 
 
 def test_without_learning_rollouts_count_but_no_verdict_falls(store):
-    with store.write() as s:
-        for verb, op in dialect.TASKSET.meanings.items():
-            db.add(s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect")
+    all_lessons(store)
     report = day(store, n=32, learn=False)
     with store.read() as s:
         assert s.exec(select(Trial)).all() == [] and {x.status for x in db.listing(s)} == {"candidate"}
@@ -326,13 +355,12 @@ def test_a_pruned_run_leaves_its_trials(store):
 
 
 def test_a_planned_comparison_says_its_size_and_moves_the_lesson(store):
-    (verb, op), *_ = dialect.TASKSET.meanings.items()
-    with store.write() as s:
-        lesson = db.add(s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect")
+    lesson, *_ = all_lessons(store)
     model = RuleModel()
-    plan = planned.plan(model, store, dialect.TASKSET, SETTINGS, lesson.id, n=8, k=4, wanted=0.5)
+    plan = planned.plan(model, store, dialect.TASKSET, SETTINGS, lesson.id, n=8, k=4, wanted=0.6)
     assert plan.known.n == 0 and plan.pairs == 32 and 10 < plan.needed < 60
     assert plan.smallest > 0.4 and model.calls == 0
+    verb = lesson.when.split()[-1]
     assert all(verb in task.text for task, _ in plan.tasks), "it is judged where it fires"
     trial = planned.compare(model, store, dialect.TASKSET, SETTINGS, plan)
     assert (trial.verdict, trial.kind, trial.moved) == ("accept", "paired", 2) and trial.n <= 32
@@ -351,9 +379,7 @@ def test_what_cannot_be_compared_is_said(store):
 
 
 def test_a_lesson_that_changed_meanwhile_is_not_moved(store):
-    (verb, op), *_ = dialect.TASKSET.meanings.items()
-    with store.write() as s:
-        lesson = db.add(s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect")
+    lesson, *_ = all_lessons(store)
     plan = planned.plan(RuleModel(), store, dialect.TASKSET, SETTINGS, lesson.id, n=8, k=4)
     with store.write() as s:
         db.revise(s, lesson.id, author="model", do="use something else")
@@ -392,6 +418,10 @@ def test_the_command_lists_verdicts_and_what_is_missing(store, capsys):
     assert rows[good.id]["verdict"] == "accept" and rows[good.id]["missing"] == ""
     assert rows[open_.id]["low"] < rows[open_.id]["effect"] < rows[open_.id]["high"] and rows[open_.id]["n"] == 64
     assert rows[new.id]["n"] == 0
+    practised(store, good.id, 0.35, tasks=8, seed=2)
+    code, out, _ = told(capsys, str(good.id), "--db", path, "--json")
+    (row,) = json.loads(out)
+    assert (row["verdict"], row["n"], row["watch"]["n"]) == ("accept", rows[good.id]["n"], 64)
     code, out, _ = told(capsys, str(open_.id), "--db", path, "--json")
     assert [row["lesson"] for row in json.loads(out)] == [open_.id]
     with store.write() as s:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,8 +57,8 @@ def verdicts(ws: Workspace, lesson_id: int | None, json: bool) -> None:
         profile = ws.settings.profile if lesson_id is None else lessons.get(s, lesson_id).profile
         active = nights.active_adapter(s, profile)
         rows = [
-            row_of(lesson, trial, trials.since(s, lesson), active.id if active else None)
-            for lesson, trial in trials.newest(s, profile, lesson_id)
+            row_of(lesson, every, trials.since(s, lesson), active.id if active else None)
+            for lesson, every in trials.of_day(s, profile, lesson_id)
         ]
     if json:
         return emit(rows)
@@ -72,19 +73,34 @@ def verdicts(ws: Workspace, lesson_id: int | None, json: bool) -> None:
         say("No lesson is on trial. Practise first: reflect run TASKSET")
 
 
-def row_of(lesson: Lesson, trial: Trial | None, since: int, adapter_id: int | None) -> dict[str, Any]:
-    """One lesson's newest trial, and what is missing for a verdict on it as it stands now."""
+def row_of(lesson: Lesson, every: Sequence[Trial], since: int, adapter_id: int | None) -> dict[str, Any]:
+    """What is known of a lesson, and what is missing for a verdict on it as it stands now.
+
+    An accepted lesson is on trial again from then on, lest it grow stale: its verdict stands beside what that has
+    found so far (`watch`) until there is another verdict.
+    """
     row: dict[str, Any] = {"lesson": lesson.id, "status": lesson.status, "pinned": lesson.pinned}
     row |= {"when": lesson.when, "do": lesson.do}
-    if trial is None:
+    if not every:
         return row | {"verdict": "undecided", "n": 0, "missing": "no rollouts yet"}
-    names = ("kind", "version", "effect", "low", "high", "n", "verdict", "moved", "model_fingerprint", "adapter_id")
-    row |= {name: value for name, value in shape(trial).items() if name in names}
+    trial, before = every[-1], [other for other in every if other.moved == since]
+    if before and trial.moved is None and trial.verdict == "undecided":
+        watch, trial = trial, before[-1]
+        if watch is not trial:
+            row["watch"] = figures(watch)
+    row |= figures(trial)
     if trial.moved is None and (trial.version != since or trial.adapter_id != adapter_id):
         return row | {"missing": "a new trial: the lesson or the adapter has changed"}
+    if "watch" in row:
+        return row | {"missing": f"since then {effect_of(watch)} over {watch.n}"}
     more = effect_of(trial).more()
     about = "more rollouts" if more is None else f"about {more} more rollouts at this effect"
     return row | {"missing": about if more != 0 else ""}
+
+
+def figures(trial: Trial) -> dict[str, Any]:
+    names = ("kind", "version", "effect", "low", "high", "n", "verdict", "moved", "model_fingerprint", "adapter_id")
+    return {name: value for name, value in shape(trial).items() if name in names}
 
 
 def effect_of(trial: Trial) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from sqlmodel import Session
 
 from reflect.config import Settings
-from reflect.day.effect import Contrast, Effect
+from reflect.day.effect import USEFUL, Contrast, Effect
 from reflect.day.rollout import AUDIT
 from reflect.records import SHOWN_STATUSES, Exposure, Lesson, Trial
 from reflect.store import lessons as db
@@ -131,7 +131,7 @@ def settle(
 def in_words(effect: Effect, kind: str) -> str:
     """Why a verdict moves a lesson."""
     what = "pairs" if kind == "paired" else "rollouts"
-    said = {"accept": "it helps", "reject": "it does harm" if effect.high < 0 else "it is of no use"}
+    said = {"accept": "it helps", "reject": "it does harm" if effect.high < 0 else f"it brings less than {USEFUL}"}
     if effect.verdict == "reject" and effect.low > 0:
         said["reject"] = "it raises the reward and not what the reward stands for"
     return f"{said.get(effect.verdict, 'undecided')}: {effect} over {effect.n} {what}"

@@ -69,26 +69,23 @@ def new_trial(words: dict[str, Any]) -> Trial:
     return Trial(**words, effect=0.0, low=-1.0, high=1.0, n=0, verdict="undecided")
 
 
-def newest(s: Session, profile: str, lesson_id: int | None = None) -> list[tuple[Lesson, Trial | None]]:
-    """Each lesson that stands in a prompt or was moved by a trial, with its newest trial of the day, by id."""
-    last = (
-        select(Trial.lesson_id, func.max(Trial.id).label("id"))
-        .where(col(Trial.kind).in_(("withhold", "paired")))
-        .group_by(col(Trial.lesson_id))
-        .subquery()
-    )
-    found = (
-        select(Lesson, Trial)
-        .outerjoin(last, last.c.lesson_id == Lesson.id)
-        .outerjoin(Trial, col(Trial.id) == last.c.id)
-        .where(Lesson.profile == profile)
-        .order_by(col(Lesson.id))
-    )
+def of_day(s: Session, profile: str, lesson_id: int | None = None) -> list[tuple[Lesson, list[Trial]]]:
+    """Each lesson that stands in a prompt or was moved by a trial, by id, with its trials of the day, oldest first."""
+    wanted = select(Lesson).where(Lesson.profile == profile).order_by(col(Lesson.id))
     if lesson_id is not None:
-        found = found.where(Lesson.id == lesson_id)
-    else:
-        found = found.where(col(Lesson.status).in_(SHOWN_STATUSES) | col(Trial.moved).is_not(None))
-    return [(lesson, trial) for lesson, trial in s.exec(found)]
+        wanted = wanted.where(Lesson.id == lesson_id)
+    found: dict[int | None, list[Trial]] = {}
+    kinds = col(Trial.kind).in_(("withhold", "paired"))
+    for trial in s.exec(select(Trial).where(kinds).order_by(col(Trial.id))):
+        found.setdefault(trial.lesson_id, []).append(trial)
+    rows = [(lesson, found.get(lesson.id, [])) for lesson in s.exec(wanted)]
+    if lesson_id is not None:
+        return rows
+    return [
+        (lesson, every)
+        for lesson, every in rows
+        if lesson.status in SHOWN_STATUSES or any(trial.moved for trial in every)
+    ]
 
 
 def moves(s: Session, run_id: int | None) -> list[tuple[Trial, LessonVersion]]:
