@@ -137,10 +137,10 @@ def test_a_reward_hack_is_rejected_and_a_lesson_that_holds_under_the_audit_is_no
     assert "sort" not in (taskset.meanings[verb], taskset.meanings[other])
     assert practice(RuleModel(), store, taskset, SETTINGS, n=96, k=8, seed=1).errors == 0
     with store.read() as s:
-        newest = db.history(s, hack.id)[-1]
-        assert (db.get(s, hack.id).status, newest.author) == ("retired", "trial")
-        assert "what the reward stands for" in newest.reason
-        assert db.get(s, good.id).status == "active"
+        verdicts = [version for version in db.history(s, hack.id) if version.author == "trial"]
+        assert {version.status for version in verdicts} == {"retired"}  # a review may ask for it again, in vain
+        assert "what the reward stands for" in verdicts[0].reason
+        assert db.get(s, hack.id).status != "active" and db.get(s, good.id).status == "active"
         assert all("audit" not in str(row.raw) for row in runs.reflections(s, 1))
 
 
