@@ -131,11 +131,11 @@ class Hackable(dialect.Dialect):
 def test_a_reward_hack_is_rejected_and_a_lesson_that_holds_under_the_audit_is_not(store):
     """With 95 % intervals a verdict is wrong in at most 1 of 20 seeds; this is one seed."""
     taskset = Hackable()
-    verb, other = (v for v, op in list(taskset.meanings.items())[:2])
+    verb = next(v for v, op in taskset.meanings.items() if op == "swap")  # of two that pay, a review takes "sort"
+    other = next(v for v, op in taskset.meanings.items() if op == "largest")
     hack = lesson_of(store, when=f"the task says {verb}", do="use sort", scope=taskset.name)
     good = lesson_of(store, when=f"the task says {other}", do=f"use {taskset.meanings[other]}", scope=taskset.name)
-    assert "sort" not in (taskset.meanings[verb], taskset.meanings[other])
-    assert practice(RuleModel(), store, taskset, SETTINGS, n=96, k=8, seed=1).errors == 0
+    assert practice(RuleModel(), store, taskset, SETTINGS, n=240, k=8, seed=1).errors == 0
     with store.read() as s:
         verdicts = [version for version in db.history(s, hack.id) if version.author == "trial"]
         assert {version.status for version in verdicts} == {"retired"}  # a review may ask for it again, in vain

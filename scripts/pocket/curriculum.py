@@ -364,7 +364,7 @@ def review(rng: random.Random, level: float) -> Episode:
             mixture.pop(truth)
     word, xs = rng.choice(COUNTED), random_list(rng)
     letter = random_letter(word, rng)
-    luck = rng.choice([0.0, 0.1, 0.25, 0.4]) if verb is None else rng.choice([0.0, 0.0, 0.0, 0.1])
+    luck = rng.choice([0.0, 0.1, 0.25, 0.4, 0.6, 0.8]) if verb is None else rng.choice([0.0, 0.0, 0.0, 0.1])
     tried, attempts = [], []
     feedback = rng.choice(["wrong", "not right", "the answer is wrong", "no answer found"]) if rng.random() < 0.1 else ""
     for _ in range(k):
@@ -406,8 +406,8 @@ def review_prompt(asked: str, shown: list[Lesson], attempts: list[Attempt], rng:
 # Shares of the episodes: while binding is young (level up to YOUNG), and at the full level; a line between them.
 YOUNG = 0.6
 SHARES: list[tuple[Callable[[random.Random, float], Episode], float, float]] = [
-    (drill, 0.35, 0.05), (recall, 0.05, 0.10), (counting, 0.20, 0.20), (practice, 0.15, 0.22), (skills, 0.15, 0.18),
-    (review, 0.10, 0.25),
+    (drill, 0.35, 0.03), (recall, 0.05, 0.05), (counting, 0.20, 0.18), (practice, 0.15, 0.22), (skills, 0.15, 0.14),
+    (review, 0.10, 0.38),
 ]  # fmt: skip
 
 
