@@ -365,11 +365,16 @@ def review(rng: random.Random, level: float) -> Episode:
     word, xs = rng.choice(COUNTED), random_list(rng)
     letter = random_letter(word, rng)
     luck = rng.choice([0.0, 0.1, 0.25, 0.4, 0.6, 0.8]) if verb is None else rng.choice([0.0, 0.0, 0.0, 0.1])
+    # Some worlds have no way that always works, and one that never does.
+    never = rng.choice(["spell", "spell", *ways]) if verb is None and rng.random() < 0.4 else None
+    mostly = rng.choice([0.5, 0.6, 0.7, 0.8, 0.9])
+    if never and rng.random() < 0.7:
+        mixture = dict(DEFAULT)
     tried, attempts = [], []
     feedback = rng.choice(["wrong", "not right", "the answer is wrong", "no answer found"]) if rng.random() < 0.1 else ""
     for _ in range(k):
         way = pick(mixture, rng)
-        reward = float(way == truth or rng.random() < luck)
+        reward = float(way == truth or rng.random() < luck) if never is None else float(way != never and rng.random() < mostly)
         text = solve_count(word, letter, way, rng) if verb is None else solve_verb(verb, way, xs)
         tried.append((way, reward))
         attempts.append(Attempt(text, reward, feedback if reward < 1 else ""))
@@ -406,8 +411,8 @@ def review_prompt(asked: str, shown: list[Lesson], attempts: list[Attempt], rng:
 # Shares of the episodes: while binding is young (level up to YOUNG), and at the full level; a line between them.
 YOUNG = 0.6
 SHARES: list[tuple[Callable[[random.Random, float], Episode], float, float]] = [
-    (drill, 0.35, 0.03), (recall, 0.05, 0.05), (counting, 0.20, 0.18), (practice, 0.15, 0.22), (skills, 0.15, 0.14),
-    (review, 0.10, 0.38),
+    (drill, 0.35, 0.03), (recall, 0.05, 0.05), (counting, 0.20, 0.18), (practice, 0.15, 0.20), (skills, 0.15, 0.09),
+    (review, 0.10, 0.45),
 ]  # fmt: skip
 
 
