@@ -197,6 +197,8 @@ def _on_connect(connection: psycopg.Connection, record: Any) -> None:
             return super().dump(obj.replace("\0", "\N{REPLACEMENT CHARACTER}"))
 
     connection.adapters.register_dumper(str, Text)
+    connection.execute("SET jit = off")  # compiling a search takes longer than searching
+    connection.commit()
 
 
 def _on_begin(connection: Connection) -> None:
