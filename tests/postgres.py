@@ -154,9 +154,5 @@ def _wait_for(found: Server, process: subprocess.Popen, seconds: float = 60) -> 
 
 
 def _stop(process: subprocess.Popen) -> None:
-    process.send_signal(signal.SIGINT)  # PostgreSQL's "fast": it sends everybody home
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGQUIT)  # its children end with it, which they would not after a SIGKILL
-        process.wait(30)
+    process.send_signal(signal.SIGQUIT)  # "immediate": nothing here is kept. Its children end with it.
+    process.wait(30)
