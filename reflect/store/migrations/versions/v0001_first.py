@@ -45,8 +45,10 @@ FULL_TEXT_OF_POSTGRES = (
     "CREATE TEXT SEARCH CONFIGURATION reflect (COPY = pg_catalog.simple)",
     "ALTER TEXT SEARCH CONFIGURATION reflect ALTER MAPPING FOR asciiword, word, numword WITH reflect_stem",
     f"ALTER TABLE lesson ADD COLUMN words tsvector GENERATED ALWAYS AS ({WORDS}) STORED",
-    "CREATE INDEX ix_lesson_words ON lesson USING gin (words)",
-    "CREATE INDEX ix_lesson_by_id ON lesson (profile, status, scope, id)",
+    "CREATE INDEX ix_lesson_words ON lesson USING gin (words) WITH (fastupdate = off)",  # no list that searches wade in
+    # In SQLite every index ends with the id: the oldest or newest of a scope are read off it, without a sort.
+    "DROP INDEX ix_lesson_profile_status_scope",
+    "CREATE INDEX ix_lesson_profile_status_scope ON lesson (profile, status, scope, id)",
 )
 
 
