@@ -55,10 +55,7 @@ WITH_IDS = """
 # SQLSTATE (PostgreSQL's manual, appendix A), or how it begins -> what happened, what to do. The first that fits.
 ANSWERS = {
     "55P03": ("Another process has been writing {name} for more than {seconds} seconds.", f"Wait for it, {AGAIN}"),
-    "25P03": (
-        "This process kept {name} waiting too long, so its last step was not saved.",
-        f"If it may go on, {AGAIN}",
-    ),
+    "25P03": ("This process kept {name} waiting too long: its last step was not saved.", f"If it may, {AGAIN}"),
     "25006": ("The database {name} cannot be written.", "Check that it is not a read-only copy."),
     "42501": ("You may not do this in {name}: {said}.", "Ask its owner for the right to do so."),
     "53100": ("The server's disk is full, so the last step was not saved in {name}.", f"Free some space, {AGAIN}"),
@@ -200,6 +197,8 @@ def _on_connect(connection: psycopg.Connection, record: Any) -> None:
             return super().dump(obj.replace("\0", "\N{REPLACEMENT CHARACTER}"))
 
     connection.adapters.register_dumper(str, Text)
+    connection.execute("SET jit = off")  # compiling a search takes longer than searching
+    connection.commit()
 
 
 def _on_begin(connection: Connection) -> None:

@@ -6,8 +6,9 @@ import json
 import re
 from collections.abc import Sequence
 from operator import itemgetter
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 from sqlmodel import Session
 
 from reflect.store import tsearch
@@ -19,6 +20,10 @@ SPREAD = text("""
         (SELECT 1 FROM lesson_fts WHERE lesson_fts MATCH '"' || value || '"' LIMIT :most))
     FROM json_each(:words)""")
 
+# Words that this process has found to be common in a database: counting them costs the most. Lessons are never deleted,
+# so they stay so; one that was only just common might be reworded away, which is nothing to anybody.
+_known: WeakKeyDictionary[Engine, set[str]] = WeakKeyDictionary()
+
 
 def ranked(
     s: Session, query: str, *, profile: str, statuses: Sequence[str] | None, scopes: Sequence[str] | None, limit: int
@@ -28,16 +33,19 @@ def ranked(
     Any text is a safe query: its words are quoted, and joined by OR. Words that stand in very many lessons rank nothing
     and cost the most, so they are left out where rarer ones match.
     """
+    known = _known.setdefault(s.get_bind().engine, set())
     if s.get_bind().dialect.name == "postgresql":
-        return tsearch.ranked(s, query, profile=profile, statuses=statuses, scopes=scopes, limit=limit)
+        return tsearch.ranked(s, query, known, profile=profile, statuses=statuses, scopes=scopes, limit=limit)
     words = list(dict.fromkeys(w.lower() for w in re.findall(r"\w+", query)))[: 8 * MOST_WORDS]
-    counts = s.connection().execute(SPREAD, {"words": json.dumps(words), "most": COMMON + 1}).all()
-    spread = {str(word): int(count) for word, count in counts}
+    new = json.dumps([word for word in words if word not in known])
+    spread = dict.fromkeys(words, COMMON + 1)
+    spread |= {str(w): int(n) for w, n in s.connection().execute(SPREAD, {"words": new, "most": COMMON + 1}).all()}
+    known.update(word for word in words if spread[word] > COMMON)
     found = sorted((word for word in words if spread[word]), key=lambda word: spread[word])[:MOST_WORDS]
     rare = [word for word in found if spread[word] <= COMMON]
     rows = _matches(s, rare, profile, statuses, scopes, limit) if rare else []
     if len(rows) < limit and len(rare) < len(found):
-        # Only common words are left to tell: enough of the lessons that hold them, the newest first.
+        # Only common words are left to tell: enough of the lessons that hold them, the newest first, at a score of 0.
         seen = {lesson_id for lesson_id, _ in rows}
         common = _matches(s, found[len(rare) :], profile, statuses, scopes, limit, newest=True)
         rows += [(lesson_id, score) for lesson_id, score in common if lesson_id not in seen]
@@ -74,7 +82,7 @@ def pool(
     """(id, when, do) of the lessons that may be worth showing: what `ranked` finds, then the oldest of each scope; at
     most `limit` of each, every lesson once. Three columns, for most of them are not shown."""
     found = ranked(s, query, profile=profile, statuses=statuses, scopes=scopes, limit=limit)
-    best = [lesson_id for lesson_id, _ in sorted(found, key=lambda pair: (-pair[1], pair[0]))]
+    best = [lesson_id for lesson_id, _ in found]
     # One question per scope and status: each is the beginning of a piece of the index, all at once would be a sort.
     wanted = 'SELECT id, "when", "do", scope FROM lesson WHERE'
     oldest = f"{wanted} profile = :profile AND scope = :scope{{}} AND status = :status{{}} ORDER BY id LIMIT :limit"
@@ -106,10 +114,10 @@ def _matches(
             filters.append(f"lesson.{name} IN ({', '.join(marks)})")
             values |= {mark[1:]: value for mark, value in zip(marks, chosen, strict=True)}
     values["query"] = " OR ".join(f'"{word}"' for word in words)
-    order = "lesson_fts.rowid DESC" if newest else "score DESC, lesson_fts.rowid"
+    score, order = ("0.0", "lesson_fts.rowid DESC") if newest else ("-bm25(lesson_fts)", "score DESC, lesson_fts.rowid")
     rows = s.connection().execute(
         text(
-            f"""SELECT lesson_fts.rowid, -bm25(lesson_fts) AS score
+            f"""SELECT lesson_fts.rowid, {score} AS score
                 FROM lesson_fts JOIN lesson ON lesson.id = lesson_fts.rowid
                 WHERE lesson_fts MATCH :query AND {" AND ".join(filters)} ORDER BY {order} LIMIT :limit"""
         ),

@@ -1,12 +1,10 @@
 """Full-text search of the lessons on PostgreSQL: tsvector and GIN, with the meaning that `search` gives it on SQLite.
 
-PostgreSQL's own ranking does not know which words are rare. The table `lesson_word`, kept by triggers, does: it says in
-how many lessons each word stands, and under '' how many lessons there are.
+PostgreSQL's own ranking does not know which words are rare, so the words are counted here, up to COMMON.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -15,31 +13,73 @@ from typing import Any
 from sqlalchemy import text
 from sqlmodel import Session
 
+from reflect.records import LESSON_STATUSES
 from reflect.store.dialect import COMMON, MOST_WORDS
 
 LONGEST = 500  # letters of a word: PostgreSQL indexes none of more than 2046 bytes
 
-SPREAD = text("""
-    SELECT word, lessons, (SELECT l.lessons FROM lesson_word l WHERE l.word = '') AS total FROM lesson_word
-    WHERE lessons > 0 AND word = ANY(tsvector_to_array(to_tsvector('reflect', :words)))
-    ORDER BY lessons, word LIMIT :most""")
+# (lesson id, score, null) of the best lessons, then (null, null, word) of the common words. :known are common.
+RANKED = """
+    WITH asked AS MATERIALIZED (
+        SELECT lexeme AS word, lexeme = ANY(CAST(:known AS text[])) AS known
+        FROM unnest(to_tsvector('reflect', :words))
+    ), hit AS MATERIALIZED (
+        SELECT word, lesson.* FROM asked, LATERAL (
+            SELECT id, profile, status, scope, length(words) AS length FROM lesson
+            WHERE words @@ CAST('\'\'' || word || '\'\'' AS tsquery) LIMIT :common + 1
+        ) AS lesson WHERE NOT known
+    ), counted AS MATERIALIZED (
+        SELECT word, CAST(count(*) AS float8) AS n FROM hit GROUP BY word
+    ), rare AS MATERIALIZED (
+        SELECT word, ln(1 + (greatest(size - n, 0) + 0.5) / (n + 0.5)) AS idf
+        FROM counted, (SELECT max(id) AS size FROM lesson) AS newest  -- lessons are never deleted: nearly their number
+        WHERE n <= :common ORDER BY n, word LIMIT :most
+    ), best AS (
+        SELECT id, sum(idf) * 2.2 / (1.3 + 0.9 * length / CAST(15 AS float8)) AS score FROM hit JOIN rare USING (word)
+        WHERE {filters} GROUP BY id, length ORDER BY score DESC, id LIMIT :limit
+    )
+    SELECT id, score, NULL FROM best
+    UNION ALL SELECT NULL, NULL, word FROM asked LEFT JOIN counted USING (word) WHERE known OR n > :common"""
+
+# Of words so common the newest few lessons are enough: read backwards, piece by piece of the index by profile, status,
+# scope and id. ts_match_vq is the function behind @@, which would go to the other index, and find them all.
+NEWEST = """
+    SELECT id FROM unnest(CAST(:status AS text[])) AS statuses (one_status), {scopes} AS scopes (one_scope), LATERAL (
+        SELECT id FROM lesson WHERE ts_match_vq(words, CAST(:query AS tsquery))
+        AND profile = :profile AND status = one_status AND scope = one_scope ORDER BY id DESC LIMIT :limit
+    ) AS newest ORDER BY id DESC LIMIT :limit"""
+SOME = "unnest(CAST(:scope AS text[]))"
+ALL = "(SELECT DISTINCT scope FROM lesson WHERE profile = :profile)"
 
 
 def ranked(
-    s: Session, query: str, *, profile: str, statuses: Sequence[str] | None, scopes: Sequence[str] | None, limit: int
+    s: Session,
+    query: str,
+    known: set[str],
+    *,
+    profile: str,
+    statuses: Sequence[str] | None,
+    scopes: Sequence[str] | None,
+    limit: int,
 ) -> list[tuple[int, float]]:
-    """`search.ranked` on PostgreSQL. Score: the sum of the words' idf (Robertson and Zaragoza, "The Probabilistic
-    Relevance Framework", 2009, section 3.1), a little less for long lessons; 0 where only common words match."""
-    words = " ".join(list(dict.fromkeys(_words(query)))[: 8 * MOST_WORDS])
-    found = s.connection().execute(SPREAD, {"words": words, "most": MOST_WORDS}).all()
-    idf = {word: math.log(1 + (of + 0.5) / (n + 0.5)) for word, n, of in found if n <= COMMON}
-    common = [word for word, n, _ in found if n > COMMON]
-    rows = _rarest(s, idf, profile, statuses, scopes, limit) if idf else []
-    if len(rows) < limit and common:
-        seen = {lesson_id for lesson_id, _ in rows}
-        newest = _newest(s, common, profile, statuses, scopes, limit)
-        rows += [(lesson_id, 0.0) for lesson_id in newest if lesson_id not in seen]
-    return rows[:limit]
+    """`search.ranked` on PostgreSQL; `known`: words known to be common, to which it adds what it finds. Score: BM25
+    (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009, section 3) with k1 = 1.2 and b = 0.75, as
+    FTS5 has it, where no word stands twice and the mean lesson has 15 words; 0 where only common words match."""
+    c = s.connection()
+    filters, values = _filters(profile, statuses, scopes)
+    values |= {"limit": limit, "common": COMMON, "most": MOST_WORDS, "known": list(known)}
+    values |= {"words": " ".join(list(dict.fromkeys(_words(query)))[: 8 * MOST_WORDS])}
+    found = c.execute(text(RANKED.format(filters=filters)), values).all()
+    rows = sorted(((-score, lesson_id) for lesson_id, score, _ in found if lesson_id is not None))
+    best = [(int(lesson_id), -float(score)) for score, lesson_id in rows]
+    common = [word for _, _, word in found if word is not None]
+    known.update(common)
+    if len(best) < limit and common:
+        values = {"status": list(LESSON_STATUSES), **values, "query": " | ".join(f"'{word}'" for word in common)}
+        seen = {lesson_id for lesson_id, _ in best}
+        newest = c.execute(text(NEWEST.format(scopes=ALL if scopes is None else SOME)), values).scalars()
+        best += [(lesson_id, 0.0) for lesson_id in newest if lesson_id not in seen]
+    return best[:limit]
 
 
 def holding(s: Session, when: str, do: str, profile: str) -> list[tuple[int, str, str]]:
@@ -59,50 +99,11 @@ def _words(said: str) -> list[str]:
     return [word for word in re.findall(r"[^\W_]+", plain.lower()) if len(word) <= LONGEST]
 
 
-def _rarest(
-    s: Session,
-    idf: dict[str, float],
-    profile: str,
-    statuses: Sequence[str] | None,
-    scopes: Sequence[str] | None,
-    limit: int,
-) -> list[tuple[int, float]]:
-    """(lesson id, score), best first, of the lessons that hold any of these words."""
-    filters, values = _filters(profile, statuses, scopes)
-    rows = s.connection().execute(
-        text(f"""
-            SELECT id, sum(idf) / (1 + length(words) / 50.0) AS score
-            FROM unnest(CAST(:words AS text[]), CAST(:idfs AS float8[])) AS rare (word, idf)
-            JOIN lesson ON words @@ CAST('''' || word || '''' AS tsquery)
-            WHERE {filters} GROUP BY id ORDER BY score DESC, id LIMIT :limit"""),
-        {**values, "words": list(idf), "idfs": list(idf.values()), "limit": limit},
-    )
-    return [(int(row[0]), float(row[1])) for row in rows]
-
-
-def _newest(
-    s: Session,
-    common: Sequence[str],
-    profile: str,
-    statuses: Sequence[str] | None,
-    scopes: Sequence[str] | None,
-    limit: int,
-) -> list[int]:
-    """The newest lessons that hold any of these words, of which so many are there that no index is needed."""
-    filters, values = _filters(profile, statuses, scopes)
-    rows = s.connection().execute(  # the function behind @@, which has no index: it would read all lessons first
-        text(f"""
-            SELECT id FROM lesson WHERE ts_match_vq(words, CAST(:query AS tsquery)) AND {filters}
-            ORDER BY id DESC LIMIT :limit"""),
-        {**values, "query": " | ".join(f"'{word}'" for word in common), "limit": limit},
-    )
-    return [int(row[0]) for row in rows]
-
-
 def _filters(profile: str, statuses: Sequence[str] | None, scopes: Sequence[str] | None) -> tuple[str, dict[str, Any]]:
+    values: dict[str, Any]
     filters, values = ["profile = :profile"], {"profile": profile}
     for name, chosen in (("status", statuses), ("scope", scopes)):
         if chosen is not None:
             filters.append(f"{name} = ANY(CAST(:{name} AS text[]))")
-            values |= {name: list(chosen)}  # type: ignore[dict-item]
+            values |= {name: list(chosen)}
     return " AND ".join(filters), values

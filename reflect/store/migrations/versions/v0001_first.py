@@ -40,35 +40,15 @@ WORDS = " || ".join(
     f"setweight(to_tsvector('reflect', {PLAIN.format(column)}), '{weight}')"
     for column, weight in (('"when"', "A"), ('"do"', "B"), ("tags::text", "C"))
 )
-ENTERED = "SELECT unnest(array_append(tsvector_to_array(words), '')) AS lexeme, 1 AS step FROM new_rows"
-LEFT = "SELECT unnest(array_append(tsvector_to_array(words), '')) AS lexeme, -1 AS step FROM old_rows"
-
-
-def counting(what: str, rows: str, changed: str) -> tuple[str, str]:
-    """In how many lessons each word stands (under '': all), kept in step by a trigger per kind of statement."""
-    return (
-        f"""CREATE FUNCTION lesson_word_{what}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-            INSERT INTO lesson_word SELECT lexeme, sum(step) FROM ({changed}) AS changed
-            GROUP BY lexeme HAVING sum(step) <> 0
-            ON CONFLICT (word) DO UPDATE SET lessons = lesson_word.lessons + excluded.lessons;
-            RETURN NULL;
-        END $$""",
-        f"""CREATE TRIGGER lesson_word_{what} AFTER {what} ON lesson REFERENCING {rows}
-            FOR EACH STATEMENT EXECUTE FUNCTION lesson_word_{what}()""",
-    )
-
-
 FULL_TEXT_OF_POSTGRES = (
     "CREATE TEXT SEARCH DICTIONARY reflect_stem (TEMPLATE = pg_catalog.snowball, LANGUAGE = porter)",
     "CREATE TEXT SEARCH CONFIGURATION reflect (COPY = pg_catalog.simple)",
-    """ALTER TEXT SEARCH CONFIGURATION reflect ALTER MAPPING FOR asciiword, word, numword WITH reflect_stem""",
+    "ALTER TEXT SEARCH CONFIGURATION reflect ALTER MAPPING FOR asciiword, word, numword WITH reflect_stem",
     f"ALTER TABLE lesson ADD COLUMN words tsvector GENERATED ALWAYS AS ({WORDS}) STORED",
-    "CREATE INDEX ix_lesson_words ON lesson USING gin (words)",
-    "CREATE INDEX ix_lesson_by_id ON lesson (profile, status, scope, id)",
-    "CREATE TABLE lesson_word (word text PRIMARY KEY, lessons bigint NOT NULL)",
-    *counting("insert", "NEW TABLE AS new_rows", ENTERED),
-    *counting("delete", "OLD TABLE AS old_rows", LEFT),
-    *counting("update", "NEW TABLE AS new_rows OLD TABLE AS old_rows", f"{ENTERED} UNION ALL {LEFT}"),
+    "CREATE INDEX ix_lesson_words ON lesson USING gin (words) WITH (fastupdate = off)",  # no list that searches wade in
+    # In SQLite every index ends with the id: the oldest or newest of a scope are read off it, without a sort.
+    "DROP INDEX ix_lesson_profile_status_scope",
+    "CREATE INDEX ix_lesson_profile_status_scope ON lesson (profile, status, scope, id)",
 )
 
 
