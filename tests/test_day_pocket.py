@@ -5,6 +5,7 @@ import pytest
 from reflect.config import Settings
 from reflect.day.practice import practice
 from reflect.evaluate import evaluate, following
+from reflect.records import SHOWN_STATUSES
 from reflect.store import Store
 from reflect.store import lessons as db
 from reflect.tasksets import load_taskset
@@ -25,7 +26,7 @@ def test_a_day_of_practice_shows_on_holdout(pocket, tmp_path, name):
     assert arms["base"].reward <= 0.4
     assert arms["lessons"].reward >= WITH_LESSONS[name]
     with store.read() as s:
-        shown = [x for x in db.listing(s) if x.status == "candidate"]
+        shown = [x for x in db.listing(s) if x.status in SHOWN_STATUSES]
     if name == "letters":
         assert any("spell" in lesson.do for lesson in shown)
     else:
