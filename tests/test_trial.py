@@ -11,13 +11,11 @@ import pytest
 from day_model import RuleModel, dialect
 from sqlmodel import select
 
-from reflect.cli import run_command
 from reflect.config import Settings, load
-from reflect.day import planned
-from reflect.day.practice import practice
+from reflect.day.practice import Group, practice
 from reflect.day.trial import Court, Holds, withhold
 from reflect.errors import UsageError
-from reflect.records import Exposure, Lesson, LessonVersion, Rollout, TaskRow, Trial
+from reflect.records import Exposure, Rollout, TaskRow, Trial
 from reflect.store import Store, doctor, nights, runs, trials
 from reflect.store import lessons as db
 
@@ -328,6 +326,16 @@ def test_no_reflection_is_spent_where_the_lessons_do_it_all(store):
         assert min(row.reward for row in runs.rollouts(s, report.run_id)) == 0.0
 
 
+def test_a_review_reads_the_attempts_that_saw_the_lessons_unless_all_of_them_failed():
+    rows = [Rollout(run_id=1, task_key="t", index=i, messages=[], reward=float(i in (1, 2))) for i in range(4)]
+
+    def read(missed):
+        return [row.index for row in Group(None, [], [], rows, frozenset(missed)).reviewed]
+
+    assert read({1}) == [0, 2, 3], "one of them succeeded"
+    assert read({1, 2}) == read(()) == read(range(4)) == [0, 1, 2, 3]
+
+
 def test_without_learning_rollouts_count_but_no_verdict_falls(store):
     all_lessons(store)
     report = day(store, n=32, learn=False)
@@ -349,104 +357,3 @@ def test_a_pruned_run_leaves_its_trials(store):
         (trial,) = s.exec(select(Trial))
         assert trial.run_id is None and trial.verdict == "accept" and run.id == 1
     assert doctor.check(store) == []
-
-
-# -- planned comparisons -----------------------------------------------------------------------------------------------
-
-
-def test_a_planned_comparison_says_its_size_and_moves_the_lesson(store):
-    lesson, *_ = all_lessons(store)
-    model = RuleModel()
-    plan = planned.plan(model, store, dialect.TASKSET, SETTINGS, lesson.id, n=8, k=4, wanted=0.6)
-    assert plan.known.n == 0 and plan.pairs == 32 and 10 < plan.needed < 60
-    assert plan.smallest > 0.4 and model.calls == 0
-    verb = lesson.when.split()[-1]
-    assert all(verb in task.text for task, _ in plan.tasks), "it is judged where it fires"
-    trial = planned.compare(model, store, dialect.TASKSET, SETTINGS, plan)
-    assert (trial.verdict, trial.kind, trial.moved) == ("accept", "paired", 2) and trial.n <= 32
-    with store.read() as s:
-        assert db.get(s, lesson.id).status == "active"
-        assert "pairs" in db.history(s, lesson.id)[-1].reason
-        assert s.exec(select(Rollout)).all() == []
-
-
-def test_what_cannot_be_compared_is_said(store):
-    other = lesson_of(store, scope="elsewhere")
-    retired = lesson_of(store, "retired")
-    for lesson, words in ((other, "chosen for no practice task"), (retired, "is retired")):
-        with pytest.raises(UsageError, match=words):
-            planned.plan(RuleModel(), store, dialect.TASKSET, SETTINGS, lesson.id, n=2, k=2)
-
-
-def test_a_lesson_that_changed_meanwhile_is_not_moved(store):
-    lesson, *_ = all_lessons(store)
-    plan = planned.plan(RuleModel(), store, dialect.TASKSET, SETTINGS, lesson.id, n=8, k=4)
-    with store.write() as s:
-        db.revise(s, lesson.id, author="model", do="use something else")
-    trial = planned.compare(RuleModel(), store, dialect.TASKSET, SETTINGS, plan)
-    with store.read() as s:
-        assert trial.verdict == "accept" and trial.moved is None and db.get(s, lesson.id).status == "candidate"
-
-
-def test_identical_prompts_twice(store):
-    found = planned.run_twice(RuleModel(), store, dialect.TASKSET, SETTINGS, n=12, k=4)
-    assert (found.tasks, found.k) == (12, 4) and abs(found.first - found.second) < 0.4
-    # at most 5 % of 200 trials of nothing, but for chance: more than 9.6 % in 1 of 300 were the bound reached
-    assert found.noise.alarms <= 0.096 and found.noise.floor > 0 and found.noise.smallest > 0.1
-
-
-# -- the command -------------------------------------------------------------------------------------------------------
-
-
-def told(capsys, *words):
-    capsys.readouterr()
-    code = run_command(["trial", *words])
-    return code, *capsys.readouterr()
-
-
-def test_the_command_lists_verdicts_and_what_is_missing(store, capsys):
-    path = str(store.path)
-    code, out, err = told(capsys, "--db", path)
-    assert code == 0 and "No lesson is on trial" in err
-    good, open_, new = lesson_of(store), lesson_of(store), lesson_of(store)
-    practised(store, good.id, 0.35)
-    practised(store, open_.id, 0.1, tasks=8, seed=1)
-    code, out, _ = told(capsys, "--db", path)
-    assert code == 0 and "accept" in out and "more rollouts at this effect" in out and "no rollouts yet" in out
-    code, out, _ = told(capsys, "--db", path, "--json")
-    rows = {row["lesson"]: row for row in json.loads(out)}
-    assert rows[good.id]["verdict"] == "accept" and rows[good.id]["missing"] == ""
-    assert rows[open_.id]["low"] < rows[open_.id]["effect"] < rows[open_.id]["high"] and rows[open_.id]["n"] == 64
-    assert rows[new.id]["n"] == 0
-    practised(store, good.id, 0.35, tasks=8, seed=2)
-    code, out, _ = told(capsys, str(good.id), "--db", path, "--json")
-    (row,) = json.loads(out)
-    assert (row["verdict"], row["n"], row["watch"]["n"]) == ("accept", rows[good.id]["n"], 64)
-    code, out, _ = told(capsys, str(open_.id), "--db", path, "--json")
-    assert [row["lesson"] for row in json.loads(out)] == [open_.id]
-    with store.write() as s:
-        db.revise(s, open_.id, author="human", do="take your time")
-    assert "has changed" in told(capsys, "--db", path)[1]
-
-
-def test_the_command_refuses_words_that_do_not_fit(store, capsys):
-    path = str(store.path)
-    lesson_of(store, scope="")
-    assert told(capsys, "9", "--db", path)[0] == 2
-    assert told(capsys, "--tasks", "3", "--db", path)[0] == 2
-    assert told(capsys, "1", "--aa", "letters", "--db", path)[0] == 2
-    code, _, err = told(capsys, "1", "--tasks", "3", "--db", path)
-    assert code == 2 and "--taskset" in err
-
-
-def test_the_changes_of_a_run_name_the_verdicts(store):
-    from reflect.cli.run import in_words
-
-    lesson = lesson_of(store)
-    run = practised(store, lesson.id, -0.4)
-    from reflect.day.summary import report
-
-    with store.read() as s:
-        assert isinstance(s.get(Lesson, lesson.id), Lesson) and len(s.exec(select(LessonVersion)).all()) == 2
-    (change,) = report(store, run, []).changes
-    assert in_words(change).startswith(f"- lesson {lesson.id} rejected: it does harm: -0.")

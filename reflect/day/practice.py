@@ -22,14 +22,13 @@ from reflect.config import Settings
 from reflect.day.election import Ballot, elect
 from reflect.day.lessons import Evidence, Outcome, apply_edits, lessons_for
 from reflect.day.reflection import Edit, contrast, parse_edits, reflection_messages, request_for, teaches, went_well
-from reflect.day.rollout import Part, Progress, run_parts, sample_each, using
+from reflect.day.rollout import Progress, run_parts, sample_each, using
 from reflect.day.summary import Report, report
-from reflect.day.trial import Court, Holds, withhold
+from reflect.day.trial import Court, Holds, parts_of, shown_to, withhold
 from reflect.errors import ModelError, UsageError
 from reflect.models.base import Completion, Model
-from reflect.records import SHOWN_STATUSES, Exposure, Lesson, Reflection, Rollout, Run
-from reflect.store import Store, nights, runs, trials
-from reflect.store import lessons as db
+from reflect.records import Lesson, Reflection, Rollout, Run
+from reflect.store import Store, nights, runs
 from reflect.tasksets.base import Task, Taskset
 
 WAVE = 8  # tasks that run, and are reviewed, together
@@ -94,6 +93,12 @@ class Group:
         """The rollouts that saw all their lessons; all of them where none did. What lessons are worth is seen here."""
         return [row for row in self.rollouts if row.index not in self.missed] or self.rollouts
 
+    @property
+    def reviewed(self) -> list[Rollout]:
+        """The attempts that a review reads: those that saw what it is told they saw. Where all of these failed, the
+        others too: without the lesson somebody may have found the way."""
+        return self.complete if any(row.reward for row in self.complete) else self.rollouts
+
 
 @dataclass(frozen=True)
 class Review:
@@ -139,37 +144,12 @@ def roll_out(
             court.judge(s, seen, run.id, move=not settings.review)
     slept = ("distilled",) if run.adapter_id else ()
     with store.read() as s:
-        shown = shown_to(s, run, wave)
+        shown = shown_to(s, run.id, [task.key for task in wave])
         held = {task.key: lessons_for(model, s, taskset, task, settings, slept) if slept else [] for task in wave}
         return [
             Group(task, shown[task.key][0], held[task.key], runs.rollouts(s, run.id, task.key), shown[task.key][1])
             for task in wave
         ]
-
-
-def parts_of(task: Task, lessons: Sequence[Lesson], drawn: Sequence[Sequence[Exposure]]) -> list[Part]:
-    """The rollouts of a task, those with the same lessons together; `drawn` has the exposures of each."""
-    alike: dict[tuple[bool, ...], list[int]] = {}
-    for index, exposures in enumerate(drawn):
-        alike.setdefault(tuple(exposure.shown for exposure in exposures), []).append(index)
-    return [
-        Part(task, [lesson for lesson, shown in zip(lessons, subset, strict=True) if shown], indices)
-        for subset, indices in alike.items()
-    ]
-
-
-def shown_to(s: Session, run: Run, wave: Sequence[Task]) -> dict[str, tuple[list[Lesson], frozenset[int]]]:
-    """task -> (the lessons that its rollouts saw and that still stand, the rollouts that missed one of theirs). Read
-    from the rows, so that a run that is continued after a verdict reviews what one that was not would review."""
-    found = {}
-    for key, rows in trials.exposed(s, run.id, [task.key for task in wave]).items():
-        seen = {exposure.lesson_id: exposure.version for _, exposure in rows if exposure.shown}
-        heads = [(db.get(s, lesson_id), db.version(s, lesson_id, number)) for lesson_id, number in sorted(seen.items())]
-        lessons = [
-            head for head, was in heads if head.status in SHOWN_STATUSES and (head.when, head.do) == (was.when, was.do)
-        ]
-        found[key] = lessons, frozenset(index for index, exposure in rows if not exposure.shown)
-    return found
 
 
 def review(model: Model, store: Store, settings: Settings, run: Run, groups: Sequence[Group]) -> list[Review]:
@@ -178,7 +158,7 @@ def review(model: Model, store: Store, settings: Settings, run: Run, groups: Seq
         # Where all goes well with the lessons, the failures of attempts that missed one ask for nothing new.
         todo = [g for g in groups if teaches(g.complete) and not runs.get_reflection(s, run.id, g.task.key)]
     size = settings.reflect_tokens
-    asked = [reflection_messages(model, g.task, g.shown, g.rollouts, max_tokens=size) for g in todo]
+    asked = [reflection_messages(model, g.task, g.shown, g.reviewed, max_tokens=size) for g in todo]
     with using(model, None):  # the bare base reflects: what it writes does not drift with the adapters
         answers = sample_each(model, [request_for(messages, size) for messages, _ in asked])
     reviews = []
@@ -212,7 +192,7 @@ def edit_lessons(
     """Save the wave's reflections and carry out those of their edits that stand, in one transaction."""
     edits = {r.row.task_key: r.edits for r in reviews}
     ballots = [
-        Ballot(edits.get(g.task.key, []), [*g.shown, *g.held], contrast(g.rollouts), went_well(g.complete))
+        Ballot(edits.get(g.task.key, []), [*g.shown, *g.held], contrast(g.reviewed), went_well(g.complete))
         for g in groups
     ]
     elected = {g.task.key: stands for g, stands in zip(groups, elect(ballots), strict=True)}
@@ -227,7 +207,7 @@ def edit_lessons(
                 profile=run.profile,
                 shown=r.group.shown,
                 held=r.group.held,
-                contrast=contrast(r.group.rollouts),
+                contrast=contrast(r.group.reviewed),
                 reflection_id=r.row.id,
                 review=settings.review,
             )

@@ -14,10 +14,11 @@ from sqlmodel import Session
 
 from reflect.config import Settings
 from reflect.day.effect import USEFUL, Contrast, Effect
-from reflect.day.rollout import AUDIT
+from reflect.day.rollout import AUDIT, Part
 from reflect.records import SHOWN_STATUSES, Exposure, Lesson, Trial
 from reflect.store import lessons as db
 from reflect.store import trials
+from reflect.tasksets.base import Task
 
 # -- withholding -------------------------------------------------------------------------------------------------------
 
@@ -42,6 +43,33 @@ def _exposure(lesson: Lesson, settings: Settings, words: str) -> Exposure:
     return Exposure(
         rollout_id=0, lesson_id=lesson.id or 0, version=lesson.version, shown=shown, probability=1.0 - share
     )
+
+
+def parts_of(task: Task, lessons: Sequence[Lesson], drawn: Sequence[Sequence[Exposure]]) -> list[Part]:
+    """The rollouts of a task, those with the same lessons together; `drawn` has the exposures of each."""
+    alike: dict[tuple[bool, ...], list[int]] = {}
+    for index, exposures in enumerate(drawn):
+        alike.setdefault(tuple(exposure.shown for exposure in exposures), []).append(index)
+    return [
+        Part(task, [lesson for lesson, shown in zip(lessons, subset, strict=True) if shown], indices)
+        for subset, indices in alike.items()
+    ]
+
+
+def shown_to(
+    s: Session, run_id: int | None, task_keys: Sequence[str]
+) -> dict[str, tuple[list[Lesson], frozenset[int]]]:
+    """task -> (the lessons that its rollouts saw and that still stand, the rollouts that missed one of theirs). Read
+    from the rows, so that a run that is continued after a verdict reviews what one that was not would review."""
+    found = {}
+    for key, rows in trials.exposed(s, run_id, task_keys).items():
+        seen = {exposure.lesson_id: exposure.version for _, exposure in rows if exposure.shown}
+        heads = [(db.get(s, lesson_id), db.version(s, lesson_id, number)) for lesson_id, number in sorted(seen.items())]
+        lessons = [
+            head for head, was in heads if head.status in SHOWN_STATUSES and (head.when, head.do) == (was.when, was.do)
+        ]
+        found[key] = lessons, frozenset(index for index, exposure in rows if not exposure.shown)
+    return found
 
 
 # -- verdicts ----------------------------------------------------------------------------------------------------------
