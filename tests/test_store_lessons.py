@@ -213,8 +213,11 @@ def test_ten_thousand_lessons_list_and_search_in_milliseconds(store: Store):
     with store.read() as s:
         s.connection()
         for text in (f"apply {verbs[7]} to the list", "the task says sort the list", "to " * 500 + verbs[8]):
-            began = time.process_time()
-            assert len(lessons.search(s, text, statuses=("active", "candidate"), scopes=("a", ""), limit=20)) == 20
-            assert lessons.find_exact(s, f"the task says {verbs[9]}", "way 9 to sort the list").id == 10
-            assert len(lessons.listing(s, status="active", scope="b", limit=50)) == 50
-            assert time.process_time() - began < 0.1  # some 10 ms; ten times that is a missing index
+            took = []
+            for _ in range(3):  # the fastest counts: the collector of garbage may pass by
+                began = time.process_time()
+                assert len(lessons.search(s, text, statuses=("active", "candidate"), scopes=("a", ""), limit=20)) == 20
+                assert lessons.find_exact(s, f"the task says {verbs[9]}", "way 9 to sort the list").id == 10
+                assert len(lessons.listing(s, status="active", scope="b", limit=50)) == 50
+                took.append(time.process_time() - began)
+            assert min(took) < 0.1  # some 10 ms; ten times that is a missing index
