@@ -47,7 +47,8 @@ def live(ws: Workspace, *, nights: int, seed: int, tell: Tell) -> dict[str, Any]
         told_prompts(ws, shown, "The same prompt in the morning", tell)
         for name in arms:
             arms[name] |= exam(ws, name, ("adapter_out", "adapter_in"), seed)
-        mornings.append({"night": night, "status": report.status, "adapter": report.adapter, "tasksets": shapes(arms)})
+        told = {"night": night, "status": report.status, "reason": report.reason, "adapter": report.adapter}
+        mornings.append(told | {"tasksets": shapes(arms)})
     return finish(ws, arms, mornings, rollouts, began, seed, tell)
 
 

@@ -178,7 +178,7 @@ def pick(ways: dict[str, float], rng: random.Random) -> str:
 def practice(rng: random.Random, level: float) -> Episode:
     """3 to 6 tasks under 0 to 7 lessons, of which some apply and some do not."""
     most = 1 + round(6 * level)
-    n = 0 if rng.random() < 0.2 else rng.randint(1, most)
+    n = 0 if rng.random() < 0.3 else rng.randint(1, most)
     verbs: list[str | None] = list(new_verbs(n + 2, rng))
     known = verbs[:n]
     if rng.random() < 0.35:
@@ -191,7 +191,7 @@ def practice(rng: random.Random, level: float) -> Episode:
     unknown = [verb for verb in verbs if verb not in about]
     for _ in range(rng.randint(3, 6)):
         roll = rng.random()
-        if (None in about and roll < 0.3) or (None not in about and roll < 0.12):
+        if (None in about and roll < 0.3) or (None not in about and roll < 0.3):
             ways = about[None].ways() if None in about else DEFAULT
             word = rng.choice(COUNTED)
             letter = random_letter(word, rng)
@@ -411,8 +411,8 @@ def review_prompt(asked: str, shown: list[Lesson], attempts: list[Attempt], rng:
 # Shares of the episodes: while binding is young (level up to YOUNG), and at the full level; a line between them.
 YOUNG = 0.6
 SHARES: list[tuple[Callable[[random.Random, float], Episode], float, float]] = [
-    (drill, 0.35, 0.03), (recall, 0.05, 0.05), (counting, 0.20, 0.18), (practice, 0.15, 0.20), (skills, 0.15, 0.09),
-    (review, 0.10, 0.45),
+    (drill, 0.35, 0.02), (recall, 0.05, 0.04), (counting, 0.20, 0.13), (practice, 0.15, 0.32), (skills, 0.15, 0.09),
+    (review, 0.10, 0.40),
 ]  # fmt: skip
 
 
