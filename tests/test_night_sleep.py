@@ -104,7 +104,10 @@ def test_the_next_night_holds_the_old_lessons_and_the_new(pocket: LocalModel, st
     teach(store, "dialect:2")
     second = sleep(pocket, store, settings, **SMALL)
     assert (first.status, second.status) == ("promoted", "promoted"), second.reason
-    assert set(statuses(store)) == {"distilled"}
+    # One of the new ones may stay in the prompt: eight tasks do not prove what the bare model guesses right by itself.
+    worth = second.stages["preflight"]["worth"]
+    assert len(worth) >= 5 and {1, 2, 3} <= set(worth)
+    assert [status == "distilled" for status in statuses(store)] == [i in worth for i in range(1, 7)]
     names = [check["name"] for check in second.stages["gate"]["checks"]]
     assert "earlier lessons of dialect" in names
     with store.write() as s:
