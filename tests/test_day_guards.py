@@ -66,3 +66,10 @@ def test_answers_are_leaks(text, of):
 )
 def test_suspicious_texts(text, what):
     assert what in suspicions(text)
+
+
+def test_a_lesson_that_names_the_whole_task_and_a_word_of_its_answer_leaks():
+    first = dialect.Dialect.task("zubi", "first", [9, 2, 4], "practice")  # its answer, 9, stands in the task itself
+    assert leaks(f"asked: {first.text} the answer is 9", first) == "it names this one task and gives its answer"
+    assert leaks(f"asked: {first.text} use first", first) is None
+    assert leaks("the task says zubi use first", first) is None

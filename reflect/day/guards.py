@@ -42,11 +42,14 @@ def leaks(text: str, task: Task) -> str | None:
     """Why `text` gives away the task's answer, or None.
 
     It does when it holds the whole answer (of which a single word may stand in the task itself), three or more words
-    of it in a row, or a number of it that the task does not name.
+    of it in a row, or a number of it that the task does not name; or when it names the whole task beside any of it.
     """
     said = words(text)
     given = words(" ".join(str(m.get("content", "")) for m in task.messages))
+    beside = _without(said, words(task.text))
     for answer in filter(None, _answers(task.answer)):
+        if beside is not None and set(answer) & set(beside):
+            return "it names this one task and gives its answer"
         if len(answer) == 1:
             one_letter = len(answer[0]) == 1 and answer[0].isalpha()
             if answer[0] in said and answer[0] not in given and not one_letter:
@@ -73,6 +76,13 @@ def _answers(answer: Any) -> list[list[str]]:
 
 def _numeric(sequence: list[str]) -> bool:
     return all(w[-1].isdigit() for w in sequence)
+
+
+def _without(sequence: list[str], part: list[str]) -> list[str] | None:
+    """What stands beside `part` in the sequence; None when it is not in it."""
+    n = len(part)
+    starts = (i for i in range(len(sequence) - n + 1) if n and sequence[i : i + n] == part)
+    return next((sequence[:i] + sequence[i + n :] for i in starts), None)
 
 
 def _holds(sequence: list[str], part: list[str]) -> bool:
