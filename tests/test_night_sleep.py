@@ -102,12 +102,10 @@ def test_the_next_night_holds_the_old_lessons_and_the_new(pocket: LocalModel, st
     teach(store)
     first = sleep(pocket, store, settings, **SMALL)
     teach(store, "dialect:2")
-    second = sleep(pocket, store, settings, **SMALL)
+    # Of one of the new verbs the bare model guesses most lists right: eight tasks would not prove its lesson.
+    second = sleep(pocket, store, settings, **SMALL | {"tasks_per_lesson": 24})
     assert (first.status, second.status) == ("promoted", "promoted"), second.reason
-    # One of the new ones may stay in the prompt: eight tasks do not prove what the bare model guesses right by itself.
-    worth = second.stages["preflight"]["worth"]
-    assert len(worth) >= 5 and {1, 2, 3} <= set(worth)
-    assert [status == "distilled" for status in statuses(store)] == [i in worth for i in range(1, 7)]
+    assert set(statuses(store)) == {"distilled"}
     names = [check["name"] for check in second.stages["gate"]["checks"]]
     assert "earlier lessons of dialect" in names
     with store.write() as s:
