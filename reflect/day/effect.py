@@ -213,6 +213,10 @@ class Paired:
             raise ValueError(f"the rewards {with_lesson} and {without} are not between 0 and 1")
         self.bets.add(with_lesson - without, 1.0)
 
+    @property
+    def n(self) -> int:
+        return self.bets.n
+
     def verdict(self, useful: float = USEFUL, alpha: float = ALPHA) -> Verdict:
         return self.bets.verdict(useful, alpha)
 

@@ -16,8 +16,8 @@ from typing import Any
 from reflect.config import Settings
 from reflect.day.effect import Effect, NoiseFloor, Paired, needed, noise_floor, resolvable
 from reflect.day.lessons import lessons_for
-from reflect.day.rollout import Part, Progress, run_parts
-from reflect.day.trial import Court, Holds, settle
+from reflect.day.rollout import AUDIT, Part, Progress, run_parts
+from reflect.day.trial import Court, Holds, audited, settle
 from reflect.errors import UsageError
 from reflect.models.base import Model
 from reflect.records import SHOWN_STATUSES, Lesson, Rollout, Trial
@@ -91,7 +91,7 @@ def compare(
     model: Model, store: Store, taskset: Taskset, settings: Settings, plan: Plan, progress: Progress | None = None
 ) -> Trial:
     """Carry out the plan until there is a verdict or no task is left; the verdict moves the lesson."""
-    paired = Paired()
+    paired, audit = Paired(), Paired()
     with store.read() as s:
         seed = sum(trial.kind == "paired" for trial in nights.trials(s, plan.lesson.id))  # each time other attempts
     options: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
@@ -109,21 +109,29 @@ def compare(
             for with_lesson, without in zip(groups[::2], groups[1::2], strict=True)
             for pair in zip(with_lesson, without, strict=True)
         ]
-        if _settled(paired, pairs):
+        if _settled(paired, audit, pairs):
             break
     with store.write() as s:
         lesson = db.get(s, plan.lesson.id)
         same = trials.since(s, lesson) == plan.version  # else somebody changed it meanwhile: this is about what was
-        return settle(s, lesson, paired.result(), "paired", plan.version, plan.holds, move=same)
+        effect = audited(paired.result(), audit if audit.n else None)
+        return settle(s, lesson, effect, "paired", plan.version, plan.holds, move=same)
 
 
-def _settled(paired: Paired, pairs: Sequence[tuple[Rollout, Rollout]]) -> bool:
-    """Take in the pairs, one after the other, up to the verdict. Is there one?"""
-    for with_lesson, without in pairs:
-        paired.update(with_lesson.reward or 0.0, without.reward or 0.0)
-        if paired.verdict() != "undecided":
+def _settled(paired: Paired, audit: Paired, pairs: Sequence[tuple[Rollout, Rollout]]) -> bool:
+    """Take in the pairs, one after the other, up to the verdict. Is there one, under the hidden metric too?"""
+    for pair in pairs:
+        paired.update(*(row.reward or 0.0 for row in pair))
+        if all(AUDIT in row.parts for row in pair):
+            audit.update(*(row.parts[AUDIT] for row in pair))
+        if paired.verdict() == "reject" or (paired.verdict() == "accept" and not _open(audit)):
             return True
     return False
+
+
+def _open(audit: Paired) -> bool:
+    """Is there a hidden metric whose verdict is still to come?"""
+    return audit.n > 0 and audit.verdict() == "undecided"
 
 
 # -- identical prompts -------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from sqlmodel import Session
 
 from reflect.config import Settings
-from reflect.day.effect import USEFUL, Contrast, Effect
+from reflect.day.effect import USEFUL, Contrast, Effect, Paired
 from reflect.day.rollout import AUDIT, Part
 from reflect.records import SHOWN_STATUSES, Exposure, Lesson, Trial
 from reflect.store import lessons as db
@@ -121,7 +121,7 @@ class Court:
                 settle(s, lesson, audited(effect, audit), "withhold", version, self.holds, run_id, move=move)
 
 
-def audited(effect: Effect, audit: Contrast | None) -> Effect:
+def audited(effect: Effect, audit: Contrast | Paired | None) -> Effect:
     """What is accepted by the reward must be accepted by the hidden metric too, where the taskset has one. A gain that
     is proven to vanish there is a reward hack: reject."""
     if audit is None or effect.verdict != "accept":
