@@ -54,6 +54,13 @@ def test_a_verb_without_a_lesson_is_not_given_those_of_others(s):
     assert chosen(s) == []
 
 
+def test_a_stray_lesson_is_not_shown_because_its_family_was_slept(s):
+    for verb in ("fapo", "kimo", "zubi"):
+        add(s, f"the task says {verb}", "use sort", status="distilled")
+    add(s, "the task says zubo", "use sort")
+    assert chosen(s) == []
+
+
 def test_only_this_scope_this_profile_and_statuses_that_are_shown(s):
     add(s, "zubi here", "one")
     add(s, "zubi everywhere", "two", scope="")

@@ -49,12 +49,20 @@ def choose(
 
     First come lessons whose condition shares words with the task (best match first), then the others of the taskset's
     scope and the general ones: a condition such as "counting letters in a word" need not share a word with a task that
-    it fits. A lesson whose condition names something that the task does not speak of is left out (see `misses`).
+    it fits. A lesson whose condition names something that the task does not speak of is left out (see `misses`); those
+    that have left the prompt for the weights still tell which conditions are of one family.
     """
-    pool = search.pool(s, task.text, profile=profile, statuses=statuses, scopes=[taskset_name, ""], limit=POOL)
+
+    def pool_of(statuses: Sequence[str]) -> list[tuple[int, str, str]]:
+        scopes = [taskset_name, ""]
+        return search.pool(s, task.text, profile=profile, statuses=statuses, scopes=scopes, limit=POOL)
+
+    pool = pool_of(statuses)
+    slept = pool_of(("distilled",)) if pool and "distilled" not in statuses else []
+    off = misses([when for _, when, _ in [*pool, *slept]], task.text)
     chosen: list[int] = []
     left = budget
-    for (lesson_id, when, do), missed in zip(pool, misses([when for _, when, _ in pool], task.text), strict=True):
+    for (lesson_id, when, do), missed in zip(pool, off, strict=False):
         if len(chosen) == limit:
             break
         cost = 0 if missed else count_tokens(line(when, do))
