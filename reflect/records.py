@@ -58,6 +58,8 @@ class Run(SQLModel, table=True):
     model_fingerprint: str
     adapter_id: int | None = Field(default=None, foreign_key="adapter.id")
     config: dict[str, Any] = Field(default_factory=dict, sa_column=json_column())
+    measure: str = ""  # hash of the verifier's code and of the system template: what its rewards mean
+    bundle: dict[str, Any] = Field(default_factory=dict, sa_column=json_column())  # all lessons together: an Effect
     status: str = "running"
     started: datetime = Field(default_factory=now)
     ended: datetime | None = None
@@ -85,6 +87,9 @@ class Rollout(SQLModel, table=True):
     model: str = ""
     adapter_id: int | None = Field(default=None, foreign_key="adapter.id")
     error: str | None = None
+    trust: str = "clean"  # clean | untrusted: it read outside bytes
+    bundle_shown: bool = True  # False: all its lessons were withheld together
+    bundle_probability: float = 1.0  # the chance that they were not
     created: datetime = Field(default_factory=now)
 
 
@@ -148,6 +153,20 @@ class LessonVersion(SQLModel, table=True):
     created: datetime = Field(default_factory=now)
 
 
+class LessonLink(SQLModel, table=True):
+    """Lesson `lesson_id` stands where `other_id` stood: `merged`, or `supersedes` it, which said something else."""
+
+    __tablename__ = "lesson_link"
+    __table_args__ = (UniqueConstraint("lesson_id", "other_id", "kind"),)
+    id: int | None = Field(default=None, primary_key=True)
+    lesson_id: int = Field(foreign_key="lesson.id", index=True)
+    other_id: int = Field(foreign_key="lesson.id", index=True)
+    kind: str
+    why: str = ""
+    reflection_id: int | None = Field(default=None, foreign_key="reflection.id")
+    created: datetime = Field(default_factory=now)
+
+
 class Exposure(SQLModel, table=True):
     """A lesson was shown to, or withheld from, a rollout; `probability` is the chance with which it was shown."""
 
@@ -177,6 +196,7 @@ class Trial(SQLModel, table=True):
     n: int
     verdict: str  # accept | reject | undecided
     model_fingerprint: str = ""
+    measure: str = ""  # as in Run: another verifier or another wording of the prompt is another trial
     adapter_id: int | None = Field(default=None, foreign_key="adapter.id")
     night_id: int | None = Field(default=None, foreign_key="night.id")
     run_id: int | None = Field(default=None, foreign_key="run.id", index=True)  # in which it was last measured
@@ -213,6 +233,7 @@ class Adapter(SQLModel, table=True):
     replaced: int | None = None  # the adapter that was active before this one was promoted
     status: str = "candidate"
     gate: dict[str, Any] = Field(default_factory=dict, sa_column=json_column())
+    revoked: list[int] = Field(default_factory=list, sa_column=json_column())  # lessons in it that must be forgotten
     created: datetime = Field(default_factory=now)
 
 

@@ -3,8 +3,9 @@
 import pytest
 from day_model import RuleModel, dialect
 
+from reflect.day.edits import Evidence, apply_edits
 from reflect.day.election import Ballot, elect
-from reflect.day.lessons import Evidence, apply_edits, choose, line, misses
+from reflect.day.lessons import choose, line, misses
 from reflect.day.reflection import Edit
 from reflect.records import Lesson
 from reflect.store import Store

@@ -18,7 +18,7 @@ from day_model import RuleModel, dialect
 
 import reflect
 from reflect.cli import run_command
-from reflect.day.lessons import Evidence, apply_edits
+from reflect.day.edits import Evidence, apply_edits
 from reflect.day.reflection import Edit
 from reflect.errors import Conflict, UsageError
 from reflect.export.wording import word_diff

@@ -19,8 +19,9 @@ from sqlmodel import Session
 
 from reflect import prompts
 from reflect.config import Settings
+from reflect.day.edits import Evidence, Outcome, apply_edits
 from reflect.day.election import Ballot, elect
-from reflect.day.lessons import Evidence, Outcome, apply_edits, lessons_for
+from reflect.day.lessons import lessons_for
 from reflect.day.reflection import Edit, contrast, parse_edits, reflection_messages, request_for, teaches, went_well
 from reflect.day.rollout import Progress, run_parts, sample_each, using
 from reflect.day.summary import Report, report
