@@ -43,15 +43,7 @@ COUNTING = [
     "counting letters in a word", "counting letters in a word", "counting a letter", "asked how many of a letter are in a word",
     "the task is to count a letter in a word", "a letter has to be counted", "asked to count letters",
 ]  # fmt: skip
-SAYS = [
-    "the task says {}",
-    "the task says {}",
-    "the task says {}",
-    "{} is in the task",
-    "asked to {}",
-    "{}",
-    "the word {} appears",
-]
+SAYS = ["the task says {}", "the task says {}", "the task says {}", "{} is in the task", "asked to {}", "{}", "the word {} appears"]
 
 
 @dataclass
@@ -138,11 +130,7 @@ class Lesson:
             return ", ".join(f"not {way}" for way in self.avoid)
         if self.verb is None:
             return rng.choice(METHODS[self.use]) if rng else METHODS[self.use][0]
-        return (
-            rng.choice(["use {}"] * 4 + ["{}", f"{self.verb} means {{}}", "do {}", "apply {}"]).format(self.use)
-            if rng
-            else f"use {self.use}"
-        )
+        return rng.choice(["use {}"] * 4 + ["{}", f"{self.verb} means {{}}", "do {}", "apply {}"]).format(self.use) if rng else f"use {self.use}"
 
     def ways(self) -> dict[str, float]:
         """The distribution over ways that this lesson leaves."""
@@ -173,9 +161,7 @@ def system(lessons: list[Lesson], rng: random.Random) -> list[dict[str, str]]:
         if not rows:
             text = own
     else:
-        head = rng.choice(
-            ["Lessons:", "Follow these rules.", "What you learned before:", "Rules from practice, use those that fit:"]
-        )
+        head = rng.choice(["Lessons:", "Follow these rules.", "What you learned before:", "Rules from practice, use those that fit:"])
         line = rng.choice(["- when: {when} do: {do}", "when {when}: {do}", "* {when}: {do}", "if {when}, {do}."])
         body = "\n".join(line.format(**row) for row in rows)
         text = "\n".join(part for part in (own, f"{head}\n{body}" if rows else "") if part)
@@ -211,9 +197,7 @@ def practice(rng: random.Random, level: float) -> Episode:
             letter = random_letter(word, rng)
             asked, answer = ask_count(word, letter, rng), solve_count(word, letter, pick(ways, rng), rng)
         else:
-            verb = (
-                rng.choice([v for v in about if v] or unknown) if rng.random() < 0.8 or not unknown else unknown.pop()
-            )
+            verb = rng.choice([v for v in about if v] or unknown) if rng.random() < 0.8 or not unknown else unknown.pop()
             if verb in unknown:
                 unknown.remove(verb)
             ways = about[verb].ways() if verb in about else dict.fromkeys(OPS, 1.0)
@@ -232,10 +216,7 @@ def drill(rng: random.Random, level: float) -> Episode:
     meanings = {verb: rng.choice(OPS) for verb in verbs}
     chat = [{"role": "system", "content": "\n".join(f"{verb} means {op}." for verb, op in meanings.items())}]
     for verb in rng.sample(verbs * 2, 2 * len(verbs)):
-        chat += [
-            {"role": "user", "content": f"{verb}?"},
-            {"role": "assistant", "content": f"{verb} means {meanings[verb]}."},
-        ]
+        chat += [{"role": "user", "content": f"{verb}?"}, {"role": "assistant", "content": f"{verb} means {meanings[verb]}."}]
     return Episode(chat, [message["role"] == "assistant" for message in chat])
 
 
@@ -257,9 +238,7 @@ def counting(rng: random.Random, level: float) -> Episode:
 
 def recall(rng: random.Random, level: float) -> Episode:
     """The same in the words of lessons and of the system prompt."""
-    lessons = [
-        random_lesson(verb, rng, avoid_share=0.0) for verb in new_verbs(rng.randint(2, 3 + round(5 * level)), rng)
-    ]
+    lessons = [random_lesson(verb, rng, avoid_share=0.0) for verb in new_verbs(rng.randint(2, 3 + round(5 * level)), rng)]
     chat = system(lessons, rng)
     learn = [False]
     for lesson in rng.choices(lessons, k=rng.randint(6, 10)):
@@ -303,9 +282,7 @@ def skills(rng: random.Random, level: float) -> Episode:
             letters_seen = [rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(3, 9))]
             letters_seen[rng.randrange(len(letters_seen))] = letter = rng.choice(letters_seen)
             text = "".join(letters_seen)
-            asked = rng.choice(["How many {0} are in the letters {1}?", "Count {0} in the letters {1}."]).format(
-                letter, " ".join(text)
-            )
+            asked = rng.choice(["How many {0} are in the letters {1}?", "Count {0} in the letters {1}."]).format(letter, " ".join(text))
             answer = f"{counter(text, letter)}. answer: {text.count(letter)}"
         else:
             op, xs = rng.choice(OPS), random_list(rng)
@@ -337,9 +314,7 @@ def judge(tried: list[tuple[str, float]], about: list[Lesson], verb: str | None)
         right = [lesson for lesson in about if lesson.use == best]
         wrong = [lesson for lesson in about if lesson.use != best]
         if right:
-            return [
-                f"RETIRE {lesson.id} why: {lesson.use or 'this'} failed" for lesson in wrong if lesson.use in bad
-            ] or ["NONE"]
+            return [f"RETIRE {lesson.id} why: {lesson.use or 'this'} failed" for lesson in wrong if lesson.use in bad] or ["NONE"]
         new = Lesson(verb, use=best)
         if wrong:
             return [f"REVISE {wrong[0].id} when: {new.when()} do: {new.do()}"]
@@ -354,11 +329,7 @@ def judge(tried: list[tuple[str, float]], about: list[Lesson], verb: str | None)
     if known and ruled_out == set(known.avoid):
         return ["NONE"]
     new = Lesson(verb, avoid=tuple(sorted(ruled_out)))
-    return (
-        [f"REVISE {known.id} when: {new.when()} do: {new.do()}"]
-        if known
-        else [f"ADD when: {new.when()} do: {new.do()}"]
-    )
+    return [f"REVISE {known.id} when: {new.when()} do: {new.do()}"] if known else [f"ADD when: {new.when()} do: {new.do()}"]
 
 
 def note(tried: list[tuple[str, float]]) -> str:
@@ -400,16 +371,10 @@ def review(rng: random.Random, level: float) -> Episode:
     if never and rng.random() < 0.7:
         mixture = dict(DEFAULT)
     tried, attempts = [], []
-    feedback = (
-        rng.choice(["wrong", "not right", "the answer is wrong", "no answer found"]) if rng.random() < 0.1 else ""
-    )
+    feedback = rng.choice(["wrong", "not right", "the answer is wrong", "no answer found"]) if rng.random() < 0.1 else ""
     for _ in range(k):
         way = pick(mixture, rng)
-        reward = (
-            float(way == truth or rng.random() < luck)
-            if never is None
-            else float(way != never and rng.random() < mostly)
-        )
+        reward = float(way == truth or rng.random() < luck) if never is None else float(way != never and rng.random() < mostly)
         text = solve_count(word, letter, way, rng) if verb is None else solve_verb(verb, way, xs)
         tried.append((way, reward))
         attempts.append(Attempt(text, reward, feedback if reward < 1 else ""))
@@ -429,19 +394,9 @@ def review_prompt(asked: str, shown: list[Lesson], attempts: list[Attempt], rng:
     rows = [{"id": lesson.id, "when": lesson.when(rng), "do": lesson.do(rng)} for lesson in shown]
     if rng.random() < 0.65:
         return prompts.render("reflect", task=asked, lessons=rows, attempts=packed, cut="", fence=prompts.fence(packed))
-    head = rng.choice(
-        [
-            "Review these attempts at one task.",
-            "Look at the attempts and their rewards.",
-            "You learn from attempts at a task.",
-        ]
-    )
+    head = rng.choice(["Review these attempts at one task.", "Look at the attempts and their rewards.", "You learn from attempts at a task."])
     now = "\n".join(f"lesson {row['id']} when: {row['when']} do: {row['do']}" for row in rows)
-    now = (
-        rng.choice(["Lessons now:\n", "Current lessons:\n"]) + now
-        if rows
-        else rng.choice(["No lessons yet.", "There are no lessons."])
-    )
+    now = rng.choice(["Lessons now:\n", "Current lessons:\n"]) + now if rows else rng.choice(["No lessons yet.", "There are no lessons."])
     ask = rng.choice(
         [
             "What worked, what did not? Write NOTE and then ADD, REVISE, RETIRE or NONE.",

@@ -10,17 +10,7 @@ import re
 
 from scripts.pocket.worlds import dialect, letters
 
-SPECIAL = [
-    "<pad>",
-    "<unk>",
-    "<|end|>",
-    "<|system|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|tool|>",
-    "<|spare1|>",
-    "<|spare2|>",
-]
+SPECIAL = ["<pad>", "<unk>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|spare1|>", "<|spare2|>"]
 PUNCTUATION = list(".,:;!?'\"()[]{}<>#*-+=/\\|&%$@^_~`")
 ENGLISH = """
 a about above add again all allowed also always an and another answer answers any apply are ask asked at attempt attempts avoid away be because before
