@@ -20,7 +20,7 @@ from reflect.day.lessons import lessons_for, line
 from reflect.day.rollout import Advice, Progress, run_groups, using
 from reflect.errors import UnknownName, UsageError
 from reflect.models.base import Model
-from reflect.records import SHOWN_STATUSES
+from reflect.records import SHOWN_STATUSES, Rollout
 from reflect.store import Store
 from reflect.tasksets.base import Split, Task, Taskset
 
@@ -40,6 +40,9 @@ class ArmResult:
     rewards: list[float] = field(default_factory=list, repr=False)  # per task, in the same order in every arm
     lesson_tokens: float = 0.0  # of lessons per prompt, on average
     errors: int = 0
+    answers: list[str] = field(default_factory=list, repr=False)  # what was said, in the same order
+    lengths: list[int] = field(default_factory=list, repr=False)  # tokens of each answer
+    cut: int = 0  # answers that did not end by themselves
 
     def shape(self) -> dict[str, Any]:
         """The public JSON shape."""
@@ -108,6 +111,7 @@ def run_arm(
 ) -> ArmResult:
     """One greedy answer to each task under its lessons, by the model as it is set now."""
     rewards: list[float] = []
+    said: list[Rollout] = []
     errors = 0
     for i in range(0, len(rows), BATCH):
         if progress:
@@ -115,6 +119,7 @@ def run_arm(
         groups = run_groups(model, taskset, rows[i : i + BATCH], k=1, seed=0, temperature=0.0, max_tokens=max_tokens)
         rewards += [group[0].reward or 0.0 for group in groups]
         errors += sum(group[0].reward is None for group in groups)
+        said += [group[0] for group in groups]
     if progress:
         progress(len(rows), len(rows), taskset.name)
     tokens = [sum(model.count_tokens(line(x.when, x.do)) for x in lessons) for _, lessons in rows]
@@ -125,6 +130,9 @@ def run_arm(
         rewards=rewards,
         lesson_tokens=_mean(tokens),
         errors=errors,
+        answers=[str(row.messages[-1]["content"]) if row.finish != "error" else "" for row in said],
+        lengths=[row.completion_tokens for row in said],
+        cut=sum(row.finish == "length" for row in said),
     )
 
 

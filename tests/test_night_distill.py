@@ -12,9 +12,9 @@ import torch
 from reflect.errors import NightError, UnknownName, UsageError
 from reflect.models.base import Request
 from reflect.models.local import LocalModel
-from reflect.night import distill
-from reflect.night.distill import Row
+from reflect.night import distill, losses, training
 from reflect.night.harvest import Data, Example, Question
+from reflect.night.losses import Row
 from reflect.night.plan import make_plan
 
 SECRET = "w50 w51 w52"  # what the teacher's prompt says and the student's does not
@@ -48,24 +48,24 @@ def weights(model: LocalModel, name: str) -> list[torch.Tensor]:
 def test_divergence_is_zero_only_for_the_same_distribution(kind: str) -> None:
     torch.manual_seed(0)
     a, b = torch.randn(5, 11), torch.randn(5, 11)
-    assert distill.divergence(a, a + 3.0, kind).abs().max() < 1e-6  # logits are the same up to a constant
-    assert (distill.divergence(a, b, kind) > 0).all()
+    assert losses.divergence(a, a + 3.0, kind).abs().max() < 1e-6  # logits are the same up to a constant
+    assert (losses.divergence(a, b, kind) > 0).all()
 
 
 def test_divergence_is_the_one_in_the_book() -> None:
     p, q = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.25, 0.5])
     student, teacher = q.log()[None], p.log()[None]
-    assert distill.divergence(student, teacher, "forward").item() == pytest.approx((p * (p / q).log()).sum().item())
-    assert distill.divergence(student, teacher, "reverse").item() == pytest.approx((q * (q / p).log()).sum().item())
+    assert losses.divergence(student, teacher, "forward").item() == pytest.approx((p * (p / q).log()).sum().item())
+    assert losses.divergence(student, teacher, "reverse").item() == pytest.approx((q * (q / p).log()).sum().item())
     m = (p + q) / 2
     jsd = 0.5 * (p * (p / m).log()).sum() + 0.5 * (q * (q / m).log()).sum()
-    assert distill.divergence(student, teacher, "jsd").item() == pytest.approx(jsd.item(), abs=1e-6)
+    assert losses.divergence(student, teacher, "jsd").item() == pytest.approx(jsd.item(), abs=1e-6)
 
 
 def test_padding_changes_nothing(tiny: LocalModel) -> None:
     prompts, answers = [[5, 7, 8], [5, 9, 10, 11, 12, 13]], [[20, 21], [22]]
-    together = distill.answer_logits(tiny, prompts, answers)
-    alone = [distill.answer_logits(tiny, [p], [a]) for p, a in zip(prompts, answers, strict=True)]
+    together = losses.answer_logits(tiny, prompts, answers)
+    alone = [losses.answer_logits(tiny, [p], [a]) for p, a in zip(prompts, answers, strict=True)]
     assert together.shape == (3, 128)
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
@@ -73,7 +73,7 @@ def test_padding_changes_nothing(tiny: LocalModel) -> None:
 def test_answer_logits_are_those_that_predict_the_answer(tiny: LocalModel) -> None:
     ask = [{"role": "user", "content": "w3 w4"}]
     (done,) = tiny.sample([Request(ask, temperature=0.0, max_tokens=5)])[0]
-    logits = distill.answer_logits(tiny, [tiny.encode(ask)], [done.tokens])
+    logits = losses.answer_logits(tiny, [tiny.encode(ask)], [done.tokens])
     assert logits.argmax(-1).tolist() == list(done.tokens)
 
 
@@ -82,8 +82,8 @@ def test_a_row_is_the_same_alone_and_in_any_batch(tiny: LocalModel) -> None:
     rows = [
         Row([5, i], [5, 90, i], [30 + i, 2], kind) for i, kind in enumerate(("nll", "reverse", "forward", "jsd"), 10)
     ]
-    together = distill.losses(tiny, "x", rows)
-    alone = [distill.losses(tiny, "x", [row])[0] for row in rows]
+    together = losses.losses(tiny, "x", rows)
+    alone = [losses.losses(tiny, "x", [row])[0] for row in rows]
     for a, b in zip(together, alone, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
     assert [len(x) for x in together] == [2, 2, 2, 2]
@@ -91,7 +91,7 @@ def test_a_row_is_the_same_alone_and_in_any_batch(tiny: LocalModel) -> None:
 
 def test_micro_batches_hold_every_row_once_and_little_padding() -> None:
     rows = [Row([1] * n, [1] * n, [2], "nll") for n in (3, 50, 4, 2, 60, 5)]
-    batches = distill.micro_batches(rows, 64)
+    batches = losses.micro_batches(rows, 64)
     assert sorted(row.width for batch in batches for row in batch) == sorted(row.width for row in rows)
     assert all(len(batch) == 1 or batch[-1].width * len(batch) <= 64 for batch in batches)
 
@@ -101,7 +101,7 @@ def test_micro_batches_do_not_change_the_gradient(tiny: LocalModel) -> None:
     for most in (10_000, 12):
         tiny.new_adapter(f"m{most}", rank=4, alpha=32, seed=3)
         rows = [Row([5, i], [5, i], [30 + i, 31, 2], "nll", weight=float(i)) for i in range(1, 6)]
-        distill.backward(tiny, f"m{most}", rows, most)
+        losses.backward(tiny, f"m{most}", rows, most)
         found.append([p.grad for p in tiny.adapter_parameters(f"m{most}")])
     assert any(g.abs().max() > 0 for g in found[0])
     for a, b in zip(*found, strict=True):
@@ -110,7 +110,7 @@ def test_micro_batches_do_not_change_the_gradient(tiny: LocalModel) -> None:
 
 def test_the_base_gets_no_gradient_and_does_not_move(tiny: LocalModel, tmp_path: Path) -> None:
     before = {k: v.clone() for k, v in tiny.network.state_dict().items()}
-    distill.train(tiny, "x", data(tiny), short(), tmp_path)
+    training.train(tiny, "x", data(tiny), short(), tmp_path)
     tiny.drop_adapter("x")
     after = tiny.network.state_dict()
     assert before.keys() == after.keys()
@@ -119,15 +119,15 @@ def test_the_base_gets_no_gradient_and_does_not_move(tiny: LocalModel, tmp_path:
 
 def test_sft_learns_the_answer_and_anchors_hold_the_rest(tiny: LocalModel, tmp_path: Path) -> None:
     d, plan = data(tiny), short(method="sft", budget=0.4, batch=16)
-    figures = distill.train(tiny, "x", d, plan, tmp_path)
+    figures = training.train(tiny, "x", d, plan, tmp_path)
     first, last = figures["stages"]["sft"]["nll"]
     assert last < 0.2 * first
     with tiny.using("x"):
         (done,) = tiny.sample([Request(d.harvest[0].question.student, temperature=0.0, max_tokens=6)])[0]
     assert done.text.strip() == SECRET
     free = replace(plan, anchor_share=0.0)
-    distill.train(tiny, "free", d, free, tmp_path / "free")
-    assert distill.drift(tiny, "x", d, plan) < distill.drift(tiny, "free", d, plan)
+    training.train(tiny, "free", d, free, tmp_path / "free")
+    assert training.probe(tiny, "x", d, plan)["drift"] < training.probe(tiny, "free", d, plan)["drift"]
 
 
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
@@ -137,7 +137,7 @@ def test_the_student_comes_to_say_what_the_teacher_says_in_context(
     """Without lessons in the prompt, the student's distribution moves to the teacher's with lessons."""
     d = data(tiny, n=2)
     plan = short(method="distill", divergence=divergence, budget=0.5, batch=8, anchor_share=0.0)
-    distill.train(tiny, "x", d, plan, tmp_path)
+    training.train(tiny, "x", d, plan, tmp_path)
     said = distill.answers_of(
         tiny, None, [Question(e.question.teacher, e.question.teacher) for e in d.harvest], plan, "t", 6
     )
@@ -145,16 +145,16 @@ def test_the_student_comes_to_say_what_the_teacher_says_in_context(
         Row(tiny.encode(e.question.student), tiny.encode(e.question.teacher), answer, "forward")
         for e, answer in zip(d.harvest, said, strict=True)
     ]
-    after = sum(x.mean().item() for x in distill.losses(tiny, "x", rows))
+    after = sum(x.mean().item() for x in losses.losses(tiny, "x", rows))
     tiny.new_adapter("fresh", rank=4, alpha=32, seed=0)
-    before = sum(x.mean().item() for x in distill.losses(tiny, "fresh", rows))
+    before = sum(x.mean().item() for x in losses.losses(tiny, "fresh", rows))
     assert after < 0.7 * before
 
 
 def test_a_training_that_was_stopped_ends_with_the_same_weights(tiny: LocalModel, tmp_path: Path) -> None:
     d, plan = data(tiny), short(budget=0.2)
     assert plan.steps == 24
-    whole = distill.train(tiny, "whole", d, plan, tmp_path / "a")
+    whole = training.train(tiny, "whole", d, plan, tmp_path / "a")
 
     class Stop(Exception):
         pass
@@ -164,10 +164,10 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(tiny: LocalModel
             raise Stop
 
     with pytest.raises(Stop):
-        distill.train(tiny, "parts", d, plan, tmp_path / "b", stop)
+        training.train(tiny, "parts", d, plan, tmp_path / "b", stop)
     assert (tmp_path / "b" / "training.pt").exists()
     assert not (tmp_path / "b" / "training.tmp").exists()
-    assert distill.train(tiny, "parts", d, plan, tmp_path / "b") == whole
+    assert training.train(tiny, "parts", d, plan, tmp_path / "b") == whole
     assert all(torch.equal(a, b) for a, b in zip(weights(tiny, "whole"), weights(tiny, "parts"), strict=True))
 
 
@@ -176,7 +176,7 @@ def test_numbers_that_are_not_finite_refuse_the_adapter(tiny: LocalModel, tmp_pa
         tiny.network.model.norm.weight[0] = math.nan
     d = Data([Example(question("w1", "w2"), [30, 2])], [], [], 4)
     with pytest.raises(NightError, match="not a finite number"):
-        distill.train(tiny, "x", d, short(method="sft"), tmp_path)
+        training.train(tiny, "x", d, short(method="sft"), tmp_path)
 
 
 def test_the_plan_follows_from_the_budget_and_the_size() -> None:
@@ -186,7 +186,7 @@ def test_the_plan_follows_from_the_budget_and_the_size() -> None:
     assert make_plan(1, budget=2.0).steps == 2 * make_plan(1, budget=1.0).steps
     assert make_plan(1, method="distill").divergence == "forward"
     assert make_plan(1).divergence == "reverse"
-    with pytest.raises(UnknownName, match="staged, sft, distill"):
+    with pytest.raises(UnknownName, match="staged, sft, distill, grpo"):
         make_plan(1, method="hypnosis")
     with pytest.raises(UnknownName, match="forward, reverse, jsd"):
         make_plan(1, divergence="sideways")

@@ -78,7 +78,7 @@ def test_a_night_moves_lessons_from_the_prompt_into_the_weights(
     assert (report.status, report.distilled) == ("promoted", ids), report.reason
     assert set(statuses(store)) == {"distilled"}
     assert pocket.active == report.adapter
-    assert {what.split(":")[0] for what in told} == {"preflight", "harvest", "train", "gate"}
+    assert {what.split(":")[0] for what in told} == {"preflight", "harvest", "train", "placebo", "gate"}
     gate = report.stages["gate"]
     assert gate["recovered"] >= 0.8
     assert gate["arms"]["dialect"]["adapter_out"]["reward"] > gate["arms"]["dialect"]["base_out"]["reward"]

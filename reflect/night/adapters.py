@@ -55,21 +55,26 @@ def row(model: Model, name: str, settings: Settings, night_id: int | None = None
     )
 
 
-def publish(model: Any, name: str, settings: Settings, about: dict[str, Any]) -> Path:
-    """Save the model's adapter `name` as a folder. A folder that stands is left as it is."""
-    target = home(settings) / name
+def publish(model: Any, name: str, settings: Settings, about: dict[str, Any], under: str | None = None) -> Path:
+    """Save the model's adapter `name` as a folder, `under` another name if given. A folder that stands is left."""
+    target = home(settings) / (under or name)
     if not target.exists():
-        temporary = home(settings) / f"{UNFINISHED}{name}"
+        temporary = home(settings) / f"{UNFINISHED}{target.name}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         model.save_adapter(name, temporary)
-        card = {"name": name, "base_model": model.name, "base_fingerprint": model.fingerprint, **about}
+        card = {**about, "name": target.name, "base_model": model.name, "base_fingerprint": model.fingerprint}
         (temporary / CARD).write_text(json.dumps(card, indent=1, sort_keys=True))
         for path in (*files(temporary), temporary):
             flush(path)
         os.rename(temporary, target)
         flush(target.parent)
     return target
+
+
+def discard(name: str, settings: Settings) -> None:
+    """Remove the folder of an adapter that no record speaks of."""
+    shutil.rmtree(home(settings) / name, ignore_errors=True)
 
 
 def sweep(settings: Settings) -> None:

@@ -1,46 +1,40 @@
 """The held-out proof that an adapter must pass before promotion.
 
-Four arms on holdout, the same tasks in each: {base, adapter} x {lessons out, lessons in}; then what must not have been
-harmed. Each check is a small function that returns its verdict and the figures behind it.
+Four arms on holdout, the same tasks in each: {base, adapter} x {lessons out, lessons in}; an adapter that was slept on
+shuffled lessons beside them; then what must not have been harmed. The base is asked once (`Exam`), so that the adapter
+can be judged again at a smaller scale where it does harm: see `judge`. What is asked is in here, what is made of the
+answers in `checks`.
 
 Not covered: harm outside the tasksets that are here, and a holdout that leaks into practice.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from reflect.config import Settings
-from reflect.day.rollout import Progress
-from reflect.evaluate import RESAMPLES, ArmResult, paired_difference, run_arm
+from reflect.day.rollout import Progress, run_groups
+from reflect.evaluate import ArmResult, run_arm
 from reflect.models.local import LocalModel
-from reflect.night.curriculum import Rows, Subject, lesson_effects, rows_for
-from reflect.night.distill import drift
-from reflect.night.harvest import Data
+from reflect.night import checks
+from reflect.night.checks import Check, Probe
+from reflect.night.curriculum import Rows, Subject, gains, lesson_effects, rows_for
+from reflect.night.harvest import Data, advice_of, contradicted, near_tasks
 from reflect.night.plan import Plan
+from reflect.night.training import probe
 from reflect.store import Store
 from reflect.tasksets import available
 from reflect.tasksets.base import Task, Taskset
 
 PER_LESSON = 8  # holdout tasks, where a taskset has many lessons
-ENOUGH = 0.8  # share of the gain that must survive in the weights
-MARGIN = 0.01  # a drop of one point beyond noise is harm
-DRIFT_WARNS, DRIFT_STOPS = 0.05, 0.3  # bits per token
 LESSON_ENOUGH = 0.7  # of one lesson's own gain: few tasks are behind it
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the gate's report."""
-
-    name: str
-    ok: bool
-    value: float
-    limit: float
-    text: str
+TRIES, TRIED = 4, 24  # pass@k: attempts at each of so many tasks of a taskset
+FINEST = 0.1  # the bisection of the scale ends here, and no adapter is made weaker than this
+ARMS = ("base_out", "base_in", "adapter_out", "adapter_in")
 
 
 @dataclass(frozen=True)
@@ -57,159 +51,211 @@ class Arms:
     def shape(self) -> dict[str, Any]:
         return {name: getattr(self, name).shape() for name in ARMS}
 
+    def triples(self, third: Sequence[float] | None = None) -> list[checks.Triple]:
+        """Rewards by task: base_out, base_in, adapter_out (or `third`)."""
+        last = self.adapter_out.rewards if third is None else third
+        return list(zip(self.base_out.rewards, self.base_in.rewards, last, strict=True))
 
-ARMS = ("base_out", "base_in", "adapter_out", "adapter_in")
+
+@dataclass(frozen=True)
+class Question:
+    """Tasks of one taskset, asked once of the base: `before`. None of them was an anchor or practice."""
+
+    name: str
+    taskset: Taskset
+    rows: Rows
+    before: ArmResult
+    sampled: bool = False  # several attempts at each: where the base only guesses, its first choice is luck
 
 
-def four_arms(
-    model: LocalModel,
-    name: str,
-    store: Store,
-    subject: Subject,
-    settings: Settings,
-    plan: Plan,
-    progress: Progress | None = None,
-) -> Arms:
-    """Greedy, one answer to each holdout task in whose prompt a lesson of the night stands."""
+class Exam:
+    """The questions of a gate, and what the base (and the adapter that would be replaced) answers to them."""
+
+    def __init__(
+        self,
+        model: LocalModel,
+        store: Store,
+        subjects: Sequence[Subject],
+        data: Data,
+        settings: Settings,
+        plan: Plan,
+        previous: str | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """`previous`: the loaded adapter that would be replaced; the lessons that it holds must be held as well."""
+        self.model, self.data, self.settings, self.plan, self.progress = model, data, settings, plan, progress
+        self.rows: dict[str, Rows] = {}
+        self.base: dict[str, tuple[ArmResult, ArmResult]] = {}  # taskset -> base_out, base_in
+        self.harm: list[Question] = []
+        self.earlier: list[tuple[str, list[int], ArmResult]] = []
+        self.rules: list[tuple[Taskset, Rows, ArmResult, ArmResult]] = []
+        self.tasksets = {subject.taskset.name: subject.taskset for subject in subjects}
+        advice = advice_of(subjects)
+        for subject in subjects:
+            taskset = subject.taskset
+            rows = self.rows[taskset.name] = gate_rows(model, store, subject, settings, plan)
+            out, into = self.ask(None, taskset, _bare(rows)), self.ask(None, taskset, rows)
+            self.base[taskset.name] = out, into
+            at = [i for i, (_, lessons) in enumerate(rows) if any(x.status == "distilled" for x in lessons)]
+            if previous and at:
+                self.earlier.append((taskset.name, at, self.ask(previous, taskset, _bare([rows[i] for i in at]))))
+            free = rows[: plan.gate_tasks]
+            ruled = contradicted(free, advice, random.Random(f"override {plan.seed}"))
+            if ruled:
+                true = ArmResult(0.0, len(free), (0.0, 0.0), answers=into.answers[: len(free)])
+                self.rules.append((taskset, ruled, self.ask(None, taskset, ruled), true))
+            near = near_tasks(model, store, subject, settings, "holdout")
+            self._add(f"near tasks of {taskset.name}", taskset, near[: plan.gate_tasks], sampled=True)
+        outside = [taskset for taskset in available() if taskset.name in data.figures["outside"]]
+        for taskset in {t.name: t for t in (*available(), *self.tasksets.values())}.values():
+            self._add(f"following new lessons in {taskset.name}", taskset, taskset.following(plan.gate_tasks, seed=-1))
+        for taskset in outside:
+            self._add(f"unrelated {taskset.name}", taskset, taskset.tasks("holdout", plan.gate_tasks))
+        self.passed = {name: self._passes(None, name, rows) for name, rows in self.rows.items()}
+
+    def _add(self, name: str, taskset: Taskset, tasks: Sequence[Task], sampled: bool = False) -> None:
+        rows: Rows = [(task, []) for task in tasks]
+        if rows:
+            before = self.ask(None, taskset, rows, sampled)
+            self.harm.append(Question(name, taskset, rows, before, sampled))
+
+    def ask(self, adapter: str | None, taskset: Taskset, rows: Rows, sampled: bool = False) -> ArmResult:
+        """One greedy answer to each, or with `sampled` the mean of several attempts."""
+        if sampled:
+            means = [sum(scores) / len(scores) for scores in self.attempts(adapter, taskset, rows)]
+            return ArmResult(sum(means) / len(means), len(means), (0.0, 1.0), means)
+        with self.model.using(adapter):
+            return run_arm(self.model, taskset, rows, max_tokens=self.settings.max_tokens, progress=self.progress)
+
+    def attempts(self, adapter: str | None, taskset: Taskset, rows: Rows) -> list[list[float]]:
+        """The rewards of TRIES sampled attempts at each task, with the same seeds for whoever is asked."""
+        options: dict[str, Any] = {"temperature": self.plan.temperature, "max_tokens": self.settings.max_tokens}
+        with self.model.using(adapter):
+            found = run_groups(self.model, taskset, rows, k=TRIES, seed=self.plan.seed, **options)
+        return [[row.reward or 0.0 for row in group] for group in found]
+
+    def _passes(self, adapter: str | None, name: str, rows: Rows) -> list[float]:
+        """Does one of the attempts pass? The base with the lessons, an adapter without."""
+        asked = rows[:TRIED] if adapter is None else _bare(rows[:TRIED])
+        return [max(scores) for scores in self.attempts(adapter, self.tasksets[name], asked)]
+
+    def examine(self, name: str, placebo: dict[str, list[float]] | None = None) -> dict[str, Any]:
+        """The verdict on the adapter `name` as it is set now:
+        {ok, reasons, recovered, arms, checks, lessons, follows_new_lessons, drift}."""
+        arms = [
+            Arms(self.tasksets[key], rows, *self.base[key], self.ask(name, self.tasksets[key], _bare(rows)),
+                 self.ask(name, self.tasksets[key], rows))
+            for key, rows in self.rows.items()
+        ]  # fmt: skip
+        triples = [triple for a in arms for triple in a.triples()]
+        found = [checks.gain(triples)]
+        found += [checks.taskset(a.taskset.name, a.base_out, a.adapter_out) for a in arms]
+        if placebo:
+            found.append(checks.placebo([x for a in arms for x in a.triples(placebo[a.taskset.name])]))
+        answered = {a.taskset.name: a.adapter_out.rewards for a in arms}
+        for key, at, before in self.earlier:
+            after = [answered[key][i] for i in at]
+            now = ArmResult(sum(after) / len(after), len(after), (0.0, 1.0), after)
+            found.append(checks.no_harm(f"earlier lessons of {key}", before, now))
+        follows: dict[str, dict[str, float]] = {}
+        for question in self.harm:
+            now = self.ask(name, question.taskset, question.rows, question.sampled)
+            found.append(checks.no_harm(question.name, question.before, now))
+            if question.name.startswith("following"):
+                figures = {"base": question.before.reward, "adapter": now.reward, "n": now.n}
+                follows[question.taskset.name] = figures
+        found += self._behaviour(name, arms)
+        bits = Probe(**probe(self.model, name, self.data, self.plan))
+        found += [checks.drift(bits), checks.entropy(bits)]
+        return {
+            "ok": all(check.ok for check in found),
+            "reasons": [check.text for check in found if not check.ok],
+            "recovered": checks.recovered(triples)[0],
+            "arms": {a.taskset.name: a.shape() for a in arms},
+            "checks": [asdict(check) for check in found],
+            "lessons": held_lessons(arms),
+            "follows_new_lessons": follows,
+            "drift": bits.drift,
+        }
+
+    def _behaviour(self, name: str, arms: Sequence[Arms]) -> list[Check]:
+        """How it answers, beside what it earns: rules in the prompt, sampled attempts, clean words."""
+        ruled, free, now = [], [], []
+        for taskset, rows, under_rule, true in self.rules:
+            ruled += under_rule.answers
+            free += true.answers
+            now += self.ask(name, taskset, rows).answers
+        before = [x for values in self.passed.values() for x in values]
+        after = [x for key, rows in self.rows.items() for x in self._passes(name, key, rows)]
+        found = [checks.override(ruled, free, now)] if ruled else []
+        return [
+            *found,
+            checks.pass_at_k(TRIES, before, after),
+            *checks.hygiene(_together([a.base_in for a in arms]), _together([a.adapter_out for a in arms])),
+        ]
+
+
+def gate_rows(model: LocalModel, store: Store, subject: Subject, settings: Settings, plan: Plan) -> Rows:
+    """The holdout tasks of the four arms: those in whose prompt a lesson of the night stands."""
     n = max(plan.gate_tasks, PER_LESSON * len(subject.lessons))
-    rows = rows_for(model, store, subject, settings, subject.taskset.tasks("holdout"), n)
-    bare: Rows = [(task, []) for task, _ in rows]
-
-    def arm(adapter: str | None, what: Rows) -> ArmResult:
-        with model.using(adapter):
-            return run_arm(model, subject.taskset, what, max_tokens=settings.max_tokens, progress=progress)
-
-    return Arms(subject.taskset, rows, arm(None, bare), arm(None, rows), arm(name, bare), arm(name, rows))
+    return rows_for(model, store, subject, settings, subject.taskset.tasks("holdout"), n)
 
 
-# -- checks ------------------------------------------------------------------------------------------------------------
-
-
-def recovered(arms: Sequence[Arms]) -> tuple[float, float]:
-    """Share of the lessons' gain that the weights keep, over all tasksets, with its lower 95 % bootstrap bound."""
-    triples = [
-        row for a in arms for row in zip(a.base_out.rewards, a.base_in.rewards, a.adapter_out.rewards, strict=True)
-    ]
-    rng = random.Random(0)
-    shares = sorted(_share(rng.choices(triples, k=len(triples))) for _ in range(RESAMPLES)) if triples else [0.0]
-    return _share(triples), shares[int(0.025 * len(shares))]
-
-
-def _share(triples: Sequence[tuple[float, float, float]]) -> float:
-    out, into, adapter = (sum(column) for column in zip(*triples, strict=True)) if triples else (0, 0, 0)
-    return (adapter - out) / (into - out) if into > out else 0.0
-
-
-def check_gain(arms: Sequence[Arms]) -> Check:
-    share, low = recovered(arms)
-    if not any(a.rows for a in arms):
-        return Check("gain", False, 0.0, ENOUGH, "there are no holdout tasks for these lessons, so nothing is proven")
-    text = f"the weights keep {share:.0%} of the gain that the lessons give in the prompt (at least {low:.0%})"
-    return Check("gain", share >= ENOUGH and low > 0, share, ENOUGH, text)
-
-
-def check_each_taskset(arms: Arms) -> Check:
-    """A taskset that got worse than the bare base cannot hide behind one that got better."""
-    mean, _, high = paired_difference(arms.adapter_out, arms.base_out)
-    text = f"{arms.taskset.name} without lessons: {arms.base_out.reward:.2f} before, {arms.adapter_out.reward:.2f} now"
-    return Check(f"taskset {arms.taskset.name}", high >= -MARGIN, mean, -MARGIN, text)
-
-
-def check_no_harm(name: str, before: ArmResult, after: ArmResult) -> Check:
-    """`after` may be lower than `before` by no more than the margin beyond noise."""
-    mean, _, high = paired_difference(after, before)
-    text = f"{name}: {before.reward:.2f} before, {after.reward:.2f} now, on {after.n} tasks"
-    return Check(name, high >= -MARGIN, mean, -MARGIN, text)
-
-
-def check_drift(bits: float) -> Check:
-    warning = ", which is a lot" if bits > DRIFT_WARNS else ""
-    text = f"on tasks outside the night it is {bits:.3f} bits per token away from the base{warning}"
-    return Check("drift", bits <= DRIFT_STOPS, bits, DRIFT_STOPS, text)
+def placebo_rewards(
+    model: LocalModel, name: str, store: Store, subjects: Sequence[Subject], settings: Settings, plan: Plan
+) -> dict[str, list[float]]:
+    """taskset -> rewards of the placebo adapter `name` without lessons, task by task as in the four arms."""
+    found = {}
+    for subject in subjects:
+        rows = _bare(gate_rows(model, store, subject, settings, plan))
+        with model.using(name):
+            found[subject.taskset.name] = run_arm(model, subject.taskset, rows, max_tokens=settings.max_tokens).rewards
+    return found
 
 
 def held_lessons(arms: Sequence[Arms]) -> dict[str, Any]:
     """Lesson by lesson, over the holdout tasks in whose prompt it stands: how much of its gain do the weights keep?"""
     found: dict[str, Any] = {}
     for a in arms:
-        gains = [x - y for x, y in zip(a.base_in.rewards, a.base_out.rewards, strict=True)]
-        kept = [x - y for x, y in zip(a.adapter_out.rewards, a.base_out.rewards, strict=True)]
-        in_prompt, in_weights = lesson_effects(a.rows, gains), lesson_effects(a.rows, kept)
-        for i, e in in_weights.items():
+        in_prompt = lesson_effects(a.rows, gains(a.base_in, a.base_out))
+        for i, e in lesson_effects(a.rows, gains(a.adapter_out, a.base_out)).items():
             held = e.mean >= LESSON_ENOUGH * in_prompt[i].mean
             if str(i) not in found or found[str(i)]["n"] < e.n:
                 found[str(i)] = asdict(e) | {"verdict": "accept" if held else "reject", "prompt": in_prompt[i].mean}
     return found
 
 
-# -- the gate ----------------------------------------------------------------------------------------------------------
+def judge(examine: Callable[[float], dict[str, Any]]) -> dict[str, Any]:
+    """The verdict on an adapter at its full scale, or, where it does harm, at the first scale of a bisection at which
+    it passes; `examine` judges it at a scale. `scale` is in the verdict, and in `scales` what was tried.
 
-
-def gate(
-    model: LocalModel,
-    name: str,
-    store: Store,
-    subjects: Sequence[Subject],
-    data: Data,
-    settings: Settings,
-    plan: Plan,
-    previous: str | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Judge the adapter `name`: {ok, reasons, recovered, arms, checks, lessons, follows_new_lessons, drift}.
-
-    `previous`: the loaded adapter that would be replaced; the lessons that it holds must be held as well.
+    Harm at a scale asks for less, a gain that is missing for more; where both fail there is nothing between.
     """
-    arms = [four_arms(model, name, store, subject, settings, plan, progress) for subject in subjects]
-    checks = [check_gain(arms), *map(check_each_taskset, arms)]
-    if previous:
-        checks += [c for a in arms for c in _earlier(model, previous, a, settings)]
-    # None of the following tasks was an anchor: those have other seeds.
-    new = [(t, t.following(plan.gate_tasks, seed=-1)) for t in _all_tasksets(subjects)]
-    unrelated = [(t, t.tasks("holdout", plan.gate_tasks)) for t in available() if t.name in data.figures["outside"]]
-    follows: dict[str, dict[str, float]] = {}
-    for what, group in (("following new lessons in", new), ("unrelated", unrelated)):
-        for taskset, tasks in group:
-            if tasks:
-                before, after = (_plain(model, who, taskset, tasks, settings, progress) for who in (None, name))
-                checks.append(check_no_harm(f"{what} {taskset.name}", before, after))
-                if what != "unrelated":
-                    follows[taskset.name] = {"base": before.reward, "adapter": after.reward, "n": after.n}
-    bits = drift(model, name, data, plan)
-    checks.append(check_drift(bits))
-    return {
-        "ok": all(check.ok for check in checks),
-        "reasons": [check.text for check in checks if not check.ok],
-        "recovered": recovered(arms)[0],
-        "arms": {a.taskset.name: a.shape() for a in arms},
-        "checks": [asdict(check) for check in checks],
-        "lessons": held_lessons(arms),
-        "follows_new_lessons": follows,
-        "drift": bits,
-    }
+    first = examine(1.0)
+    tried = [{"scale": 1.0, "ok": first["ok"], "reasons": first["reasons"]}]
+    low, high = FINEST, 1.0
+    failing = {check["kind"] for check in first["checks"] if not check["ok"]}
+    while failing == {"harm"} and high - low > FINEST:
+        scale = round((low + high) / 2, 3)
+        verdict = examine(scale)
+        tried.append({"scale": scale, "ok": verdict["ok"], "reasons": verdict["reasons"]})
+        if verdict["ok"]:
+            return verdict | {"scale": scale, "scales": tried}
+        kinds = {check["kind"] for check in verdict["checks"] if not check["ok"]}
+        if kinds == {"harm"}:
+            high = scale
+        elif kinds == {"gain"}:
+            low = scale
+        else:
+            break
+    return first | {"scale": 1.0, "scales": tried}
 
 
-def _earlier(model: LocalModel, previous: str, arms: Arms, settings: Settings) -> list[Check]:
-    """What the weights held until now must still be held, judged on the tasks of those lessons."""
-    at = [i for i, (_, lessons) in enumerate(arms.rows) if any(lesson.status == "distilled" for lesson in lessons)]
-    if not at:
-        return []
-    rows: Rows = [(arms.rows[i][0], []) for i in at]
-    with model.using(previous):
-        before = run_arm(model, arms.taskset, rows, max_tokens=settings.max_tokens)
-    after = [arms.adapter_out.rewards[i] for i in at]
-    now = ArmResult(sum(after) / len(after), len(after), (0.0, 1.0), after)
-    return [check_no_harm(f"earlier lessons of {arms.taskset.name}", before, now)]
+def _bare(rows: Rows) -> Rows:
+    return [(task, []) for task, _ in rows]
 
 
-def _plain(
-    model: LocalModel, adapter: str | None, taskset: Taskset, tasks: Sequence[Task], settings: Settings, progress: Any
-) -> ArmResult:
-    with model.using(adapter):
-        return run_arm(
-            model, taskset, [(task, ()) for task in tasks], max_tokens=settings.max_tokens, progress=progress
-        )
-
-
-def _all_tasksets(subjects: Sequence[Subject]) -> list[Taskset]:
-    return list({t.name: t for t in (*available(), *(subject.taskset for subject in subjects))}.values())
+def _together(arms: Sequence[ArmResult]) -> ArmResult:
+    """The answers of several arms as one."""
+    answers, lengths = [x for a in arms for x in a.answers], [x for a in arms for x in a.lengths]
+    return dataclasses.replace(arms[0], answers=answers, lengths=lengths) if arms else ArmResult(0.0, 0, (0.0, 0.0))

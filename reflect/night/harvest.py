@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from reflect.config import Settings
-from reflect.day.rollout import Progress, messages_for, using
+from reflect.day.rollout import Progress, checked, messages_for, using
 from reflect.evaluate import run_arm
 from reflect.models.base import Completion, Model, Request
 from reflect.night.curriculum import Rows, Subject, effect, gains, practice_rows, rows_for
 from reflect.night.plan import Plan
 from reflect.store import Store
 from reflect.tasksets import available
-from reflect.tasksets.base import Message, Task, Taskset
+from reflect.tasksets.base import Message, Split, Task, Taskset
 
 BATCH = 128  # prompts in one sample call
 PROBES = 5  # every fifth anchor is a probe
@@ -42,6 +42,18 @@ class Example:
 
 
 @dataclass(frozen=True)
+class PracticeTask:
+    """A task for reinforcement learning, and where its verifier is found."""
+
+    taskset: str
+    task: Task
+
+    @property
+    def prompt(self) -> list[Message]:
+        return messages_for(self.task)
+
+
+@dataclass(frozen=True)
 class Data:
     """What training sees. JSON in, JSON out: a night that was killed does not harvest twice."""
 
@@ -50,6 +62,8 @@ class Data:
     probes: list[Example]  # anchors that are kept from training, to measure how far the adapter drifts
     max_tokens: int
     figures: dict[str, Any] = field(default_factory=dict)
+    tasks: list[PracticeTask] = field(default_factory=list)
+    tasksets: dict[str, Taskset] = field(default_factory=dict, compare=False)  # the verifiers; not in the JSON
 
     @property
     def questions(self) -> list[Question]:
@@ -57,15 +71,23 @@ class Data:
         return list({str(example.question.student): example.question for example in self.harvest}.values())
 
     def shape(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {
+            **{name: [dataclasses.asdict(x) for x in getattr(self, name)] for name in ("harvest", "anchors", "probes")},
+            "tasks": [[x.taskset, x.task.shape()] for x in self.tasks],
+            "max_tokens": self.max_tokens,
+            "figures": self.figures,
+        }
 
     @classmethod
-    def of(cls, shape: dict[str, Any]) -> Data:
+    def of(cls, shape: dict[str, Any], tasksets: Sequence[Taskset] = ()) -> Data:
         def examples(rows: list[dict[str, Any]]) -> list[Example]:
             return [Example(Question(**row["question"]), row["answer"], row["weight"]) for row in rows]
 
-        kinds = {name: examples(shape[name]) for name in ("harvest", "anchors", "probes")}
-        return cls(**kinds, max_tokens=shape["max_tokens"], figures=shape["figures"])
+        kinds: dict[str, Any] = {name: examples(shape[name]) for name in ("harvest", "anchors", "probes")}
+        tasks = [PracticeTask(name, Task(**row)) for name, row in shape["tasks"]]
+        verifiers = {taskset.name: taskset for taskset in tasksets}
+        rest: dict[str, Any] = {"max_tokens": shape["max_tokens"], "figures": shape["figures"]}
+        return cls(**kinds, **rest, tasks=tasks, tasksets=verifiers)
 
 
 # -- harvest -----------------------------------------------------------------------------------------------
@@ -86,7 +108,9 @@ def harvest(
     """
     good: list[Example] = []
     figures: dict[str, Any] = {}
-    in_prompt: list[Question] = []
+    practice: list[Rows] = []
+    near: list[Task] = []
+    tasks: list[PracticeTask] = []
     for subject in subjects:
         rows = practice_rows(model, store, subject, settings, plan)
         questions = [Question(messages_for(task), messages_for(task, lessons)) for task, lessons in rows]
@@ -98,24 +122,37 @@ def harvest(
                 if done.finish == "stop" and passes(subject.taskset, task, done.text):
                     kept += 1
                     weight = 2.0 if task.key in failed else 1.0
-                    good.append(Example(question, _tokens(model, done), weight))
-        in_prompt += [Question(question.teacher, question.teacher) for question in questions]
+                    good.append(Example(question, tokens_of(model, done), weight))
+        practice.append(rows)
+        near += near_tasks(model, store, subject, settings, "practice")
+        tasks += [PracticeTask(subject.taskset.name, task) for task, _ in rows]
         figures[subject.taskset.name] = {"tasks": len(rows), "attempts": tried, "kept": kept}
     alone = outside(model, store, subjects, settings, plan)
-    prompts = anchor_prompts(subjects, alone, plan, in_prompt)
+    prompts = anchor_prompts(subjects, alone, plan, practice, near)
     answers = sample(model, [q.student for q in prompts], settings, plan, 1, "anchors", progress)
-    held = [Example(q, _tokens(model, done)) for q, (done,) in zip(prompts, answers, strict=True)]
+    held = [Example(q, tokens_of(model, done)) for q, (done,) in zip(prompts, answers, strict=True)]
     held = [example for example in held if example.answer]
     told = {"tasksets": figures, "kept": len(good), "anchors": len(held), "outside": [t.name for t in alone]}
     probes = held[::PROBES]
-    return Data(good, [x for x in held if x not in probes], probes, settings.max_tokens, told)
+    return Data(good, [x for x in held if x not in probes], probes, settings.max_tokens, told, tasks)
 
 
 def passes(taskset: Taskset, task: Task, text: str) -> bool:
+    return score(taskset, task, text) >= 1.0
+
+
+def score(taskset: Taskset, task: Task, text: str) -> float:
+    """The verifier's reward; 0 where it breaks: a user's verifier may raise anything, and then nobody can say that
+    this attempt is good."""
     try:
-        return taskset.verify(task, text).reward >= 1.0
-    except Exception:  # a user's verifier may raise anything: then nobody can say that this attempt is good
-        return False
+        return checked(taskset.verify(task, text).reward)
+    except Exception:
+        return 0.0
+
+
+def reward_of(practice: PracticeTask, tasksets: Mapping[str, Taskset], done: Completion) -> float:
+    """The reward of one attempt in reinforcement learning."""
+    return score(tasksets[practice.taskset], practice.task, done.text)
 
 
 def sample(
@@ -168,47 +205,66 @@ def _untouched(model: Model, taskset: Taskset, rows: Rows) -> bool:
 
 
 def anchor_prompts(
-    subjects: Sequence[Subject], alone: Sequence[Taskset], plan: Plan, in_prompt: Sequence[Question]
+    subjects: Sequence[Subject],
+    alone: Sequence[Taskset],
+    plan: Plan,
+    practice: Sequence[Rows],
+    near: Sequence[Task],
 ) -> list[Question]:
-    """Prompts on which the student must go on as the base does, `plan.anchors` of them, from four sources in turn:
+    """Prompts on which the student must go on as the base does, `plan.anchors` of them, from five sources in turn:
 
-    tasks that bring a new lesson; practice tasks of tasksets outside the night; the night's own tasks with their
-    lessons in the prompt; and with a lesson that says something else under the same condition, to be obeyed as before.
+    tasks that bring a new lesson; practice tasks of tasksets outside the night; near tasks, which no lesson of the
+    night speaks of; the night's own tasks with their lessons in the prompt; and with a lesson that says something else
+    under the same condition, to be obeyed as before.
     """
     rng = random.Random(f"anchor prompts {plan.seed}")
     n = plan.anchors
+    advice = advice_of(subjects)
+    in_prompt = [messages_for(task, lessons) for rows in practice for task, lessons in rows]
+    against = [messages_for(task) for rows in practice for task, _ in contradicted(rows, advice, rng)]
     everything = {t.name: t for t in (*available(), *(subject.taskset for subject in subjects))}
     new = [task for t in everything.values() for task in t.following(n, rng.getrandbits(30))]
     other = [task for t in alone for task in t.tasks("practice", n, rng.getrandbits(30))]
     sources = [
-        _some([Question(m, m) for m in map(messages_for, new)], n // 2, rng),
+        _some([Question(m, m) for m in map(messages_for, new)], 3 * n // 8, rng),
         _some([Question(m, m) for m in map(messages_for, other)], n // 4, rng),
-        _some(list(in_prompt), n // 8, rng),
-        _some(contradictions(subjects, plan, rng), n // 8, rng),
+        _some([Question(m, m) for m in map(messages_for, near)], n // 8, rng),
+        _some([Question(m, m) for m in in_prompt], n // 8, rng),
+        _some([Question(m, m) for m in against], n // 8, rng),
     ]
     return [question for source in sources for question in source]
 
 
-def contradictions(subjects: Sequence[Subject], plan: Plan, rng: random.Random) -> list[Question]:
-    """The night's tasks under a lesson with the right condition and another lesson's advice."""
-    out = []
-    for subject in subjects:
-        if len({lesson.do for lesson in subject.lessons}) < 2:
-            continue
-        for task in subject.taskset.tasks("practice", plan.anchors, rng.getrandbits(30)):
-            said = set(task.text.lower().split())
-            for lesson in subject.lessons:
-                other = rng.choice([x for x in subject.lessons if x.do != lesson.do])
-                if set(lesson.when.lower().split()) & said:
-                    wrong = dataclasses.replace(task, lessons=((lesson.when, other.do),))
-                    out.append(Question(messages_for(wrong), messages_for(wrong)))
-    return out
+def near_tasks(model: Model, store: Store, subject: Subject, settings: Settings, split: Split) -> list[Task]:
+    """The tasks of its taskset in whose prompt no lesson of the night stands."""
+    tasks = subject.taskset.tasks(split)
+    touched = {task.key for task, _ in rows_for(model, store, subject, settings, tasks, len(tasks))}
+    return [task for task in tasks if task.key not in touched]
+
+
+def advice_of(subjects: Sequence[Subject]) -> list[str]:
+    """What the lessons of the night advise; where that is one thing only, also what new lessons elsewhere advise."""
+    found = {lesson.do for subject in subjects for lesson in subject.lessons}
+    if len(found) < 2:
+        found |= {do for t in available() for task in t.following(16) for _, do in task.lessons}
+    return sorted(found)
+
+
+def contradicted(rows: Rows, advice: Sequence[str], rng: random.Random) -> Rows:
+    """The same tasks, each under its lessons' conditions with other advice; none where no other advice is known."""
+    if len(advice) < 2:
+        return []
+    wrong: Rows = []
+    for task, own in rows:
+        told = tuple((lesson.when, rng.choice([do for do in advice if do != lesson.do])) for lesson in own)
+        wrong.append((dataclasses.replace(task, lessons=told), []))
+    return wrong
 
 
 def _some(rows: list[Question], n: int, rng: random.Random) -> list[Question]:
     return rng.sample(rows, min(n, len(rows)))
 
 
-def _tokens(model: Any, done: Completion) -> list[int]:
+def tokens_of(model: Any, done: Completion) -> list[int]:
     """The answer as training sees it: with the end token where the model ended."""
     return [*done.tokens, model.end] if done.finish == "stop" else list(done.tokens)

@@ -6,11 +6,9 @@ The steps follow from the budget by a table, not by a clock, so that the same ni
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from reflect.errors import UnknownName, UsageError
-
-Loss = Literal["nll", "forward", "reverse", "jsd"]
 
 
 class Size(NamedTuple):
@@ -20,13 +18,14 @@ class Size(NamedTuple):
     rank: int
     sft: float  # learning rate of the warm start
     distill: float  # learning rate of distillation
-    steps: int  # per minute of the budget
+    grpo: float  # learning rate of reinforcement learning
+    steps: int  # per minute of the budget; of reinforcement learning a third
 
 
 SIZES = (
-    Size(2e7, rank=8, sft=4e-3, distill=2e-3, steps=120),
-    Size(1e9, rank=16, sft=4e-4, distill=2e-4, steps=30),
-    Size(float("inf"), rank=32, sft=2e-4, distill=1e-4, steps=10),
+    Size(2e7, rank=8, sft=4e-3, distill=2e-3, grpo=1e-3, steps=120),
+    Size(1e9, rank=16, sft=4e-4, distill=2e-4, grpo=4e-5, steps=30),
+    Size(float("inf"), rank=32, sft=2e-4, distill=1e-4, grpo=2e-5, steps=10),
 )
 
 # method -> its stages and the share of the steps that each takes
@@ -34,7 +33,12 @@ METHODS: dict[str, tuple[tuple[str, float], ...]] = {
     "staged": (("sft", 0.4), ("distill", 0.6)),
     "sft": (("sft", 1.0),),
     "distill": (("distill", 1.0),),
+    "grpo": (("grpo", 1.0),),
+    "staged+grpo": (("sft", 0.25), ("distill", 0.4), ("grpo", 0.35)),
 }
+LONGEST_GATE = 20.0  # minutes, for a small budget
+RL_RANK = 1  # of an adapter that is made by rewards alone: as good as any other ("LoRA Without Regret")
+RL_SLOWER = 3  # one of its steps takes about as long as so many others
 FEWEST_MINUTES, MINUTES_PER_LESSON = 0.5, 1 / 15  # of the budget, where none is given
 DIVERGENCES = ("forward", "reverse", "jsd")
 
@@ -58,7 +62,21 @@ class Plan:
     anchors: int = 160
     gate_tasks: int = 48  # holdout tasks of each taskset, more where there are many lessons
     temperature: float = 1.0
+    group: int = 8  # GRPO: attempts at one task
+    updates: int = 2  # optimizer steps on the rollouts of one step
+    kl: float = 0.0  # weight of the KL to the base in its loss
+    placebo: bool = True  # also sleep on shuffled lessons, to see that the gain is the lessons'
     micro_tokens: int = 8192  # padded tokens that go through the network at once
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Does any stage need the teacher's good attempts?"""
+        return any(name != "grpo" for name, _, _ in self.stages)
+
+    @property
+    def gate_minutes(self) -> float:
+        """A gate that takes longer than this promotes nothing."""
+        return max(LONGEST_GATE, 20 * self.budget)
 
     @property
     def steps(self) -> int:
@@ -93,15 +111,20 @@ def make_plan(
     budget = budget if budget is not None else max(FEWEST_MINUTES, MINUTES_PER_LESSON * lessons)
     size = next(size for size in SIZES if parameters <= size.parameters)
     total = max(4, round(budget * size.steps))
-    rates = {"sft": size.sft, "distill": size.distill}
-    stages = tuple((name, max(1, round(share * total)), rates[name]) for name, share in METHODS[method])
+    rates = {"sft": size.sft, "distill": size.distill, "grpo": size.grpo}
+    slower = {"grpo": RL_SLOWER}
+    stages = tuple(
+        (name, max(1, round(share * total / slower.get(name, 1))), rates[name]) for name, share in METHODS[method]
+    )
+    alone = METHODS[method] == METHODS["grpo"]
     plan = Plan(
         method=method,
         divergence=divergence or ("forward" if METHODS[method][0][0] == "distill" else "reverse"),
         budget=budget,
         seed=seed,
-        rank=size.rank,
+        rank=RL_RANK if alone else size.rank,
         alpha=32,
         stages=stages,
+        batch=64 if alone else 32,
     )
     return replace(plan, **changes)

@@ -29,7 +29,7 @@ from reflect.store import Store, nights
 from reflect.store import lessons as lessons_db
 from reflect.tasksets.base import Taskset
 
-STAGES = ("preflight", "harvest", "train", "gate", "promote")
+STAGES = ("preflight", "harvest", "train", "placebo", "gate", "promote")
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,7 @@ def live(
     progress: Progress | None = None,
 ) -> None:
     """The stages of a night, from the first that is not done to its end."""
-    from reflect.night import distill  # torch
-    from reflect.night.gate import gate
+    from reflect.night import training, verdict  # torch
 
     work = Workshop(settings, night.key)
     name = f"night-{night.key[:12]}"
@@ -127,14 +126,15 @@ def live(
 
     # Make the teacher's data.
     failed = {key for figures in found["tasksets"].values() for key in figures["failed"]}
-    data = Data.of(stage("harvest", lambda tell: harvest(model, store, held, settings, plan, failed, tell).shape()))
-    if not data.harvest:
+    made = stage("harvest", lambda tell: harvest(model, store, held, settings, plan, failed, tell).shape())
+    data = Data.of(made, [subject.taskset for subject in held])
+    if not data.harvest and plan.learns_from_teacher:
         return end(store, night, work, "nothing", found, "Even with the lessons no attempt passes the verifier.")
 
     # Train. What is judged afterwards is the adapter as it lies on the disk.
     def trained(tell: Progress) -> dict[str, Any]:
         if not adapters.exists(name, settings):
-            figures = distill.train(model, name, data, plan, work.folder, tell)
+            figures = training.train(model, name, data, plan, work.folder, tell)
             about = {"lessons": lesson_texts(held), "plan": plan.shape(), "training": figures}
             adapters.publish(model, name, settings, about)
         return adapters.card(name, settings)["training"]
@@ -146,10 +146,22 @@ def live(
     adapter = adapters.row(model, name, settings, night_id=night.id)
     adapters.load(model, adapter, settings)
 
-    # Gate.
+    # Gate. One that breaks down, or takes too long, promotes nothing.
     previous = load_previous(model, store, settings, name)
-    verdict = stage("gate", lambda tell: gate(model, name, store, held, data, settings, plan, previous, progress=tell))
-    end(store, night, work, "promoted" if verdict["ok"] else "rejected", found, "", verdict, adapter)
+    case = verdict.Case(model, name, store, held, data, settings, plan, previous)
+    try:
+        with verdict.time_limit(plan) as limited:
+            pill = stage("placebo", lambda tell: case.placebo(work.folder, limited(tell)))
+            judged = stage("gate", lambda tell: case.judge(pill["rewards"], limited(tell)))
+        scaled = case.at_scale(judged, night.id)
+    except OSError:
+        raise  # a full disk: the night goes on when there is room
+    except Exception as e:
+        why = e.message if isinstance(e, NightError) else f"{type(e).__name__}: {e}"
+        return end(store, night, work, "failed", found, f"The gate broke down, so nothing is promoted. {why}")
+    end(store, night, work, "promoted" if judged["ok"] else "rejected", found, "", judged, scaled or adapter)
+    if scaled is not None:
+        adapters.discard(name, settings)
 
 
 def begin(model: Model, store: Store, settings: Settings, subjects: Sequence[Subject], plan: Plan) -> Night:

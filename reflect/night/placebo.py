@@ -1,0 +1,58 @@
+"""The placebo of a night: the same tasks and the same training, but each lesson with another one's advice.
+
+If an adapter that was slept on that shows the gain too, the gain is not the lessons'.
+
+Not covered: the placebo is trained by the warm start alone, whatever the method of the night.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from reflect.config import Settings
+from reflect.day.rollout import Progress, messages_for
+from reflect.night.curriculum import Subject, practice_rows
+from reflect.night.harvest import Data, Example, Question, advice_of, contradicted, passes, sample, tokens_of
+from reflect.night.plan import Plan
+from reflect.store import Store
+
+FEWEST = 8  # good attempts that are worth training on; with fewer it trains on all
+
+
+def placebo_data(
+    model: Any,
+    store: Store,
+    subjects: Sequence[Subject],
+    data: Data,
+    settings: Settings,
+    plan: Plan,
+    progress: Progress | None = None,
+) -> Data:
+    """As `harvest`, under shuffled lessons: what passes the verifier, or all where hardly anything does. The anchors
+    are the night's. Nothing to train on where no other advice is known."""
+    advice, rng = advice_of(subjects), random.Random(f"placebo {plan.seed}")
+    good: list[Example] = []
+    rest: list[Example] = []
+    for subject in subjects:
+        rows = practice_rows(model, store, subject, settings, plan)
+        wrong = contradicted(rows, advice, rng)
+        if not wrong:
+            continue
+        questions = [
+            Question(messages_for(task), messages_for(told)) for (task, _), (told, _) in zip(rows, wrong, strict=True)
+        ]
+        answers = sample(model, [q.teacher for q in questions], settings, plan, 1, "placebo", progress)
+        for (task, _), question, (done,) in zip(rows, questions, answers, strict=True):
+            if done.tokens and done.finish == "stop":
+                passed = passes(subject.taskset, task, done.text)
+                (good if passed else rest).append(Example(question, tokens_of(model, done)))
+    return dataclasses.replace(data, harvest=good if len(good) >= FEWEST else good + rest)
+
+
+def placebo_plan(plan: Plan) -> Plan:
+    """The plan's first stage, as a warm start."""
+    _, steps, rate = plan.stages[0]
+    return dataclasses.replace(plan, method="sft", stages=(("sft", steps, rate),))

@@ -1,0 +1,173 @@
+"""The loop of a training: steps, rates, checkpoints. What a step holds is its stage's affair.
+
+A step is one optimizer step; one of GRPO is several, over parts of the same rollouts (the ratio corrects for that).
+
+Not covered: several processes. The rows of a step go through the network in micro-batches on one device.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reflect.day.rollout import Progress
+from reflect.errors import NightError
+from reflect.models.local import LocalModel
+from reflect.night.distill import Step, anchors, distill, prompts_of, sft
+from reflect.night.grpo import grpo
+from reflect.night.harvest import Data
+from reflect.night.losses import Row, answer_logits, backward, divergence, micro_batches
+from reflect.night.plan import Plan
+
+CHECKPOINT_STEPS = 10
+WARM_UP_STEPS = 5
+CLIP = 1.0
+STAGES: dict[str, Callable[[LocalModel, str | None, Data, Plan, int, int], Step]] = {
+    "sft": sft,
+    "distill": distill,
+    "grpo": grpo,
+}
+
+
+def train(
+    model: LocalModel,
+    name: str,
+    data: Data,
+    plan: Plan,
+    folder: Path,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train a new adapter `name` by the plan, or continue from the checkpoint in `folder`. Returns figures per stage.
+
+    Leaves the adapter in the model. Raises NightError when a loss or gradient is not a finite number.
+    """
+    if name in model.adapters:
+        model.drop_adapter(name)
+    model.new_adapter(name, rank=plan.rank, alpha=plan.alpha, seed=plan.seed)
+    return fit(model, name, list(model.adapter_parameters(name)), data, plan, folder, progress)
+
+
+def fit(
+    model: LocalModel,
+    name: str | None,
+    parameters: Sequence[torch.nn.Parameter],
+    data: Data,
+    plan: Plan,
+    folder: Path | None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train these parameters: those of the adapter `name`, or with None those of the network itself, which then is no
+    teacher any more. Without a folder there are no checkpoints."""
+    optimizer = torch.optim.Adam(parameters, lr=0.0, betas=(0.9, 0.95))
+    figures = _restore(folder, parameters, optimizer)
+    schedule = [(stage, rate) for stage, steps, rate in plan.stages for _ in range(steps)]
+    for number in range(figures["step"], len(schedule)):
+        stage, rate = schedule[number]
+        if progress:
+            progress(number, len(schedule), stage)
+        held = round(plan.anchor_share * plan.batch) if data.anchors else 0
+        step = STAGES[stage](model, name, data, plan, number, plan.batch - held)
+        rows = anchors(model, data, plan, number, held)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (1 - number / len(schedule)) * min(1.0, (number + 1) / WARM_UP_STEPS)
+        told: dict[str, float] = {}
+        for part in parts_of([*step.rows, *rows], plan.updates if stage == "grpo" else 1):
+            told |= backward(model, name, part, plan.micro_tokens)
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, CLIP))
+            if not all(map(math.isfinite, (norm, *told.values()))):
+                where = f"Training broke down at step {number}"
+                raise NightError(f"{where}: the loss or its gradient is not a finite number.")
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        told |= step.told
+        figures["stages"].setdefault(stage, []).append({kind: round(value, 5) for kind, value in told.items()})
+        figures["tokens"] += sum(len(row.student) + len(row.answer) for row in [*step.rows, *rows])
+        figures["rollouts"] += step.rollouts
+        figures["step"] = number + 1
+        if folder and (number + 1) % CHECKPOINT_STEPS == 0:
+            _save(folder, parameters, optimizer, figures)
+    if progress:
+        progress(len(schedule), len(schedule), "trained")
+    if not all(bool(torch.isfinite(p).all()) for p in parameters):
+        raise NightError("Training broke down: the adapter holds a number that is not finite.")
+    return figures | {"stages": {stage: _ends(told) for stage, told in figures["stages"].items()}}
+
+
+def parts_of(rows: Sequence[Row], n: int) -> list[list[Row]]:
+    """The rows in at most n parts that hold a share of each kind, none of them empty."""
+    return [part for i in range(n) if (part := list(rows[i::n]))]
+
+
+def _ends(told: list[dict[str, float]]) -> dict[str, list[float]]:
+    """figure -> its mean over the first and over the last five steps of a stage; losses in nats per token."""
+
+    def mean(kind: str, rows: list[dict[str, float]]) -> float:
+        values = [row[kind] for row in rows if kind in row]
+        return round(sum(values) / max(1, len(values)), 5)
+
+    kinds = dict.fromkeys(kind for row in told for kind in row)
+    return {kind: [mean(kind, told[:5]), mean(kind, told[-5:])] for kind in kinds}
+
+
+# -- what the training did to the rest ---------------------------------------------------------------------------------
+
+
+def probe(model: LocalModel, name: str, data: Data, plan: Plan) -> dict[str, float]:
+    """On what the base says to the probes, in bits per token: `drift`, the forward KL of the adapter from the bare
+    base, and the entropy of both, `base_entropy` and `entropy`."""
+    rows = [Row(*prompts_of(model, example.question), example.answer, "forward") for example in data.probes]
+    sums, tokens = {"drift": 0.0, "base_entropy": 0.0, "entropy": 0.0}, 0
+    with torch.no_grad():
+        for batch in micro_batches(rows, plan.micro_tokens):
+            logits_NV = {}
+            for who in (None, name):
+                with model.using(who):
+                    logits_NV[who] = answer_logits(model, [r.student for r in batch], [r.answer for r in batch])
+            sums["drift"] += float(divergence(logits_NV[name], logits_NV[None], "forward").sum())
+            sums["base_entropy"] += entropy(logits_NV[None])
+            sums["entropy"] += entropy(logits_NV[name])
+            tokens += sum(len(row.answer) for row in batch)
+    return {what: total / max(1, tokens) / math.log(2) for what, total in sums.items()}
+
+
+def entropy(logits_NV: torch.Tensor) -> float:
+    """The sum over the tokens, in nats."""
+    log_NV = torch.log_softmax(logits_NV, -1)
+    return float(-(log_NV.exp() * log_NV).sum())
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def _save(folder: Path, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer, figures: dict) -> None:
+    """Visible only when complete: written under another name, flushed, renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "training.tmp"
+    state = {"weights": [p.detach() for p in parameters], "optimizer": optimizer.state_dict(), "figures": figures}
+    whole = io.BytesIO()  # so that a full disk is an OSError
+    torch.save(state, whole)
+    with temporary.open("wb") as f:
+        f.write(whole.getbuffer())
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, folder / "training.pt")
+
+
+def _restore(
+    folder: Path | None, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    path = folder / "training.pt" if folder else None
+    if path is None or not path.exists():
+        return {"step": 0, "tokens": 0, "rollouts": 0, "stages": {}}
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    with torch.no_grad():
+        for p, weights in zip(parameters, saved["weights"], strict=True):
+            p.copy_(weights)
+    optimizer.load_state_dict(saved["optimizer"])
+    return saved["figures"]
