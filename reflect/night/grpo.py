@@ -46,6 +46,8 @@ def grpo(model: LocalModel, name: str | None, data: Data, plan: Plan, step: int,
             rewards.append(scores)
             if max(scores) > min(scores):
                 rows.append(group_rows(model, task, group, scores, plan))
+        if min(score for group in rewards[-missing:] for score in group) >= 1.0:
+            break  # there is nothing left to learn
     flat = [row for group in rows for row in group]
     if plan.updates > 1:
         flat = remembered(model, name, flat, plan.micro_tokens)

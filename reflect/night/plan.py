@@ -23,7 +23,7 @@ class Size(NamedTuple):
 
 
 SIZES = (
-    Size(2e7, rank=8, sft=4e-3, distill=2e-3, grpo=1e-3, steps=120),
+    Size(2e7, rank=8, sft=4e-3, distill=2e-3, grpo=2e-3, steps=120),
     Size(1e9, rank=16, sft=4e-4, distill=2e-4, grpo=4e-5, steps=30),
     Size(float("inf"), rank=32, sft=2e-4, distill=1e-4, grpo=2e-5, steps=10),
 )
