@@ -26,6 +26,7 @@ OBEYED = 0.8  # of the rules in a prompt that say something else than a slept le
 LEAST_BITS = 0.02  # entropy per token below which there is nothing to collapse
 LEAKS = re.compile(r"\blessons?\b|\bwhen:|\bdo:|\[end|system prompt", re.IGNORECASE)  # the prompt, said aloud
 LEAKS_MOST, REPEATS_MOST = 0.02, 0.05  # share of the answers, beyond the base's
+ERRORS_MOST = 0.02  # share of the tasks that it may leave without an answer
 LONGER, LONGER_BY = 1.5, 8  # than the teacher's answers, in tokens
 
 
@@ -133,6 +134,13 @@ def override(ruled: Sequence[str], free: Sequence[str], now: Sequence[str]) -> C
     share, high = (sum(same) / len(same), bootstrap(same)[1]) if same else (1.0, 1.0)
     text = f"a rule that contradicts a slept lesson is obeyed as before in {share:.0%} of {len(same)} tasks"
     return Check("override", high >= OBEYED, share, OBEYED, text)
+
+
+def answers(arms: Sequence[ArmResult]) -> Check:
+    """An adapter whose numbers are not finite gives no answer at all."""
+    errors, n = sum(arm.errors for arm in arms), max(1, sum(arm.n for arm in arms))
+    text = f"it gave no answer, or none that could be scored, to {errors} of {n} tasks"
+    return Check("answers", errors <= ERRORS_MOST * n, errors / n, ERRORS_MOST, text, "proof")
 
 
 # -- hygiene -----------------------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ class Exam:
             for key, rows in self.rows.items()
         ]  # fmt: skip
         triples = [triple for a in arms for triple in a.triples()]
-        found = [checks.gain(triples)]
+        found = [checks.answers([a.adapter_out for a in arms]), checks.gain(triples)]
         found += [checks.taskset(a.taskset.name, a.base_out, a.adapter_out) for a in arms]
         if placebo:
             found.append(checks.placebo([x for a in arms for x in a.triples(placebo[a.taskset.name])]))
