@@ -110,7 +110,7 @@ class Exam:
         for taskset in {t.name: t for t in (*available(), *self.tasksets.values())}.values():
             self._add(f"following new lessons in {taskset.name}", taskset, taskset.following(plan.gate_tasks, seed=-1))
         for taskset in outside:
-            self._add(f"unrelated {taskset.name}", taskset, taskset.tasks("holdout", plan.gate_tasks))
+            self._add(f"unrelated {taskset.name}", taskset, taskset.tasks("holdout", plan.gate_tasks), sampled=True)
         self.passed = {name: self._passes(None, name, rows) for name, rows in self.rows.items()}
 
     def _add(self, name: str, taskset: Taskset, tasks: Sequence[Task], sampled: bool = False) -> None:
