@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,23 @@ def test_micro_batches_hold_every_row_once_and_little_padding() -> None:
     batches = losses.micro_batches(rows, 64)
     assert sorted(row.width for batch in batches for row in batch) == sorted(row.width for row in rows)
     assert all(len(batch) == 1 or batch[-1].width * len(batch) <= 64 for batch in batches)
+
+
+def test_micro_batches_are_the_cheapest_of_all() -> None:
+    rows = [
+        Row([1] * n, [1] * (n + t), [2], kind) for n, t, kind in [(3, 9, "reverse"), (200, 0, "nll"), (9, 9, "jsd")]
+    ]
+    rows += [Row([1] * 210, [1] * 420, [2], "forward"), Row([1] * 190, [1] * 190, [2], "nll")]
+
+    def work(batch: list[Row]) -> int:
+        teacher = max((len(row.teacher) + 1 for row in batch if row.loss != "nll"), default=0)
+        return losses.PASS + len(batch) * (3 * max(len(row.student) + 1 for row in batch) + teacher)
+
+    rows.sort(key=lambda row: len(row.student))
+    cuts = itertools.chain.from_iterable(itertools.combinations(range(1, 5), n) for n in range(5))
+    every = [[rows[a:b] for a, b in itertools.pairwise((0, *cut, 5))] for cut in cuts]
+    assert sum(map(work, losses.micro_batches(rows, 10_000))) == min(sum(map(work, way)) for way in every)
+    assert 1 < len(losses.micro_batches(rows, 10_000)) < 5
 
 
 def test_micro_batches_do_not_change_the_gradient(tiny: LocalModel) -> None:

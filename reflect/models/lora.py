@@ -30,6 +30,7 @@ class Loras:
         self.active: str | None = None
         self._peft: Any = None  # a PeftModel around `network` while there are adapters
         self._scales: dict[str, float] = {}
+        self._weights: dict[str, list[torch.nn.Parameter]] = {}  # found once: a training step switches often
 
     @property
     def names(self) -> list[str]:
@@ -84,35 +85,42 @@ class Loras:
             else:
                 self._peft.add_adapter(name, config)
         self._scales[name] = 1.0
-        self.use(self.active)
+        mine = re.compile(rf"\.lora_[AB]\.{re.escape(name)}\.")
+        self._weights[name] = [p for key, p in self.network.named_parameters() if mine.search(key)]
+        self._switch(self.active)
 
     def drop(self, name: str) -> None:
         """Forget an adapter; the bare base is on afterwards if it was active."""
         self._known(name)
         if self.active == name:
             self.active = None
-        del self._scales[name]
+        del self._scales[name], self._weights[name]
         if self._scales:
             self._peft.set_adapter(next(iter(self._scales)))  # peft warns when it must choose one by itself
             self._peft.delete_adapter(name)
-            self.use(self.active)
+            self._switch(self.active)
         else:
             self._peft.unload()
             self._peft = None
 
     def use(self, name: str | None) -> None:
         """Switch to the adapter `name`, or to the bare base."""
+        if name is not None:
+            self._known(name)
+        if name != self.active:
+            self._switch(name)
+
+    def _switch(self, name: str | None) -> None:
         if name is None:
             if self._peft is not None:
                 self._peft.base_model.disable_adapter_layers()
         else:
-            self._known(name)
             self._peft.base_model.enable_adapter_layers()
             self._peft.set_adapter(name)
         self.active = name
         # peft freezes what it switches off, which would cut a training step that looks at the teacher in between.
-        for other in self._scales:
-            for parameter in self.parameters(other):
+        for weights in self._weights.values():
+            for parameter in weights:
                 parameter.requires_grad_(True)
         self.network.eval()
 
@@ -129,7 +137,7 @@ class Loras:
     def parameters(self, name: str) -> list[torch.nn.Parameter]:
         """The adapter's trainable tensors, in a fixed order."""
         self._known(name)
-        return [p for key, p in self.network.named_parameters() if re.search(rf"\.lora_[AB]\.{re.escape(name)}\.", key)]
+        return list(self._weights[name])
 
     def scale(self, name: str, factor: float) -> None:
         """Set the adapter's strength: 1 as trained, 0 as good as off. Absolute, not on top of the last factor."""

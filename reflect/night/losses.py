@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from reflect.models.local import LocalModel
 
+PASS = 512  # what one more pass through the network costs, in padded tokens; measured: 256 to 512 for the pocket model
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28  # of the importance ratio; the upper one is wider (DAPO, arXiv 2503.14476, section 3.1)
 
 
@@ -82,13 +83,30 @@ def divergence(student_NV: torch.Tensor, teacher_NV: torch.Tensor, kind: str) ->
 
 
 def micro_batches(rows: Sequence[Row], most: int) -> list[list[Row]]:
-    """The rows, by length, in batches of at most `most` padded tokens (a longer row goes alone), little padded."""
+    """The rows in batches of at most `most` padded tokens (a longer row goes alone), with the least work in all.
+
+    Work is padded tokens, the student's three times for its backward pass, and PASS for every batch: so short rows are
+    not padded to long ones, and few rows not torn apart. Exact, by dynamic programming over the rows by length.
+    """
+    rows = sorted(rows, key=lambda row: (len(row.student) + len(row.answer), row.width))
+    best: list[tuple[float, int]] = [(0.0, 0)]  # of the first n rows: the least work, where their last batch begins
+    for end in range(1, len(rows) + 1):
+        found, student, teacher, widest = (math.inf, 0), 0, 0, 0
+        for start in range(end - 1, -1, -1):
+            row, n = rows[start], end - start
+            widest = max(widest, row.width)
+            if n > 1 and n * widest > most:
+                break
+            student = max(student, len(row.student) + len(row.answer))
+            teacher = max(teacher, len(row.teacher) + len(row.answer) if row.asks_teacher else 0)
+            found = min(found, (best[start][0] + n * (3 * student + teacher) + PASS, start))
+        best.append(found)
     batches: list[list[Row]] = []
-    for row in sorted(rows, key=lambda row: row.width):
-        if batches and row.width * (len(batches[-1]) + 1) <= most and row.width <= 2 * batches[-1][0].width:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
+    end = len(rows)
+    while end:
+        start = best[end][1]
+        batches.insert(0, rows[start:end])
+        end = start
     return batches
 
 
@@ -140,10 +158,11 @@ def backward(model: LocalModel, name: str | None, rows: Sequence[Row], most: int
     """Accumulate the gradient of the weighted mean loss per token. Returns the mean loss per kind, in nats."""
     total = sum(row.weight * len(row.answer) for row in rows)
     sums: dict[str, list[float]] = {}
-    for batch in micro_batches(rows, most):
-        per_row = losses(model, name, batch)
-        loss = torch.stack([row.weight * x.sum() for row, x in zip(batch, per_row, strict=True)]).sum() / total
-        loss.backward()
-        for row, x in zip(batch, per_row, strict=True):
-            sums.setdefault(row.loss, []).append(float(x.detach().mean()))
+    with model.using(name):  # so that only the teacher's passes switch
+        for batch in micro_batches(rows, most):
+            per_row = losses(model, name, batch)
+            loss = torch.stack([row.weight * x.sum() for row, x in zip(batch, per_row, strict=True)]).sum() / total
+            loss.backward()
+            for row, x in zip(batch, per_row, strict=True):
+                sums.setdefault(row.loss, []).append(float(x.detach().mean()))
     return {kind: sum(values) / len(values) for kind, values in sums.items()}

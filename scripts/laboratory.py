@@ -1,0 +1,48 @@
+"""What the laboratory's scripts share: true lessons, questions with and without them, figures and pictures on disk."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from reflect.day.rollout import messages_for
+from reflect.night.harvest import Question
+from reflect.tasksets.base import Task, Taskset
+
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "lab"
+SPELL = ("counting letters in a word", "spell the word, comma by comma, and keep a counter")
+
+
+def lessons_of(taskset: Taskset) -> list[tuple[str, str]]:
+    """(when, do) of what is true in letters or in a dialect."""
+    meanings = getattr(taskset, "meanings", None)
+    return [(f"the task says {verb}", f"use {op}") for verb, op in meanings.items()] if meanings else [SPELL]
+
+
+def questions(tasks: Sequence[Task], lessons: Sequence[tuple[str, str]]) -> list[Question]:
+    """Each task as the student sees it, and as the teacher sees it: with the one lesson that speaks of it."""
+    out = []
+    for task in tasks:
+        mine = [row for row in lessons if row is SPELL or row[0].split()[-1] in task.text.split()]
+        out.append(Question(messages_for(task), messages_for(_with(task, mine))))
+    return out
+
+
+def _with(task: Task, lessons: Sequence[tuple[str, str]]) -> Task:
+    import dataclasses
+
+    return dataclasses.replace(task, lessons=tuple(lessons))
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def keep(name: str, figures: dict[str, Any]) -> Path:
+    """Write docs/lab/NAME.json; the path of the picture that goes with it."""
+    DOCS.mkdir(parents=True, exist_ok=True)
+    (DOCS / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+    return DOCS / f"{name}.svg"
