@@ -88,3 +88,126 @@ def test_a_clone_says_the_same_and_learns_on_its_own(tiny: LocalModel) -> None:
         tiny.clone_adapter("one", "two")
     with pytest.raises(UnknownName):
         tiny.clone_adapter("gone", "three")
+
+
+# -- apart -------------------------------------------------------------------------------------------------------------
+
+
+def publish(ws: Workspace, name: str, lesson_ids: list[int], seed: int) -> Adapter:
+    """An adapter of noise of the workspace's profile, as a night leaves it."""
+    model: Any = ws.model
+    model.new_adapter(name, rank=4, alpha=8, seed=seed)
+    wake(model, name, seed)
+    adapters.publish(model, name, ws.settings, {})
+    model.drop_adapter(name)
+    with ws.store.write() as s:
+        held = [[i, lessons.get(s, i).version] for i in lesson_ids]
+        night = nights.start_night(s, key=name, profile=ws.settings.profile, config={}, lessons=held)
+        row = adapters.row(model, name, ws.settings, night_id=night.id)
+        adapter = nights.add_adapter(s, **row.model_dump(exclude={"id", "created"}))
+        nights.finish_night(s, night.id, "promoted", adapter_id=adapter.id)
+    return adapter
+
+
+@pytest.fixture
+def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Workspace, Workspace]:
+    """Two profiles over one database and one tiny base, each with a lesson under the same condition."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"w1 w2 w{i}", "answer": "w9", "split": "practice" if i < 6 else "holdout"} for i in range(9)]
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = str(save_tiny(tmp_path / "tiny"))
+    ann, ben = (reflect.open(tmp_path / "lessons.db", model=folder, max_tokens=8, profile=x) for x in ("ann", "ben"))
+    ann.lessons.add("w1 w2", "say w9", scope="my.jsonl")
+    ben.lessons.add("w1 w2", "say w8", scope="my.jsonl")
+    return ann, ben
+
+
+def test_a_lesson_of_one_profile_is_nowhere_in_the_other(two: tuple[Workspace, Workspace]) -> None:
+    for mine, do, other in ((two[0], "say w9", "say w8"), (two[1], "say w8", "say w9")):
+        prompt, export = str(mine.prompt("my.jsonl")), mine.lessons.export()
+        assert do in prompt and other not in prompt
+        assert do in export and other not in export
+        assert [x.do for x in mine.lessons] == [do] == [x.do for x, _ in mine.lessons.search("w1 w2 say w9 w8")]
+        assert [x.do for x in curriculum.pick(mine.store, mine.settings.profile)] == [do]
+        report = mine.sleep(dry_run=True)
+        assert report.status == "planned" and report.lessons == [x.id for x in mine.lessons]
+        mine.run("my.jsonl", n=3, k=2, learn=False)
+    with two[0].store.read() as s:
+        from reflect.store import runs
+
+        for run in runs.list_runs(s):
+            own, foreign = ("say w9", "say w8") if run.profile == "ann" else ("say w8", "say w9")
+            texts = [str(row.messages) for row in runs.rollouts(s, run.id)]
+            assert any(own in text for text in texts) and not any(foreign in text for text in texts)
+
+
+def test_promoting_in_one_profile_does_not_change_the_other(two: tuple[Workspace, Workspace]) -> None:
+    ann, ben = two
+    asked = [Request(ask(1, 2, 3), seeds=(0, 1, 2), max_tokens=12)]
+    before = ben.model.sample(asked), str(ben.prompt("my.jsonl")), [lessons.content(x) for x in ben.lessons]
+    publish(ann, "anns", [1], seed=1)
+    with pytest.raises(UsageError, match="lessons of the profile ann"):
+        ben.promote("anns")
+    ann.promote("anns")
+    assert [x.status for x in ann.lessons] == ["distilled"] and ann.model.sample(asked) != before[0]
+    fresh = reflect.open(ben.settings.db, model=ben.settings.model, max_tokens=8, profile="ben")
+    for other in (ben, fresh):
+        after = other.model.sample(asked), str(other.prompt("my.jsonl")), [lessons.content(x) for x in other.lessons]
+        assert after == before
+    ann.lessons.revoke(1)
+    assert [x.status for x in ben.lessons] == ["active"] and ann.doctor() == []
+
+
+def test_one_model_answers_for_both(two: tuple[Workspace, Workspace]) -> None:
+    ann, ben = two
+    asked = Request(ask(1, 2, 3), seeds=(0, 1, 2), max_tokens=12)
+    alone = []
+    for seed, ws in enumerate(two):
+        publish(ws, f"{ws.settings.profile}s", [x.id or 0 for x in ws.lessons], seed)
+        ws.promote(f"{ws.settings.profile}s")
+        alone += ws.model.sample([asked])
+    assert alone[0] != alone[1]
+    model: Any = reflect.open(ann.settings.db, model=ann.settings.model, profile="nobody").model
+    names = []
+    for profile in ("ann", "ben", "nobody"):
+        found = adapters.load_active(model, ann.store, dataclasses.replace(ann.settings, profile=profile))
+        names.append(found.name if found else None)
+    assert names == ["anns", "bens", None] and model.active is None
+    model.use("anns")
+    adapters.load_active(model, ann.store, ann.settings)
+    assert model.active == "anns", "what is on stays on, read anew or not"
+    model.use(None)
+    requests = [dataclasses.replace(asked, adapter=name) for name in names]
+    assert model.sample(requests) == [*alone, *model.sample([asked])]
+
+
+# -- the list ----------------------------------------------------------------------------------------------------------
+
+
+def test_profiles_at_a_glance(store: Store) -> None:
+    with store.write() as s:
+        assert profiles.listing(s) == []
+        for profile, n in (("team", 2), ("default", 1)):
+            ids = [lessons.add(s, when=f"case {i}", do="x", author="human", profile=profile).id or 0 for i in range(n)]
+            night = nights.start_night(s, key=profile, profile=profile, config={}, lessons=[[i, 1] for i in ids])
+            row = nights.add_adapter(s, name=profile, path="p", manifest={}, base_model="m", base_fingerprint="f",
+                                     night_id=night.id)  # fmt: skip
+            if profile == "team":
+                nights.promote(s, row.id, "team", ids[:1])
+        nights.finish_night(s, nights.start_night(s, key="k", profile="team", config={}, lessons=[]).id, "nothing")
+        first, second = profiles.listing(s)
+        assert (first.name, first.lessons, first.active) == ("default", {"candidate": 1}, None)
+        assert (second.name, second.lessons) == ("team", {"distilled": 1, "candidate": 1})
+        assert second.active.name == "team" and second.last_night.status == "nothing"
+
+
+def test_the_command_lists_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    db = str(tmp_path / "lessons.db")
+    assert run_command(["profiles", "--db", db, "--json"]) == 0 and json.loads(capsys.readouterr().out) == []
+    with Store(db).write() as s:
+        lessons.add(s, when="x", do="y", author="human", status="active", profile="team")
+    assert run_command(["profiles", "list", "--db", db, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["profile"], row["active"], row["last_night"], row["lessons"]["active"]) == ("team", None, None, 1)
+    assert run_command(["profiles", "--db", db]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["team", "1", "0", "0", "0", "0", "-", "-"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -141,7 +141,7 @@ class LocalModel:
         for adapter in dict.fromkeys(wanted):
             mine = zip(wanted, groups, strict=True)
             rows = [row for name, group in mine if name == adapter for row in group if row.limit > 0]
-            with self.using(adapter):
+            with nullcontext() if adapter == self.active else self.using(adapter):
                 for batch in batches(rows, self._cache_tokens()):
                     decode(self.network, batch, self.ends, self._pad())
         return [[self._completion(row, r.stop) for row in g] for r, g in zip(requests, groups, strict=True)]

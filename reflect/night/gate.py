@@ -17,30 +17,20 @@ from reflect.config import Settings
 from reflect.day.rollout import Progress
 from reflect.evaluate import RESAMPLES, ArmResult, paired_difference, run_arm
 from reflect.models.local import LocalModel
+from reflect.night.checks import MARGIN, Check
 from reflect.night.curriculum import Rows, Subject, lesson_effects, rows_for
 from reflect.night.distill import drift
 from reflect.night.harvest import Data
 from reflect.night.plan import Plan
+from reflect.night.revoke import check_gone
 from reflect.store import Store
 from reflect.tasksets import available
 from reflect.tasksets.base import Task, Taskset
 
 PER_LESSON = 8  # holdout tasks, where a taskset has many lessons
 ENOUGH = 0.8  # share of the gain that must survive in the weights
-MARGIN = 0.01  # a drop of one point beyond noise is harm
 DRIFT_WARNS, DRIFT_STOPS = 0.05, 0.3  # bits per token
 LESSON_ENOUGH = 0.7  # of one lesson's own gain: few tasks are behind it
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the gate's report."""
-
-    name: str
-    ok: bool
-    value: float
-    limit: float
-    text: str
 
 
 @dataclass(frozen=True)
@@ -175,6 +165,7 @@ def gate(
                 checks.append(check_no_harm(f"{what} {taskset.name}", before, after))
                 if what != "unrelated":
                     follows[taskset.name] = {"base": before.reward, "adapter": after.reward, "n": after.n}
+    checks += check_gone(model, name, store, subjects, settings, plan, progress)
     bits = drift(model, name, data, plan)
     checks.append(check_drift(bits))
     return {

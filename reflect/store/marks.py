@@ -20,10 +20,21 @@ STANDING = ("candidate", "active", "distilled")
 def holds(adapter: Adapter, night: Night | None) -> set[int]:
     """The lessons that the adapter was taught, also those of which it proved to keep too little.
 
-    A promoted night lists what its adapter keeps; the gate's report names every lesson that it asked about.
+    What preflight found worth it was taught; a night that did not write that down counts with all its lessons.
     """
-    kept = {int(lesson_id) for lesson_id, _ in night.lessons} if night else set()
-    return kept | {int(lesson_id) for lesson_id in adapter.gate.get("lessons", {})}
+    if night is None:
+        return set()
+    taught = night.stages.get("preflight", {}).get("worth")
+    lessons = [lesson_id for lesson_id, _ in night.lessons] if taught is None else taught
+    return {*map(int, lessons), *map(int, adapter.gate.get("lessons", {}))}
+
+
+def keeps(adapter: Adapter, night: Night | None) -> list[int]:
+    """The lessons that the adapter proved to hold; of one that was never judged those of its night."""
+    judged = adapter.gate.get("lessons")
+    if judged is None:
+        return sorted(int(lesson_id) for lesson_id, _ in night.lessons) if night else []
+    return sorted(int(i) for i, found in judged.items() if found["verdict"] == "accept")
 
 
 def held_by(s: Session, adapter: Adapter) -> set[int]:
