@@ -13,7 +13,8 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
-from test_workspace import ASK, make_adapter, ws  # noqa: F401  (ws is a fixture)
+from test_workspace import ASK, make_adapter
+from test_workspace import ws as tiny_ws  # noqa: F401  (a fixture)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reflect.cli import run_command
@@ -36,8 +37,9 @@ GATE = {
 
 
 @pytest.fixture
-def slept(ws: Workspace) -> tuple[Workspace, Adapter]:  # noqa: F811
+def slept(tiny_ws: Workspace) -> tuple[Workspace, Adapter]:  # noqa: F811
     """A workspace with one adapter that passed its gate, and the night that made it."""
+    ws = tiny_ws
     lesson = ws.lessons.add("w1 | w2", "say <b>w9</b>", scope="my.jsonl")
     made = make_adapter(ws, "one", [lesson.id or 0])
     with ws.store.write() as s:
