@@ -191,7 +191,8 @@ def test_what_a_night_made_of_a_lesson_revoked_meanwhile_is_not_promoted(tmp_pat
         nights.save_stage(s, night.id, "preflight", {"worth": ids})
     with store.write() as s:
         revocation.revoke(s, 1)
-    verdict = {"ok": True, "reasons": [], "lessons": {str(i): {"verdict": "accept", "mean": 1, "low": 1, "high": 1, "n": 9} for i in ids}}  # fmt: skip  # noqa: E501
+    kept = {"verdict": "accept", "mean": 1, "low": 1, "high": 1, "n": 9}
+    verdict = {"ok": True, "reasons": [], "lessons": {str(i): kept for i in ids}}
     adapter = Adapter(name="n", path="n", manifest={}, base_model="m", base_fingerprint="f", night_id=night.id)
     found = {"model_fingerprint": "f", "lessons": {}}
     end(store, night, Workshop(settings, "k"), "promoted", found, "", verdict, adapter)
@@ -241,7 +242,8 @@ def test_the_command_loads_no_torch_and_tells_what_it_did(tmp_path: Path) -> Non
     words = ["lessons", "revoke", "1", "--why", "it was wrong", "--db", db, "--json"]
     code = f"import sys; from reflect.cli import run_command; code = run_command({words}); assert code == 0, code\n"
     code += "assert not {'torch', 'transformers', 'tokenizers'} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(reflect.__file__).parent.parent)  # noqa: E501  # fmt: skip
+    here = Path(reflect.__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=here)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["id"], told["status"], told["left"], told["active"]) == (1, "retired", "one", None)
