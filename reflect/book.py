@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from reflect.export.wording import Piece
     from reflect.records import Lesson, LessonVersion, Rule
     from reflect.store.costs import Cost
+    from reflect.store.revocation import Revoked
     from reflect.workspace import Workspace
 
 
@@ -156,8 +157,21 @@ class Lessons:
             return lessons.revise(s, lesson_id, **words, **changes)
 
     def retire(self, lesson_id: int, *, reason: str = "") -> Lesson:
-        """Out of every prompt and of the next night; an adapter that holds it holds it until then."""
+        """Out of every prompt and of the next night; an adapter that holds it holds it until then (see `revoke`)."""
         return self._turn(lesson_id, "retired", reason)
+
+    def revoke(self, lesson_id: int, *, reason: str = "") -> Revoked:
+        """Forget it everywhere, at once: retired for good, and the profile back on weights that do not hold it.
+
+        The next night is built without it, and its gate asks whether it is gone. `undo` brings back the text.
+        """
+        from reflect.store import revocation
+
+        with self.ws.store.write() as s:
+            done = revocation.revoke(s, lesson_id, reason)
+        if done.left is not None:
+            self.ws.switch()
+        return done
 
     def approve(self, lesson_id: int, *, reason: str = "") -> Lesson:
         """Release a quarantined lesson, bring back a retired one, or settle a candidate."""

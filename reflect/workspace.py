@@ -259,13 +259,15 @@ class Workspace:
     def promote(self, name: str) -> Adapter:
         """Make an adapter the active one, as its own night would have: what it holds leaves the prompt.
 
-        Raises AdapterError when it is damaged or for another base, UsageError when the gate rejected it.
+        Raises AdapterError when it is damaged or for another base, UsageError when the gate rejected it or it knows a
+        lesson that was revoked.
         """
         from reflect.night import adapters
-        from reflect.store import nights
+        from reflect.store import marks, nights
 
         with self.store.read() as s:
             adapter = nights.get_adapter(s, name)
+        marks.refuse(adapter)  # before the model is loaded
         adapters.verify(adapter, self.settings, self.model.fingerprint)
         judged = adapter.gate.get("lessons")
         held = None if judged is None else [int(i) for i, found in judged.items() if found["verdict"] == "accept"]
@@ -276,14 +278,31 @@ class Workspace:
 
     def rollback(self) -> tuple[Adapter, Adapter | None]:
         """Undo the last promotion: (the adapter that was left, the one that is active now). Lessons return with it."""
-        from reflect.night import adapters
         from reflect.store import nights
 
         with self.store.write() as s:
             left, now = nights.rollback(s, self.settings.profile)
+        self.switch()
+        return left, now
+
+    def switch(self) -> None:
+        """The active adapter may be another one now: a model that is loaded already follows."""
+        from reflect.night import adapters
+
         if "model" in self.__dict__:
             adapters.activate(self.model, self.store, self.settings)
-        return left, now
+
+    def export_adapter(
+        self, name: str, out: str | Path | None = None, *, merge: bool = False, overwrite: bool = False
+    ) -> Path:
+        """An adapter as a PEFT folder with a model card, or with `merge` the base with the adapter in its weights.
+
+        By default into a folder of its name. AdapterError for a damaged one or another base's, UsageError for one that
+        knows what was revoked, and when something stands there and `overwrite` is not set.
+        """
+        from reflect.night import carry
+
+        return carry.export(self.store, self.settings, name, Path(out or name), merge=merge, overwrite=overwrite)
 
     # -- health
 

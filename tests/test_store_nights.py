@@ -149,8 +149,8 @@ def test_what_changed_during_the_night_stays_in_the_prompt(store: Store):
         ids = teach(s, "a", "b", "c", "d")
         adapter = sleep(s, "one", ids)
         lessons.revise(s, 1, author="human", do="otherwise")
-        lessons.revise(s, 2, author="human", status="retired")
-        lessons.revise(s, 3, author="human", status="quarantined")
+        lessons.revise(s, 2, author="trial", status="retired")
+        lessons.revise(s, 3, author="model", status="quarantined")
         lessons.revise(s, 4, author="human", tags=[])  # the same text
         assert [x.id for x in nights.promote(s, adapter.id, "default", ids, adapter.night_id)] == [4]
         assert statuses(s) == ["candidate", "retired", "quarantined", "distilled"]

@@ -16,11 +16,26 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from reflect.cli import adapters, demo, doctor, evaluate, init, lessons, nights, prompt, run, runs, sleep, tasks, trial
+from reflect.cli import (
+    adapters,
+    demo,
+    doctor,
+    evaluate,
+    init,
+    lessons,
+    nights,
+    profiles,
+    prompt,
+    run,
+    runs,
+    sleep,
+    tasks,
+    trial,
+)
 from reflect.cli.output import say
 from reflect.errors import ReflectError
 
-ORDER = "demo run eval prompt tasks lessons trial runs sleep nights adapters doctor init".split()
+ORDER = "demo run eval prompt tasks lessons trial runs sleep nights adapters profiles doctor init".split()
 
 
 class InOrder(TyperGroup):
@@ -51,6 +66,7 @@ app.add_typer(runs.app, name="runs")
 app.command()(sleep.sleep)
 app.add_typer(nights.app, name="nights")
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(profiles.app, name="profiles")
 app.command()(doctor.doctor)
 app.command()(init.init)
 

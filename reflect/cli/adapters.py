@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,45 +12,73 @@ from reflect.cli.common import Db, Json, Model, Profile, noun, workspace
 from reflect.cli.nights import tell_gate
 from reflect.cli.output import emit, say, shape, table
 
+if TYPE_CHECKING:
+    from reflect.records import Adapter, Night
+
 app = noun("Adapters: LoRA weights that hold lessons.")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="An adapter's name or id.")]
 
 
 @app.command("list")
 def list_(db: Db = None, profile: Profile = None, json: Json = False) -> None:
-    """The adapters; a star marks the active one."""
-    from reflect.store import nights
+    """The adapters and the lessons that they hold; a star marks the active one of each profile.
+
+    "revoked" are lessons that it knows and that do not stand any more: such an adapter is not promoted.
+    """
+    from reflect.store import nights, profiles
 
     ws = workspace(db, profile)
     with ws.store.read() as s:
-        rows = nights.list_adapters(s)
-        active = nights.active_adapter(s, ws.settings.profile)
-    now = active.id if active else None
+        rows = [(row, nights.get_night(s, row.night_id) if row.night_id else None) for row in nights.list_adapters(s)]
+        active = {view.active.id for view in profiles.listing(s) if view.active}
+    rows = [(row, night) for row, night in rows if profile is None or (night and night.profile == profile)]
     if json:
-        return emit([shape(row) | {"active": row.id == now} for row in rows])
-    cells = [
-        ["*" if r.id == now else "", r.id, r.name, r.status, r.night_id, r.base_model, f"{r.created:%F %R}"]
-        for r in rows
-    ]
-    table(cells, ["", "id", "name", "status", "night", "base", "created (UTC)"])
+        return emit([told(row, night) | {"active": row.id in active} for row, night in rows])
+    cells = []
+    for row, night in rows:
+        more = told(row, night)
+        star = "*" if row.id in active else ""
+        start = [star, row.id, row.name, more["profile"], row.status, row.night_id, row.base_model]
+        cells.append([*start, f"{row.created:%F %R}", ids(more["lessons"]), ids(row.revoked)])
+    table(cells, ["", "id", "name", "profile", "status", "night", "base", "created (UTC)", "lessons", "revoked"])
 
 
 @app.command()
 def show(name: Name, db: Db = None, json: Json = False) -> None:
-    """One adapter: its files, its base, its gate."""
-    from reflect.store import nights
+    """One adapter: the lessons that it holds, its files, its base, its gate."""
+    from reflect.store import lessons, nights
 
     ws = workspace(db)
     with ws.store.read() as s:
         row = nights.get_adapter(s, name)
+        night = nights.get_night(s, row.night_id) if row.night_id else None
+        more = told(row, night)
+        read = {lesson_id: version for lesson_id, version in (night.lessons if night else ())}
+        texts = [lessons.version(s, i, read[i]) for i in more["lessons"] if i in read]
     if json:
-        return emit(shape(row))
-    print(f"adapter {row.id}: {row.name}, {row.status}, night {row.night_id or '-'}")
+        return emit(more)
+    print(f"adapter {row.id}: {row.name}, {row.status}, profile {more['profile'] or '-'}, night {row.night_id or '-'}")
     print(f"base: {row.base_model} ({row.base_fingerprint[:12]})")
     print(f"folder: {ws.settings.home_path / row.path}")
     for file, digest in sorted(row.manifest.items()):
         print(f"  {digest[:12]}  {file}")
+    for text in texts:
+        gone = ", REVOKED" if text.lesson_id in row.revoked else ""
+        print(f"lesson {text.lesson_id} (version {text.version}{gone}): when: {text.when} do: {text.do}")
+    if others := sorted(set(row.revoked) - set(more["lessons"])):
+        print(f"taught as well, and revoked: lesson {ids(others)}")
     tell_gate(row.gate)
+
+
+def told(row: Adapter, night: Night | None) -> dict[str, Any]:
+    """An adapter as JSON, with its profile and the ids of the lessons that it holds."""
+    from reflect.store import marks
+
+    return shape(row) | {"profile": night.profile if night else None, "lessons": marks.keeps(row, night)}
+
+
+def ids(lesson_ids: Sequence[int]) -> str | None:
+    return ", ".join(map(str, lesson_ids)) or None
 
 
 @app.command()
@@ -91,3 +121,22 @@ def verify(
             print(f"{key}: {wrong or 'ok'}")
     if any(found.values()):
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    name: Name,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="A new folder. [default: its name, here]")
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="The whole base, with the adapter in its weights.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Replace an exported folder that stands there.")] = False,
+    db: Db = None,
+    model: Model = None,
+) -> None:
+    """Write an adapter out as a PEFT folder with a model card; prints the folder.
+
+    The card tells the lessons, the gate, how it was made, and the sha256 of each file. A damaged adapter is refused,
+    and so is one that knows a revoked lesson.
+    """
+    print(workspace(db, None, model).export_adapter(name, out, merge=merge, overwrite=yes))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from reflect.tasksets.base import Message
+
+ACTIVE: Final = ""  # the adapter that the model has on; no adapter has an empty name
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Request:
     max_tokens: int = 256
     temperature: float = 1.0  # 0 = greedy
     stop: tuple[str, ...] = ()
+    adapter: str | None = ACTIVE  # a loaded adapter, or None for the bare base: requests of one call may differ in it
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Model(Protocol):
         ...
 
     def sample(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """One list per request, one completion per seed, in order. Raises ModelError when the model cannot answer."""
+        """One list per request, one completion per seed, in order. Raises ModelError when the model cannot answer,
+        UnknownName when a request names an adapter that is not loaded. A model without adapters is always bare."""
         ...
 
     def count_tokens(self, text: str) -> int: ...

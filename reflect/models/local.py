@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +14,8 @@ import torch
 import transformers
 
 from reflect.errors import ModelError
-from reflect.models.base import Completion, Request
-from reflect.models.lora import Loras
+from reflect.models.base import ACTIVE, Completion, Request
+from reflect.models.lora import Loras, merge
 from reflect.models.sampling import Row, decode
 from reflect.tasksets.base import Message
 
@@ -119,9 +119,14 @@ class LocalModel:
         """One list per request, one completion per seed. A prompt that fills the context is a ModelError.
 
         `tokens` holds every sampled id but the end token; `text` stops before the first stop string. An answer that
-        reaches the end of the context counts as "length".
+        reaches the end of the context counts as "length". Requests of one adapter go through the network together,
+        one adapter after the other, so that each is answered as in a call of its own. UnknownName for an adapter that
+        is not loaded; then nothing is sampled.
         """
         groups: list[list[Row]] = []
+        wanted = [self.active if request.adapter == ACTIVE else request.adapter for request in requests]
+        for name in {name for name in wanted if name is not None}:
+            self.loras.known(name)
         for request in requests:
             prompt = self.encode(request.messages)
             room = self.context - len(prompt)
@@ -133,9 +138,12 @@ class LocalModel:
             limit = min(room, request.max_tokens)
             stopped = self._stopper(request.stop)
             groups.append([Row(prompt, s, limit, request.temperature, stopped) for s in request.seeds])
-        rows = [row for group in groups for row in group if row.limit > 0]
-        for batch in batches(rows, self._cache_tokens()):
-            decode(self.network, batch, self.ends, self._pad())
+        for adapter in dict.fromkeys(wanted):
+            mine = zip(wanted, groups, strict=True)
+            rows = [row for name, group in mine if name == adapter for row in group if row.limit > 0]
+            with nullcontext() if adapter == self.active else self.using(adapter):
+                for batch in batches(rows, self._cache_tokens()):
+                    decode(self.network, batch, self.ends, self._pad())
         return [[self._completion(row, r.stop) for row in g] for r, g in zip(requests, groups, strict=True)]
 
     def _completion(self, row: Row, stop: Sequence[str]) -> Completion:
@@ -180,6 +188,10 @@ class LocalModel:
         """Add a fresh adapter on all linear layers (B is zero, so it changes nothing yet). It is not active."""
         self.loras.new(name, rank, alpha, seed)
 
+    def clone_adapter(self, name: str, new: str) -> None:
+        """Add an adapter `new` of the same rank and weights, to train on from there. It is not active."""
+        self.loras.clone(name, new)
+
     def load_adapter(self, name: str, path: Path | str) -> None:
         """Load a PEFT folder under `name`. It is not active. AdapterError, AdapterMismatch."""
         self.loras.load(name, path)
@@ -204,6 +216,14 @@ class LocalModel:
     def save_adapter(self, name: str, folder: Path | str) -> None:
         """Write a plain PEFT folder with safetensors."""
         self.loras.save(name, folder, base=self.name)
+
+    def save_merged(self, adapter: Path | str, folder: Path | str) -> None:
+        """Write the base with the PEFT folder `adapter` in its weights as an ordinary model folder with its tokenizer.
+
+        It uses the network up: this model answers no more. AdapterError, AdapterMismatch.
+        """
+        merge(self.network, adapter, folder)
+        self.tokenizer.save_pretrained(folder)
 
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:

@@ -45,6 +45,16 @@ class Loras:
             torch.manual_seed(seed)
             self._add(name, config)
 
+    def clone(self, name: str, new: str) -> None:
+        """Add `new` with the rank and the weights of `name`, whose scale goes into its alpha: it says the same."""
+        self.known(name)
+        config = copy.deepcopy(self._peft.peft_config[name])
+        config.lora_alpha *= self._scales[name]
+        self._add(new, config)
+        with torch.no_grad():
+            for mine, its in zip(self.parameters(new), self.parameters(name), strict=True):
+                mine.copy_(its)
+
     def load(self, name: str, folder: Path | str) -> None:
         """Load a PEFT folder. AdapterError when it cannot be read, AdapterMismatch when it does not fit the network."""
         try:
@@ -91,7 +101,7 @@ class Loras:
 
     def drop(self, name: str) -> None:
         """Forget an adapter; the bare base is on afterwards if it was active."""
-        self._known(name)
+        self.known(name)
         if self.active == name:
             self.active = None
         del self._scales[name], self._weights[name]
@@ -106,7 +116,7 @@ class Loras:
     def use(self, name: str | None) -> None:
         """Switch to the adapter `name`, or to the bare base."""
         if name is not None:
-            self._known(name)
+            self.known(name)
         if name != self.active:
             self._switch(name)
 
@@ -136,12 +146,12 @@ class Loras:
 
     def parameters(self, name: str) -> list[torch.nn.Parameter]:
         """The adapter's trainable tensors, in a fixed order."""
-        self._known(name)
+        self.known(name)
         return list(self._weights[name])
 
     def scale(self, name: str, factor: float) -> None:
         """Set the adapter's strength: 1 as trained, 0 as good as off. Absolute, not on top of the last factor."""
-        self._known(name)
+        self.known(name)
         self._scales[name] = factor
         for module in self.network.modules():
             if hasattr(module, "set_scale"):
@@ -149,7 +159,7 @@ class Loras:
 
     def save(self, name: str, folder: Path | str, base: str) -> None:
         """Write a plain PEFT folder (adapter_config.json, adapter_model.safetensors), the scale folded into alpha."""
-        self._known(name)
+        self.known(name)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = get_peft_model_state_dict(self._peft, adapter_name=name, save_embedding_layers=False)
@@ -162,6 +172,18 @@ class Loras:
         saved.target_modules = sorted(config.target_modules)  # peft's set has another order in every process
         saved.save_pretrained(str(folder))
 
-    def _known(self, name: str) -> None:
+    def known(self, name: str) -> None:
+        """UnknownName for an adapter that is not loaded."""
         if name not in self._scales:
             raise UnknownName(f"No adapter '{name}' is loaded.", f"Loaded are: {', '.join(self._scales) or 'none'}.")
+
+
+def merge(network: Any, adapter: Path | str, folder: Path | str) -> None:
+    """Write the network with the PEFT folder `adapter` in its weights, as safetensors in the network's own precision.
+
+    `network` has no adapters yet, and is used up by this. AdapterError, AdapterMismatch.
+    """
+    loras = Loras(network)
+    loras.load("merged", adapter)
+    loras.use("merged")
+    loras._peft.merge_and_unload().save_pretrained(str(folder))

@@ -128,11 +128,20 @@ def activate(model: Model, store: Store, settings: Settings) -> Adapter | None:
     if not hasattr(local, "load_adapter"):
         return None
     local.use(None)
+    adapter = load_active(local, store, settings)
+    local.use(adapter.name if adapter else None)
+    return adapter
+
+
+def load_active(model: Any, store: Store, settings: Settings) -> Adapter | None:
+    """Read the profile's active adapter, verified first, beside what is loaded, for requests that name it
+    (`Request.adapter`); what is on stays on. None where the profile answers with the bare base. AdapterError."""
     with store.read() as s:
         adapter = nights.active_adapter(s, settings.profile)
     if adapter is not None:
-        load(local, adapter, settings)
-        local.use(adapter.name)
+        before = model.active
+        load(model, adapter, settings)
+        model.use(before)
     return adapter
 
 

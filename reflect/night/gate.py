@@ -25,6 +25,7 @@ from reflect.night.checks import Check, Probe
 from reflect.night.curriculum import Rows, Subject, gains, lesson_effects, rows_for
 from reflect.night.harvest import Data, advice_of, contradicted, near_tasks
 from reflect.night.plan import Plan
+from reflect.night.revoke import check_gone
 from reflect.night.training import probe
 from reflect.store import Store
 from reflect.tasksets import available
@@ -84,6 +85,7 @@ class Exam:
     ) -> None:
         """`previous`: the loaded adapter that would be replaced; the lessons that it holds must be held as well."""
         self.model, self.data, self.settings, self.plan, self.progress = model, data, settings, plan, progress
+        self.store, self.subjects = store, subjects
         self.rows: dict[str, Rows] = {}
         self.base: dict[str, tuple[ArmResult, ArmResult]] = {}  # taskset -> base_out, base_in
         self.harm: list[Question] = []
@@ -165,6 +167,7 @@ class Exam:
                 figures = {"base": question.before.reward, "adapter": now.reward, "n": now.n}
                 follows[question.taskset.name] = figures
         found += self._behaviour(name, arms)
+        found += check_gone(self.model, name, self.store, self.subjects, self.settings, self.plan, self.progress)
         bits = Probe(**probe(self.model, name, self.data, self.plan))
         found += [checks.drift(bits), checks.entropy(bits)]
         return {

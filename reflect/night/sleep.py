@@ -25,7 +25,7 @@ from reflect.night.harvest import Data, harvest
 from reflect.night.plan import Plan, make_plan
 from reflect.night.workshop import Workshop, night_key, the_lock
 from reflect.records import Adapter, Lesson, Night
-from reflect.store import Store, nights
+from reflect.store import Store, nights, revocation
 from reflect.store import lessons as lessons_db
 from reflect.tasksets.base import Taskset
 
@@ -70,6 +70,10 @@ def sleep(
     with the_lock(settings):
         lessons = curriculum.pick(store, settings.profile)
         if not lessons:
+            if not dry_run:  # without lessons the view of the database is the bare base
+                with store.write() as s:
+                    revocation.leave_marked(s, settings.profile)
+                adapters.activate(model, store, settings)
             return NightReport("nothing", "There are no lessons yet. Practise first: `reflect run TASKSET`.")
         subjects = curriculum.subjects(store, settings.profile, lessons, tasksets)
         base_parameters = sum(p.numel() for name, p in network.named_parameters() if ".lora_" not in name)
@@ -215,11 +219,13 @@ def end(
         for trial in curriculum.trials(found["lessons"], night.lessons, "preflight", **common):
             nights.add_trial(s, trial)
         if adapter is not None and verdict is not None:
-            good = status == "promoted"
             columns = adapter.model_dump(exclude={"id"})
-            adapter = nights.add_adapter(
-                s, **columns | {"gate": verdict, "status": "candidate" if good else "rejected"}
-            )
+            adapter = nights.add_adapter(s, **columns | {"gate": verdict})
+            if adapter.revoked:  # by a person, while the night was on
+                taken = f"it knows lesson {', '.join(map(str, adapter.revoked))}, revoked or retired in the night"
+                verdict, status = verdict | {"ok": False, "reasons": [*verdict["reasons"], taken]}, "rejected"
+            good = status == "promoted"
+            nights.set_adapter(s, adapter.id, status=adapter.status if good else "rejected", gate=verdict)
             for trial in curriculum.trials(verdict["lessons"], night.lessons, "probe", adapter_id=adapter.id, **common):
                 nights.add_trial(s, trial)
             kept = sorted(int(i) for i, figures in verdict["lessons"].items() if figures["verdict"] == "accept")

@@ -10,6 +10,7 @@ from sqlmodel import Session, col, func, select
 
 from reflect.errors import Conflict, UnknownName, UsageError
 from reflect.records import LESSON_STATUSES, Adapter, Alias, Lesson, LessonVersion, Night, now
+from reflect.store import marks
 from reflect.store import search as fulltext
 
 CONTENT = ("when", "do", "scope", "tags", "status", "pinned", "trust", "tokens")  # what a version is a snapshot of
@@ -219,15 +220,19 @@ def _write(
     reflection_id: int | None,
     night_id: int | None,
 ) -> Lesson:
-    """Change the head and append the version; nothing when nothing differs."""
+    """Change the head, append the version, keep the adapters' marks true; nothing when nothing differs."""
     if all(getattr(lesson, field) == value for field, value in changes.items()):
         return lesson
-    parent = lesson.version
+    parent, was = lesson.version, lesson.status
     for field, value in changes.items():
         setattr(lesson, field, value)
     lesson.version, lesson.updated = parent + 1, now()
     s.add(lesson)
     _record(s, lesson, parent, author, reason, reflection_id, night_id)
+    if lesson.status in marks.STANDING and was not in marks.STANDING:
+        marks.lift(s, lesson)
+    elif lesson.status not in marks.STANDING and (was == "distilled" or (author == "human" and was in marks.STANDING)):
+        marks.mark(s, lesson)
     return lesson
 
 

@@ -21,6 +21,7 @@ from reflect.records import (
     now,
 )
 from reflect.store import lessons as db
+from reflect.store import marks
 
 # -- nights ------------------------------------------------------------------------------------------------------------
 
@@ -89,10 +90,11 @@ def list_nights(s: Session, limit: int | None = None, profile: str | None = None
 
 def add_adapter(s: Session, **fields: Any) -> Adapter:
     """Record an adapter (the fields of records.Adapter). The same name with the same files is the same adapter; with
-    other files it is a Conflict, for an adapter never changes."""
+    other files it is a Conflict, for an adapter never changes. It comes marked with what a person has taken away."""
     new = Adapter.model_validate(fields)
     standing = s.exec(select(Adapter).where(Adapter.name == new.name)).first()
     if standing is None:
+        new.revoked = marks.taken_away(s, new)
         s.add(new)
         s.flush()
         return new
@@ -154,8 +156,9 @@ def promote(
     """Make the adapter the active one. What it holds leaves the prompt, what the last one held and it does not returns.
 
     `lesson_ids`: the lessons that it holds; None takes those of its night. A lesson whose text has changed since the
-    night read it is not in the weights, and stays in the prompt; so does one that a person has retired or quarantined.
+    night read it is not in the weights, and stays in the prompt; one that was retired or quarantined stays that.
     Promoting an adapter that the active one was built upon steps back to it. Returns the lessons that became distilled.
+    UsageError for one that the gate rejected, that is another profile's, or that knows a lesson which was taken away.
     """
     adapter = get_adapter(s, adapter_id)
     night = get_night(s, adapter.night_id if night_id is None else night_id)
@@ -166,6 +169,7 @@ def promote(
         )
     if adapter.status == "rejected":
         raise UsageError(f"The adapter {adapter.name} did not pass the gate.", f"See `reflect nights show {night.id}`.")
+    marks.refuse(adapter)
     active = active_adapter(s, profile)
     if adapter.id in _below(s, active):
         while (active := active_adapter(s, profile)) is not None and active.id != adapter.id:
@@ -194,11 +198,18 @@ def promote(
 
 
 def rollback(s: Session, profile: str = "default") -> Rollback:
-    """Back to the adapter that the active one replaced. The lessons that its promotion touched get back exactly what
-    they were; where a person has changed one since, that text stays and only the status goes back.
+    """Back to the adapter that the active one replaced, or where that is marked (see `marks`) to what that replaced.
 
-    UsageError when nothing is promoted.
+    The lessons that a promotion touched get back exactly what they were; where a person has changed one since, that
+    text stays and only the status goes back. UsageError when nothing is promoted.
     """
+    left = _step_back(s, profile)
+    while (now_on := active_adapter(s, profile)) is not None and now_on.revoked:
+        _step_back(s, profile)
+    return Rollback(left, now_on)
+
+
+def _step_back(s: Session, profile: str) -> Adapter:
     left = active_adapter(s, profile)
     if left is None:
         raise UsageError("No adapter is active: there is nothing to roll back.", "See `reflect adapters list`.")
@@ -209,7 +220,7 @@ def rollback(s: Session, profile: str = "default") -> Rollback:
     left.status = "rolled_back"
     s.add(left)
     _point(s, profile, left.replaced)
-    return Rollback(left, active_adapter(s, profile))
+    return left
 
 
 def _take_back(s: Session, done: LessonVersion, left: Adapter) -> None:

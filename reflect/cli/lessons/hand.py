@@ -132,6 +132,27 @@ def retire(lesson_id: Id, reason: Reason = "", db: Db = None, profile: Profile =
     told(each(book, [lesson_id], lambda i: book.retire(i, reason=reason)), "retired", json)
 
 
+def revoke(lesson_id: Id, reason: Reason = "", db: Db = None, profile: Profile = None, json: Json = False) -> None:
+    """Forget a lesson everywhere: out of every prompt, and out of the weights at once.
+
+    The profile goes back to the newest adapter without it, or to the bare base; what only the left adapters held is
+    text again. The next night is built without it and proves that it is gone. undo brings the text back.
+    """
+    done = workspace(db, profile).lessons.revoke(lesson_id, reason=reason)
+    now = done.now.name if done.now else None
+    if json:
+        names = {"marked": [row.name for row in done.marked], "left": done.left.name if done.left else None}
+        emit(shape(done.lesson) | names | {"active": now, "returned": [row.id for row in done.returned]})
+    else:
+        told(done.lesson, "revoked", json)
+    if done.left:
+        say(f"Left {done.left.name}. Active: {now or 'the bare base'}.")
+        if done.returned:
+            say(f"In the prompt again: {', '.join(str(row.id) for row in done.returned)}. Next: reflect sleep")
+    elif not done.marked:
+        say("No adapter holds it.")
+
+
 def pin(lesson_ids: Ids, db: Db = None, profile: Profile = None, json: Json = False) -> None:
     """Keep the words of lessons: no review may change or retire them."""
     book = workspace(db, profile).lessons
@@ -154,7 +175,7 @@ def each(book: Lessons, lesson_ids: Sequence[int], change: Callable[[int], Lesso
     was = {lesson_id: book.get(lesson_id).status for lesson_id in lesson_ids}
     rows = [change(lesson_id) for lesson_id in was]
     if left := [str(row.id) for row in rows if was[row.id or 0] == "distilled" and row.status == "retired"]:
-        say(f"The active adapter still holds {', '.join(left)}; the next night makes one without: reflect sleep")
+        say(f"The weights still know {', '.join(left)} until the next night. At once: reflect lessons revoke {left[0]}")
     return rows
 
 
