@@ -30,6 +30,7 @@ from reflect.errors import NightError
 from reflect.models.base import Request
 from reflect.models.local import LocalModel
 from reflect.night.harvest import Data, Question
+from reflect.night.pause import Paused
 from reflect.night.plan import Plan
 
 CHECKPOINT_STEPS = 10
@@ -207,8 +208,12 @@ def train(
     schedule = [(stage, rate) for stage, steps, rate in plan.stages for _ in range(steps)]
     for step in range(figures["step"], len(schedule)):
         stage, rate = schedule[step]
-        if progress:
-            progress(step, len(schedule), stage)
+        try:
+            if progress:
+                progress(step, len(schedule), stage)
+        except Paused:
+            _save(folder, parameters, optimizer, figures)
+            raise
         held = round(plan.anchor_share * plan.batch) if data.anchors else 0
         rows = STAGES[stage](model, name, data, plan, step, plan.batch - held) + anchors(model, data, plan, step, held)
         for group in optimizer.param_groups:
