@@ -16,7 +16,6 @@ from typing import Any
 from reflect.config import Settings
 from reflect.night import adapters
 from reflect.night.curriculum import Subject
-from reflect.night.gate import PER_LESSON
 from reflect.night.plan import Plan
 from reflect.records import Night
 from reflect.store import Store, nights
@@ -30,6 +29,8 @@ def rows(plan: Mapping[str, Any], lessons: int, tasksets: int) -> dict[str, int]
 
     Two arms of preflight, the teacher's attempts, the anchors, the gate's four arms on holdout and two on other tasks.
     """
+    from reflect.night.gate import PER_LESSON  # torch
+
     tasks = max(plan["fewest_tasks"] * tasksets, plan["tasks_per_lesson"] * lessons)
     judged = max(plan["gate_tasks"] * tasksets, PER_LESSON * lessons)
     sampled = tasks * (2 + plan["samples"]) + plan["anchors"] + 6 * judged
