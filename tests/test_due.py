@@ -34,7 +34,9 @@ def teach(store: Store, when: str = "the task says zub", **options: str) -> int:
         return lessons.add(s, **words).id or 0
 
 
-def slept(store: Store, ids: list[int], status: str = "promoted", hours: float = 24, kept: list[int] | None = None) -> Night:
+def slept(
+    store: Store, ids: list[int], status: str = "promoted", hours: float = 24, kept: list[int] | None = None
+) -> Night:
     """A night over the lessons as they are now, ended so many hours ago, as `reflect.night.sleep` leaves it."""
     with store.write() as s:
         pairs = [[i, lessons.get(s, i).version] for i in ids]
@@ -42,11 +44,15 @@ def slept(store: Store, ids: list[int], status: str = "promoted", hours: float =
         if status == "running":
             return night
         for i, version in pairs:
-            trial = Trial(lesson_id=i, version=version, kind="preflight", effect=0, low=0, high=0, n=8, verdict="accept")
+            trial = Trial(
+                lesson_id=i, version=version, kind="preflight", effect=0, low=0, high=0, n=8, verdict="accept"
+            )
             trial.night_id = night.id
             nights.add_trial(s, trial)
         if status == "promoted":
-            row = Adapter(name=night.key, path="x", manifest={}, base_model="pocket", base_fingerprint="f", night_id=night.id)
+            row = Adapter(
+                name=night.key, path="x", manifest={}, base_model="pocket", base_fingerprint="f", night_id=night.id
+            )
             adapter = nights.add_adapter(s, **row.model_dump(exclude={"id"}))
             night.lessons = [pair for pair in pairs if kept is None or pair[0] in kept]
             nights.promote(s, adapter.id, lesson_ids=[i for i, _ in night.lessons])

@@ -13,12 +13,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sqlmodel import Session
+
 from reflect.config import Settings
 from reflect.night import adapters
 from reflect.night.curriculum import Subject
 from reflect.night.plan import Plan
 from reflect.records import Night
-from reflect.store import Store, nights
+from reflect.store import Store
+from reflect.store import nights as nights_db
 from reflect.store.costs import mean_tokens
 
 NIGHTS = 5  # earlier ones whose speed counts
@@ -46,7 +49,7 @@ def estimate(store: Store, settings: Settings, subjects: Sequence[Subject], plan
     work = rows(plan.shape(), len(lessons), len(subjects))
     with store.read() as s:
         each = mean_tokens(s, [subject.taskset.name for subject in subjects])
-        speeds = [speed for night in nights.list_nights(s) if (speed := _speed(s, settings, night, base))][:NIGHTS]
+        speeds = [speed for night in nights_db.list_nights(s) if (speed := _speed(s, settings, night, base))][:NIGHTS]
     total = work["answers"] + work["trained"]
     # The lower median: a night that was interrupted counts the hours in which nobody worked on it.
     seconds = total * statistics.median_low(speeds) if speeds else plan.budget * 60
@@ -54,11 +57,11 @@ def estimate(store: Store, settings: Settings, subjects: Sequence[Subject], plan
     return work | {"tokens": tokens, "seconds": round(seconds, 1), "measured": len(speeds)}
 
 
-def _speed(s: nights.Session, settings: Settings, night: Night, base: str) -> float | None:
+def _speed(s: Session, settings: Settings, night: Night, base: str) -> float | None:
     """Seconds a row of a night that went through all its stages on this machine; None for another one."""
     if night.ended is None or night.adapter_id is None:
         return None
-    adapter = nights.get_adapter(s, night.adapter_id)
+    adapter = nights_db.get_adapter(s, night.adapter_id)
     found = night.stages.get("preflight", {})
     if adapter.base_fingerprint != base or not adapters.exists(adapter.name, settings) or "tasksets" not in found:
         return None
@@ -72,7 +75,8 @@ def _speed(s: nights.Session, settings: Settings, night: Night, base: str) -> fl
 def in_words(cost: Mapping[str, Any], disk: str) -> str:
     minutes = f"{cost['seconds'] / 60:.1f} min" if cost["seconds"] >= 100 else f"{cost['seconds']:.0f} s"
     if cost["measured"]:
-        time = f"about {minutes}, as fast as the last {cost['measured']} nights here"
+        nights = f"{cost['measured']} nights" if cost["measured"] > 1 else "1 night"
+        time = f"about {minutes}, as fast as the last {nights} here"
     else:
         time = f"{minutes} of training by its budget, and the time for the answers, which no night here has measured"
     tokens = f" ({cost['tokens']:,} tokens)" if cost["tokens"] else ""

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from sqlmodel import Session
+
 from reflect.config import Settings
 from reflect.errors import UnknownName
 from reflect.night import curriculum
@@ -77,7 +79,7 @@ def _judge(settings: Settings, now: datetime, last: Night | None, same: bool, ne
     return Due(True, f"Due: {_count(len(new))} new (lessons {_ids(new)}).", new)
 
 
-def _gone(s: nights.Session, profile: str) -> list[int]:
+def _gone(s: Session, profile: str) -> list[int]:
     """Lessons in the weights that were retired or quarantined since, or revoked from the profile's newest adapter."""
     active = nights.active_adapter(s, profile)
     ids: set[int] = set()
