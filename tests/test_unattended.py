@@ -12,6 +12,8 @@ from pathlib import Path
 
 import filelock
 import pytest
+import torch
+from test_night_distill import data, short, weights
 
 import reflect
 from reflect.cli import run_command
@@ -19,7 +21,7 @@ from reflect.config import Settings
 from reflect.errors import NightError
 from reflect.models import POCKET
 from reflect.models.local import LocalModel
-from reflect.night import adapters, room
+from reflect.night import adapters, distill, pause, room
 from reflect.night.plan import make_plan
 from reflect.night.sleep import sleep
 from reflect.night.workshop import Workshop
@@ -33,7 +35,7 @@ TINY = {"budget": 0.1, "batch": 8, "anchors": 16, "tasks_per_lesson": 4, "fewest
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(db=str(tmp_path / "lessons.db"))
+    return Settings(db=str(tmp_path / "lessons.db"), max_tokens=32)
 
 
 @pytest.fixture
@@ -115,35 +117,41 @@ def test_a_process_that_cannot_stop_is_ended() -> None:
 # -- the deadline ------------------------------------------------------------------------------------------------------
 
 
-def test_a_night_that_pauses_ends_as_one_that_does_not(pocket: LocalModel, store: Store, settings: Settings) -> None:
-    steps: list[int] = []
+class Clock:
+    """A time that is over when training has reported its step 13, three after a checkpoint."""
 
-    def see(done: int, total: int, what: str) -> None:
-        if what.startswith("train"):
-            steps.append(done)
+    steps: list[int]
 
-    class Clock:
-        """Three steps of training before the time is over."""
+    def __init__(self) -> None:
+        self.steps = []
 
-        def __le__(self, now: float) -> bool:
-            return len(steps) >= 3
+    def __le__(self, now: float) -> bool:
+        return bool(self.steps) and self.steps[-1] >= 12
 
-    paused = sleep(pocket, store, settings, until=Clock(), progress=see, **TINY)  # type: ignore[arg-type]
-    assert (paused.status, steps) == ("paused", [0, 1, 2]) and "goes on with the next" in paused.reason
+    def progress(self, done: int, total: int, what: str) -> None:
+        self.steps.append(done)
+
+
+def test_training_that_pauses_goes_on_with_the_very_next_step(tiny: LocalModel, tmp_path: Path) -> None:
+    d, plan, clock = data(tiny), short(budget=0.2), Clock()
+    whole = distill.train(tiny, "whole", d, plan, tmp_path / "a")
+    with pytest.raises(pause.Paused):
+        distill.train(tiny, "parts", d, plan, tmp_path / "b", pause.heed(clock.progress, clock))  # type: ignore[arg-type]
+    assert clock.steps == list(range(13))
+    assert distill.train(tiny, "parts", d, plan, tmp_path / "b", clock.progress) == whole
+    assert clock.steps == list(range(plan.steps + 1)), "no step is done twice, none is left out"
+    assert all(torch.equal(a, b) for a, b in zip(weights(tiny, "whole"), weights(tiny, "parts"), strict=True))
+
+
+def test_a_night_whose_time_is_over_goes_on_later(pocket: LocalModel, store: Store, settings: Settings) -> None:
+    paused = sleep(pocket, store, settings, until=time.monotonic(), **TINY)
+    assert paused.status == "paused" and paused.reason == (
+        "The time is over in its stage preflight: night 1 goes on with the next `reflect sleep`."
+    )
     with store.read() as s:
         assert nights.get_night(s, paused.night_id).status == "running"
-    done = sleep(pocket, store, settings, progress=see, **TINY)
-    assert done.night_id == paused.night_id and steps[3] == 3, "it goes on with the very next step"
-    manifest = adapters.manifest_of(adapters.home(settings) / str(done.adapter))
-
-    other = Settings(db=settings.db, home=str(settings.home_path / "undisturbed"))
-    with store.write() as s:
-        s.delete(nights.get_adapter(s, done.adapter))
-        for trial in nights.trials(s):
-            s.delete(trial)
-        s.delete(nights.get_night(s, done.night_id))
-    calm = sleep(pocket, store, other, **TINY)
-    assert adapters.manifest_of(adapters.home(other) / str(calm.adapter)) == manifest
+    with filelock.FileLock(settings.home_path / "sleep.lock", timeout=0):
+        pass  # nobody holds it any more
 
 
 def test_a_deadline_is_a_length_of_time(store: Store, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
