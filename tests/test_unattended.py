@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import filelock
@@ -195,25 +196,39 @@ def test_the_doctor_removes_what_no_night_will_read(
 # -- what it costs -----------------------------------------------------------------------------------------------------
 
 
+def slept(store: Store, settings: Settings, base: str, seconds: float, plan: dict) -> None:
+    """A night of this plan as the database keeps it (test_night_sleep asks after a real one)."""
+    adapters.home(settings).joinpath("night-1").mkdir(parents=True)
+    stages = {"preflight": {"tasksets": {"dialect": {}}, "lessons": {"1": {}, "2": {}, "3": {}}}}
+    with store.write() as s:
+        night = nights.start_night(s, key="1" * 32, profile="default", config=plan, lessons=[[1, 1]])
+        row = Adapter(
+            name="night-1", path="x", manifest={}, base_model="pocket", base_fingerprint=base, night_id=night.id
+        )
+        adapter = nights.add_adapter(s, **row.model_dump(exclude={"id"}))
+        nights.finish_night(s, night.id, "rejected", adapter_id=adapter.id)
+        night.stages, night.started = stages, night.ended - timedelta(seconds=seconds)  # type: ignore[operator]
+
+
 def test_a_dry_run_says_what_it_costs(pocket: LocalModel, store: Store, settings: Settings) -> None:
     first = sleep(pocket, store, settings, dry_run=True, **TINY)
     assert first.cost["measured"] == 0 and first.cost["seconds"] == 6.0
     assert "by its budget" in first.reason and "no night here has measured" in first.reason
     assert first.cost["tasks"] == 16 and first.cost["trained"] == 12 * 8 and "22 MB of disk" in first.reason
-    night = sleep(pocket, store, settings, **TINY)
-    assert night.adapter, night.reason
-    again = sleep(pocket, store, settings, dry_run=True, **TINY | {"seed": 1})
-    assert again.cost["measured"] == 1 and "as fast as the last 1 night here" in again.reason
-    with store.read() as s:
-        row = nights.get_night(s, night.night_id)
-        took = (row.ended - row.started).total_seconds()  # type: ignore[operator]
-    assert again.cost["seconds"] == pytest.approx(took, abs=0.06), "the same work takes the same time"
-    twice = sleep(pocket, store, settings, dry_run=True, **TINY | {"gate_tasks": 200, "seed": 1})
-    assert twice.cost["seconds"] > 2 * took
-    with store.write() as s:
-        adapter: Adapter = nights.get_adapter(s, night.adapter)
-        adapter.base_fingerprint = "another base"  # its nights say nothing about this one
-    assert sleep(pocket, store, settings, dry_run=True, **TINY | {"seed": 1}).cost["measured"] == 0
+    slept(store, settings, pocket.fingerprint, 50.0, first.plan)
+    same = sleep(pocket, store, settings, dry_run=True, **TINY)
+    assert same.cost["measured"] == 1 and "about 50 s, as fast as the last 1 night here" in same.reason
+    more = sleep(pocket, store, settings, dry_run=True, **TINY | {"gate_tasks": 200})
+    work = [report.cost["answers"] + report.cost["trained"] for report in (more, same)]
+    assert more.cost["seconds"] == pytest.approx(50.0 * work[0] / work[1], abs=0.06)
+    adapters.home(settings).joinpath("night-1").rmdir()  # its folder is on another machine, so it was slept there
+    assert sleep(pocket, store, settings, dry_run=True, **TINY).cost["measured"] == 0
+
+
+def test_the_nights_of_another_base_say_nothing(pocket: LocalModel, store: Store, settings: Settings) -> None:
+    plan = sleep(pocket, store, settings, dry_run=True, **TINY).plan
+    slept(store, settings, "another base", 50.0, plan)
+    assert sleep(pocket, store, settings, dry_run=True, **TINY).cost["measured"] == 0
 
 
 def test_too_little_disk_is_said_before_the_work(tiny: LocalModel, store: Store, settings: Settings) -> None:
