@@ -35,6 +35,8 @@ class Settings:
     trials: bool = True  # withhold lessons from some rollouts of a run, to measure what they are worth
     withhold_candidate: float = 0.5  # from this share of the rollouts
     withhold_active: float = 0.1  # the same of lessons that are proven, or pinned
+    sleep_lessons: int = 1  # `reflect sleep --if-due`: a night is due when so many lessons are new
+    sleep_hours: float = 20.0  # and the last one ended so long ago
     device: str = "auto"  # auto | cpu | cuda | mps
     threads: int = 0  # torch threads, 0 = torch's own choice
     home: str = ""  # where adapters and locks live; default: .reflect beside the database

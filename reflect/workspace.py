@@ -11,6 +11,7 @@ The database and the model are opened when first used, so that a question about 
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -18,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reflect.config import Settings
-from reflect.errors import AdapterError, ModelError, UnknownName, UsageError
+from reflect.errors import AdapterError, ModelError, NightBusy, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from reflect.book import Lessons
     from reflect.day.summary import Report
     from reflect.evaluate import ArmResult
     from reflect.models.base import Model
+    from reflect.night.due import Due
     from reflect.night.sleep import NightReport
     from reflect.records import Adapter, Lesson
     from reflect.store import Store
@@ -245,16 +247,46 @@ class Workspace:
     # -- the night
 
     def sleep(
-        self, *tasksets: str | Path | Taskset, dry_run: bool = False, progress: Progress | None = None, **dials: Any
+        self,
+        *tasksets: str | Path | Taskset,
+        dry_run: bool = False,
+        if_due: bool = False,
+        deadline: float | None = None,
+        progress: Progress | None = None,
+        **dials: Any,
     ) -> NightReport:
         """One night over all lessons of the profile: train an adapter, judge it, promote it when it is good.
 
-        `dials`: method, divergence, budget (minutes), seed. The same night again does nothing.
+        `dials`: method, divergence, budget (minutes), seed. The same night again does nothing. `if_due`: only when it
+        is time (see `due`). `deadline`: minutes from now, after which the night pauses, to go on with the next sleep.
         """
+        began = time.monotonic()
         found = [self.taskset(name) for name in tasksets]
-        from reflect.night.sleep import sleep
+        from reflect.night.sleep import NightReport, sleep
+        from reflect.night.workshop import is_running
 
-        return sleep(self.model, self.store, self.settings, tasksets=found, dry_run=dry_run, progress=progress, **dials)
+        if if_due and not (due := self.due(*found)):
+            return NightReport("not due", due.reason)
+        if is_running(self.settings):  # said before the model is loaded; who holds the lock decides in the end
+            raise NightBusy("Another sleep is running.", "Wait until it is done: `reflect nights`.")
+        until = None if deadline is None else began + 60 * deadline
+        words: dict[str, Any] = {"tasksets": found, "dry_run": dry_run, "until": until, "progress": progress}
+        try:
+            return sleep(self.model, self.store, self.settings, **words, **dials)
+        except NightBusy as e:
+            if not if_due:
+                raise
+            return NightReport("not due", f"Not due: {e.message}")
+
+    def due(self, *tasksets: str | Path | Taskset) -> Due:
+        """Is it time to sleep? Without loading the model: see `reflect.night.due`."""
+        from reflect.night.due import Due, decide
+        from reflect.night.workshop import is_running
+        from reflect.records import now
+
+        if is_running(self.settings):
+            return Due(False, "Not due: another sleep is running.")
+        return decide(self.store, self.settings, now(), [self.taskset(name) for name in tasksets])
 
     def promote(self, name: str) -> Adapter:
         """Make an adapter the active one, as its own night would have: what it holds leaves the prompt.
@@ -321,6 +353,12 @@ class Workspace:
             except AdapterError as e:
                 found[row.name] = e.message
         return found
+
+    def sweep(self) -> list[Path]:
+        """Remove what killed nights left and no night will read again, unless one is running. What was removed."""
+        from reflect.night import leftovers
+
+        return leftovers.sweep(self.store, self.settings)
 
     def doctor(self) -> list[str]:
         """What is wrong with the database and the adapters, in sentences; [] when all is well."""

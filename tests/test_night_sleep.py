@@ -90,6 +90,8 @@ def test_a_night_moves_lessons_from_the_prompt_into_the_weights(
 
     again = sleep(pocket, store, settings, **SMALL)
     assert again.again and again.night_id == report.night_id and again.status == "promoted"
+    planned = sleep(pocket, store, settings, dry_run=True, **SMALL)  # the same work takes as long as it took
+    assert planned.cost["measured"] == 1 and 0.5 < planned.cost["seconds"] / report.seconds < 1.5
 
     with store.write() as s:
         nights.rollback(s)

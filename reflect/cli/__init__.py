@@ -1,7 +1,7 @@
 """The command line: one module per noun, and the one place that catches errors.
 
 stdout is data, stderr is everything else. Exit codes: 0 done (also "nothing to do"), 1 failed, 2 the command's words
-are off, 130 interrupted after saving. Nothing slow is imported here: `reflect --help` answers at once.
+are off, 130 interrupted after saving, 143 by SIGTERM. Nothing slow is imported here: `reflect --help` answers at once.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from reflect.cli import (
     prompt,
     run,
     runs,
+    schedule,
+    signals,
     sleep,
     tasks,
     trial,
@@ -35,7 +37,7 @@ from reflect.cli import (
 from reflect.cli.output import say
 from reflect.errors import ReflectError
 
-ORDER = "demo run eval prompt tasks lessons trial runs sleep nights adapters profiles doctor init".split()
+ORDER = "demo run eval prompt tasks lessons trial runs sleep nights schedule adapters profiles doctor init".split()
 
 
 class InOrder(TyperGroup):
@@ -65,6 +67,7 @@ app.command()(trial.trial)
 app.add_typer(runs.app, name="runs")
 app.command()(sleep.sleep)
 app.add_typer(nights.app, name="nights")
+app.add_typer(schedule.app, name="schedule")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(profiles.app, name="profiles")
 app.command()(doctor.doctor)
@@ -90,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit. An error is one sentence and the next step, never a traceback."""
     # Waiting threads of torch sleep instead of spinning, so that other work beside this command keeps its core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    signals.listen()
     code = run_command(argv)
     try:
         sys.stdout.flush()
@@ -135,5 +139,6 @@ def broken(e: OSError) -> int:
 
 
 def interrupted() -> int:
-    say("\nInterrupted. What was finished is saved; the same command continues.")
-    return 130
+    said = "Interrupted" if signals.exit_code() == 130 else "Terminated"
+    say(f"\n{said}. What was finished is saved; the same command continues.")
+    return signals.exit_code()

@@ -13,7 +13,10 @@ PACKAGES = ("torch", "transformers", "peft", "sqlmodel", "SQLAlchemy", "alembic"
 
 
 def doctor(db: Db = None, model: Model = None, profile: Profile = None, json: Json = False) -> None:
-    """Check the database, the adapters and the set-up. Exit 1 when something is wrong."""
+    """Check the database, the adapters and the set-up. Exit 1 when something is wrong.
+
+    What killed nights left behind is removed, unless a night is running.
+    """
     import platform
     from importlib.metadata import version
 
@@ -24,6 +27,7 @@ def doctor(db: Db = None, model: Model = None, profile: Profile = None, json: Js
 
     ws = workspace(db, profile, model)
     problems = ws.doctor()
+    swept = [] if problems else ws.sweep()  # where something is wrong, nothing is touched
     try:
         folder = str(find(ws.settings.model)) if not ws.settings.model.startswith("hf:") else "(not looked up)"
     except ReflectError as e:
@@ -42,12 +46,14 @@ def doctor(db: Db = None, model: Model = None, profile: Profile = None, json: Js
         "model_folder": folder,
         "adapter": active.name if active else None,
         "home": str(ws.settings.home_path),
+        "removed": [str(path) for path in swept],
     }
     if json:
         emit({"ok": not problems, "problems": problems, **facts})
     else:
         for name, value in facts.items():
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+            text = ", ".join(value) or None if isinstance(value, list) else text
             print(f"{name.replace('_', ' ')}: {'-' if text is None else text}")
         for problem in problems:
             print(f"PROBLEM {problem}")

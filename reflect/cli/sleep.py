@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +19,7 @@ def minutes(text: str) -> float:
     """ "90s", "10m", "1.5h", or a number of minutes."""
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([smh]?)", text.strip())
     if not match:
-        raise UsageError(f"A budget of '{text}' is no length of time.", "Write 90s, 10m or 1.5h.")
+        raise UsageError(f"'{text}' is no length of time.", "Write 90s, 10m or 1.5h.")
     return float(match[1]) * UNITS[match[2]]
 
 
@@ -28,6 +28,10 @@ def sleep(
     budget: Annotated[str | None, typer.Option(metavar="TIME", help="Of training: 90s, 10m. [default: 30s]")] = None,
     method: Annotated[str | None, typer.Option(help="staged, sft or distill. [default: staged]")] = None,
     seed: Seed = 0,
+    if_due: Annotated[bool, typer.Option("--if-due", help="Only when it is time; else say why not.")] = False,
+    deadline: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Pause after so long: 90s, 10m, 2h. The next sleep goes on.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     db: Db = None,
     model: Model = None,
@@ -38,14 +42,18 @@ def sleep(
 
     Trains an adapter, judges it, promotes it when it is as good as the lessons.
     The lessons that it holds leave the prompt. The same night again does nothing; a killed one is continued.
+    With --if-due it is made for schedules: see `reflect schedule`.
     """
-    dials = {"budget": minutes(budget) if budget else None, "method": method, "seed": seed}
+    dials: dict[str, Any] = {"budget": minutes(budget) if budget else None, "method": method, "seed": seed}
+    dials = {name: value for name, value in dials.items() if value is not None}
+    until = minutes(deadline) if deadline else None
     ws = workspace(db, profile, model)
     with progress() as tell:
-        given = {name: value for name, value in dials.items() if value is not None}
-        report = ws.sleep(*(tasksets or []), dry_run=dry_run, progress=tell, **given)
+        report = ws.sleep(*(tasksets or []), dry_run=dry_run, if_due=if_due, deadline=until, progress=tell, **dials)
     if json:
         emit(asdict(report))
+    elif report.status == "not due":
+        print(report.reason)
     else:
         where = f"night {report.night_id}: " if report.night_id else ""
         again = " (slept before; nothing was done)" if report.again else f" ({clock(report.seconds)})"

@@ -28,6 +28,11 @@ def home(settings: Settings) -> Path:
     return settings.home_path / "adapters"
 
 
+def name_of(night_key: str) -> str:
+    """The name of the adapter that a night makes."""
+    return f"night-{night_key[:12]}"
+
+
 def folder_of(adapter: Adapter, settings: Settings) -> Path:
     """Where the adapter lies. Paths in the database are relative to the home folder, so that both can move together."""
     return settings.home_path / adapter.path

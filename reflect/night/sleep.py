@@ -12,14 +12,14 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reflect.config import Settings
 from reflect.day.rollout import Progress
 from reflect.errors import AdapterError, NightError, UsageError
 from reflect.models.base import Model
-from reflect.night import adapters, curriculum
+from reflect.night import adapters, cost, curriculum, pause, room
 from reflect.night.curriculum import Subject
 from reflect.night.harvest import Data, harvest
 from reflect.night.plan import Plan, make_plan
@@ -34,7 +34,8 @@ STAGES = ("preflight", "harvest", "train", "placebo", "gate", "promote")
 
 @dataclass(frozen=True)
 class NightReport:
-    """What a night did. `status`: promoted, rejected, nothing, failed; or planned, for a dry run."""
+    """What a night did. `status`: promoted, rejected, nothing, failed; planned, for a dry run; paused, at a deadline
+    (the night goes on with the next sleep); or "not due"."""
 
     status: str
     reason: str
@@ -46,6 +47,7 @@ class NightReport:
     stages: dict[str, Any] = field(default_factory=dict)  # stage -> its figures
     seconds: float = 0.0
     again: bool = False  # this very night had been slept before; nothing was done
+    cost: dict[str, Any] = field(default_factory=dict)  # of a dry run: see reflect.night.cost
 
 
 def sleep(
@@ -55,11 +57,13 @@ def sleep(
     *,
     tasksets: Sequence[Taskset] = (),
     dry_run: bool = False,
+    until: float | None = None,
     progress: Progress | None = None,
     **dials: Any,
 ) -> NightReport:
     """Sleep over all lessons of the profile. `tasksets`: where they are practised, when their scope does not say it.
 
+    `until`: when time.monotonic() says so, the night pauses; the next sleep goes on with it.
     `dials` are those of `make_plan`: method, divergence, budget (minutes), seed ... The model ends with the profile's
     active adapter on. Raises NightBusy when another sleep runs, UsageError for a model that has no weights here.
     """
@@ -79,12 +83,18 @@ def sleep(
         base_parameters = sum(p.numel() for name, p in network.named_parameters() if ".lora_" not in name)
         plan = make_plan(base_parameters, len(lessons), **dials)
         if dry_run:
-            return NightReport("planned", in_words(plan, subjects), lessons=_ids(lessons), plan=plan.shape())
+            costs = cost.estimate(store, settings, subjects, plan, model.fingerprint)
+            words = f"{in_words(plan, subjects)} {cost.in_words(costs, room.in_mb(room.needed(network, plan)))}"
+            return NightReport("planned", words, lessons=_ids(lessons), plan=plan.shape(), cost=costs)
+        room.check(network, settings, plan)
         night = begin(model, store, settings, subjects, plan)
         again = night.status != "running"
         try:
             if not again:
-                live(model, store, settings, subjects, plan, night, progress)
+                live(model, store, settings, subjects, plan, night, pause.heed(progress, until))
+        except pause.Paused as e:
+            words = f"The time is over in its stage {e}: night {night.id} goes on with the next `reflect sleep`."
+            return replace(report(store, night.id or 0, time.monotonic() - began, False), status="paused", reason=words)
         except OSError as e:
             if e.errno != errno.ENOSPC:
                 raise
@@ -108,7 +118,7 @@ def live(
     from reflect.night import training, verdict  # torch
 
     work = Workshop(settings, night.key)
-    name = f"night-{night.key[:12]}"
+    name = adapters.name_of(night.key)
     model.use(None)
 
     def stage(what: str, make: Callable[[Progress], dict[str, Any]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from reflect.night.distill import Step, anchors, distill, prompts_of, sft
 from reflect.night.grpo import grpo
 from reflect.night.harvest import Data
 from reflect.night.losses import Row, answer_logits, backward, divergence, micro_batches
+from reflect.night.pause import Paused
 from reflect.night.plan import Plan
 
 CHECKPOINT_STEPS = 10
@@ -69,8 +70,13 @@ def fit(
     schedule = [(stage, rate) for stage, steps, rate in plan.stages for _ in range(steps)]
     for number in range(figures["step"], len(schedule)):
         stage, rate = schedule[number]
-        if progress:
-            progress(number, len(schedule), stage)
+        try:
+            if progress:
+                progress(number, len(schedule), stage)
+        except Paused:
+            if folder:
+                _save(folder, parameters, optimizer, figures)
+            raise
         held = round(plan.anchor_share * plan.batch) if data.anchors else 0
         step = STAGES[stage](model, name, data, plan, number, plan.batch - held)
         rows = anchors(model, data, plan, number, held)

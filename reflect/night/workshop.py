@@ -40,7 +40,11 @@ def _tasks_hash(taskset: Taskset) -> str:
 
 @contextmanager
 def the_lock(settings: Settings) -> Iterator[None]:
-    """One sleep at a time in one home folder. The system releases the lock when its holder dies, however it dies."""
+    """One sleep at a time in one home folder. The system releases the lock when its holder dies, however it dies.
+
+    The trainer is the holder itself: a night starts no other process that could outlive it. A child that forked off
+    would share the descriptor, and so hold the lock for as long as it lives.
+    """
     import filelock
 
     settings.home_path.mkdir(parents=True, exist_ok=True)
@@ -53,6 +57,17 @@ def the_lock(settings: Settings) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_running(settings: Settings) -> bool:
+    """Does somebody sleep in this home folder now?"""
+    if not (settings.home_path / "sleep.lock").exists():
+        return False
+    try:
+        with the_lock(settings):
+            return False
+    except NightBusy:
+        return True
 
 
 class Workshop:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import and_, case
 from sqlmodel import Session, col, func, select
 
-from reflect.records import Exposure, Lesson, LessonVersion, Trial
+from reflect.records import Exposure, Lesson, LessonVersion, Rollout, TaskRow, Trial
 from reflect.store import lessons as db
 
 POINT = 0.01  # of reward
@@ -57,6 +58,16 @@ def costs(s: Session, profile: str) -> list[Cost]:
         Cost(lesson, *counted.get(lesson.id or 0, (0, 0, 0)), measured.get(lesson.id or 0))
         for lesson in db.listing(s, profile)
     ]
+
+
+def mean_tokens(s: Session, tasksets: Sequence[str]) -> float:
+    """Tokens of an attempt at these tasksets, prompt and answer, on average over all that were made; 0 for none."""
+    found = (
+        select(func.avg(col(Rollout.prompt_tokens) + col(Rollout.completion_tokens)))
+        .join(TaskRow, col(TaskRow.key) == col(Rollout.task_key))
+        .where(col(TaskRow.taskset).in_(tasksets), col(Rollout.error).is_(None))
+    )
+    return float(s.exec(found).one() or 0.0)
 
 
 def _measured(s: Session, profile: str) -> dict[int, Trial]:

@@ -1,0 +1,30 @@
+"""A night that must stop by a given time stops at its next safe point: between steps and between batches of answers.
+
+What is done stays in the night's folder, and the next `reflect sleep` goes on from there. The stage in which it
+stopped begins anew, but for training, which goes on with the very next step. A deadline that is always shorter than
+the longest of the other stages would thus never see the night end.
+"""
+
+from __future__ import annotations
+
+import time
+
+from reflect.day.rollout import Progress
+
+
+class Paused(BaseException):
+    """The time is over. No error, and so none that somebody who catches errors may take it for one."""
+
+
+def heed(progress: Progress | None, until: float | None) -> Progress | None:
+    """The same progress, which every stage reports at its safe points, raising Paused after `until` (monotonic s)."""
+    if until is None:
+        return progress
+
+    def tell(done: int, total: int, what: str) -> None:
+        if time.monotonic() >= until:
+            raise Paused(what.split(":")[0])
+        if progress:
+            progress(done, total, what)
+
+    return tell

@@ -1,0 +1,242 @@
+"""A night with nobody there: signals, deadlines, a second sleeper, leftovers, its cost and its room on the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import filelock
+import pytest
+import torch
+from test_night_distill import data, short, weights
+
+import reflect
+from reflect.cli import run_command
+from reflect.config import Settings
+from reflect.errors import NightError
+from reflect.models import POCKET
+from reflect.models.local import LocalModel
+from reflect.night import adapters, distill, pause, room
+from reflect.night.plan import make_plan
+from reflect.night.sleep import sleep
+from reflect.night.workshop import Workshop
+from reflect.records import Adapter
+from reflect.store import Store, doctor, lessons, nights
+from reflect.tasksets import load_taskset
+
+ROOT = Path(reflect.__file__).parent.parent
+TINY = {"budget": 0.1, "batch": 8, "anchors": 16, "tasks_per_lesson": 4, "fewest_tasks": 16, "gate_tasks": 8}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(db=str(tmp_path / "lessons.db"), max_tokens=32)
+
+
+@pytest.fixture
+def store(settings: Settings) -> Store:
+    store = Store(settings.db)
+    with store.write() as s:
+        for verb, operation in list(load_taskset("dialect").meanings.items())[:3]:
+            lessons.add(s, when=f"the task says {verb}", do=f"use {operation}", author="human", scope="dialect")
+    return store
+
+
+def start(settings: Settings, *words: str) -> subprocess.Popen:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "reflect", *words, "--db", settings.db]
+    # What a shell starts in the background ignores SIGINT, and so do its children, unless they are told otherwise.
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env, preexec_fn=heed)
+
+
+def wait_for(process: subprocess.Popen, there: Path) -> None:
+    """Until the file is there."""
+    deadline = time.monotonic() + 120
+    while not there.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert there.exists() and process.poll() is None
+
+
+# -- signals -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not (POCKET / "config.json").is_file(), reason="the pocket model has not been trained yet")
+def test_a_night_that_is_told_to_stop_stops_and_lets_nobody_in_before(store: Store, settings: Settings) -> None:
+    """A real night is told to stop in the middle; while it works, a second one is refused, or finds nothing due."""
+    process = start(settings, "sleep", "--budget", "10m")
+    wait_for(process, settings.home_path / "sleep.lock")
+    wait_for(process, settings.home_path / "nights")  # its preflight is written down
+    second = start(settings, "sleep")
+    third = start(settings, "sleep", "--if-due")
+    said = [one.communicate(timeout=60) for one in (second, third)]
+    assert second.returncode == 1 and "Another sleep is running" in said[0][1]
+    assert third.returncode == 0 and said[1][0] == "Not due: another sleep is running.\n"
+
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 10
+    assert process.returncode == 143, err
+    assert "Terminated" in err and "the same command continues" in err and "Traceback" not in err
+    assert reflect.open(settings.db).due().reason == "Due: night 1 was interrupted, and goes on."
+    with store.read() as s:
+        assert [night.status for night in nights.list_nights(s)] == ["running"] and doctor.check(s) == []
+
+
+def test_a_process_that_cannot_stop_is_ended() -> None:
+    """It swallows the exception and works on: the hard end comes after the patience, or with the second signal."""
+    code = (
+        "import sys, time; from reflect.cli import signals; signals.PATIENCE = float(sys.argv[1]); signals.listen()\n"
+        "while True:\n"
+        "    try:\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(60)\n"
+        "    except KeyboardInterrupt: print('swallowed', flush=True)\n"
+    )
+    for patience, number, twice in (("0.3", signal.SIGTERM, False), ("60", signal.SIGINT, True)):
+        words = [sys.executable, "-c", code, patience]
+        heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=heed, env=env)
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == "swallowed\n"
+        assert process.stdout.readline() == "ready\n"
+        if twice:
+            process.send_signal(number)
+        assert process.wait(30) == 128 + number
+
+
+# -- the deadline ------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A time that is over when training has reported its step 13, three after a checkpoint."""
+
+    steps: list[int]
+
+    def __init__(self) -> None:
+        self.steps = []
+
+    def __le__(self, now: float) -> bool:
+        return bool(self.steps) and self.steps[-1] >= 12
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        self.steps.append(done)
+
+
+def test_training_that_pauses_goes_on_with_the_very_next_step(tiny: LocalModel, tmp_path: Path) -> None:
+    d, plan, clock = data(tiny), short(budget=0.2), Clock()
+    whole = distill.train(tiny, "whole", d, plan, tmp_path / "a")
+    with pytest.raises(pause.Paused):
+        distill.train(tiny, "parts", d, plan, tmp_path / "b", pause.heed(clock.progress, clock))  # type: ignore[arg-type]
+    assert clock.steps == list(range(13))
+    assert distill.train(tiny, "parts", d, plan, tmp_path / "b", clock.progress) == whole
+    assert clock.steps == list(range(plan.steps + 1)), "no step is done twice, none is left out"
+    assert all(torch.equal(a, b) for a, b in zip(weights(tiny, "whole"), weights(tiny, "parts"), strict=True))
+
+
+def test_a_night_whose_time_is_over_goes_on_later(pocket: LocalModel, store: Store, settings: Settings) -> None:
+    paused = sleep(pocket, store, settings, until=time.monotonic(), **TINY)
+    assert paused.status == "paused" and paused.reason == (
+        "The time is over in its stage preflight: night 1 goes on with the next `reflect sleep`."
+    )
+    with store.read() as s:
+        assert nights.get_night(s, paused.night_id).status == "running"
+    with filelock.FileLock(settings.home_path / "sleep.lock", timeout=0):
+        pass  # nobody holds it any more
+
+
+def test_a_deadline_is_a_length_of_time(store: Store, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["sleep", "--deadline", "dawn", "--db", settings.db]) == 2
+    assert "'dawn' is no length of time" in capsys.readouterr().err
+
+
+# -- leftovers ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_doctor_removes_what_no_night_will_read(
+    store: Store, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with store.write() as s:
+        ended, going = (nights.start_night(s, key=k * 32, profile="default", config={}, lessons=[]) for k in "ab")
+        nights.finish_night(s, ended.id, "nothing")
+    home = adapters.home(settings)
+    garbage = [
+        home / f"{adapters.UNFINISHED}x",
+        home / adapters.name_of(ended.key),
+        Workshop(settings, ended.key).folder,
+    ]
+    kept = [home / adapters.name_of(going.key), Workshop(settings, going.key).folder, home / "by-hand"]
+    kept.append(settings.home_path / "nights" / "of-another-database")
+    for folder in (*garbage, *kept):
+        folder.mkdir(parents=True)
+        (folder / "file.json").write_text("{}")
+    temporary = Workshop(settings, going.key).folder / "training.tmp"
+    temporary.write_bytes(b"half")
+    with filelock.FileLock(settings.home_path / "sleep.lock"):  # never under a night that runs
+        assert run_command(["doctor", "--db", settings.db, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["removed"] == [] and all(path.exists() for path in garbage)
+    assert run_command(["doctor", "--db", settings.db, "--json"]) == 0
+    removed = json.loads(capsys.readouterr().out)["removed"]
+    assert sorted(removed) == sorted(map(str, [*garbage, temporary]))
+    assert not any(path.exists() for path in (*garbage, temporary)) and all(
+        (path / "file.json").exists() for path in kept
+    )
+
+
+# -- what it costs -----------------------------------------------------------------------------------------------------
+
+
+def slept(store: Store, settings: Settings, base: str, seconds: float, plan: dict) -> None:
+    """A night of this plan as the database keeps it (test_night_sleep asks after a real one)."""
+    adapters.home(settings).joinpath("night-1").mkdir(parents=True)
+    stages = {"preflight": {"tasksets": {"dialect": {}}, "lessons": {"1": {}, "2": {}, "3": {}}}}
+    with store.write() as s:
+        night = nights.start_night(s, key="1" * 32, profile="default", config=plan, lessons=[[1, 1]])
+        row = Adapter(
+            name="night-1", path="x", manifest={}, base_model="pocket", base_fingerprint=base, night_id=night.id
+        )
+        adapter = nights.add_adapter(s, **row.model_dump(exclude={"id"}))
+        nights.finish_night(s, night.id, "rejected", adapter_id=adapter.id)
+        night.stages, night.started = stages, night.ended - timedelta(seconds=seconds)  # type: ignore[operator]
+
+
+def test_a_dry_run_says_what_it_costs(pocket: LocalModel, store: Store, settings: Settings) -> None:
+    first = sleep(pocket, store, settings, dry_run=True, **TINY)
+    assert first.cost["measured"] == 0 and first.cost["seconds"] == 6.0
+    assert "by its budget" in first.reason and "no night here has measured" in first.reason
+    assert first.cost["tasks"] == 16 and first.cost["trained"] == 12 * 8 and "22 MB of disk" in first.reason
+    slept(store, settings, pocket.fingerprint, 50.0, first.plan)
+    same = sleep(pocket, store, settings, dry_run=True, **TINY)
+    assert same.cost["measured"] == 1 and "about 50 s, as fast as the last 1 night here" in same.reason
+    more = sleep(pocket, store, settings, dry_run=True, **TINY | {"gate_tasks": 200})
+    work = [report.cost["answers"] + report.cost["trained"] for report in (more, same)]
+    assert more.cost["seconds"] == pytest.approx(50.0 * work[0] / work[1], abs=0.06)
+    adapters.home(settings).joinpath("night-1").rmdir()  # its folder is on another machine, so it was slept there
+    assert sleep(pocket, store, settings, dry_run=True, **TINY).cost["measured"] == 0
+
+
+def test_the_nights_of_another_base_say_nothing(pocket: LocalModel, store: Store, settings: Settings) -> None:
+    plan = sleep(pocket, store, settings, dry_run=True, **TINY).plan
+    slept(store, settings, "another base", 50.0, plan)
+    assert sleep(pocket, store, settings, dry_run=True, **TINY).cost["measured"] == 0
+
+
+def test_too_little_disk_is_said_before_the_work(tiny: LocalModel, store: Store, settings: Settings) -> None:
+    """No disk holds adapters of this rank."""
+    plan = make_plan(10**6, rank=10**15)
+    assert room.needed(tiny.network, plan) > 10**17
+    before = tiny.network.state_dict().keys()
+    with pytest.raises(NightError, match=r"A night needs [\d,]+ MB of disk, and .* has [\d,]+ MB"):
+        sleep(tiny, store, settings, rank=10**15)
+    with store.read() as s:
+        assert nights.list_nights(s) == [] and tiny.network.state_dict().keys() == before
