@@ -26,7 +26,16 @@ def minutes(text: str) -> float:
 def sleep(
     tasksets: Annotated[list[str] | None, typer.Argument(help="Where lessons are practised.")] = None,
     budget: Annotated[str | None, typer.Option(metavar="TIME", help="Of training: 90s, 10m. [default: 30s]")] = None,
-    method: Annotated[str | None, typer.Option(help="staged, sft or distill. [default: staged]")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="staged, sft, distill, grpo or staged+grpo. [default: staged]")
+    ] = None,
+    divergence: Annotated[
+        str | None,
+        typer.Option(help="Of distillation: forward, reverse or jsd. [default: reverse, after a warm start]"),
+    ] = None,
+    continued: Annotated[
+        bool, typer.Option("--continue", help="Start from the active adapter's weights, not from none.")
+    ] = False,
     seed: Seed = 0,
     if_due: Annotated[bool, typer.Option("--if-due", help="Only when it is time; else say why not.")] = False,
     deadline: Annotated[
@@ -44,7 +53,8 @@ def sleep(
     The lessons that it holds leave the prompt. The same night again does nothing; a killed one is continued.
     With --if-due it is made for schedules: see `reflect schedule`.
     """
-    dials: dict[str, Any] = {"budget": minutes(budget) if budget else None, "method": method, "seed": seed}
+    dials: dict[str, Any] = {"budget": minutes(budget) if budget else None, "method": method, "divergence": divergence}
+    dials |= {"seed": seed, "continued": continued}
     dials = {name: value for name, value in dials.items() if value is not None}
     until = minutes(deadline) if deadline else None
     ws = workspace(db, profile, model)

@@ -39,7 +39,10 @@ def rows(plan: Mapping[str, Any], lessons: int, tasksets: int) -> dict[str, int]
     sampled = tasks * (2 + plan["samples"]) + plan["anchors"] + 6 * judged
     steps = sum(steps for name, steps, _ in plan["stages"] if name != "sft")  # in which the student makes attempts
     sampled += round(steps * plan["batch"] * (1 - plan["anchor_share"]))
-    return {"tasks": tasks, "answers": sampled, "trained": plan["steps"] * plan["batch"]}
+    trained = plan["steps"] * plan["batch"]
+    if plan.get("placebo"):
+        sampled, trained = sampled + tasks + judged, trained + plan["stages"][0][1] * plan["batch"]
+    return {"tasks": tasks, "answers": sampled, "trained": trained}
 
 
 def estimate(store: Store, settings: Settings, subjects: Sequence[Subject], plan: Plan, base: str) -> dict[str, Any]:

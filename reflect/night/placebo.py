@@ -55,4 +55,4 @@ def placebo_data(
 def placebo_plan(plan: Plan) -> Plan:
     """The plan's first stage, as a warm start."""
     _, steps, rate = plan.stages[0]
-    return dataclasses.replace(plan, method="sft", stages=(("sft", steps, rate),))
+    return dataclasses.replace(plan, method="sft", stages=(("sft", steps, rate),), start="")

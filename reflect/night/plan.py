@@ -65,6 +65,7 @@ class Plan:
     group: int = 8  # GRPO: attempts at one task
     updates: int = 2  # optimizer steps on the rollouts of one step
     kl: float = 0.0  # weight of the KL to the base in its loss
+    start: str = ""  # the adapter whose weights the training begins with; "" from none, as the bare base is
     placebo: bool = True  # also sleep on shuffled lessons, to see that the gain is the lessons'
     micro_tokens: int = 8192  # padded tokens that go through the network at once
 

@@ -58,14 +58,17 @@ def sleep(
     tasksets: Sequence[Taskset] = (),
     dry_run: bool = False,
     until: float | None = None,
+    continued: bool = False,
     progress: Progress | None = None,
     **dials: Any,
 ) -> NightReport:
     """Sleep over all lessons of the profile. `tasksets`: where they are practised, when their scope does not say it.
 
     `until`: when time.monotonic() says so, the night pauses; the next sleep goes on with it.
-    `dials` are those of `make_plan`: method, divergence, budget (minutes), seed ... The model ends with the profile's
-    active adapter on. Raises NightBusy when another sleep runs, UsageError for a model that has no weights here.
+    `continued`: the training begins with the weights of the active adapter, where there is one, in the place of none;
+    the teacher has all lessons in its prompt all the same. `dials` are those of `make_plan`: method, divergence, budget
+    (minutes), seed ... The model ends with the profile's active adapter on. Raises NightBusy when another sleep runs,
+    UsageError for a model that has no weights here.
     """
     began = time.monotonic()
     network: Any = getattr(model, "network", None)
@@ -81,7 +84,7 @@ def sleep(
             return NightReport("nothing", "There are no lessons yet. Practise first: `reflect run TASKSET`.")
         subjects = curriculum.subjects(store, settings.profile, lessons, tasksets)
         base_parameters = sum(p.numel() for name, p in network.named_parameters() if ".lora_" not in name)
-        plan = make_plan(base_parameters, len(lessons), **dials)
+        plan = make_plan(base_parameters, len(lessons), start=start_of(store, settings, continued), **dials)
         if dry_run:
             costs = cost.estimate(store, settings, subjects, plan, model.fingerprint)
             words = f"{in_words(plan, subjects)} {cost.in_words(costs, room.in_mb(room.needed(network, plan)))}"
@@ -153,6 +156,7 @@ def live(
             adapters.publish(model, name, settings, about)
         return adapters.card(name, settings)["training"]
 
+    previous = load_previous(model, store, settings, name)
     try:
         stage("train", trained)
     except NightError as e:
@@ -161,7 +165,6 @@ def live(
     adapters.load(model, adapter, settings)
 
     # Gate. One that breaks down, or takes too long, promotes nothing.
-    previous = load_previous(model, store, settings, name)
     case = verdict.Case(model, name, store, held, data, settings, plan, previous)
     try:
         with verdict.time_limit(plan) as limited:
@@ -176,6 +179,13 @@ def live(
     end(store, night, work, "promoted" if judged["ok"] else "rejected", found, "", judged, scaled or adapter)
     if scaled is not None:
         adapters.discard(name, settings)
+
+
+def start_of(store: Store, settings: Settings, continued: bool) -> str:
+    """The name of the active adapter, "" where there is none or it is not to be continued."""
+    with store.read() as s:
+        active = nights.active_adapter(s, settings.profile) if continued else None
+    return active.name if active else ""
 
 
 def begin(model: Model, store: Store, settings: Settings, subjects: Sequence[Subject], plan: Plan) -> Night:

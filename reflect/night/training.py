@@ -46,11 +46,19 @@ def train(
 ) -> dict[str, Any]:
     """Train a new adapter `name` by the plan, or continue from the checkpoint in `folder`. Returns figures per stage.
 
-    Leaves the adapter in the model. Raises NightError when a loss or gradient is not a finite number.
+    Leaves the adapter in the model. It begins as the loaded adapter `plan.start`, if the plan names one. Raises
+    NightError when a loss or gradient is not a finite number, or when that adapter is not there.
     """
     if name in model.adapters:
         model.drop_adapter(name)
-    model.new_adapter(name, rank=plan.rank, alpha=plan.alpha, seed=plan.seed)
+    if not plan.start:
+        model.new_adapter(name, rank=plan.rank, alpha=plan.alpha, seed=plan.seed)
+    elif plan.start in model.adapters:
+        model.clone_adapter(plan.start, name)
+    else:
+        raise NightError(
+            f"The adapter {plan.start} cannot be read, so it cannot be continued.", "Leave --continue out."
+        )
     return fit(model, name, list(model.adapter_parameters(name)), data, plan, folder, progress)
 
 
