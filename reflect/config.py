@@ -35,6 +35,7 @@ class Settings:
     trials: bool = True  # withhold lessons from some rollouts of a run, to measure what they are worth
     withhold_candidate: float = 0.5  # from this share of the rollouts
     withhold_active: float = 0.1  # the same of lessons that are proven, or pinned
+    withhold_bundle: float = 0.05  # all lessons together, from this share: is the prompt better with them at all?
     device: str = "auto"  # auto | cpu | cuda | mps
     threads: int = 0  # torch threads, 0 = torch's own choice
     home: str = ""  # where adapters and locks live; default: .reflect beside the database

@@ -12,6 +12,7 @@ from day_model import RuleModel, dialect
 from sqlmodel import select
 
 from reflect.config import Settings, load
+from reflect.day.measure import measure
 from reflect.day.practice import Group, practice
 from reflect.day.trial import Court, Holds, withhold
 from reflect.errors import UsageError
@@ -341,7 +342,7 @@ def test_without_learning_rollouts_count_but_no_verdict_falls(store):
     report = day(store, n=32, learn=False)
     with store.read() as s:
         assert s.exec(select(Trial)).all() == [] and {x.status for x in db.listing(s)} == {"candidate"}
-        assert Court(HERE).hear(s, db.get(s, 1))[1].n > 16
+        assert Court(Holds("rule-1", None, measure(dialect.TASKSET))).hear(s, db.get(s, 1))[1].n > 16
     assert report.outcomes == {}
     day(store, n=32, seed=2)
     with store.read() as s:

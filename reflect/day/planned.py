@@ -16,6 +16,7 @@ from typing import Any
 from reflect.config import Settings
 from reflect.day.effect import Effect, NoiseFloor, Paired, needed, noise_floor, resolvable
 from reflect.day.lessons import lessons_for
+from reflect.day.measure import measure
 from reflect.day.rollout import AUDIT, Part, Progress, run_parts
 from reflect.day.trial import Court, Holds, audited, settle
 from reflect.errors import UsageError
@@ -72,7 +73,7 @@ def plan(
         lesson = db.get(s, lesson_id)
         if lesson.status not in SHOWN_STATUSES:
             raise UsageError(f"Lesson {lesson_id} is {lesson.status}: it stands in no prompt.", "Approve it first.")
-        holds = Holds(model.fingerprint, nights.get_adapter(s, adapter).id if adapter else None)
+        holds = Holds(model.fingerprint, nights.get_adapter(s, adapter).id if adapter else None, measure(taskset))
         version, contrast = Court(holds).hear(s, lesson)
         for task in taskset.tasks("practice", None, seed):
             chosen = lessons_for(model, s, taskset, task, settings) if len(found) < n else []

@@ -71,13 +71,14 @@ def start_run(
     model: str,
     model_fingerprint: str,
     adapter_id: int | None = None,
+    measure: str = "",
     config: dict[str, Any] | None = None,
 ) -> Run:
     """The run of this key: the one that stands, or a new one."""
     run = s.exec(select(Run).where(Run.key == key)).first()
     if run is None:
         run = Run(key=key, taskset=taskset, profile=profile, n=n, k=k, seed=seed, model=model, config=config or {},
-                  model_fingerprint=model_fingerprint, adapter_id=adapter_id)  # fmt: skip
+                  model_fingerprint=model_fingerprint, adapter_id=adapter_id, measure=measure)  # fmt: skip
         s.add(run)
         s.flush()
     return run
@@ -219,3 +220,27 @@ def save_reflection(s: Session, reflection: Reflection) -> Reflection:
     s.add(reflection)
     s.flush()
     return reflection
+
+
+def clean_tasks_asking(
+    s: Session, profile: str, taskset: str, lesson_id: int | None, after: int | None
+) -> dict[str, str]:
+    """key -> id of the tasks whose reviews asked for that very lesson, oldest first; only those of groups in which no
+    rollout read outside bytes. `after`: the review that wrote the lesson."""
+    dirty = exists().where(
+        col(Rollout.run_id) == col(Reflection.run_id),
+        col(Rollout.task_key) == col(Reflection.task_key),
+        col(Rollout.trust) != "clean",
+    )
+    found = (
+        select(Reflection, TaskRow.task_id)
+        .join(Run, col(Run.id) == col(Reflection.run_id))
+        .join(TaskRow, col(TaskRow.key) == col(Reflection.task_key))
+        .where(Run.profile == profile, Run.taskset == taskset, col(Reflection.id) > (after or 0), ~dirty)
+        .order_by(col(Reflection.id))
+    )
+    return {
+        row.task_key: task_id
+        for row, task_id in s.exec(found)
+        if any(edit.get("lesson") == lesson_id and edit.get("outcome") == "known" for edit in row.edits)
+    }
