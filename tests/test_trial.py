@@ -353,7 +353,7 @@ def test_a_pruned_run_leaves_its_trials(store):
     lesson = lesson_of(store)
     run = practised(store, lesson.id, 0.3)
     with store.write() as s:
-        assert runs.prune(s, keep=0) == 1
+        assert runs.prune(s, keep=0) == ([1], [])
     with store.read() as s:
         (trial,) = s.exec(select(Trial))
         assert trial.run_id is None and trial.verdict == "accept" and run.id == 1

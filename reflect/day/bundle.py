@@ -103,13 +103,13 @@ def harmful(effect: Effect) -> bool:
     return effect.verdict == "reject" and effect.high < 0
 
 
-def in_words(bundle: dict[str, Any]) -> str:
+def in_words(bundle: dict[str, Any], what: str = "rollouts") -> str:
     """`Run.bundle` as a sentence; "" where it is empty."""
     if not bundle:
         return ""
     effect = Effect(*(bundle[name] for name in ("effect", "low", "high", "n", "verdict")))
     little = f"they bring less than {USEFUL}; nothing is changed by that"
     said = {"accept": "they help", "reject": "they do harm" if effect.high < 0 else little}
-    text = f"all lessons together {effect} over {effect.n} rollouts: {said.get(effect.verdict, 'undecided')}"
+    text = f"all lessons together {effect} over {effect.n} {what}: {said.get(effect.verdict, 'undecided')}"
     gone = sum(len(harm["retired"]) for harm in bundle.get("harm", ()))
     return text + (f"; {gone} lessons were retired because the bundle did harm" if gone else "")

@@ -26,9 +26,9 @@ OUT = ("retired", "quarantined")  # neither shown nor held: such a lesson speaks
 class Evidence:
     """What stands behind the edits of one reflection.
 
-    `shown`: the lessons as the rollouts saw them. `held`: those that the adapter brought along instead. `contrast`: some
-    attempts went better than others. `review`: nothing is shown, changed or retired before a person has approved it;
-    what the model wants is stored as quarantined lessons. `trust`: "untrusted" where an attempt read bytes from
+    `shown`: the lessons as the rollouts saw them. `held`: those that the adapter brought along instead. `contrast`:
+    some attempts went better than others. `review`: nothing is shown, changed or retired before a person has approved
+    it; what the model wants is stored as quarantined lessons. `trust`: "untrusted" where an attempt read bytes from
     outside; what such a group teaches waits in quarantine too, and it changes and retires nothing.
     """
 

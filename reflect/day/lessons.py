@@ -21,9 +21,7 @@ POOL = 50  # lessons looked at for one prompt: the most relevant, and as many of
 MAX_TOKENS = 120  # of one lesson's line
 UNRELATED = 0.25  # relevance of a lesson that shares no word with the task; the best match has 1
 UNKNOWN = 0.1  # the effect that a lesson without a verdict is given the credit of
-TRIED = (
-    0.25  # share of the practice tasks in which a lesson without a verdict goes first, where there is not room for all
-)
+TRIED = 0.25  # where not all fit: share of the practice tasks in which a lesson without a verdict goes first
 
 Count = Callable[[str], int]
 

@@ -1,7 +1,7 @@
 """Rollouts that are spent on a question: does this lesson help, and how much noise is there?
 
 A planned comparison runs the same tasks with the same seeds with the lesson and without it, all other lessons as at run
-time, and stops at the verdict. It costs rollouts that ordinary runs give for nothing, so it is for what is undecided.
+time (or with all chosen lessons and with none), and stops at the verdict. It costs rollouts that ordinary runs give for nothing, so it is for what is undecided.
 
 Not covered: its rollouts are not kept, and the next comparison starts from nothing: each has its own error rate.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from reflect.config import Settings
@@ -28,6 +29,8 @@ from reflect.tasksets.base import Task, Taskset
 
 WAVE = 8  # tasks that run together
 
+Rows = list[tuple[Task, list[Lesson]]]  # tasks, each with the lessons in its prompt
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -37,7 +40,7 @@ class Plan:
     version: int
     known: Effect
     holds: Holds
-    tasks: list[tuple[Task, list[Lesson]]]  # those for which the lesson is chosen, with all that are
+    tasks: Rows  # those for which the lesson is chosen, with all that are
     k: int
     sd: float  # of the difference of a pair
     wanted: float  # the effect to be found
@@ -68,7 +71,7 @@ def plan(
     """How a lesson would be compared on at most n practice tasks, k pairs each. UsageError for a lesson that does not
     stand in any prompt."""
     adapter = getattr(model, "active", None)
-    found: list[tuple[Task, list[Lesson]]] = []
+    found: Rows = []
     with store.read() as s:
         lesson = db.get(s, lesson_id)
         if lesson.status not in SHOWN_STATUSES:
@@ -92,31 +95,64 @@ def compare(
     model: Model, store: Store, taskset: Taskset, settings: Settings, plan: Plan, progress: Progress | None = None
 ) -> Trial:
     """Carry out the plan until there is a verdict or no task is left; the verdict moves the lesson."""
-    paired, audit = Paired(), Paired()
     with store.read() as s:
         seed = sum(trial.kind == "paired" for trial in nights.trials(s, plan.lesson.id))  # each time other attempts
-    options: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
-    for start in range(0, len(plan.tasks), WAVE):
-        if progress:
-            progress(start, len(plan.tasks), "pairs")
-        parts = [
-            Part(task, lessons, range(plan.k))
-            for task, chosen in plan.tasks[start : start + WAVE]
-            for lessons in (chosen, [lesson for lesson in chosen if lesson.id != plan.lesson.id])
-        ]
-        groups = run_parts(model, taskset, parts, seed=seed, **options)
-        pairs = [
-            pair
-            for with_lesson, without in zip(groups[::2], groups[1::2], strict=True)
-            for pair in zip(with_lesson, without, strict=True)
-        ]
-        if _settled(paired, audit, pairs):
-            break
+    rows = [(task, chosen, [lesson for lesson in chosen if lesson.id != plan.lesson.id]) for task, chosen in plan.tasks]
+    effect = _pairs(model, taskset, settings, rows, plan.k, seed, progress)
     with store.write() as s:
         lesson = db.get(s, plan.lesson.id)
         same = trials.since(s, lesson) == plan.version  # else somebody changed it meanwhile: this is about what was
-        effect = audited(paired.result(), audit if audit.n else None)
         return settle(s, lesson, effect, "paired", plan.version, plan.holds, move=same)
+
+
+def compare_bundle(
+    model: Model,
+    store: Store,
+    taskset: Taskset,
+    settings: Settings,
+    *,
+    n: int,
+    k: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Effect:
+    """All lessons that are chosen against none, on at most n practice tasks in whose prompt some stand, k pairs each,
+    until there is a verdict. It moves no lesson, and is not kept. UsageError where no task has a lesson."""
+    with store.read() as s:
+        chosen = (
+            (task, lessons_for(model, s, taskset, task, settings)) for task in taskset.tasks("practice", None, seed)
+        )
+        rows = list(islice(((task, lessons, []) for task, lessons in chosen if lessons), n))
+    if not rows:
+        raise UsageError(f"No lesson stands in a prompt of {taskset.name}.", f"Practise: reflect run {taskset.name}")
+    return _pairs(model, taskset, settings, rows, k, seed, progress)
+
+
+def _pairs(
+    model: Model,
+    taskset: Taskset,
+    settings: Settings,
+    rows: Sequence[tuple[Task, Sequence[Lesson], Sequence[Lesson]]],
+    k: int,
+    seed: int,
+    progress: Progress | None,
+) -> Effect:
+    """The effect of the first lessons of each row against the second, with the same seeds, up to the verdict."""
+    paired, audit = Paired(), Paired()
+    options: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
+    for start in range(0, len(rows), WAVE):
+        if progress:
+            progress(start, len(rows), "pairs")
+        parts = [Part(task, some, range(k)) for task, *both in rows[start : start + WAVE] for some in both]
+        groups = run_parts(model, taskset, parts, seed=seed, **options)
+        pairs = [
+            pair
+            for with_lessons, without in zip(groups[::2], groups[1::2], strict=True)
+            for pair in zip(with_lessons, without, strict=True)
+        ]
+        if _settled(paired, audit, pairs):
+            break
+    return audited(paired.result(), audit if audit.n else None)
 
 
 def _settled(paired: Paired, audit: Paired, pairs: Sequence[tuple[Rollout, Rollout]]) -> bool:

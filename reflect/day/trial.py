@@ -91,7 +91,8 @@ class Holds:
 
 
 class Court:
-    """The evidence on lessons, for one model, adapter and measure. It remembers what it has read: a wave reads its own rows."""
+    """The evidence on lessons, for one model, adapter and measure. It remembers what it has read, so that a wave reads
+    its own rows only."""
 
     def __init__(self, holds: Holds) -> None:
         self.holds = holds

@@ -10,6 +10,7 @@ from sqlmodel import Session, col, func, select
 
 from reflect.errors import UnknownName
 from reflect.records import Exposure, LessonVersion, Reflection, Rollout, Run, TaskRow, Trial, now
+from reflect.store import trials
 
 CHUNK = 500  # values in one IN (...)
 
@@ -132,21 +133,42 @@ def figures(s: Session, run_id: int | None) -> Figures:
     return Figures(*s.exec(counted.where(Rollout.run_id == run_id)).one())
 
 
-def prune(s: Session, keep: int = 20, profile: str | None = None) -> int:
-    """Delete done runs beyond the newest `keep`, with all their rows, unless a lesson rests on one. Says how many."""
+class Prunable(NamedTuple):
+    """Of the done runs beyond the newest ones: those that may go, and those that open trials need. By id."""
+
+    gone: list[int]
+    kept: list[int]
+
+
+def prune(s: Session, keep: int = 20, profile: str | None = None) -> Prunable:
+    """Delete done runs beyond the newest `keep`, with all their rows, unless a lesson or an open trial rests on one."""
+    found = prunable(s, keep, profile)
+    delete_runs(s, found.gone)
+    return found
+
+
+def prunable(s: Session, keep: int = 20, profile: str | None = None) -> Prunable:
+    """Which runs `prune` deletes, and which it keeps for a trial's sake."""
     taught = select(Reflection.run_id).join(LessonVersion, col(LessonVersion.reflection_id) == col(Reflection.id))
-    found = select(Run.id).where(Run.status == "done", col(Run.id).not_in(taught))
+    found = select(Run).where(Run.status == "done", col(Run.id).not_in(taught))
     if profile is not None:
         found = found.where(Run.profile == profile)
-    gone = list(s.exec(found.order_by(col(Run.id).desc()).offset(keep)))
-    for run_id in gone:
+    old = list(s.exec(found.order_by(col(Run.id).desc()).offset(keep)))
+    needed = trials.resting_on(s, [run.id or 0 for run in old])
+    needed |= {run.id or 0 for run in old if run.bundle.get("harm")}  # it says where the evidence on a bundle begins
+    ids = sorted(run.id or 0 for run in old)
+    return Prunable([i for i in ids if i not in needed], [i for i in ids if i in needed])
+
+
+def delete_runs(s: Session, run_ids: Iterable[int]) -> None:
+    """Delete runs with all their rows. What was measured in them stays true: trials lose only the name of the run."""
+    for run_id in run_ids:
         of_run = select(Rollout.id).where(Rollout.run_id == run_id)
         s.exec(delete(Exposure).where(col(Exposure.rollout_id).in_(of_run)))
         s.exec(delete(Rollout).where(col(Rollout.run_id) == run_id))
         s.exec(delete(Reflection).where(col(Reflection.run_id) == run_id))
-        s.exec(update(Trial).where(col(Trial.run_id) == run_id).values(run_id=None))  # what it measured stays true
+        s.exec(update(Trial).where(col(Trial.run_id) == run_id).values(run_id=None))
         s.exec(delete(Run).where(col(Run.id) == run_id))
-    return len(gone)
 
 
 # -- rollouts ----------------------------------------------------------------------------------------------------------

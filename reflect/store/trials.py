@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from sqlalchemy import text
 from sqlmodel import Session, col, func, select
 
 from reflect.records import SHOWN_STATUSES, Exposure, Lesson, LessonVersion, Rollout, Run, Trial
 from reflect.store import lessons as db
 
 OF_DAY = ("withhold", "paired")  # kinds of trials
+
+# The verdicts on the present text of some lessons, oldest first. The question within the question is asked of few rows,
+# by their keys; from a join PostgreSQL would make one of whole tables.
+PROVEN = """
+    SELECT lesson_id, low, high, verdict, moved FROM trial
+    WHERE lesson_id IN ({ids}) AND kind IN ('withhold', 'paired') AND verdict <> 'undecided' AND 1 = (
+        SELECT count(*) FROM lesson_version v JOIN lesson l ON l.id = v.lesson_id
+        WHERE v.lesson_id = trial.lesson_id AND v.version = trial.version AND v."when" = l."when" AND v."do" = l."do")
+    ORDER BY id"""
 
 
 class Observation(NamedTuple):
@@ -111,6 +121,21 @@ def moves(s: Session, run_id: int | None) -> list[tuple[Trial, LessonVersion]]:
     return [(trial, version) for trial, version in s.exec(found)]
 
 
+def resting_on(s: Session, run_ids: Sequence[int]) -> set[int]:
+    """Those of the runs whose exposures are evidence on a lesson that stands in prompts, as it stands."""
+    found = (
+        select(Rollout.run_id, Exposure.lesson_id, func.max(Exposure.version))
+        .join(Exposure, col(Exposure.rollout_id) == col(Rollout.id))
+        .join(Lesson, col(Lesson.id) == col(Exposure.lesson_id))
+        .where(col(Rollout.run_id).in_(run_ids), col(Lesson.status).in_(SHOWN_STATUSES))
+        .where(Exposure.probability > 0.0, Exposure.probability < 1.0)
+        .group_by(col(Rollout.run_id), col(Exposure.lesson_id))
+    )
+    rows = [(run_id, lesson_id, version) for run_id, lesson_id, version in s.exec(found)]
+    begun = {lesson_id: since(s, db.get(s, lesson_id)) for lesson_id in {lesson_id for _, lesson_id, _ in rows}}
+    return {run_id for run_id, lesson_id, version in rows if version >= begun[lesson_id]}
+
+
 def missed(s: Session, run_id: int | None) -> set[int]:
     """The rollouts (by id) of a run from which a lesson was withheld."""
     found = select(Exposure.rollout_id).join(Rollout, col(Rollout.id) == col(Exposure.rollout_id))
@@ -137,19 +162,11 @@ def proven(s: Session, lesson_ids: Sequence[int]) -> dict[int, float]:
 
     A verdict that took a lesson out of the prompt says nothing of one that somebody has brought back since.
     """
-    words = (
-        (col(LessonVersion.lesson_id) == col(Trial.lesson_id)) & (col(LessonVersion.version) == col(Trial.version)),
-    )
-    found = (
-        select(Trial.lesson_id, Trial.low, Trial.high, Trial.verdict, Trial.moved)  # type: ignore[call-overload]
-        .join(Lesson, col(Lesson.id) == col(Trial.lesson_id))
-        .join(LessonVersion, *words)
-        .where(col(Trial.lesson_id).in_(lesson_ids), col(Trial.kind).in_(OF_DAY), Trial.verdict != "undecided")
-        .where(LessonVersion.when == Lesson.when, LessonVersion.do == Lesson.do)
-        .order_by(col(Trial.id))
-    )
+    if not lesson_ids:
+        return {}
+    rows = s.connection().execute(text(PROVEN.format(ids=", ".join(str(int(i)) for i in lesson_ids))))
     ends: dict[int, float] = {}
-    for lesson_id, low, high, verdict, moved in s.exec(found):
+    for lesson_id, low, high, verdict, moved in rows:
         if verdict == "reject" and moved is not None:
             ends.pop(lesson_id, None)
         else:

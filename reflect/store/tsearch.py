@@ -25,7 +25,7 @@ RANKED = """
         FROM unnest(to_tsvector('reflect', :words))
     ), hit AS MATERIALIZED (
         SELECT word, lesson.* FROM asked, LATERAL (
-            SELECT id, profile, status, scope, tags, length(words) AS length FROM lesson
+            SELECT id, profile, status, scope, length(words) AS length FROM lesson
             WHERE words @@ CAST('\'\'' || word || '\'\'' AS tsquery) LIMIT :common + 1
         ) AS lesson WHERE NOT known
     ), counted AS MATERIALIZED (
@@ -36,9 +36,9 @@ RANKED = """
         WHERE n <= :common ORDER BY n, word LIMIT :most
     ), best AS (
         SELECT id, sum(idf) * 2.2 / (1.3 + 0.9 * length / CAST(15 AS float8)) AS score FROM hit JOIN rare USING (word)
-        WHERE {filters} GROUP BY id, length ORDER BY score DESC, id LIMIT :limit
+        WHERE {filters} GROUP BY id, length ORDER BY score DESC, id LIMIT {most}
     )
-    SELECT id, score, NULL FROM best
+    SELECT id, score, NULL FROM best {bound}
     UNION ALL SELECT NULL, NULL, word FROM asked LEFT JOIN counted USING (word) WHERE known OR n > :common"""
 
 # Of words so common the newest few lessons are enough: read backwards, piece by piece of the index by profile, status,
@@ -69,13 +69,17 @@ def ranked(
     FTS5 has it, where no word stands twice and the mean lesson has 15 words; 0 where only common words match."""
     c = s.connection()
     filters, values = _filters(profile, statuses, scopes)
-    bound = "true" if task is None else UNBOUND
+    bound = UNBOUND if task is not None else "true"
     values |= {"bound": f'%"task:{task}"%'} if task is not None else {}
+    # The tags are looked up for the best alone: more of them than are wanted, for some may be bound to other tasks.
+    many = {"most": ":limit", "bound": ""}
+    if task is not None:
+        many = {"most": "4 * :limit", "bound": f"JOIN lesson USING (id) WHERE {bound}"}
     values |= {"limit": limit, "common": COMMON, "most": MOST_WORDS, "known": list(known)}
     values |= {"words": " ".join(list(dict.fromkeys(_words(query)))[: 8 * MOST_WORDS])}
-    found = c.execute(text(RANKED.format(filters=f"{filters} AND {bound}")), values).all()
+    found = c.execute(text(RANKED.format(filters=filters, **many)), values).all()
     rows = sorted(((-score, lesson_id) for lesson_id, score, _ in found if lesson_id is not None))
-    best = [(int(lesson_id), -float(score)) for score, lesson_id in rows]
+    best = [(int(lesson_id), -float(score)) for score, lesson_id in rows[:limit]]
     common = [word for _, _, word in found if word is not None]
     known.update(common)
     if len(best) < limit and common:
