@@ -130,8 +130,8 @@ def row_of(
 
 
 def figures(trial: Trial) -> dict[str, Any]:
-    names = ("kind", "version", "effect", "low", "high", "n", "verdict", "moved")
-    names += ("model_fingerprint", "adapter_id", "measure")
+    names = {"kind", "version", "effect", "low", "high", "n", "verdict", "moved"}
+    names |= {"model_fingerprint", "adapter_id", "measure"}
     return {name: value for name, value in shape(trial).items() if name in names}
 
 
@@ -185,15 +185,15 @@ def together(ws: Workspace, name: str, n: int | None, seed: int, json: bool) -> 
     from reflect.day.bundle import in_words
     from reflect.store import trials
 
+    found = ws.taskset(name)
     if n is None:
         with ws.store.read() as s:
-            rows = trials.newest_bundles(s, ws.settings.profile, name)
+            rows = trials.newest_bundles(s, ws.settings.profile, found.name)
         if json:
-            return emit({"taskset": name, **(rows[0].bundle | {"run": rows[0].id} if rows else {})})
+            return emit({"taskset": found.name, **(rows[0].bundle | {"run": rows[0].id} if rows else {})})
         if not rows:
             return say(f"Nothing is known of the lessons of {name} together. Practise first: reflect run {name}")
         return print(f"bundle {name}: {in_words(rows[0].bundle)}")
-    found = ws.taskset(name)
     with progress() as tell:
         effect = planned.compare_bundle(
             ws.model, ws.store, found, ws.settings, n=n, k=ws.settings.k, seed=seed, progress=tell

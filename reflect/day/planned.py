@@ -1,7 +1,8 @@
 """Rollouts that are spent on a question: does this lesson help, and how much noise is there?
 
 A planned comparison runs the same tasks with the same seeds with the lesson and without it, all other lessons as at run
-time (or with all chosen lessons and with none), and stops at the verdict. It costs rollouts that ordinary runs give for nothing, so it is for what is undecided.
+time (or with all chosen lessons and with none), and stops at the verdict. It costs rollouts that ordinary runs give for
+nothing, so it is for what is undecided.
 
 Not covered: its rollouts are not kept, and the next comparison starts from nothing: each has its own error rate.
 """
@@ -119,10 +120,9 @@ def compare_bundle(
     """All lessons that are chosen against none, on at most n practice tasks in whose prompt some stand, k pairs each,
     until there is a verdict. It moves no lesson, and is not kept. UsageError where no task has a lesson."""
     with store.read() as s:
-        chosen = (
-            (task, lessons_for(model, s, taskset, task, settings)) for task in taskset.tasks("practice", None, seed)
-        )
-        rows = list(islice(((task, lessons, []) for task, lessons in chosen if lessons), n))
+        every = ((t, lessons_for(model, s, taskset, t, settings)) for t in taskset.tasks("practice", None, seed))
+        rows: list[tuple[Task, list[Lesson], list[Lesson]]]
+        rows = list(islice(((task, chosen, []) for task, chosen in every if chosen), n))
     if not rows:
         raise UsageError(f"No lesson stands in a prompt of {taskset.name}.", f"Practise: reflect run {taskset.name}")
     return _pairs(model, taskset, settings, rows, k, seed, progress)
