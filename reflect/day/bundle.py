@@ -7,10 +7,11 @@ profile, model, adapter and measure, and is kept in `Run.bundle`. A rollout that
 single one: there its exposures have probability 0.
 
 Where the bundle is proven to do harm, the lessons of the taskset leave the prompt, but for those that were accepted by
-themselves and those that a person has pinned; the evidence then begins anew, for it spoke of another bundle. A bundle
-that merely brings little changes nothing: which of its lessons is to blame is for their own trials to say.
+themselves and those that a person has pinned; then the evidence begins anew, lest it fall on lessons that it does not
+speak of. A bundle that merely brings little changes nothing: which of its lessons is to blame is for their own trials to say.
 
-Not covered: general lessons (they serve other tasksets too), and a hidden metric (single lessons must pass it).
+Not covered: general lessons (they serve other tasksets too), a hidden metric (single lessons must pass it), and a
+lesson that joins while the evidence gathers (it shares the others' fate).
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ class Bundle:
             return
         found: dict[str, Any] = {"effect": round(effect.effect, 6), "low": round(effect.low, 6)}
         found |= {"high": round(effect.high, 6), "n": effect.n, "verdict": effect.verdict}
-        if move and harmful(effect) and (gone := self._retire(s, effect)):
-            found |= {"retired": gone, "since": self._last}
+        if move and harmful(effect):
+            found |= {"retired": self._retire(s, effect), "since": self._last}
             run.bundle = {**found, "harm": [*run.bundle.get("harm", []), found]}
         else:
             run.bundle = found | ({"harm": run.bundle["harm"]} if "harm" in run.bundle else {})
@@ -112,4 +113,4 @@ def in_words(bundle: dict[str, Any], what: str = "rollouts") -> str:
     said = {"accept": "they help", "reject": "they do harm" if effect.high < 0 else little}
     text = f"all lessons together {effect} over {effect.n} {what}: {said.get(effect.verdict, 'undecided')}"
     gone = sum(len(harm["retired"]) for harm in bundle.get("harm", ()))
-    return text + (f"; {gone} lessons were retired because the bundle did harm" if gone else "")
+    return text + (f"; it did harm before: {gone} lessons were retired" if "harm" in bundle else "")
