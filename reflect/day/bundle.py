@@ -8,7 +8,8 @@ single one: there its exposures have probability 0.
 
 Where the bundle is proven to do harm, the lessons of the taskset leave the prompt, but for those that were accepted by
 themselves and those that a person has pinned; then the evidence begins anew, lest it fall on lessons that it does not
-speak of. A bundle that merely brings little changes nothing: which of its lessons is to blame is for their own trials to say.
+speak of. A bundle that merely brings little changes nothing: which of its lessons is to blame is for their own trials
+to say.
 
 Not covered: general lessons (they serve other tasksets too), a hidden metric (single lessons must pass it), and a
 lesson that joins while the evidence gathers (it shares the others' fate).
