@@ -137,8 +137,8 @@ def ask(number, split="holdout"):
 
 def proven(s, lesson_id, low, high=0.9, version=1, **words):
     verdict = "accept" if low > 0 else "reject"
-    s.add(Trial(lesson_id=lesson_id, version=version, kind="withhold", effect=(low + high) / 2, low=low, high=high, n=99,
-                verdict=verdict, **words))  # fmt: skip
+    words |= {"effect": (low + high) / 2, "low": low, "high": high, "n": 99, "verdict": verdict}
+    s.add(Trial(lesson_id=lesson_id, version=version, kind="withhold", **words))
     s.flush()
 
 
