@@ -35,6 +35,7 @@ class Settings:
     trials: bool = True  # withhold lessons from some rollouts of a run, to measure what they are worth
     withhold_candidate: float = 0.5  # from this share of the rollouts
     withhold_active: float = 0.1  # the same of lessons that are proven, or pinned
+    withhold_bundle: float = 0.05  # all lessons together, from this share: is the prompt better with them at all?
     sleep_lessons: int = 1  # `reflect sleep --if-due`: a night is due when so many lessons are new
     sleep_hours: float = 20.0  # and the last one ended so long ago
     device: str = "auto"  # auto | cpu | cuda | mps

@@ -148,13 +148,14 @@ class Workspace:
 
     def resume(self, run_id: int | None = None, *, progress: Progress | None = None) -> Report:
         """Finish a run in the words in which it was begun; by default the newest unfinished one."""
+        from reflect.day.measure import measure
         from reflect.store import nights, runs
 
         with self.store.read() as s:
-            found = [runs.get_run(s, run_id)] if run_id else runs.unfinished(s, profile=self.settings.profile)
-            if not found:
+            rows = [runs.get_run(s, run_id)] if run_id else runs.unfinished(s, profile=self.settings.profile)
+            if not rows:
                 raise UsageError("No run is unfinished.", "Begin one: reflect run TASKSET")
-            run = found[0]
+            run = rows[0]
             active = nights.active_adapter(s, run.profile)
         known = {f.name for f in fields(Settings)}
         words = {name: value for name, value in run.config.items() if name in known}
@@ -165,7 +166,10 @@ class Workspace:
             was = f"adapter {run.adapter_id}" if run.adapter_id else "no adapter"
             raise UsageError(f"Run {run.id} was begun with {was} on.", "Switch back to it, or begin a new run.")
         flags = {name: run.config[name] for name in ("learn", "use_lessons") if name in run.config}
-        return ws.run(run.taskset, n=run.n, k=run.k, seed=run.seed, progress=progress, **flags)
+        if measure(found := ws.taskset(run.taskset)) != run.measure:
+            told = f"The verifier of {run.taskset}, or the system prompt, has changed since run {run.id}."
+            raise UsageError(told, "Begin a new run: reflect run.")
+        return ws.run(found, n=run.n, k=run.k, seed=run.seed, progress=progress, **flags)
 
     def prompt(self, taskset: str | Path | Taskset, task: str | Task | None = None) -> Prompt:
         """What the model will see of a task, given by itself or its id; by default of the first holdout task."""

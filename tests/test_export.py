@@ -90,6 +90,18 @@ def test_export_import_export_is_the_same_bytes(book: Lessons) -> None:
     assert there.search("comma")[0][0].id == 1
 
 
+def test_what_a_trial_was_measured_with_travels(book: Lessons, tmp_path: Path) -> None:
+    with book.ws.store.write() as s:
+        nights.trials(s)[0].measure = "abc"
+    text = book.export()
+    there = other(book)
+    old = text.replace('"measure":"",', "")
+    assert old != text and '"measure":"abc"' in old
+    (tmp_path / "old.jsonl").write_text(old)
+    there.import_(tmp_path / "old.jsonl", trust=True)
+    assert [t.measure for t in _trials(there)] == ["abc", ""] and there.export() == text
+
+
 def _trials(book: Lessons) -> list[Trial]:
     with book.ws.store.read() as s:
         return nights.trials(s)

@@ -134,6 +134,31 @@ def test_every_migration_is_in_the_list_of_revisions():
     assert tuple(r.revision for r in reversed(list(script.walk_revisions()))) == database.REVISIONS
 
 
+def test_a_damaged_database_of_version_1_opens_and_the_doctor_names_the_damage(tmp_path: Path):
+    path = shutil.copy(VERSION_1, tmp_path / "lessons.db")
+    with sqlite3.connect(path) as c:  # foreign keys are off
+        c.execute("DELETE FROM rollout WHERE id = 1")
+    lost = [f"Row {row} of exposure names a rollout that is not there." for row, in c.execute(
+        "SELECT id FROM exposure WHERE rollout_id = 1")]  # fmt: skip
+    assert lost
+    store = Store(path)
+    assert set(lost) <= set(doctor.check(store)) and not any("trial" in told for told in doctor.check(store))
+    with store.read() as s:
+        assert len(lessons.listing(s)) == 2
+
+
+def test_an_upgrade_that_would_add_damage_is_refused_whole(tmp_path: Path):
+    path = shutil.copy(VERSION_1, tmp_path / "lessons.db")
+    with sqlite3.connect(path) as c:
+        c.execute("CREATE TRIGGER harm AFTER UPDATE ON alembic_version WHEN new.version_num = '0004' BEGIN "
+                  "DELETE FROM rollout WHERE id = 1; END")  # fmt: skip
+    with pytest.raises(StoreError, match="1 rows without their parent"):
+        Store(path)
+    with sqlite3.connect(path) as c:
+        assert c.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
+        assert c.execute("SELECT count(*) FROM rollout").fetchone() == (4,)
+
+
 def test_a_database_of_version_1_opens_with_all_that_is_in_it(tmp_path: Path):
     store = Store(shutil.copy(VERSION_1, tmp_path / "lessons.db"))
     assert doctor.check(store) == []

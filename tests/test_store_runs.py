@@ -82,7 +82,7 @@ def test_pruning_keeps_what_a_lesson_rests_on(store: Store):
                 lessons.revise(s, lesson.id, author="model", do="c", reflection_id=made.id)
             runs.finish_run(s, run.id)
         a_run(s, "unfinished")
-        assert runs.prune(s, keep=1) == 1
+        assert runs.prune(s, keep=1) == ([2], [])
         assert [run.key for run in runs.list_runs(s)] == ["unfinished", "newest", "taught"]
         assert len(runs.rollouts(s, 1)) == 2 and runs.rollouts(s, 2) == []
     assert doctor.check(store) == []

@@ -12,6 +12,7 @@ from day_model import RuleModel, dialect
 from sqlmodel import select
 
 from reflect.config import Settings, load
+from reflect.day.measure import measure
 from reflect.day.practice import Group, practice
 from reflect.day.trial import Court, Holds, withhold
 from reflect.errors import UsageError
@@ -341,7 +342,7 @@ def test_without_learning_rollouts_count_but_no_verdict_falls(store):
     report = day(store, n=32, learn=False)
     with store.read() as s:
         assert s.exec(select(Trial)).all() == [] and {x.status for x in db.listing(s)} == {"candidate"}
-        assert Court(HERE).hear(s, db.get(s, 1))[1].n > 16
+        assert Court(Holds("rule-1", None, measure(dialect.TASKSET))).hear(s, db.get(s, 1))[1].n > 16
     assert report.outcomes == {}
     day(store, n=32, seed=2)
     with store.read() as s:
@@ -352,7 +353,7 @@ def test_a_pruned_run_leaves_its_trials(store):
     lesson = lesson_of(store)
     run = practised(store, lesson.id, 0.3)
     with store.write() as s:
-        assert runs.prune(s, keep=0) == 1
+        assert runs.prune(s, keep=0) == ([1], [])
     with store.read() as s:
         (trial,) = s.exec(select(Trial))
         assert trial.run_id is None and trial.verdict == "accept" and run.id == 1

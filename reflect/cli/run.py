@@ -60,6 +60,8 @@ def run(
 
 def tell_report(report: Report) -> None:
     """The report on stdout, changes of lessons first."""
+    from reflect.day import bundle
+
     for change in report.changes:
         if text := in_words(change):
             print(text)
@@ -68,6 +70,8 @@ def tell_report(report: Report) -> None:
         f"reward {report.reward:.2f} (wave by wave {' '.join(f'{x:.2f}' for x in report.rewards)}), "
         f"{report.reflections} reviews, {clock(report.seconds)}"
     )
+    if text := bundle.in_words(report.bundle):
+        print(f"bundle {report.taskset}: {text}")
     if report.errors:
         say(f"{report.errors} rollouts broke: reflect runs show {report.run_id}")
 

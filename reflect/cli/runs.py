@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from reflect.cli.common import Db, Json, noun, workspace
+from reflect.cli.common import Db, Json, Profile, noun, workspace
 from reflect.cli.output import emit, progress, shape, table
 from reflect.cli.run import in_words, tell_report
+from reflect.errors import UsageError
 
 app = noun("Runs: the practice so far.")
 
@@ -39,6 +40,7 @@ def show(
     json: Json = False,
 ) -> None:
     """One run: its figures, what it changed, and with --rollouts every attempt."""
+    from reflect.day import bundle
     from reflect.store import runs
 
     with workspace(db).store.read() as s:
@@ -54,6 +56,8 @@ def show(
     about = f"{run.taskset}, seed {run.seed}, {run.status}, model {run.model}, adapter {run.adapter_id or '-'}"
     print(f"run {run.id}: {about}")
     print(f"{figures.rollouts} of {run.n * run.k} rollouts, {figures.errors} broken, {len(reviews)} reviews")
+    if text := bundle.in_words(run.bundle):
+        print(f"bundle {run.taskset}: {text}")
     table(
         [[tasks[key].task_id, *_counts([row.reward for row in attempts if row.task_key == key])] for key in keys],
         ["task", "mean", "rewards"],
@@ -85,3 +89,29 @@ def resume(
     with progress() as tell:
         report = ws.resume(run_id, progress=tell)
     return emit(asdict(report)) if json else tell_report(report)
+
+
+@app.command()
+def prune(
+    keep: Annotated[int, typer.Option(min=0, help="How many of the newest stay in any case.")] = 20,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete them; else it is only said what would go.")] = False,
+    db: Db = None,
+    profile: Profile = None,
+    json: Json = False,
+) -> None:
+    """Delete old runs with their rollouts, unless a lesson or an open trial rests on them."""
+    from reflect.store import runs
+
+    ws = workspace(db, profile)
+    with ws.store.write() if yes else ws.store.read() as s:
+        found = runs.prunable(s, keep, ws.settings.profile)
+        if yes:
+            runs.delete_runs(s, found.gone)
+    if json:
+        return emit(found._asdict() | {"deleted": yes})
+    done = "deleted" if yes else "would be deleted"
+    print(f"{len(found.gone)} runs {done}")
+    if found.kept:
+        print(f"{len(found.kept)} older ones stay: open trials rest on their rollouts")
+    if not yes and found.gone:
+        raise UsageError("Nothing was deleted.", "Say --yes to delete them.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,10 +17,13 @@ if TYPE_CHECKING:
     from reflect.records import Lesson, Trial
     from reflect.workspace import Workspace
 
+OTHER = "measured with another verifier or system prompt"
+
 
 def trial(
     lesson: Annotated[int | None, typer.Argument(metavar="LESSON", help="A lesson's id. [default: all]")] = None,
     aa: Annotated[str | None, typer.Option(metavar="TASKSET", help="Run the same prompts twice: the noise.")] = None,
+    bundle: Annotated[str | None, typer.Option(metavar="TASKSET", help="All its lessons together, not each.")] = None,
     n: Annotated[int | None, typer.Option("-n", "--tasks", min=1, help="Tasks to spend on it. [--aa: 40]")] = None,
     k: Annotated[int | None, typer.Option("-k", "--rollouts", min=1, help="Attempts at each. [default: 8]")] = None,
     effect: Annotated[float, typer.Option(min=0.01, max=1.0, help="The effect that is to be found.")] = 0.1,
@@ -33,13 +37,18 @@ def trial(
     """What each lesson changes, measured by withholding it.
 
     Ordinary runs measure it by the way. `reflect trial LESSON --tasks N` compares at once, on the same tasks and seeds
-    with the lesson and without it, if there is no verdict yet. `--aa TASKSET` runs identical prompts twice.
+    with the lesson and without it, if there is no verdict yet. `--bundle TASKSET` asks the same of all its lessons
+    together. `--aa TASKSET` runs identical prompts twice.
     """
     ws = workspace(db, profile, model, k=k)
     if aa is not None:
         if lesson is not None:
             raise UsageError("--aa takes no lesson.", "It measures the noise of a taskset: reflect trial --aa TASKSET")
         return twice(ws, aa, n or 40, seed, json)
+    if bundle is not None:
+        if lesson is not None:
+            raise UsageError("--bundle takes no lesson.", "All lessons of a taskset: reflect trial --bundle TASKSET")
+        return together(ws, bundle, n, seed, json)
     if n is None:
         return verdicts(ws, lesson, json)
     if lesson is None:
@@ -51,17 +60,23 @@ def trial(
 
 
 def verdicts(ws: Workspace, lesson_id: int | None, json: bool) -> None:
+    from reflect.day.bundle import in_words
     from reflect.store import lessons, nights, trials
 
     with ws.store.read() as s:
         profile = ws.settings.profile if lesson_id is None else lessons.get(s, lesson_id).profile
         active = nights.active_adapter(s, profile)
+        every = trials.of_day(s, profile, lesson_id)
+        measures = measures_of(ws, {lesson.scope for lesson, _ in every})
         rows = [
-            row_of(lesson, every, trials.since(s, lesson), active.id if active else None)
-            for lesson, every in trials.of_day(s, profile, lesson_id)
+            row_of(lesson, found, trials.since(s, lesson), active.id if active else None, measures.get(lesson.scope))
+            for lesson, found in every
         ]
+        bundles = trials.newest_bundles(s, profile) if lesson_id is None else []
     if json:
         return emit(rows)
+    for run in bundles:
+        print(f"bundle {run.taskset}: {in_words(run.bundle)}")
     table(
         [
             [row["lesson"], row["status"], row["effect"], row["interval"], row["n"], row["verdict"], row["missing"]]
@@ -73,11 +88,24 @@ def verdicts(ws: Workspace, lesson_id: int | None, json: bool) -> None:
         say("No lesson is on trial. Practise first: reflect run TASKSET")
 
 
-def row_of(lesson: Lesson, every: Sequence[Trial], since: int, adapter_id: int | None) -> dict[str, Any]:
+def measures_of(ws: Workspace, scopes: Iterable[str]) -> dict[str, str]:
+    """taskset -> what its rewards mean now; those that are not here are left out, and general lessons have no own."""
+    from reflect.day.measure import measure
+
+    found = {}
+    for scope in filter(None, scopes):
+        with suppress(Exception):  # somebody's taskset: whatever is wrong with it is for `reflect tasks check`
+            found[scope] = measure(ws.taskset(scope))
+    return found
+
+
+def row_of(
+    lesson: Lesson, every: Sequence[Trial], since: int, adapter_id: int | None, measure: str | None = None
+) -> dict[str, Any]:
     """What is known of a lesson, and what is missing for a verdict on it as it stands now.
 
     An accepted lesson is on trial again from then on, lest it grow stale: its verdict stands beside what that has
-    found so far (`watch`) until there is another verdict.
+    found so far (`watch`) until there is another verdict. `measure`: what rewards mean now, where that is known.
     """
     row: dict[str, Any] = {"lesson": lesson.id, "status": lesson.status, "pinned": lesson.pinned}
     row |= {"when": lesson.when, "do": lesson.do}
@@ -89,17 +117,21 @@ def row_of(lesson: Lesson, every: Sequence[Trial], since: int, adapter_id: int |
         if watch is not trial:
             row["watch"] = figures(watch)
     row |= figures(trial)
+    anew = measure is not None and trial.measure != measure
+    if anew and "watch" not in row:
+        return row | {"missing": f"a new trial: {OTHER}"}
     if trial.moved is None and (trial.version != since or trial.adapter_id != adapter_id):
         return row | {"missing": "a new trial: the lesson or the adapter has changed"}
     if "watch" in row:
-        return row | {"missing": f"since then {effect_of(watch)} over {watch.n}"}
+        return row | {"missing": f"{f'{OTHER}; ' if anew else ''}since then {effect_of(watch)} over {watch.n}"}
     more = effect_of(trial).more()
     about = "more rollouts" if more is None else f"about {more} more rollouts at this effect"
     return row | {"missing": about if more != 0 else ""}
 
 
 def figures(trial: Trial) -> dict[str, Any]:
-    names = ("kind", "version", "effect", "low", "high", "n", "verdict", "moved", "model_fingerprint", "adapter_id")
+    names = {"kind", "version", "effect", "low", "high", "n", "verdict", "moved"}
+    names |= {"model_fingerprint", "adapter_id", "measure"}
     return {name: value for name, value in shape(trial).items() if name in names}
 
 
@@ -145,6 +177,30 @@ def compare(ws: Workspace, lesson_id: int, name: str | None, n: int, effect: flo
         return emit(shape(trial) | data)
     moved = f"; lesson {lesson_id} is now {'active' if trial.verdict == 'accept' else 'retired'}" if trial.moved else ""
     print(f"lesson {lesson_id}: {trial.verdict}, {effect_of(trial)} over {trial.n} pairs{moved}")
+
+
+def together(ws: Workspace, name: str, n: int | None, seed: int, json: bool) -> None:
+    """All lessons of a taskset: as its runs have measured them, or compared with none on n tasks now."""
+    from reflect.day import planned
+    from reflect.day.bundle import in_words
+    from reflect.store import trials
+
+    found = ws.taskset(name)
+    if n is None:
+        with ws.store.read() as s:
+            rows = trials.newest_bundles(s, ws.settings.profile, found.name)
+        if json:
+            return emit({"taskset": found.name, **(rows[0].bundle | {"run": rows[0].id} if rows else {})})
+        if not rows:
+            return say(f"Nothing is known of the lessons of {name} together. Practise first: reflect run {name}")
+        return print(f"bundle {name}: {in_words(rows[0].bundle)}")
+    with progress() as tell:
+        effect = planned.compare_bundle(
+            ws.model, ws.store, found, ws.settings, n=n, k=ws.settings.k, seed=seed, progress=tell
+        )
+    if json:
+        return emit({"taskset": found.name, "kind": "paired", **asdict(effect)})
+    print(f"bundle {found.name}: {in_words(asdict(effect), 'pairs')}")
 
 
 def twice(ws: Workspace, name: str, n: int, seed: int, json: bool) -> None:

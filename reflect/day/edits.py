@@ -9,6 +9,7 @@ from typing import Any
 from sqlmodel import Session
 
 from reflect.day import guards
+from reflect.day.corroboration import OUTSIDE, corroborated
 from reflect.day.lessons import MAX_TOKENS, POOL, Count, line
 from reflect.day.reflection import Edit, normal
 from reflect.records import Lesson
@@ -17,6 +18,7 @@ from reflect.store import rules
 from reflect.tasksets.base import Task
 
 WAITS = "it waits for a person's approval"
+NOTHING = "the attempts read bytes from outside, which change no lesson"
 OUT = ("retired", "quarantined")  # neither shown nor held: such a lesson speaks for no condition
 
 
@@ -24,9 +26,10 @@ OUT = ("retired", "quarantined")  # neither shown nor held: such a lesson speaks
 class Evidence:
     """What stands behind the edits of one reflection.
 
-    `shown`: the lessons as the rollouts saw them. `held`: those that the adapter brought along instead.
-    `contrast`: some attempts went better than others. `review`: nothing is shown, changed or retired before a person
-    has approved it; what the model wants is stored as quarantined lessons.
+    `shown`: the lessons as the rollouts saw them. `held`: those that the adapter brought along instead. `contrast`:
+    some attempts went better than others. `review`: nothing is shown, changed or retired before a person has approved
+    it; what the model wants is stored as quarantined lessons. `trust`: "untrusted" where an attempt read bytes from
+    outside; what such a group teaches waits in quarantine too, and it changes and retires nothing.
     """
 
     task: Task
@@ -37,6 +40,7 @@ class Evidence:
     held: Sequence[Lesson] = ()
     reflection_id: int | None = None
     review: bool = False  # a person approves first
+    trust: str = "clean"
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def _add(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
             return _again(s, edit, evidence, lesson)
     suspect = _why_suspect(edit, evidence.task)
     standing = [lesson for lesson in same if lesson.status not in OUT]
-    if not standing or suspect:
+    if not standing or suspect or evidence.trust != "clean":
         return _new(s, edit, evidence, tokens, suspect or (WAITS if evidence.review else ""))
     old = standing[0]
     if old.pinned:
@@ -114,6 +118,8 @@ def _add(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
 
 def _new(s: Session, edit: Edit, evidence: Evidence, tokens: int, suspect: str) -> Outcome:
     """A new lesson: a candidate, or quarantined for a reason."""
+    if evidence.trust != "clean":
+        suspect = f"{suspect}; {OUTSIDE}" if suspect else OUTSIDE
     lesson = db.add(
         s,
         when=edit.when,
@@ -123,6 +129,7 @@ def _new(s: Session, edit: Edit, evidence: Evidence, tokens: int, suspect: str) 
         scope=evidence.scope,
         status="quarantined" if suspect else "candidate",
         profile=evidence.profile,
+        trust=evidence.trust,
         tokens=tokens,
         reflection_id=evidence.reflection_id,
     )
@@ -130,11 +137,19 @@ def _new(s: Session, edit: Edit, evidence: Evidence, tokens: int, suspect: str) 
 
 
 def _again(s: Session, edit: Edit, evidence: Evidence, lesson: Lesson) -> Outcome:
-    """The very lesson is there already. One that a model retired comes back; a person's decision stands."""
+    """The very lesson is there already. One that a model retired comes back; a person's decision stands. One that was
+    learned from outside bytes is released by the second clean task that asks for it."""
+    clean = evidence.trust == "clean"
+    if clean and not evidence.review and (reason := corroborated(s, lesson, evidence.task, evidence.scope)):
+        released: dict[str, Any] = {"status": "candidate", "trust": "clean", "reflection_id": evidence.reflection_id}
+        now = db.revise(s, lesson.id, author="model", reason=reason, **released)
+        return Outcome(edit, "added", reason, now.id, now.version)
     if lesson.status != "retired":
         return Outcome(edit, "known", f"lesson {lesson.id} says so ({lesson.status})", lesson.id, lesson.version)
     if lesson.pinned or db.history(s, lesson.id)[-1].author == "human":
         return Outcome(edit, "refused", f"a person retired lesson {lesson.id}", lesson.id, lesson.version)
+    if not clean:
+        return Outcome(edit, "refused", f"lesson {lesson.id} is retired: {NOTHING}", lesson.id, lesson.version)
     if evidence.review:
         return Outcome(edit, "refused", f"{WAITS}: reflect lessons approve {lesson.id}", lesson.id, lesson.version)
     by_trial = db.history(s, lesson.id)[-1].author == "trial"  # measured, and found wanting: it is on trial again
@@ -168,6 +183,8 @@ def _revise(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
         return head
     if suspect := _why_suspect(edit, evidence.task):
         return Outcome(edit, "refused", suspect, head.id, head.version)
+    if evidence.trust != "clean":
+        return _add(s, edit, evidence, tokens)  # a lesson of its own, in quarantine
     others = [x for x in _same_condition(s, edit, evidence) if x.id != head.id and x.status not in OUT]
     if others:
         reason = f"lesson {others[0].id} already speaks for that condition"
@@ -195,6 +212,8 @@ def _retire(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
     head = _addressed(s, edit, evidence)
     if isinstance(head, Outcome):
         return head
+    if evidence.trust != "clean":
+        return Outcome(edit, "refused", NOTHING, head.id, head.version)
     if evidence.review:
         reason = f"a person decides: reflect lessons reject {head.id} --why ..."
         return Outcome(edit, "refused", reason, head.id, head.version)

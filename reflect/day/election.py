@@ -18,11 +18,12 @@ class Ballot:
     tried: Sequence[Lesson] = ()  # the lessons in its prompt, and those in its weights
     contrast: bool = False
     content: bool = False
+    trust: str = "clean"  # what outside bytes say has no vote among the others
 
-    def target(self, edit: Edit) -> tuple[str, str]:
+    def target(self, edit: Edit) -> tuple[str, str, str]:
         """What the edit would change: an ADD for the condition of a lesson that was tried is about that lesson."""
         same = [x.id for x in self.tried if edit.kind == "add" and normal(x.when) == normal(edit.when)]
-        return ("lesson", str(same[0])) if same else edit.target
+        return (self.trust, *(("lesson", str(same[0])) if same else edit.target))
 
 
 def elect(ballots: Sequence[Ballot]) -> list[list[bool]]:
@@ -33,18 +34,18 @@ def elect(ballots: Sequence[Ballot]) -> list[list[bool]]:
     change needs more groups that ask for it than groups that went well with the lesson and are content: a few stray
     attempts must not undo what works.
     """
-    votes: dict[tuple[str, str], dict[tuple[str, str, str], tuple[int, int, int]]] = {}
+    votes: dict[tuple[str, str, str], dict[tuple[str, str, str], tuple[int, int, int]]] = {}
     for i, ballot in enumerate(ballots):
         for edit in ballot.edits:
             wishes = votes.setdefault(ballot.target(edit), {})
             best, total, _ = wishes.get(edit.wish, (0, 0, 0))
             wishes[edit.wish] = (best + ballot.contrast, total + 1, i)
     kept = Counter(
-        ("lesson", str(lesson.id))
+        target
         for ballot in ballots
         if ballot.content
-        for lesson in ballot.tried
-        if ("lesson", str(lesson.id)) not in map(ballot.target, ballot.edits)
+        for target in [(ballot.trust, "lesson", str(lesson.id)) for lesson in ballot.tried]
+        if target not in map(ballot.target, ballot.edits)
     )
 
     def stands(ballot: Ballot, edit: Edit) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 from sqlmodel import Session
 
@@ -12,11 +14,14 @@ from reflect.day.reflection import normal
 from reflect.models.base import Model
 from reflect.records import SHOWN_STATUSES, Lesson
 from reflect.store import lessons as db
-from reflect.store import search
+from reflect.store import search, trials
 from reflect.tasksets.base import Task, Taskset
 
 POOL = 50  # lessons looked at for one prompt: the most relevant, and as many of the taskset's and the general ones
 MAX_TOKENS = 120  # of one lesson's line
+UNRELATED = 0.25  # relevance of a lesson that shares no word with the task; the best match has 1
+UNKNOWN = 0.1  # the effect that a lesson without a verdict is given the credit of
+TRIED = 0.25  # where not all fit: share of the practice tasks in which a lesson without a verdict goes first
 
 Count = Callable[[str], int]
 
@@ -42,29 +47,60 @@ def choose(
 ) -> list[Lesson]:
     """The lessons for this task's prompt, by id: at most `limit` lessons and `budget` tokens of them.
 
-    First come lessons whose condition shares words with the task (best match first), then the others of the taskset's
-    scope and the general ones: a condition such as "counting letters in a word" need not share a word with a task that
-    it fits. A lesson whose condition names something that the task does not speak of is left out (see `misses`); those
-    that have left the prompt for the weights still tell which conditions are of one family.
+    Where there are more, relevance x measured effect decides (see `worth`): lessons whose condition shares words with
+    the task before the others of the taskset's scope and the general ones, for a condition such as "counting letters in
+    a word" need not share a word with a task that it fits; among equals those that are proven to help. What nothing is
+    known of must be tried, so in some practice tasks one place is for such a lesson.
+
+    A lesson whose condition names something that the task does not speak of is left out (see `misses`); those that have
+    left the prompt for the weights still tell which conditions are of one family. So is one with a tag `task:KEY` where
+    the task has another key.
     """
-
-    def pool_of(statuses: Sequence[str]) -> list[tuple[int, str, str]]:
-        scopes = [taskset_name, ""]
-        return search.pool(s, task.text, profile=profile, statuses=statuses, scopes=scopes, limit=POOL)
-
-    pool = pool_of(statuses)
-    slept = pool_of(("distilled",)) if pool and "distilled" not in statuses else []
-    off = misses([when for _, when, _ in [*pool, *slept]], task.text)
+    where: dict[str, Any] = {"profile": profile, "scopes": [taskset_name, ""], "limit": POOL}
+    pool = search.pool(s, task.text, statuses=statuses, task=task.key, **where)
+    slept = search.conditions(s, statuses=["distilled"], **where) if pool and "distilled" not in statuses else []
+    off = misses([*(found.when for found in pool), *slept], task.text)
+    fits = [found for found, missed in zip(pool, off, strict=False) if not missed]
+    costs = {found.id: count_tokens(line(found.when, found.do)) for found in fits[: limit + 1]}
+    if len(fits) > limit or sum(costs.values()) > budget:
+        fits = _ordered(s, fits, task)
     chosen: list[int] = []
     left = budget
-    for (lesson_id, when, do), missed in zip(pool, off, strict=False):
+    for found in fits:
         if len(chosen) == limit:
             break
-        cost = 0 if missed else count_tokens(line(when, do))
-        if not missed and cost <= left:
-            chosen.append(lesson_id)
+        cost = costs.get(found.id) or count_tokens(line(found.when, found.do))
+        if cost <= left:
+            chosen.append(found.id)
             left -= cost
     return db.by_ids(s, chosen)
+
+
+def worth(score: float, proven: float | None) -> float:
+    """What a lesson may bring to a prompt: relevance x measured effect.
+
+    `score`: its full-text score divided by the best one, in [0, 1]. `proven`: the end of the interval of its effect
+    that is nearer to 0, which is what is proven of it; None where there is no verdict on its text.
+    """
+    return (UNRELATED + (1 - UNRELATED) * score) * max(UNKNOWN + (proven or 0.0), 0.01)
+
+
+def _ordered(s: Session, fits: Sequence[search.Found], task: Task) -> list[search.Found]:
+    """The best first; where it is this task's turn to try something, a lesson that has no verdict before all others."""
+    proven = trials.proven(s, [found.id for found in fits])
+    best = max((found.score for found in fits), default=0.0) or 1.0
+    value = {found.id: worth(found.score / best, proven.get(found.id)) for found in fits}
+    order = sorted(fits, key=lambda found: -value[found.id])  # stable: among equals as they were found
+    untried = [found for found in fits if found.id not in proven]
+    if task.split == "practice" and untried and _lot(task.key) < TRIED:
+        first = max(untried, key=lambda found: value[found.id] * _lot(f"{task.key}/{found.id}"))
+        order = [first, *(found for found in order if found.id != first.id)]
+    return order
+
+
+def _lot(words: str) -> float:
+    """A number in [0, 1) that depends on the words alone: the same prompt, however often it is asked for."""
+    return int.from_bytes(hashlib.sha256(f"choose/{words}".encode()).digest()[:8], "big") / 2**64
 
 
 def lessons_for(

@@ -1,7 +1,8 @@
 """Rollouts that are spent on a question: does this lesson help, and how much noise is there?
 
 A planned comparison runs the same tasks with the same seeds with the lesson and without it, all other lessons as at run
-time, and stops at the verdict. It costs rollouts that ordinary runs give for nothing, so it is for what is undecided.
+time (or with all chosen lessons and with none), and stops at the verdict. It costs rollouts that ordinary runs give for
+nothing, so it is for what is undecided.
 
 Not covered: its rollouts are not kept, and the next comparison starts from nothing: each has its own error rate.
 """
@@ -11,11 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from reflect.config import Settings
 from reflect.day.effect import Effect, NoiseFloor, Paired, needed, noise_floor, resolvable
 from reflect.day.lessons import lessons_for
+from reflect.day.measure import measure
 from reflect.day.rollout import AUDIT, Part, Progress, run_parts
 from reflect.day.trial import Court, Holds, audited, settle
 from reflect.errors import UsageError
@@ -27,6 +30,8 @@ from reflect.tasksets.base import Task, Taskset
 
 WAVE = 8  # tasks that run together
 
+Rows = list[tuple[Task, list[Lesson]]]  # tasks, each with the lessons in its prompt
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -36,7 +41,7 @@ class Plan:
     version: int
     known: Effect
     holds: Holds
-    tasks: list[tuple[Task, list[Lesson]]]  # those for which the lesson is chosen, with all that are
+    tasks: Rows  # those for which the lesson is chosen, with all that are
     k: int
     sd: float  # of the difference of a pair
     wanted: float  # the effect to be found
@@ -67,12 +72,12 @@ def plan(
     """How a lesson would be compared on at most n practice tasks, k pairs each. UsageError for a lesson that does not
     stand in any prompt."""
     adapter = getattr(model, "active", None)
-    found: list[tuple[Task, list[Lesson]]] = []
+    found: Rows = []
     with store.read() as s:
         lesson = db.get(s, lesson_id)
         if lesson.status not in SHOWN_STATUSES:
             raise UsageError(f"Lesson {lesson_id} is {lesson.status}: it stands in no prompt.", "Approve it first.")
-        holds = Holds(model.fingerprint, nights.get_adapter(s, adapter).id if adapter else None)
+        holds = Holds(model.fingerprint, nights.get_adapter(s, adapter).id if adapter else None, measure(taskset))
         version, contrast = Court(holds).hear(s, lesson)
         for task in taskset.tasks("practice", None, seed):
             chosen = lessons_for(model, s, taskset, task, settings) if len(found) < n else []
@@ -91,31 +96,63 @@ def compare(
     model: Model, store: Store, taskset: Taskset, settings: Settings, plan: Plan, progress: Progress | None = None
 ) -> Trial:
     """Carry out the plan until there is a verdict or no task is left; the verdict moves the lesson."""
-    paired, audit = Paired(), Paired()
     with store.read() as s:
         seed = sum(trial.kind == "paired" for trial in nights.trials(s, plan.lesson.id))  # each time other attempts
-    options: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
-    for start in range(0, len(plan.tasks), WAVE):
-        if progress:
-            progress(start, len(plan.tasks), "pairs")
-        parts = [
-            Part(task, lessons, range(plan.k))
-            for task, chosen in plan.tasks[start : start + WAVE]
-            for lessons in (chosen, [lesson for lesson in chosen if lesson.id != plan.lesson.id])
-        ]
-        groups = run_parts(model, taskset, parts, seed=seed, **options)
-        pairs = [
-            pair
-            for with_lesson, without in zip(groups[::2], groups[1::2], strict=True)
-            for pair in zip(with_lesson, without, strict=True)
-        ]
-        if _settled(paired, audit, pairs):
-            break
+    rows = [(task, chosen, [lesson for lesson in chosen if lesson.id != plan.lesson.id]) for task, chosen in plan.tasks]
+    effect = _pairs(model, taskset, settings, rows, plan.k, seed, progress)
     with store.write() as s:
         lesson = db.get(s, plan.lesson.id)
         same = trials.since(s, lesson) == plan.version  # else somebody changed it meanwhile: this is about what was
-        effect = audited(paired.result(), audit if audit.n else None)
         return settle(s, lesson, effect, "paired", plan.version, plan.holds, move=same)
+
+
+def compare_bundle(
+    model: Model,
+    store: Store,
+    taskset: Taskset,
+    settings: Settings,
+    *,
+    n: int,
+    k: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Effect:
+    """All lessons that are chosen against none, on at most n practice tasks in whose prompt some stand, k pairs each,
+    until there is a verdict. It moves no lesson, and is not kept. UsageError where no task has a lesson."""
+    with store.read() as s:
+        every = ((t, lessons_for(model, s, taskset, t, settings)) for t in taskset.tasks("practice", None, seed))
+        rows: list[tuple[Task, list[Lesson], list[Lesson]]]
+        rows = list(islice(((task, chosen, []) for task, chosen in every if chosen), n))
+    if not rows:
+        raise UsageError(f"No lesson stands in a prompt of {taskset.name}.", f"Practise: reflect run {taskset.name}")
+    return _pairs(model, taskset, settings, rows, k, seed, progress)
+
+
+def _pairs(
+    model: Model,
+    taskset: Taskset,
+    settings: Settings,
+    rows: Sequence[tuple[Task, Sequence[Lesson], Sequence[Lesson]]],
+    k: int,
+    seed: int,
+    progress: Progress | None,
+) -> Effect:
+    """The effect of the first lessons of each row against the second, with the same seeds, up to the verdict."""
+    paired, audit = Paired(), Paired()
+    options: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
+    for start in range(0, len(rows), WAVE):
+        if progress:
+            progress(start, len(rows), "pairs")
+        parts = [Part(task, some, range(k)) for task, *both in rows[start : start + WAVE] for some in both]
+        groups = run_parts(model, taskset, parts, seed=seed, **options)
+        pairs = [
+            pair
+            for with_lessons, without in zip(groups[::2], groups[1::2], strict=True)
+            for pair in zip(with_lessons, without, strict=True)
+        ]
+        if _settled(paired, audit, pairs):
+            break
+    return audited(paired.result(), audit if audit.n else None)
 
 
 def _settled(paired: Paired, audit: Paired, pairs: Sequence[tuple[Rollout, Rollout]]) -> bool:

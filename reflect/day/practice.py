@@ -19,9 +19,11 @@ from sqlmodel import Session
 
 from reflect import prompts
 from reflect.config import Settings
+from reflect.day.bundle import Bundle, draw
 from reflect.day.edits import Evidence, Outcome, apply_edits
 from reflect.day.election import Ballot, elect
 from reflect.day.lessons import lessons_for
+from reflect.day.measure import measure
 from reflect.day.reflection import Edit, contrast, parse_edits, reflection_messages, request_for, teaches, went_well
 from reflect.day.rollout import Progress, run_parts, sample_each, using
 from reflect.day.summary import Report, report
@@ -57,11 +59,11 @@ def practice(
     run, tasks = open_run(model, store, taskset, settings, n=n, k=k, seed=seed, learn=learn, use_lessons=use_lessons)
     waves = [tasks[i : i + WAVE] for i in range(0, len(tasks), WAVE)]
     tell = progress or (lambda done, total, what: None)
-    court = Court(Holds(run.model_fingerprint, run.adapter_id))
+    court, bundle = Court(Holds(run.model_fingerprint, run.adapter_id, run.measure)), Bundle(run)
     done = 0
     for wave in waves if run.status != "done" else []:
         tell(done, len(tasks), "rollouts")
-        groups = roll_out(model, store, taskset, settings, run, wave, use_lessons, court if learn else None)
+        groups = roll_out(model, store, taskset, settings, run, wave, use_lessons, bundle, court if learn else None)
         if learn:
             tell(done + len(wave) // 2, len(tasks), "reflections")
             reviews = review(model, store, settings, run, groups)
@@ -95,6 +97,11 @@ class Group:
         return [row for row in self.rollouts if row.index not in self.missed] or self.rollouts
 
     @property
+    def trust(self) -> str:
+        """untrusted where any of the rollouts read bytes from outside."""
+        return "clean" if all(row.trust == "clean" for row in self.rollouts) else "untrusted"
+
+    @property
     def reviewed(self) -> list[Rollout]:
         """The attempts that a review reads: those that saw what it is told they saw. Where all of these failed, the
         others too: without the lesson somebody may have found the way."""
@@ -119,18 +126,22 @@ def roll_out(
     run: Run,
     wave: Sequence[Task],
     use_lessons: bool,
+    bundle: Bundle,
     court: Court | None = None,
 ) -> list[Group]:
-    """Choose lessons, withhold some of them here and there, sample and score all groups of the wave in one batch; save
-    them in one transaction with the verdicts of the court, if there is one."""
+    """Choose lessons, withhold some or all of them here and there, sample and score all groups of the wave in one
+    batch; save them in one transaction with what they say of the bundle, and the verdicts of the court, if there is
+    one."""
     with store.read() as s:
         saved = {task.key: runs.rollouts(s, run.id, task.key) for task in wave}
         missing = [task for task in wave if len(saved[task.key]) < run.k]
         chosen = {task.key: lessons_for(model, s, taskset, task, settings) if use_lessons else [] for task in missing}
-    drawn = {
-        task.key: [withhold(chosen[task.key], settings, run.seed, task.key, index) for index in range(run.k)]
-        for task in missing
-    }
+    drawn, draws = {}, {}
+    for key, lessons in chosen.items():
+        draws[key] = [draw(lessons, settings, run.seed, key, index) for index in range(run.k)]
+        drawn[key] = [
+            one.applied(withhold(lessons, settings, run.seed, key, index)) for index, one in enumerate(draws[key])
+        ]
     parts = [part for task in missing for part in parts_of(task, chosen[task.key], drawn[task.key])]
     options: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
     fresh = run_parts(model, taskset, parts, seed=run.seed, **options)
@@ -138,11 +149,14 @@ def roll_out(
     rows = sorted((row for part in fresh for row in part), key=lambda row: (order[row.task_key], row.index))
     for row in rows:
         row.run_id, row.adapter_id = run.id or 0, run.adapter_id
+        row.bundle_shown, row.bundle_probability = draws[row.task_key][row.index]
     with store.write() as s:
         runs.save_rollouts(s, rows, [drawn[row.task_key][row.index] for row in rows])
         if court and rows:
             seen = [lesson.id or 0 for lessons in chosen.values() for lesson in lessons]
             court.judge(s, seen, run.id, move=not settings.review)
+        if rows:
+            bundle.judge(s, move=court is not None and not settings.review)
     slept = ("distilled",) if run.adapter_id else ()
     with store.read() as s:
         shown = shown_to(s, run.id, [task.key for task in wave])
@@ -193,7 +207,7 @@ def edit_lessons(
     """Save the wave's reflections and carry out those of their edits that stand, in one transaction."""
     edits = {r.row.task_key: r.edits for r in reviews}
     ballots = [
-        Ballot(edits.get(g.task.key, []), [*g.shown, *g.held], contrast(g.reviewed), went_well(g.complete))
+        Ballot(edits.get(g.task.key, []), [*g.shown, *g.held], contrast(g.reviewed), went_well(g.complete), g.trust)
         for g in groups
     ]
     elected = {g.task.key: stands for g, stands in zip(groups, elect(ballots), strict=True)}
@@ -211,6 +225,7 @@ def edit_lessons(
                 contrast=contrast(r.group.reviewed),
                 reflection_id=r.row.id,
                 review=settings.review,
+                trust=r.group.trust,
             )
             outcomes = [
                 apply_edits(s, [edit], evidence, count_tokens=model.count_tokens, budget=settings.lesson_budget)[0]
@@ -241,14 +256,15 @@ def open_run(
     if n < 1 or k < 1:
         raise UsageError(f"A run needs at least one task and one rollout of each, not n={n} and k={k}.")
     names = ["temperature", "max_tokens", "reflect_tokens", "lesson_budget", "lesson_limit"]
-    names += ["review", "trials", "withhold_candidate", "withhold_active"]
+    names += ["review", "trials", "withhold_candidate", "withhold_active", "withhold_bundle"]
     config = {name: value for name, value in asdict(settings).items() if name in names}
     config |= {"learn": learn, "use_lessons": use_lessons}
+    meaning = measure(taskset)
 
     with store.write() as s:
         adapter = getattr(model, "active", None)
         adapter_id = nights.get_adapter(s, adapter).id if adapter else None
-        words = [taskset.name, settings.profile, n, k, model.fingerprint, adapter_id, config]
+        words = [taskset.name, settings.profile, n, k, model.fingerprint, adapter_id, meaning, config]
 
         def tasks_and_key(seed: int) -> tuple[list[Task], str]:
             tasks = list({task.key: task for task in taskset.tasks("practice", n, seed)}.values())
@@ -272,6 +288,7 @@ def open_run(
             model=model.name,
             model_fingerprint=model.fingerprint,
             adapter_id=adapter_id,
+            measure=meaning,
             config=config,
         )
     return run, tasks

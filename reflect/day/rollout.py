@@ -149,6 +149,7 @@ def _rollout(
         messages=list(request.messages),
         seed=request.seeds[at],
         model=model.name,
+        trust="untrusted" if task.untrusted else "clean",
     )
     if isinstance(answer, ModelError):
         row.error, row.finish = f"model: {answer.message}", "error"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reflect.records import LessonVersion, Rollout, Run, Trial
-from reflect.store import Store, runs, trials
+from reflect.records import LessonVersion, Rollout, Run
+from reflect.store import Store, lessons, runs, trials
 from reflect.tasksets.base import Task
 
 
@@ -31,6 +31,7 @@ class Report:
     reflections: int
     outcomes: dict[str, int]
     changes: list[dict[str, Any]] = field(default_factory=list)  # each edit with its outcome, then the verdicts
+    bundle: dict[str, Any] = field(default_factory=dict)  # all lessons together, see `reflect.day.bundle`
     seconds: float = 0.0
 
 
@@ -40,7 +41,10 @@ def report(store: Store, run: Run, waves: Sequence[Sequence[Task]], seconds: flo
         rows = [[row for task in wave for row in runs.rollouts(s, run.id, task.key)] for wave in waves]
         found = [runs.get_reflection(s, run.id, task.key) for wave in waves for task in wave]
         missed = trials.missed(s, run.id)
-        verdicts = [verdict_row(trial, version) for trial, version in trials.moves(s, run.id)]
+        verdicts = [verdict_row(trial.verdict, version) for trial, version in trials.moves(s, run.id)]
+        bundle = runs.get_run(s, run.id).bundle
+        gone = [pair for harm in bundle.get("harm", ()) for pair in harm["retired"]]
+        verdicts += [verdict_row("reject", lessons.version(s, lesson_id, number)) for lesson_id, number in gone]
     reflections = [reflection for reflection in found if reflection]
     every = [row for wave in rows for row in wave]
     changes = [edit for reflection in reflections for edit in reflection.edits] + verdicts
@@ -59,16 +63,17 @@ def report(store: Store, run: Run, waves: Sequence[Sequence[Task]], seconds: flo
         reflections=len(reflections),
         outcomes=dict(Counter(edit["outcome"] for edit in changes)),
         changes=changes,
+        bundle=bundle,
         seconds=seconds,
     )
 
 
-def verdict_row(trial: Trial, version: LessonVersion) -> dict[str, Any]:
-    """A verdict that moved a lesson, in the shape of an edit."""
+def verdict_row(verdict: str, version: LessonVersion) -> dict[str, Any]:
+    """A verdict that moved a lesson to this version, in the shape of an edit."""
     return {
         "kind": "trial",
-        "outcome": {"accept": "accepted"}.get(trial.verdict, "rejected"),
-        "lesson": trial.lesson_id,
+        "outcome": {"accept": "accepted"}.get(verdict, "rejected"),
+        "lesson": version.lesson_id,
         "version": version.version,
         "when": version.when,
         "do": version.do,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sqlmodel import Session
 
@@ -77,14 +78,21 @@ def shown_to(
 
 @dataclass(frozen=True)
 class Holds:
-    """What a measured effect holds for: another model or adapter is another trial."""
+    """What a measured effect holds for: another model, adapter or meaning of the reward is another trial. Evidence of
+    before `measure` was recorded ("") holds for nothing else: it begins anew once."""
 
     fingerprint: str
     adapter_id: int | None = None
+    measure: str = ""
+
+    def words(self) -> dict[str, Any]:
+        """As in a Trial, and in a Run."""
+        return {"model_fingerprint": self.fingerprint, "adapter_id": self.adapter_id, "measure": self.measure}
 
 
 class Court:
-    """The evidence on lessons, for one model and adapter. It remembers what it has read: a wave reads its own rows."""
+    """The evidence on lessons, for one model, adapter and measure. It remembers what it has read, so that a wave reads
+    its own rows only."""
 
     def __init__(self, holds: Holds) -> None:
         self.holds = holds
@@ -96,7 +104,7 @@ class Court:
         version = trials.since(s, lesson)
         key = (lesson.id or 0, version)
         contrast, seeds, last = self._seen.get(key, (Contrast(), set(), 0))
-        rows = trials.observations(s, lesson.id, version, self.holds.fingerprint, self.holds.adapter_id, last)
+        rows = trials.observations(s, lesson.id, version, **self.holds.words(), after=last)
         for row in rows:
             draw = (row.task_key, row.seed)
             if draw not in seeds:  # two runs with one seed hold the same draws: once is all they say
@@ -141,8 +149,7 @@ def settle(
     move: bool = True,
 ) -> Trial:
     """Save the trial; candidate -> active when it is accepted, candidate or active -> retired when it is rejected."""
-    words = {"lesson_id": lesson.id, "version": version, "kind": kind}
-    words |= {"model_fingerprint": holds.fingerprint, "adapter_id": holds.adapter_id}
+    words = {"lesson_id": lesson.id, "version": version, "kind": kind} | holds.words()
     trial = trials.open_trial(s, words) if kind == "withhold" else trials.new_trial(words)
     trial.n, trial.verdict, trial.run_id = effect.n, effect.verdict, run_id
     # Rounded: the last bits depend on how many rollouts were summed at a time.

@@ -85,6 +85,7 @@ class TrialLine(Line):
     n: Annotated[int, Field(ge=0, lt=2**63)]
     verdict: str
     model_fingerprint: str
+    measure: str = ""  # files of before it was recorded have none
     moved: Id | None  # the version that its verdict made
     created: Time
 

@@ -62,8 +62,9 @@ class Store:
 
         with self._engines["migrate"].begin() as c:  # one transaction: a killed migration leaves what was there before
             if _revision(c, self._dialect) != REVISIONS[-1]:  # another process may have been faster
+                before = self._dialect.orphans(c)
                 upgrade(c)
-                self._dialect.settle(c)
+                self._dialect.settle(c, before)
 
     @contextmanager
     def _in_plain_words(self) -> Iterator[None]:

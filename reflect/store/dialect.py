@@ -39,8 +39,12 @@ class Dialect(Protocol):
     def tables(self, connection: Connection) -> set[str]:
         """The names of all tables."""
 
-    def settle(self, connection: Connection) -> None:
-        """At the end of a migration, in its transaction. StoreError when it must not be kept."""
+    def orphans(self, connection: Connection) -> set[tuple[str, int, str]]:
+        """Before a migration: (table, row, parent) of the rows whose parent is not there."""
+
+    def settle(self, connection: Connection, before: set[tuple[str, int, str]]) -> None:
+        """At the end of a migration, in its transaction. StoreError when it must not be kept. `before`: the orphans
+        that stood there already; they are for `reflect doctor` to name."""
 
     def explain(self, e: BaseException) -> StoreError | None:
         """The sentence for an error of this database, or None for one that says that our own code is wrong."""

@@ -113,7 +113,10 @@ class Postgres:
             connection.exec_driver_sql("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()").scalars()
         )
 
-    def settle(self, connection: Connection) -> None:
+    def orphans(self, connection: Connection) -> set[tuple[str, int, str]]:
+        return set()  # the server keeps foreign keys while it migrates too
+
+    def settle(self, connection: Connection, before: set[tuple[str, int, str]]) -> None:
         """Every table, those of later migrations too, keeps its ids in step."""
         connection.exec_driver_sql(FOLLOW_IDS)
         for table in connection.exec_driver_sql(WITH_IDS).scalars().all():

@@ -10,6 +10,7 @@ from sqlmodel import Session, col, func, select
 
 from reflect.errors import UnknownName
 from reflect.records import Exposure, LessonVersion, Reflection, Rollout, Run, TaskRow, Trial, now
+from reflect.store import trials
 
 CHUNK = 500  # values in one IN (...)
 
@@ -71,13 +72,14 @@ def start_run(
     model: str,
     model_fingerprint: str,
     adapter_id: int | None = None,
+    measure: str = "",
     config: dict[str, Any] | None = None,
 ) -> Run:
     """The run of this key: the one that stands, or a new one."""
     run = s.exec(select(Run).where(Run.key == key)).first()
     if run is None:
         run = Run(key=key, taskset=taskset, profile=profile, n=n, k=k, seed=seed, model=model, config=config or {},
-                  model_fingerprint=model_fingerprint, adapter_id=adapter_id)  # fmt: skip
+                  model_fingerprint=model_fingerprint, adapter_id=adapter_id, measure=measure)  # fmt: skip
         s.add(run)
         s.flush()
     return run
@@ -131,21 +133,42 @@ def figures(s: Session, run_id: int | None) -> Figures:
     return Figures(*s.exec(counted.where(Rollout.run_id == run_id)).one())
 
 
-def prune(s: Session, keep: int = 20, profile: str | None = None) -> int:
-    """Delete done runs beyond the newest `keep`, with all their rows, unless a lesson rests on one. Says how many."""
+class Prunable(NamedTuple):
+    """Of the done runs beyond the newest ones: those that may go, and those that open trials need. By id."""
+
+    gone: list[int]
+    kept: list[int]
+
+
+def prune(s: Session, keep: int = 20, profile: str | None = None) -> Prunable:
+    """Delete done runs beyond the newest `keep`, with all their rows, unless a lesson or an open trial rests on one."""
+    found = prunable(s, keep, profile)
+    delete_runs(s, found.gone)
+    return found
+
+
+def prunable(s: Session, keep: int = 20, profile: str | None = None) -> Prunable:
+    """Which runs `prune` deletes, and which it keeps for a trial's sake."""
     taught = select(Reflection.run_id).join(LessonVersion, col(LessonVersion.reflection_id) == col(Reflection.id))
-    found = select(Run.id).where(Run.status == "done", col(Run.id).not_in(taught))
+    found = select(Run).where(Run.status == "done", col(Run.id).not_in(taught))
     if profile is not None:
         found = found.where(Run.profile == profile)
-    gone = list(s.exec(found.order_by(col(Run.id).desc()).offset(keep)))
-    for run_id in gone:
+    old = list(s.exec(found.order_by(col(Run.id).desc()).offset(keep)))
+    needed = trials.resting_on(s, [run.id or 0 for run in old])
+    needed |= {run.id or 0 for run in old if run.bundle.get("harm")}  # it says where the evidence on a bundle begins
+    ids = sorted(run.id or 0 for run in old)
+    return Prunable([i for i in ids if i not in needed], [i for i in ids if i in needed])
+
+
+def delete_runs(s: Session, run_ids: Iterable[int]) -> None:
+    """Delete runs with all their rows. What was measured in them stays true: trials lose only the name of the run."""
+    for run_id in run_ids:
         of_run = select(Rollout.id).where(Rollout.run_id == run_id)
         s.exec(delete(Exposure).where(col(Exposure.rollout_id).in_(of_run)))
         s.exec(delete(Rollout).where(col(Rollout.run_id) == run_id))
         s.exec(delete(Reflection).where(col(Reflection.run_id) == run_id))
-        s.exec(update(Trial).where(col(Trial.run_id) == run_id).values(run_id=None))  # what it measured stays true
+        s.exec(update(Trial).where(col(Trial.run_id) == run_id).values(run_id=None))
         s.exec(delete(Run).where(col(Run.id) == run_id))
-    return len(gone)
 
 
 # -- rollouts ----------------------------------------------------------------------------------------------------------
@@ -219,3 +242,27 @@ def save_reflection(s: Session, reflection: Reflection) -> Reflection:
     s.add(reflection)
     s.flush()
     return reflection
+
+
+def clean_tasks_asking(
+    s: Session, profile: str, taskset: str, lesson_id: int | None, after: int | None
+) -> dict[str, str]:
+    """key -> id of the tasks whose reviews asked for that very lesson, oldest first; only those of groups in which no
+    rollout read outside bytes. `after`: the review that wrote the lesson."""
+    dirty = exists().where(
+        col(Rollout.run_id) == col(Reflection.run_id),
+        col(Rollout.task_key) == col(Reflection.task_key),
+        col(Rollout.trust) != "clean",
+    )
+    found = (
+        select(Reflection, TaskRow.task_id)
+        .join(Run, col(Run.id) == col(Reflection.run_id))
+        .join(TaskRow, col(TaskRow.key) == col(Reflection.task_key))
+        .where(Run.profile == profile, Run.taskset == taskset, col(Reflection.id) > (after or 0), ~dirty)
+        .order_by(col(Reflection.id))
+    )
+    return {
+        row.task_key: task_id
+        for row, task_id in s.exec(found)
+        if any(edit.get("lesson") == lesson_id and edit.get("outcome") == "known" for edit in row.edits)
+    }

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from operator import itemgetter
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Engine, text
@@ -20,22 +21,36 @@ SPREAD = text("""
         (SELECT 1 FROM lesson_fts WHERE lesson_fts MATCH '"' || value || '"' LIMIT :most))
     FROM json_each(:words)""")
 
+# A lesson with a tag "task:KEY" is for that one task. The tags stand in the row as JSON.
+UNBOUND = "(CAST({0} AS VARCHAR) NOT LIKE '%\"task:%' OR CAST({0} AS VARCHAR) LIKE :bound)"
+BOUND = '%"task:{}"%'
+
 # Words that this process has found to be common in a database: counting them costs the most. Lessons are never deleted,
 # so they stay so; one that was only just common might be reworded away, which is nothing to anybody.
 _known: WeakKeyDictionary[Engine, set[str]] = WeakKeyDictionary()
 
 
 def ranked(
-    s: Session, query: str, *, profile: str, statuses: Sequence[str] | None, scopes: Sequence[str] | None, limit: int
+    s: Session,
+    query: str,
+    *,
+    profile: str,
+    statuses: Sequence[str] | None,
+    scopes: Sequence[str] | None,
+    limit: int,
+    task: str | None = None,
 ) -> list[tuple[int, float]]:
-    """(lesson id, score) of the lessons that share words with `query`, best first; a higher score is better.
+    """(lesson id, score) of the lessons that share words with `query`, best first; a higher score is better. `task`: a
+    task's key; those that are bound to other tasks are left out.
 
     Any text is a safe query: its words are quoted, and joined by OR. Words that stand in very many lessons rank nothing
     and cost the most, so they are left out where rarer ones match.
     """
     known = _known.setdefault(s.get_bind().engine, set())
     if s.get_bind().dialect.name == "postgresql":
-        return tsearch.ranked(s, query, known, profile=profile, statuses=statuses, scopes=scopes, limit=limit)
+        return tsearch.ranked(
+            s, query, known, profile=profile, statuses=statuses, scopes=scopes, limit=limit, task=task
+        )
     words = list(dict.fromkeys(w.lower() for w in re.findall(r"\w+", query)))[: 8 * MOST_WORDS]
     new = json.dumps([word for word in words if word not in known])
     spread = dict.fromkeys(words, COMMON + 1)
@@ -43,11 +58,11 @@ def ranked(
     known.update(word for word in words if spread[word] > COMMON)
     found = sorted((word for word in words if spread[word]), key=lambda word: spread[word])[:MOST_WORDS]
     rare = [word for word in found if spread[word] <= COMMON]
-    rows = _matches(s, rare, profile, statuses, scopes, limit) if rare else []
+    rows = _matches(s, rare, profile, statuses, scopes, limit, task) if rare else []
     if len(rows) < limit and len(rare) < len(found):
         # Only common words are left to tell: enough of the lessons that hold them, the newest first, at a score of 0.
         seen = {lesson_id for lesson_id, _ in rows}
-        common = _matches(s, found[len(rare) :], profile, statuses, scopes, limit, newest=True)
+        common = _matches(s, found[len(rare) :], profile, statuses, scopes, limit, task, newest=True)
         rows += [(lesson_id, score) for lesson_id, score in common if lesson_id not in seen]
     return rows[:limit]
 
@@ -76,26 +91,47 @@ def holding(s: Session, when: str, do: str, profile: str) -> list[tuple[int, str
     return [(int(row[0]), str(row[1]), str(row[2])) for row in rows]
 
 
+class Found(NamedTuple):
+    """What choosing needs of a lesson; `score` is 0 where it shares no telling word with the query."""
+
+    id: int
+    when: str
+    do: str
+    score: float
+
+
 def pool(
-    s: Session, query: str, *, profile: str, statuses: Sequence[str], scopes: Sequence[str], limit: int
-) -> list[tuple[int, str, str]]:
-    """(id, when, do) of the lessons that may be worth showing: what `ranked` finds, then the oldest of each scope; at
-    most `limit` of each, every lesson once. Three columns, for most of them are not shown."""
-    found = ranked(s, query, profile=profile, statuses=statuses, scopes=scopes, limit=limit)
-    best = [lesson_id for lesson_id, _ in found]
+    s: Session, query: str, *, profile: str, statuses: Sequence[str], scopes: Sequence[str], limit: int, task: str
+) -> list[Found]:
+    """The lessons that may be worth showing: what `ranked` finds, then the oldest of each scope; at most `limit` of
+    each, every lesson once. `task`: its key; lessons that are bound to others are left out."""
+    found = dict(ranked(s, query, profile=profile, statuses=statuses, scopes=scopes, limit=limit, task=task))
+    rows = _oldest(s, profile, statuses, scopes, limit, task, list(found))
+    order = list(found) + [row[0] for scope in scopes for row in [r for r in rows.values() if r[3] == scope][:limit]]
+    return [Found(i, rows[i][1], rows[i][2], found.get(i, 0.0)) for i in dict.fromkeys(order)]
+
+
+def conditions(s: Session, *, profile: str, statuses: Sequence[str], scopes: Sequence[str], limit: int) -> list[str]:
+    """The conditions of the oldest lessons of each scope and status, at most `limit` of each: read off the index."""
+    return [row[1] for row in _oldest(s, profile, statuses, scopes, limit, "", []).values()]
+
+
+def _oldest(
+    s: Session, profile: str, statuses: Sequence[str], scopes: Sequence[str], limit: int, task: str, ids: list[int]
+) -> dict[int, tuple[int, str, str, str]]:
+    """id -> (id, when, do, scope), by id, of these lessons and the oldest of each scope and status."""
     # One question per scope and status: each is the beginning of a piece of the index, all at once would be a sort.
     wanted = 'SELECT id, "when", "do", scope FROM lesson WHERE'
-    oldest = f"{wanted} profile = :profile AND scope = :scope{{}} AND status = :status{{}} ORDER BY id LIMIT :limit"
+    oldest = f"{wanted} profile = :profile AND scope = :scope{{}} AND status = :status{{}} AND {UNBOUND.format('tags')}"
+    oldest += " ORDER BY id LIMIT :limit"
     pieces = [oldest.format(i, j) for i in range(len(scopes)) for j in range(len(statuses))]
-    pieces += [f"{wanted} id IN ({', '.join(map(str, best))})"] if best else []
-    values = {"profile": profile, "limit": limit}
+    pieces += [f"{wanted} id IN ({', '.join(map(str, ids))})"] if ids else []
+    values = {"profile": profile, "limit": limit, "bound": BOUND.format(task)}
     values |= {f"scope{i}": scope for i, scope in enumerate(scopes)}
     values |= {f"status{j}": status for j, status in enumerate(statuses)}
     question = text(" UNION ".join(f"SELECT * FROM ({piece}) AS piece{n}" for n, piece in enumerate(pieces)))
-    found_rows = s.connection().execute(question, values).all() if pieces else []
-    rows = {row[0]: row for row in sorted(found_rows, key=itemgetter(0))}
-    order = best + [row[0] for scope in scopes for row in [r for r in rows.values() if r[3] == scope][:limit]]
-    return [(i, rows[i][1], rows[i][2]) for i in dict.fromkeys(order)]
+    rows = s.connection().execute(question, values).all() if pieces else []
+    return {row[0]: (row[0], row[1], row[2], row[3]) for row in sorted(rows, key=itemgetter(0))}
 
 
 def _matches(
@@ -105,9 +141,13 @@ def _matches(
     statuses: Sequence[str] | None,
     scopes: Sequence[str] | None,
     limit: int,
+    task: str | None,
     newest: bool = False,
 ) -> list[tuple[int, float]]:
     filters, values = ["lesson.profile = :profile"], {"profile": profile, "limit": limit}
+    if task is not None:
+        filters.append(UNBOUND.format("lesson.tags"))
+        values["bound"] = BOUND.format(task)
     for name, chosen in (("status", statuses), ("scope", scopes)):
         if chosen is not None:
             marks = [f":{name}{i}" for i in range(len(chosen))]

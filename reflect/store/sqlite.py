@@ -68,10 +68,13 @@ class SQLite:
     def tables(self, connection: Connection) -> set[str]:
         return set(connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'").scalars())
 
-    def settle(self, connection: Connection) -> None:
-        if orphans := connection.exec_driver_sql("PRAGMA foreign_key_check").all():
+    def orphans(self, connection: Connection) -> set[tuple[str, int, str]]:
+        return {(row[0], row[1], row[2]) for row in connection.exec_driver_sql("PRAGMA foreign_key_check")}
+
+    def settle(self, connection: Connection, before: set[tuple[str, int, str]]) -> None:
+        if new := self.orphans(connection) - before:
             raise StoreError(
-                f"Updating the database would leave {len(orphans)} rows without their parent.", "Nothing was changed."
+                f"Updating the database would leave {len(new)} rows without their parent.", "Nothing was changed."
             )
 
     def explain(self, e: BaseException) -> StoreError | None:

@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from sqlalchemy import text
 from sqlmodel import Session, col, func, select
 
 from reflect.records import SHOWN_STATUSES, Exposure, Lesson, LessonVersion, Rollout, Run, Trial
 from reflect.store import lessons as db
+
+OF_DAY = ("withhold", "paired")  # kinds of trials
+
+# The verdicts on the present text of some lessons, oldest first. The question within the question is asked of few rows,
+# by their keys; from a join PostgreSQL would make one of whole tables.
+PROVEN = """
+    SELECT lesson_id, low, high, verdict, moved FROM trial
+    WHERE lesson_id IN ({ids}) AND kind IN ('withhold', 'paired') AND verdict <> 'undecided' AND 1 = (
+        SELECT count(*) FROM lesson_version v JOIN lesson l ON l.id = v.lesson_id
+        WHERE v.lesson_id = trial.lesson_id AND v.version = trial.version AND v."when" = l."when" AND v."do" = l."do")
+    ORDER BY id"""
 
 
 class Observation(NamedTuple):
@@ -37,10 +49,16 @@ def since(s: Session, lesson: Lesson) -> int:
 
 
 def observations(
-    s: Session, lesson_id: int | None, version: int, fingerprint: str, adapter_id: int | None, after: int = 0
+    s: Session,
+    lesson_id: int | None,
+    version: int,
+    model_fingerprint: str,
+    adapter_id: int | None = None,
+    measure: str = "",
+    after: int = 0,
 ) -> list[Observation]:
-    """The randomised exposures of a lesson from that version on, for one model and adapter, in the order in which they
-    were saved; `after` an exposure's id."""
+    """The randomised exposures of a lesson from that version on, for one model, adapter and measure, in the order in
+    which they were saved; `after` an exposure's id."""
     found = (
         select(  # type: ignore[call-overload]  # sqlmodel types four columns at most
             Exposure.id, Rollout.run_id, Rollout.task_key, Rollout.seed, Exposure.shown, Exposure.probability,
@@ -50,7 +68,8 @@ def observations(
         .join(Run, col(Run.id) == col(Rollout.run_id))
         .where(Exposure.lesson_id == lesson_id, Exposure.version >= version, col(Exposure.id) > after)
         .where(Exposure.probability > 0.0, Exposure.probability < 1.0)
-        .where(Run.model_fingerprint == fingerprint, col(Rollout.adapter_id).is_not_distinct_from(adapter_id))
+        .where(Run.model_fingerprint == model_fingerprint, Run.measure == measure)
+        .where(col(Rollout.adapter_id).is_not_distinct_from(adapter_id))
         .order_by(col(Exposure.id))
     )  # fmt: skip
     return [Observation(*row) for row in s.exec(found)]
@@ -58,7 +77,7 @@ def observations(
 
 def open_trial(s: Session, words: dict[str, Any]) -> Trial:
     """The row of a trial that has moved nothing yet, or a new one that is not saved. `words`: lesson_id, version, kind,
-    model_fingerprint, adapter_id."""
+    model_fingerprint, adapter_id, measure."""
     same = [col(getattr(Trial, name)).is_not_distinct_from(value) for name, value in words.items()]
     row = s.exec(select(Trial).where(*same, col(Trial.moved).is_(None)).order_by(col(Trial.id).desc())).first()
     return row or new_trial(words)
@@ -75,7 +94,7 @@ def of_day(s: Session, profile: str, lesson_id: int | None = None) -> list[tuple
     if lesson_id is not None:
         wanted = wanted.where(Lesson.id == lesson_id)
     found: dict[int | None, list[Trial]] = {}
-    kinds = col(Trial.kind).in_(("withhold", "paired"))
+    kinds = col(Trial.kind).in_(OF_DAY)
     for trial in s.exec(select(Trial).where(kinds).order_by(col(Trial.id))):
         found.setdefault(trial.lesson_id, []).append(trial)
     rows = [(lesson, found.get(lesson.id, [])) for lesson in s.exec(wanted)]
@@ -102,6 +121,21 @@ def moves(s: Session, run_id: int | None) -> list[tuple[Trial, LessonVersion]]:
     return [(trial, version) for trial, version in s.exec(found)]
 
 
+def resting_on(s: Session, run_ids: Sequence[int]) -> set[int]:
+    """Those of the runs whose exposures are evidence on a lesson that stands in prompts, as it stands."""
+    found = (
+        select(Rollout.run_id, Exposure.lesson_id, func.max(Exposure.version))
+        .join(Exposure, col(Exposure.rollout_id) == col(Rollout.id))
+        .join(Lesson, col(Lesson.id) == col(Exposure.lesson_id))
+        .where(col(Rollout.run_id).in_(run_ids), col(Lesson.status).in_(SHOWN_STATUSES))
+        .where(Exposure.probability > 0.0, Exposure.probability < 1.0)
+        .group_by(col(Rollout.run_id), col(Exposure.lesson_id))
+    )
+    rows = [(run_id, lesson_id, version) for run_id, lesson_id, version in s.exec(found)]
+    begun = {lesson_id: since(s, db.get(s, lesson_id)) for lesson_id in {lesson_id for _, lesson_id, _ in rows}}
+    return {run_id for run_id, lesson_id, version in rows if version >= begun[lesson_id]}
+
+
 def missed(s: Session, run_id: int | None) -> set[int]:
     """The rollouts (by id) of a run from which a lesson was withheld."""
     found = select(Exposure.rollout_id).join(Rollout, col(Rollout.id) == col(Exposure.rollout_id))
@@ -120,3 +154,81 @@ def exposed(s: Session, run_id: int | None, task_keys: Sequence[str]) -> dict[st
     for key, index, exposure in s.exec(found):
         rows[key].append((index, exposure))
     return rows
+
+
+def proven(s: Session, lesson_ids: Sequence[int]) -> dict[int, float]:
+    """lesson id -> the end of its effect's interval that is nearer to 0, by the newest verdict on its present text, for
+    those that have one. One question, whatever model, adapter or measure it was for: it orders lessons, and moves none.
+
+    A verdict that took a lesson out of the prompt says nothing of one that somebody has brought back since.
+    """
+    if not lesson_ids:
+        return {}
+    rows = s.connection().execute(text(PROVEN.format(ids=", ".join(str(int(i)) for i in lesson_ids))))
+    ends: dict[int, float] = {}
+    for lesson_id, low, high, verdict, moved in rows:
+        if verdict == "reject" and moved is not None:
+            ends.pop(lesson_id, None)
+        else:
+            ends[lesson_id] = max(low, 0.0) + min(high, 0.0)
+    return ends
+
+
+# -- all lessons together ----------------------------------------------------------------------------------------------
+
+
+class Together(NamedTuple):
+    """One rollout that kept all its lessons, or missed all of them. One that broke earned nothing."""
+
+    rollout_id: int
+    run_id: int
+    task_key: str
+    seed: int
+    shown: bool
+    probability: float
+    reward: float
+
+
+def bundle_observations(s: Session, run: Run, after: int = 0) -> list[Together]:
+    """The rollouts with lessons of all runs like this one (see `_like`), in the order in which they were saved; `after`
+    a rollout's id."""
+    found = (
+        select(  # type: ignore[call-overload]  # sqlmodel types four columns at most
+            Rollout.id, Rollout.run_id, Rollout.task_key, Rollout.seed, Rollout.bundle_shown,
+            Rollout.bundle_probability, func.coalesce(Rollout.reward, 0.0),
+        )
+        .join(Run, col(Run.id) == col(Rollout.run_id))
+        .where(*_like(run), col(Rollout.id) > after)
+        .where(Rollout.bundle_probability > 0.0, Rollout.bundle_probability < 1.0)
+        .order_by(col(Rollout.id))
+    )  # fmt: skip
+    return [Together(*row) for row in s.exec(found)]
+
+
+def bundle_since(s: Session, run: Run) -> int:
+    """The last rollout that counted when lessons were retired because their bundle did harm; 0 where none were."""
+    harm = [harm for bundle in s.exec(select(Run.bundle).where(*_like(run))) for harm in bundle.get("harm", ())]
+    return max((int(one["since"]) for one in harm), default=0)
+
+
+def newest_bundles(s: Session, profile: str, taskset: str | None = None) -> list[Run]:
+    """The newest run of each taskset that says something of its lessons together, by taskset."""
+    found = select(Run).where(Run.profile == profile).order_by(col(Run.id))
+    if taskset is not None:
+        found = found.where(Run.taskset == taskset)
+    newest = {run.taskset: run for run in s.exec(found) if run.bundle}
+    return [newest[name] for name in sorted(newest)]
+
+
+def accepted(s: Session, lesson: Lesson, holds: dict[str, Any]) -> bool:
+    """Does the lesson as it stands rest on an accepted trial? `holds`: model_fingerprint, adapter_id, measure."""
+    begun = since(s, lesson)
+    same = [col(getattr(Trial, name)).is_not_distinct_from(value) for name, value in holds.items()]
+    rows = s.exec(select(Trial).where(Trial.lesson_id == lesson.id, Trial.verdict == "accept", *same))
+    return any(trial.moved == begun or trial.version >= begun for trial in rows if trial.kind in OF_DAY)
+
+
+def _like(run: Run) -> list[Any]:
+    """Runs whose bundle is this one's: same taskset, profile, model, adapter and measure."""
+    names = ("taskset", "profile", "model_fingerprint", "adapter_id", "measure")
+    return [col(getattr(Run, name)).is_not_distinct_from(getattr(run, name)) for name in names]

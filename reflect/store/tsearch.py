@@ -36,9 +36,9 @@ RANKED = """
         WHERE n <= :common ORDER BY n, word LIMIT :most
     ), best AS (
         SELECT id, sum(idf) * 2.2 / (1.3 + 0.9 * length / CAST(15 AS float8)) AS score FROM hit JOIN rare USING (word)
-        WHERE {filters} GROUP BY id, length ORDER BY score DESC, id LIMIT :limit
+        WHERE {filters} GROUP BY id, length ORDER BY score DESC, id LIMIT {most}
     )
-    SELECT id, score, NULL FROM best
+    SELECT id, score, NULL FROM best {bound}
     UNION ALL SELECT NULL, NULL, word FROM asked LEFT JOIN counted USING (word) WHERE known OR n > :common"""
 
 # Of words so common the newest few lessons are enough: read backwards, piece by piece of the index by profile, status,
@@ -46,8 +46,9 @@ RANKED = """
 NEWEST = """
     SELECT id FROM unnest(CAST(:status AS text[])) AS statuses (one_status), {scopes} AS scopes (one_scope), LATERAL (
         SELECT id FROM lesson WHERE ts_match_vq(words, CAST(:query AS tsquery))
-        AND profile = :profile AND status = one_status AND scope = one_scope ORDER BY id DESC LIMIT :limit
+        AND profile = :profile AND status = one_status AND scope = one_scope AND {bound} ORDER BY id DESC LIMIT :limit
     ) AS newest ORDER BY id DESC LIMIT :limit"""
+UNBOUND = "(tags::text NOT LIKE '%\"task:%' OR tags::text LIKE :bound)"  # as search.UNBOUND
 SOME = "unnest(CAST(:scope AS text[]))"
 ALL = "(SELECT DISTINCT scope FROM lesson WHERE profile = :profile)"
 
@@ -61,23 +62,30 @@ def ranked(
     statuses: Sequence[str] | None,
     scopes: Sequence[str] | None,
     limit: int,
+    task: str | None = None,
 ) -> list[tuple[int, float]]:
     """`search.ranked` on PostgreSQL; `known`: words known to be common, to which it adds what it finds. Score: BM25
     (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009, section 3) with k1 = 1.2 and b = 0.75, as
     FTS5 has it, where no word stands twice and the mean lesson has 15 words; 0 where only common words match."""
     c = s.connection()
     filters, values = _filters(profile, statuses, scopes)
+    bound = UNBOUND if task is not None else "true"
+    values |= {"bound": f'%"task:{task}"%'} if task is not None else {}
+    # The tags are looked up for the best alone: more of them than are wanted, for some may be bound to other tasks.
+    many = {"most": ":limit", "bound": ""}
+    if task is not None:
+        many = {"most": "4 * :limit", "bound": f"JOIN lesson USING (id) WHERE {bound}"}
     values |= {"limit": limit, "common": COMMON, "most": MOST_WORDS, "known": list(known)}
     values |= {"words": " ".join(list(dict.fromkeys(_words(query)))[: 8 * MOST_WORDS])}
-    found = c.execute(text(RANKED.format(filters=filters)), values).all()
+    found = c.execute(text(RANKED.format(filters=filters, **many)), values).all()
     rows = sorted(((-score, lesson_id) for lesson_id, score, _ in found if lesson_id is not None))
-    best = [(int(lesson_id), -float(score)) for score, lesson_id in rows]
+    best = [(int(lesson_id), -float(score)) for score, lesson_id in rows[:limit]]
     common = [word for _, _, word in found if word is not None]
     known.update(common)
     if len(best) < limit and common:
         values = {"status": list(LESSON_STATUSES), **values, "query": " | ".join(f"'{word}'" for word in common)}
         seen = {lesson_id for lesson_id, _ in best}
-        newest = c.execute(text(NEWEST.format(scopes=ALL if scopes is None else SOME)), values).scalars()
+        newest = c.execute(text(NEWEST.format(scopes=ALL if scopes is None else SOME, bound=bound)), values).scalars()
         best += [(lesson_id, 0.0) for lesson_id in newest if lesson_id not in seen]
     return best[:limit]
 

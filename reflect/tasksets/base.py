@@ -21,6 +21,7 @@ class Task:
     """One problem. `verifier` and `answer` are for the verifier alone: the policy and the reflector never see them.
 
     `lessons` is for tasks that bring their own lesson (see `Taskset.following`): pairs (when, do) shown in the prompt.
+    `untrusted`: it carries bytes from outside (a web page, a mail), so what is learned from it is quarantined.
     """
 
     id: str
@@ -29,11 +30,14 @@ class Task:
     answer: Any
     split: Split = "practice"
     lessons: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    untrusted: bool = False
 
     def shape(self) -> dict[str, Any]:
-        """The public JSON shape: {id, messages, verifier, answer, split}."""
+        """The public JSON shape: {id, messages, verifier, answer, split}, and {untrusted: true} where it is."""
         row = asdict(self)
         row.pop("lessons")
+        if not self.untrusted:
+            row.pop("untrusted")
         return row
 
     @property

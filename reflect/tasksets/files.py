@@ -6,7 +6,8 @@
 Fields: `prompt` (text) or `messages` ([{role, content}]); `answer` (text or number; the pattern for regex); `verifier`
 (exact when absent); `id` (a hash of the task when absent); `split` (by hash of the messages when absent, about 70 %
 practice, so that a question never stands on both sides); `gold` (a known-good final text, needed only for a pattern of
-which no example can be made). Other fields are ignored. A task without an id that stands there twice counts once.
+which no example can be made); `untrusted` (true for a task that carries outside bytes). Other fields are ignored. A
+task without an id that stands there twice counts once.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from reflect.tasksets.example import example
 from reflect.tasksets.verifiers import VERIFIERS, judged, last_number
 
 SUFFIXES = (".jsonl", ".json", ".yaml", ".yml")
-FIELDS = ("id", "prompt", "messages", "verifier", "answer", "split", "gold")
+FIELDS = ("id", "prompt", "messages", "verifier", "answer", "split", "gold", "untrusted")
 ROLES = ("system", "user", "assistant", "tool")
 PRACTICE_SHARE = 0.7
 
@@ -107,8 +108,17 @@ def _task(row: Row, messages: list[Message], split: Split) -> tuple[Task, str]:
         row.fail("gold", "it is not a text", "Give one final text that must score 1.")
     if gold is None:
         gold = f"answer: {(example(str(answer)) or '') if verifier == 'regex' else answer}"
-    task = Task(id=str(name).strip(), messages=messages, verifier=verifier, answer=answer, split=split)
-    return task, gold
+    words: dict[str, Any] = {"answer": answer, "split": split, "untrusted": _untrusted(row)}
+    return Task(id=str(name).strip(), messages=messages, verifier=verifier, **words), gold
+
+
+def _untrusted(row: Row) -> bool:
+    """A misread word here would trust what nobody should: only true and false are taken, in YAML as words."""
+    value = row.fields.get("untrusted", False)
+    words = {True: True, False: False, "true": True, "false": False}
+    if not isinstance(value, bool | str) or value not in words:
+        row.fail("untrusted", f"{value!r} is neither true nor false", "Write true where the task carries outside text.")
+    return words[value]
 
 
 def _answer(row: Row, verifier: str) -> str | int | float:
