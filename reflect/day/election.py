@@ -19,10 +19,10 @@ class Ballot:
     contrast: bool = False
     content: bool = False
 
-    def target(self, edit: Edit) -> tuple[str, str]:
+    def targets(self, edit: Edit) -> tuple[tuple[str, str], ...]:
         """What the edit would change: an ADD for the condition of a lesson that was tried is about that lesson."""
         same = [x.id for x in self.tried if edit.kind == "add" and normal(x.when) == normal(edit.when)]
-        return ("lesson", str(same[0])) if same else edit.target
+        return (("lesson", str(same[0])),) if same else edit.targets
 
 
 def elect(ballots: Sequence[Ballot]) -> list[list[bool]]:
@@ -31,26 +31,28 @@ def elect(ballots: Sequence[Ballot]) -> list[list[bool]]:
     The groups of a wave did not see each other's lessons, so none is newer than another. For each target the text that
     most groups ask for wins, groups with contrast before groups without, the later one in a tie. A lesson that is to
     change needs more groups that ask for it than groups that went well with the lesson and are content: a few stray
-    attempts must not undo what works.
+    attempts must not undo what works. A MERGE must win for each of its lessons.
     """
     votes: dict[tuple[str, str], dict[tuple[str, str, str], tuple[int, int, int]]] = {}
     for i, ballot in enumerate(ballots):
         for edit in ballot.edits:
-            wishes = votes.setdefault(ballot.target(edit), {})
-            best, total, _ = wishes.get(edit.wish, (0, 0, 0))
-            wishes[edit.wish] = (best + ballot.contrast, total + 1, i)
+            for target in ballot.targets(edit):
+                wishes = votes.setdefault(target, {})
+                best, total, _ = wishes.get(edit.wish, (0, 0, 0))
+                wishes[edit.wish] = (best + ballot.contrast, total + 1, i)
     kept = Counter(
         ("lesson", str(lesson.id))
         for ballot in ballots
         if ballot.content
         for lesson in ballot.tried
-        if ("lesson", str(lesson.id)) not in map(ballot.target, ballot.edits)
+        if ("lesson", str(lesson.id)) not in {target for edit in ballot.edits for target in ballot.targets(edit)}
     )
 
-    def stands(ballot: Ballot, edit: Edit) -> bool:
-        target = ballot.target(edit)
+    def wins(wish: tuple[str, str, str], target: tuple[str, str]) -> bool:
         wishes = votes[target]
         asked = sum(total for _, total, _ in wishes.values())
-        return wishes[edit.wish] == max(wishes.values()) and asked > kept[target]
+        return wishes[wish] == max(wishes.values()) and asked > kept[target]
 
-    return [[stands(ballot, edit) for edit in ballot.edits] for ballot in ballots]
+    return [
+        [all(wins(edit.wish, target) for target in ballot.targets(edit)) for edit in ballot.edits] for ballot in ballots
+    ]
