@@ -74,7 +74,7 @@ def tell_report(report: Report) -> None:
 
 
 def in_words(change: dict[str, Any]) -> str:
-    """`+ lesson 3: when ... do ...`, and a line for each lesson that went by it; "" for an edit that changed nothing."""
+    """`+ lesson 3: when ... do ...`, with a line for each lesson that went by it; "" for an edit without effect."""
     sign = SIGNS.get(change["outcome"])
     if not sign:
         return ""

@@ -15,9 +15,7 @@ from reflect.cli.run import in_words
 
 def merge(
     scope: Scope = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done; the model is asked.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask the model, and only say what would be done.")] = False,
     db: Db = None,
     model: Model = None,
     profile: Profile = None,
