@@ -164,6 +164,12 @@ def test_where_a_person_reviews_a_merge_waits_once_and_changes_nothing(s):
     assert (old.version, new.version) == (1, 1) and not links(s, old.id)
 
 
+def test_what_was_read_outside_merges_nothing(s):
+    old, new = add(s, *SPELL), add(s, *SPELT)
+    assert apply(s, merging(old, new), shown=[old, new], trust="untrusted").outcome == "refused"
+    assert (old.version, new.version) == (1, 1)
+
+
 def test_a_merge_must_win_for_each_of_its_lessons():
     three, seven = Lesson(id=3, when="a", do="b"), Lesson(id=7, when="c", do="d")
     edit = Edit("merge", "a", "b", lesson_ids=(3, 7))

@@ -9,6 +9,7 @@ from typing import Any
 from sqlmodel import Session
 
 from reflect.day.evidence import (
+    NOTHING,
     TASK_TAG,
     WAITS,
     Evidence,
@@ -67,7 +68,7 @@ def _add(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
         if normal(lesson.do) == normal(edit.do):
             return _again(s, edit, evidence, lesson, standing)
     suspect = why_suspect(edit, evidence.task)
-    if not standing or suspect:
+    if not standing or suspect or evidence.trust != "clean":
         return new_lesson(s, edit, evidence, tokens, suspect or (WAITS if evidence.review else ""))
     for old in standing:
         if refusal := _contradicts(s, edit, evidence, old):
@@ -109,6 +110,8 @@ def _again(s: Session, edit: Edit, evidence: Evidence, lesson: Lesson, standing:
         return Outcome(edit, "known", f"lesson {lesson.id} says so ({lesson.status})", lesson.id, lesson.version)
     if lesson.pinned or db.history(s, lesson.id)[-1].author == "human":
         return Outcome(edit, "refused", f"a person retired lesson {lesson.id}", lesson.id, lesson.version)
+    if evidence.trust != "clean":
+        return Outcome(edit, "refused", f"lesson {lesson.id} is retired: {NOTHING}", lesson.id, lesson.version)
     if evidence.review:
         return Outcome(edit, "refused", f"{WAITS}: reflect lessons approve {lesson.id}", lesson.id, lesson.version)
     if (into := successor(s, lesson.id)) and (heir := db.get(s, into)).status in STANDING and alike(heir, lesson):
@@ -146,6 +149,8 @@ def _revise(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
         return head
     if suspect := why_suspect(edit, evidence.task):
         return Outcome(edit, "refused", suspect, head.id, head.version)
+    if evidence.trust != "clean":
+        return _add(s, edit, evidence, tokens)  # a lesson of its own, in quarantine
     others = [x for x in same_condition(s, edit, evidence) if x.id != head.id and x.status in STANDING]
     for other in others:
         # A condition of another kind is a number misread, or a lesson that would be lost; nearly its own is none.
@@ -187,6 +192,8 @@ def _retire(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
     head = _addressed(s, edit, evidence)
     if isinstance(head, Outcome):
         return head
+    if evidence.trust != "clean":
+        return Outcome(edit, "refused", NOTHING, head.id, head.version)
     if evidence.review:
         reason = f"a person decides: reflect lessons reject {head.id} --why ..."
         return Outcome(edit, "refused", reason, head.id, head.version)

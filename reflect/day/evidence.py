@@ -18,6 +18,8 @@ from reflect.store.links import link
 from reflect.store.support import other_tasks
 from reflect.tasksets.base import Task
 
+OUTSIDE = "it was learned from attempts that read bytes from outside"
+NOTHING = "the attempts read bytes from outside, which change no lesson"
 WAITS = "it waits for a person's approval"
 TASK_TAG = "task:"  # with a task's key: the lesson is for that task only
 
@@ -29,7 +31,8 @@ class Evidence:
     `shown`: the lessons as the rollouts saw them. `held`: those that the adapter brought along instead.
     `contrast`: some attempts went better than others. `review`: nothing is shown, changed or retired before a person
     has approved it; what the model wants is stored as quarantined lessons. `task` is None where no attempts stand
-    behind it: lessons were compared with each other (`reflect.day.merge`).
+    behind it: lessons were compared with each other (`reflect.day.merge`). `trust`: "untrusted" where an attempt read
+    bytes from outside; what such a group teaches waits in quarantine too, and it changes and retires nothing.
     """
 
     task: Task | None
@@ -40,6 +43,7 @@ class Evidence:
     held: Sequence[Lesson] = ()
     reflection_id: int | None = None
     review: bool = False  # a person approves first
+    trust: str = "clean"
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ def held_back(s: Session, edit: Edit, evidence: Evidence, old: Lesson) -> Outcom
 
 def new_lesson(s: Session, edit: Edit, evidence: Evidence, tokens: int, suspect: str) -> Outcome:
     """A new lesson: a candidate, or quarantined for a reason."""
+    if evidence.trust != "clean":
+        suspect = f"{suspect}; {OUTSIDE}" if suspect else OUTSIDE
     lesson = db.add(
         s,
         when=edit.when,
@@ -115,6 +121,7 @@ def new_lesson(s: Session, edit: Edit, evidence: Evidence, tokens: int, suspect:
         tags=tags_of(s, edit, evidence),
         status="quarantined" if suspect else "candidate",
         profile=evidence.profile,
+        trust=evidence.trust,
         tokens=tokens,
         reflection_id=evidence.reflection_id,
     )
