@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 from sqlmodel import Session
@@ -45,7 +46,7 @@ def merge(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
     if reason := _not_one(heads, [lesson.when for lesson in evidence.shown]):
         return Outcome(edit, "refused", reason)
     stay = {head.id: why for head in heads if (why := firm(s, head))}
-    solid = [head for head in heads if head.id in stay]
+    solid = sorted((head for head in heads if head.id in stay), key=lambda head: not head.pinned)
     if any(not same(head, solid[0]) for head in solid):
         told = " and ".join(f"lesson {lesson_id} is {why}" for lesson_id, why in stay.items())
         return Outcome(edit, "refused", f"{told}: their words differ, and both stay")
@@ -74,12 +75,11 @@ def merge(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
 
 def _not_one(heads: Sequence[Lesson], conditions: Sequence[str]) -> str:
     """Why these lessons cannot be one, "" when they can. `conditions`: those beside which they were seen."""
-    first, *others = heads
     told = telling(conditions)
     for head in heads:
         if head.status not in STANDING:
             return f"lesson {head.id} is {head.status}"
-    for other in others:
+    for first, other in combinations(heads, 2):
         if (other.scope, tasks_of(other)) != (first.scope, tasks_of(first)):
             return f"lessons {first.id} and {other.id} are for different tasks"
         if apart(first.when, other.when, told):
