@@ -16,6 +16,7 @@ from reflect.day.reflection import normal
 
 SIMILAR = 0.6  # share of all their words that two near duplicates have in common
 NEGATIONS = frozenset("not no never without except unless don doesn isn cannot".split())
+FILLERS = frozenset("you your i we are is be being it its this that when if".split())  # they tell no two things apart
 ENDINGS = ("ing", "ed", "es", "s", "e")
 
 
@@ -41,7 +42,7 @@ def same(a: Text, b: Text) -> bool:
 def apart(a: str, b: str, telling: Iterable[str] = ()) -> bool:
     """Do the words in which they differ make them two things? One word in the place of another does, a number does, a
     "not" does, and so does a word that is known to be `telling`."""
-    ours, theirs = stems(a), stems(b)
+    ours, theirs = stems(a) - FILLERS, stems(b) - FILLERS
     differ = ours ^ theirs
     swapped = len(ours - theirs) == len(theirs - ours) == 1
     numbers = any(char.isdigit() for word in differ for char in word)
