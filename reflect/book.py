@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from reflect.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
+    from reflect.day.merge import Merged
     from reflect.export.restore import Imported
     from reflect.export.wording import Piece
-    from reflect.records import Lesson, LessonVersion, Rule
+    from reflect.records import Lesson, LessonLink, LessonVersion, Rule
     from reflect.store.costs import Cost
     from reflect.store.revocation import Revoked
     from reflect.workspace import Workspace
@@ -102,6 +103,13 @@ class Lessons:
 
         with self.ws.store.read() as s:
             return costs(s, self.profile)
+
+    def links(self, lesson_id: int) -> Sequence[LessonLink]:
+        """Which lessons stand in its place, and in whose place it stands; oldest first."""
+        from reflect.store import links
+
+        with self.ws.store.read() as s:
+            return links.links(s, lesson_id)
 
     # -- writing
 
@@ -211,6 +219,12 @@ class Lessons:
 
         with self.ws.store.write() as s:
             return lessons.undo(s, lesson_id)
+
+    def merge(self, *, scope: str | None = None, dry_run: bool = False) -> Merged:
+        """Make one lesson of those that say the same: see `reflect.day.merge`. Each change has its undo."""
+        from reflect.day.merge import merge
+
+        return merge(lambda: self.ws.model, self.ws.store, self.ws.settings, scope=scope, dry_run=dry_run)
 
     # -- never learn this
 

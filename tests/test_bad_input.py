@@ -28,12 +28,7 @@ REFLECT = Path(sys.executable).with_name("reflect")
 Refused = Callable[..., str]
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("REFLECT_")] + ["VISUAL", "EDITOR"]:
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 @pytest.fixture

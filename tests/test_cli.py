@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
 import subprocess
 import sys
@@ -20,13 +19,7 @@ REFLECT = Path(sys.executable).with_name("reflect")
 Cli = Callable[..., Any]
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, and no settings from outside."""
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("REFLECT_")] + ["VISUAL", "EDITOR"]:
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 @pytest.fixture
@@ -163,10 +156,8 @@ def test_tasks_are_checked_without_a_model(cli: Cli, folder: Path) -> None:
 
 def test_init_makes_a_folder_to_work_in_and_overwrites_nothing(cli: Cli, folder: Path) -> None:
     made = cli("init", "here", "--prompts").splitlines()
-    assert made == [
-        f"here/{name}"
-        for name in ("reflect.toml", "example.jsonl", "prompts/reflect.jinja", "prompts/system.jinja", "lessons.db")
-    ]
+    prompts = [f"prompts/{name}.jinja" for name in ("merge", "reflect", "system")]
+    assert made == [f"here/{name}" for name in ("reflect.toml", "example.jsonl", *prompts, "lessons.db")]
     (folder / "here" / "reflect.toml").write_text("k = 3\n")
     assert cli("init", "here") == ""
     assert (folder / "here" / "reflect.toml").read_text() == "k = 3\n"

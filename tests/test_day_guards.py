@@ -3,7 +3,7 @@
 import pytest
 from day_model import dialect
 
-from reflect.day.guards import leaks, suspicions
+from reflect.day.guards import instance, leaks, suspicions
 from reflect.tasksets.base import Task
 
 
@@ -73,3 +73,26 @@ def test_a_lesson_that_names_the_whole_task_and_a_word_of_its_answer_leaks():
     assert leaks(f"asked: {first.text} the answer is 9", first) == "it names this one task and gives its answer"
     assert leaks(f"asked: {first.text} use first", first) is None
     assert leaks("the task says zubi use first", first) is None
+
+
+OTHERS = [dialect.Dialect.task("fapo", "sort", [7, 3, 5], "practice").text]
+RIVER = task("How many r are in the word river?", 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "of", "what"),
+    [
+        ("the task says zubi / use reverse", ZUBI, ""),
+        ("asked to apply zubi to the list / use reverse", ZUBI, ""),
+        ("apply zubi to the list 9 2 4 / use reverse", ZUBI, "its whole text"),
+        ("the list is 9, 2, 4 / use reverse", ZUBI, "its numbers"),
+        ("task zubi-9-2-4 / use reverse", ZUBI, "its id"),
+        ("how many r are in the word river / spell it", RIVER, "its whole text"),
+        ("r are in the word river / spell it", RIVER, "a part of its text"),
+        ("how many r are in the word / spell it", RIVER, ""),
+        ("counting letters in a word / spell it", RIVER, ""),
+    ],
+)
+def test_a_lesson_for_one_task_only_is_known_by_what_no_other_task_has(text, of, what):
+    others = OTHERS if of is ZUBI else [task("How many r are in the word paper?", 1).text]
+    assert instance(text, of, others) == what

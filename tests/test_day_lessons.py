@@ -8,7 +8,7 @@ from reflect.day.election import Ballot, elect
 from reflect.day.lessons import choose, line, misses
 from reflect.day.reflection import Edit
 from reflect.records import Lesson
-from reflect.store import Store
+from reflect.store import Store, runs
 from reflect.store import lessons as db
 
 COUNT = RuleModel().count_tokens
@@ -278,6 +278,22 @@ def test_an_add_for_the_condition_of_a_lesson_that_was_tried_is_a_vote_on_that_l
     assert elect([add, revise, Ballot([RETIRE], [lesson])]) == [[True], [True], [False]]
     slept = Ballot([], [lesson], content=True)  # nothing in the prompt: the weights hold it
     assert elect([slept, slept, add]) == [[], [], [False]]
+
+
+# -- one task only -----------------------------------------------------------------------------------------------------
+
+
+def test_a_lesson_that_names_one_task_is_kept_for_that_task(s):
+    runs.save_tasks(s, "dialect", [ZUBI, FAPO])
+    here, both = "apply zubi to the list 9 2 4", "to the list 9 2 4"
+    tag = f"task:{ZUBI.key}"
+    tags = [db.get(s, apply(s, Edit("add", when, "use reverse"))[0].lesson_id).tags for when in (here, SAYS, both)]
+    assert tags == [[tag], [], []], "what another task says too names neither"
+    one, wide = db.listing(s)[:2]
+    narrow = Edit("revise", "apply zubi to the list 9 2 4 at once", "use swap", lesson_id=wide.id)
+    assert "names one task" in apply(s, narrow, shown=[wide])[0].reason
+    (outcome,) = apply(s, Edit("revise", "a verb such as zubi", "use reverse", lesson_id=one.id), shown=[one])
+    assert outcome.outcome == "revised" and db.get(s, one.id).tags == [], "now it is a principle"
 
 
 # -- review ------------------------------------------------------------------------------------------------------------

@@ -428,3 +428,29 @@ def test_backup_on_the_command_line(cli: Cli, book: Any, folder: Path) -> None:
     assert run_command(["doctor", "--db", "copy.db"]) == 0
     assert "is there already" in cli("backup", "copy.db", code=2)
     assert Path(cli("backup").strip()).parent == folder
+
+
+# -- merge and links ---------------------------------------------------------------------------------------------------
+
+
+def test_merge_on_the_command_line_and_its_links(cli: Cli, book: Any) -> None:
+    one = by_model(book, "counting letters in a word", "spell the word")
+    two = by_model(book, "Counting letters in word", "spell a word", status="active")
+    other = by_model(book, "the task says zubi", "use sort")
+    assert cli("merge", "--scope", "letters") == "Nothing to merge.\n"
+    plan = cli("merge", "--dry-run", "--json")
+    assert plan["dry_run"] and [change["gone"] for change in plan["changes"]] == [[two]]
+    assert book.get(two).status == "active"
+    out = cli("merge")
+    assert out.splitlines() == [
+        f"~ lesson {one} merged: when: counting letters in a word do: spell the word",
+        f"- lesson {two} retired: lesson {one} stands for it",
+    ]
+    assert f"merged into lesson {one}: they say the same" in cli("show", str(two))
+    assert f"holds lesson {two}" in cli("show", str(one)) and "lesson" not in cli("show", str(other)).split("\n", 1)[1]
+    (link,) = cli("show", str(one), "--json")["links"]
+    assert (link["lesson_id"], link["other_id"], link["kind"]) == (one, two, "merged")
+    assert [(row.lesson_id, row.other_id) for row in book.links(two)] == [(one, two)]
+    assert cli("merge", error=True).startswith("dialect: 2 lessons, ")
+    cli("undo", str(two))
+    assert book.get(two).status == "active"

@@ -31,6 +31,11 @@ ZUBI = "the task says zubi"
         ("* REVISE lesson number 7 when: the task says zubi do: use rotate", Edit("revise", ZUBI, "use rotate", "", 7)),
         ("RETIRE 12 why: reverse failed", Edit("retire", why="reverse failed", lesson_id=12)),
         ("retire lesson #12", Edit("retire", lesson_id=12)),
+        ("MERGE 7 3 when: the task says zubi do: use rotate", Edit("merge", ZUBI, "use rotate", lesson_ids=(3, 7))),
+        (
+            "- **merge** lessons 3, #7 and [9]: when: the task says zubi do: use rotate",
+            Edit("merge", ZUBI, "use rotate", lesson_ids=(3, 7, 9)),
+        ),
         (
             "ADD when: counting letters in a word do: spell the word, comma by comma, and keep a counter",
             Edit("add", "counting letters in a word", "spell the word, comma by comma, and keep a counter"),
@@ -56,6 +61,15 @@ def test_readable_lines(text, edit):
         "REVISE 7 8 when: zubi do: use rotate",
         "REVISE 7 do: use rotate",
         "RETIRE all why: they failed",
+        "MERGE when: zubi do: use rotate",
+        "MERGE 7 when: zubi do: use rotate",
+        "MERGE 7 7 when: zubi do: use rotate",
+        "MERGE 3 into 7 when: zubi do: use rotate",
+        "MERGE 3-7 when: zubi do: use rotate",
+        "MERGE all when: zubi do: use rotate",
+        "MERGE 3 7 do: use rotate",
+        f"MERGE 3 {'1' * 5000} when: zubi do: use rotate",
+        f"REVISE {'1' * 5000} when: zubi do: use rotate",
         "RETIRE 7 because it failed",
         "NONE of this helped",
         "I think that zubi means reverse.",
@@ -85,6 +99,9 @@ def test_duplicates_are_merged_and_contradictions_taken_by_neither_side():
     edits, problems = parse_edits(text + "RETIRE 3 why: bad\nADD when: kilo do: use rest")
     assert edits == [Edit("add", "kilo", "use rest")]
     assert len(problems) == 4 and all("contradicts" in p for p in problems)
+    text = "MERGE 3 7 when: fapo do: use last\nmerge 7 3 when: fapo do: Use last.\nRETIRE 9 why: bad"
+    assert [e.kind for e in parse_edits(text)[0]] == ["merge", "retire"]
+    assert [e.kind for e in parse_edits(text + "\nRETIRE 7 why: bad")[0]] == ["retire"]
 
 
 def test_the_last_line_of_an_answer_that_was_cut_off_is_not_trusted():

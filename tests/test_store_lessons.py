@@ -8,9 +8,12 @@ from itertools import product
 import pytest
 from sqlmodel import Session
 
+from reflect.day.keeping import Consolidation
 from reflect.errors import Conflict, UnknownName, UsageError
-from reflect.records import LESSON_STATUSES, Lesson
-from reflect.store import Store, doctor, lessons
+from reflect.records import LESSON_STATUSES, Exposure, Lesson, Reflection, Rollout, Trial
+from reflect.store import Store, doctor, lessons, runs, support
+from reflect.store.links import link, links
+from reflect.tasksets.base import Task
 
 
 def add(s: Session, when: str = "counting letters", do: str = "spell the word out", **more) -> Lesson:
@@ -221,3 +224,62 @@ def test_ten_thousand_lessons_list_and_search_in_milliseconds(store: Store):
                 assert len(lessons.listing(s, status="active", scope="b", limit=50)) == 50
                 took.append(time.process_time() - began)
             assert min(took) < 0.1  # some 10 ms; ten times that is a missing index
+
+
+# -- what stands behind a lesson ---------------------------------------------------------------------------------------
+
+
+def test_support_and_links(store: Store):
+    with store.write() as s:
+        mine, theirs = add(s), lessons.add(s, when="sorting a list", do="look twice", author="model")
+        words = {"effect": 0.2, "low": 0.1, "high": 0.3, "n": 50, "kind": "withhold"}
+        assert [x.id for x in support.supported(s, "default")] == [mine.id], "a person wrote it"
+        s.add(Trial(lesson_id=theirs.id, version=1, verdict="accept", **words))
+        s.flush()
+        assert [x.id for x in support.supported(s, "default")] == [mine.id, theirs.id]
+        lessons.revise(s, theirs.id, author="model", do="look three times")
+        assert not support.well_supported(s, theirs) and support.well_supported(s, lessons.version(s, theirs.id, 1))
+        link(s, mine.id, theirs.id, "supersedes", "said otherwise")
+        assert [x.why for x in links(s, theirs.id)] == ["said otherwise"]
+    assert doctor.check(store) == []
+
+
+def test_the_attempts_of_a_group_are_told_apart_by_what_they_saw(store: Store):
+    task = Task("one", [{"role": "user", "content": "Sort 3 1 2."}], "exact", "1 2 3")
+    with store.write() as s:
+        lesson = add(s)
+        runs.save_tasks(s, "lists", [task])
+        words = {"n": 1, "k": 3, "seed": 1, "model": "m", "model_fingerprint": "f", "adapter_id": None, "config": {}}
+        run = runs.start_run(s, key="a", taskset="lists", profile="default", **words)
+        rows = [
+            Rollout(run_id=run.id, task_key=task.key, index=i, messages=[], reward=x)
+            for i, x in enumerate((1, None, 0.5))
+        ]
+        shown = [Exposure(rollout_id=0, lesson_id=lesson.id, version=1, shown=i < 2, probability=0.9) for i in range(3)]
+        runs.save_rollouts(s, rows, [[x] for x in shown])
+        words = {"pack_hash": "", "pack_tokens": 0, "prompt_version": "", "raw": ""}
+        edits = [{"outcome": "defended", "lesson": lesson.id, "version": 1}]
+        review = runs.save_reflection(s, Reflection(run_id=run.id, task_key=task.key, edits=edits, **words))
+        assert support.attempts(s, review.id, lesson) == ([1.0, 0.0], [0.5])
+        assert support.attempts(s, None, lesson) == ([], []) and support.complaints(s, review.id, lesson) == 0
+        assert list(support.other_tasks(s, "lists", "another")) == ["Sort 3 1 2."]
+        assert list(support.other_tasks(s, "lists", task.key)) == []
+        other = add(s, "sorting a list", "look twice")
+        assert support.attempts(s, review.id, other) == ([], [1.0, 0.0, 0.5])
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_would_lose_too_much_is_taken_back_and_the_transaction_goes_on(store: Store, keep: bool):
+    with store.write() as s:
+        rows = [add(s, f"sorting {word}", "look twice") for word in ("numbers", "names", "colours")]
+        tidy = Consolidation(s, "default")
+        lessons.revise(s, rows[0].id, author="model", status="retired")
+        assert tidy.close(keep=keep) == ""
+        tidy = Consolidation(s, "default")
+        for row in rows[1:]:
+            lessons.revise(s, row.id, author="model", status="retired")
+        assert "2 of " in tidy.close()
+        add(s, "something else", "go on")
+    with store.read() as s:
+        assert lessons.count(s) == 4 and lessons.count(s, status="retired") == keep
+    assert doctor.check(store) == []

@@ -13,8 +13,9 @@ from reflect.cli.output import clock, emit, progress, say
 if TYPE_CHECKING:
     from reflect.day.summary import Report
 
-SIGNS = {"added": "+", "superseded": "~", "revised": "~", "retired": "-", "quarantined": "?"}
+SIGNS = {"added": "+", "superseded": "~", "revised": "~", "merged": "~", "retired": "-", "quarantined": "?"}
 SIGNS |= {"accepted": "+", "rejected": "-"}  # by a trial
+SIGNS |= {"alarm": "!"}  # so much would have been lost that nothing was changed
 
 
 def run(
@@ -77,11 +78,15 @@ def tell_report(report: Report) -> None:
 
 
 def in_words(change: dict[str, Any]) -> str:
-    """`+ lesson 3: when ... do ...`; "" for an edit that changed nothing."""
+    """`+ lesson 3: when ... do ...`, with a line for each lesson that went by it; "" for an edit without effect."""
     sign = SIGNS.get(change["outcome"])
     if not sign:
         return ""
+    if change["outcome"] == "alarm":
+        return f"{sign} {change['reason']}"
     text = f"when: {change['when']} do: {change['do']}" if change["do"] else change["why"]
     if change["kind"] == "trial":
         text = f"{change['why']} ({text})"
-    return f"{sign} lesson {change['lesson']} {change['outcome']}: {text}"
+    lines = [f"{sign} lesson {change['lesson']} {change['outcome']}: {text}"]
+    lines += [f"- lesson {gone} retired: lesson {change['lesson']} stands for it" for gone in change.get("gone", ())]
+    return "\n".join(lines)

@@ -3,62 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from typing import Any
 
 from sqlmodel import Session
 
-from reflect.day import guards
-from reflect.day.corroboration import OUTSIDE, corroborated
-from reflect.day.lessons import MAX_TOKENS, POOL, Count, line
+from reflect.day.corroboration import corroborated
+from reflect.day.evidence import (
+    NOTHING,
+    TASK_TAG,
+    WAITS,
+    Evidence,
+    Outcome,
+    changed,
+    held_back,
+    leave,
+    new_lesson,
+    same_condition,
+    source,
+    tags_of,
+    why_suspect,
+)
+from reflect.day.joining import merge
+from reflect.day.lessons import MAX_TOKENS, Count, line
+from reflect.day.likeness import alike, keeps, same
 from reflect.day.reflection import Edit, normal
 from reflect.records import Lesson
 from reflect.store import lessons as db
 from reflect.store import rules
-from reflect.tasksets.base import Task
+from reflect.store.links import successor
+from reflect.store.support import STANDING
 
-WAITS = "it waits for a person's approval"
-NOTHING = "the attempts read bytes from outside, which change no lesson"
-OUT = ("retired", "quarantined")  # neither shown nor held: such a lesson speaks for no condition
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What stands behind the edits of one reflection.
-
-    `shown`: the lessons as the rollouts saw them. `held`: those that the adapter brought along instead. `contrast`:
-    some attempts went better than others. `review`: nothing is shown, changed or retired before a person has approved
-    it; what the model wants is stored as quarantined lessons. `trust`: "untrusted" where an attempt read bytes from
-    outside; what such a group teaches waits in quarantine too, and it changes and retires nothing.
-    """
-
-    task: Task
-    scope: str  # taskset name
-    profile: str
-    shown: Sequence[Lesson]
-    contrast: bool
-    held: Sequence[Lesson] = ()
-    reflection_id: int | None = None
-    review: bool = False  # a person approves first
-    trust: str = "clean"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one edit: added, superseded, revised, retired, known, quarantined, kept, outvoted or refused."""
-
-    edit: Edit
-    outcome: str
-    reason: str = ""
-    lesson_id: int | None = None
-    version: int | None = None
-
-    def row(self) -> dict[str, Any]:
-        """As stored in `Reflection.edits`."""
-        edit = asdict(self.edit)
-        edit["id"] = edit.pop("lesson_id")
-        became = {"outcome": self.outcome, "reason": self.reason, "lesson": self.lesson_id, "version": self.version}
-        return edit | became
+__all__ = ["Evidence", "Outcome", "apply_edits"]
 
 
 def apply_edits(
@@ -72,7 +48,7 @@ def apply_edits(
     forbidden = rules.listing(s, evidence.profile)
     outcomes = []
     for edit in edits:
-        act = {"add": _add, "revise": _revise, "retire": _retire}[edit.kind]
+        act = {"add": _add, "revise": _revise, "retire": _retire, "merge": merge}[edit.kind]
         tokens = count_tokens(line(edit.when, edit.do))
         if edit.kind != "retire" and tokens > most:
             outcomes.append(Outcome(edit, "refused", f"{tokens} tokens are too long for a lesson (at most {most})"))
@@ -83,64 +59,57 @@ def apply_edits(
     return outcomes
 
 
-def _why_suspect(edit: Edit, task: Task) -> str:
-    text = f"{edit.when} {edit.do}"
-    reasons = [f"it names {what}" for what in guards.suspicions(text)]
-    leak = guards.leaks(text, task)
-    return "; ".join([*reasons, leak] if leak else reasons)
-
-
-def _same_condition(s: Session, edit: Edit, evidence: Evidence) -> list[Lesson]:
-    """Lessons of the profile that hold under the same condition, wording aside, in this scope or everywhere."""
-    found = db.search(s, edit.when, profile=evidence.profile, scopes=[evidence.scope, ""], limit=POOL)
-    return sorted(
-        (lesson for lesson, _ in found if normal(lesson.when) == normal(edit.when)), key=lambda lesson: lesson.id or 0
-    )
+# -- ADD ---------------------------------------------------------------------------------------------------------------
 
 
 def _add(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
-    same = _same_condition(s, edit, evidence)
-    for lesson in same:
+    there = same_condition(s, edit, evidence)
+    standing = [lesson for lesson in there if lesson.status in STANDING]
+    for lesson in there:
         if normal(lesson.do) == normal(edit.do):
-            return _again(s, edit, evidence, lesson)
-    suspect = _why_suspect(edit, evidence.task)
-    standing = [lesson for lesson in same if lesson.status not in OUT]
+            return _again(s, edit, evidence, lesson, standing)
+    suspect = why_suspect(edit, evidence.task)
     if not standing or suspect or evidence.trust != "clean":
-        return _new(s, edit, evidence, tokens, suspect or (WAITS if evidence.review else ""))
-    old = standing[0]
+        return new_lesson(s, edit, evidence, tokens, suspect or (WAITS if evidence.review else ""))
+    for old in standing:
+        if refusal := _contradicts(s, edit, evidence, old):
+            return refusal
+    mine = [lesson for lesson in standing if lesson.scope == evidence.scope]
+    if mine:
+        outcome = _rewrite(s, edit, evidence, mine[0], tokens, "superseded")
+    else:  # only general lessons say otherwise: their words are not rewritten by what one taskset has shown
+        others = ", ".join(str(old.id) for old in standing)
+        outcome = new_lesson(s, edit, evidence, tokens, f"{WAITS}, against lesson {others}" if evidence.review else "")
+    return _supersede(s, outcome, evidence, standing) if outcome.outcome in ("added", "superseded") else outcome
+
+
+def _contradicts(s: Session, edit: Edit, evidence: Evidence, old: Lesson) -> Outcome | None:
+    """Why the newer evidence does not overrule what `old` says under the same condition; None when it does."""
     if old.pinned:
         return Outcome(edit, "refused", f"lesson {old.id} is pinned", old.id, old.version)
     tried = {lesson.id for lesson in (*evidence.shown, *evidence.held)}
     if not evidence.contrast and old.id not in tried:
         return Outcome(edit, "kept", f"lesson {old.id} was not tried in this group", old.id, old.version)
-    return _rewrite(s, edit, evidence, old, tokens, "superseded")
+    return held_back(s, edit, evidence, old)
 
 
-def _new(s: Session, edit: Edit, evidence: Evidence, tokens: int, suspect: str) -> Outcome:
-    """A new lesson: a candidate, or quarantined for a reason."""
-    if evidence.trust != "clean":
-        suspect = f"{suspect}; {OUTSIDE}" if suspect else OUTSIDE
-    lesson = db.add(
-        s,
-        when=edit.when,
-        do=edit.do,
-        author="model",
-        reason=suspect,
-        scope=evidence.scope,
-        status="quarantined" if suspect else "candidate",
-        profile=evidence.profile,
-        trust=evidence.trust,
-        tokens=tokens,
-        reflection_id=evidence.reflection_id,
-    )
-    return Outcome(edit, "quarantined" if suspect else "added", suspect, lesson.id, lesson.version)
+def _supersede(s: Session, outcome: Outcome, evidence: Evidence, others: Sequence[Lesson]) -> Outcome:
+    """Of the lessons under the same condition only that of the outcome stands from now on; links tell why."""
+    others = [old for old in others if old.id != outcome.lesson_id]
+    for old in others:
+        kind, verb = ("merged", "merged into") if same(old, outcome.edit) else ("supersedes", "superseded by")
+        why = f"{source(evidence)} says: {outcome.edit.do}"
+        leave(s, evidence, outcome.lesson_id, old, kind, f"{verb} lesson {outcome.lesson_id}", why)
+    gone = tuple(old.id or 0 for old in others)
+    return replace(outcome, outcome="superseded", gone=gone) if gone else outcome
 
 
-def _again(s: Session, edit: Edit, evidence: Evidence, lesson: Lesson) -> Outcome:
-    """The very lesson is there already. One that a model retired comes back; a person's decision stands. One that was
-    learned from outside bytes is released by the second clean task that asks for it."""
-    clean = evidence.trust == "clean"
-    if clean and not evidence.review and (reason := corroborated(s, lesson, evidence.task, evidence.scope)):
+def _again(s: Session, edit: Edit, evidence: Evidence, lesson: Lesson, standing: Sequence[Lesson]) -> Outcome:
+    """The very lesson is there already. One that a model retired comes back, unless a lesson into which it was merged
+    still says it; a person's decision stands. One that was learned from outside bytes is released by the second clean
+    task that asks for it."""
+    task = evidence.task if evidence.trust == "clean" and not evidence.review else None
+    if task and (reason := corroborated(s, lesson, task, evidence.scope)):
         released: dict[str, Any] = {"status": "candidate", "trust": "clean", "reflection_id": evidence.reflection_id}
         now = db.revise(s, lesson.id, author="model", reason=reason, **released)
         return Outcome(edit, "added", reason, now.id, now.version)
@@ -148,16 +117,24 @@ def _again(s: Session, edit: Edit, evidence: Evidence, lesson: Lesson) -> Outcom
         return Outcome(edit, "known", f"lesson {lesson.id} says so ({lesson.status})", lesson.id, lesson.version)
     if lesson.pinned or db.history(s, lesson.id)[-1].author == "human":
         return Outcome(edit, "refused", f"a person retired lesson {lesson.id}", lesson.id, lesson.version)
-    if not clean:
+    if evidence.trust != "clean":
         return Outcome(edit, "refused", f"lesson {lesson.id} is retired: {NOTHING}", lesson.id, lesson.version)
     if evidence.review:
         return Outcome(edit, "refused", f"{WAITS}: reflect lessons approve {lesson.id}", lesson.id, lesson.version)
+    if (into := successor(s, lesson.id)) and (heir := db.get(s, into)).status in STANDING and alike(heir, lesson):
+        return Outcome(edit, "known", f"lesson {heir.id}, into which it was merged, says so", heir.id, heir.version)
+    for old in standing:
+        if refusal := _contradicts(s, edit, evidence, old):
+            return refusal
     by_trial = db.history(s, lesson.id)[-1].author == "trial"  # measured, and found wanting: it is on trial again
     status = "candidate" if by_trial else "active"
     back = db.revise(
         s, lesson.id, author="model", reason="learned again", status=status, reflection_id=evidence.reflection_id
     )
-    return Outcome(edit, "revised", "learned again", back.id, back.version)
+    return _supersede(s, Outcome(edit, "revised", "learned again", back.id, back.version), evidence, standing)
+
+
+# -- REVISE, RETIRE ----------------------------------------------------------------------------------------------------
 
 
 def _addressed(s: Session, edit: Edit, evidence: Evidence) -> Lesson | Outcome:
@@ -168,41 +145,51 @@ def _addressed(s: Session, edit: Edit, evidence: Evidence) -> Lesson | Outcome:
     head = db.get(s, shown.id)
     if head.pinned:
         return Outcome(edit, "refused", f"lesson {head.id} is pinned", head.id, head.version)
-    same_text = (normal(head.when), normal(head.do)) == (normal(edit.when), normal(edit.do))
-    if head.status == "retired" if edit.kind == "retire" else same_text:
+    if head.status == "retired" if edit.kind == "retire" else same(head, edit):
         return Outcome(edit, "known", f"lesson {head.id} is so already", head.id, head.version)
-    if head.version != shown.version:
-        reason = f"lesson {head.id} has changed since (version {shown.version} was shown, {head.version} stands)"
-        return Outcome(edit, "refused", reason, head.id, head.version)
-    return head
+    return changed(edit, head, shown) or held_back(s, edit, evidence, head) or head
 
 
 def _revise(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
     head = _addressed(s, edit, evidence)
     if isinstance(head, Outcome):
         return head
-    if suspect := _why_suspect(edit, evidence.task):
+    if suspect := why_suspect(edit, evidence.task):
         return Outcome(edit, "refused", suspect, head.id, head.version)
     if evidence.trust != "clean":
         return _add(s, edit, evidence, tokens)  # a lesson of its own, in quarantine
-    others = [x for x in _same_condition(s, edit, evidence) if x.id != head.id and x.status not in OUT]
-    if others:
-        reason = f"lesson {others[0].id} already speaks for that condition"
-        return Outcome(edit, "refused", reason, head.id, head.version)
-    return _rewrite(s, edit, evidence, head, tokens, "revised")
+    others = [x for x in same_condition(s, edit, evidence) if x.id != head.id and x.status in STANDING]
+    for other in others:
+        # A condition of another kind is a number misread, or a lesson that would be lost; nearly its own is none.
+        if not keeps(edit.when, head.when) or evidence.review:
+            reason = f"lesson {other.id} already speaks for that condition"
+            return Outcome(edit, "refused", reason, head.id, head.version)
+        if refusal := _contradicts(s, edit, evidence, other):
+            return refusal
+    outcome = _rewrite(s, edit, evidence, head, tokens, "revised")
+    return _supersede(s, outcome, evidence, others) if outcome.outcome == "revised" else outcome
 
 
 def _rewrite(s: Session, edit: Edit, evidence: Evidence, old: Lesson, tokens: int, outcome: str) -> Outcome:
     """A new version of `old`. New text in a distilled lesson is not in the weights: it returns to the prompt.
 
-    Where a person reviews, `old` stays and the new text waits beside it.
+    Where a person reviews, `old` stays and the new text waits beside it. A lesson for more than one task does not
+    shrink to the one that is named; one that was for its task only is a principle when it names the task no more.
     """
     if evidence.review:
-        return _new(s, edit, evidence, tokens, f"{WAITS}, in the place of lesson {old.id}: {old.do}")
+        return new_lesson(s, edit, evidence, tokens, f"{WAITS}, in the place of lesson {old.id}: {old.do}")
+    tags = tags_of(s, edit, evidence)
+    if tags and not set(tags) <= set(old.tags):
+        reason = f"it names one task, and lesson {old.id} is for more than that"
+        return Outcome(edit, "refused", reason, old.id, old.version)
     changes: dict[str, Any] = {"when": edit.when, "do": edit.do, "tokens": tokens, "author": "model"}
+    changes["tags"] = [tag for tag in old.tags if not tag.startswith(TASK_TAG)] + tags
     if old.status == "distilled":
         changes["status"] = "active"
-    reason = f"{'newer evidence than' if outcome == 'superseded' else 'was'}: {old.do}"
+    first = next(row for row in db.history(s, old.id) if same(row, old))  # who said so first
+    by = f"{first.author}, review {first.reflection_id}" if first.reflection_id else first.author
+    against = f"{source(evidence)} says otherwise than version {first.version} ({by})"
+    reason = f"{against if outcome == 'superseded' else 'was'}: {old.do}"
     changes |= {"reason": reason, "expect_version": old.version, "reflection_id": evidence.reflection_id}
     new = db.revise(s, old.id, **changes)
     return Outcome(edit, outcome, reason, new.id, new.version)

@@ -20,10 +20,11 @@ class Ballot:
     content: bool = False
     trust: str = "clean"  # what outside bytes say has no vote among the others
 
-    def target(self, edit: Edit) -> tuple[str, str, str]:
+    def targets(self, edit: Edit) -> list[tuple[str, str, str]]:
         """What the edit would change: an ADD for the condition of a lesson that was tried is about that lesson."""
         same = [x.id for x in self.tried if edit.kind == "add" and normal(x.when) == normal(edit.when)]
-        return (self.trust, *(("lesson", str(same[0])) if same else edit.target))
+        targets = (("lesson", str(same[0])),) if same else edit.targets
+        return [(self.trust, *target) for target in targets]
 
 
 def elect(ballots: Sequence[Ballot]) -> list[list[bool]]:
@@ -32,26 +33,28 @@ def elect(ballots: Sequence[Ballot]) -> list[list[bool]]:
     The groups of a wave did not see each other's lessons, so none is newer than another. For each target the text that
     most groups ask for wins, groups with contrast before groups without, the later one in a tie. A lesson that is to
     change needs more groups that ask for it than groups that went well with the lesson and are content: a few stray
-    attempts must not undo what works.
+    attempts must not undo what works. A MERGE must win for each of its lessons.
     """
     votes: dict[tuple[str, str, str], dict[tuple[str, str, str], tuple[int, int, int]]] = {}
     for i, ballot in enumerate(ballots):
         for edit in ballot.edits:
-            wishes = votes.setdefault(ballot.target(edit), {})
-            best, total, _ = wishes.get(edit.wish, (0, 0, 0))
-            wishes[edit.wish] = (best + ballot.contrast, total + 1, i)
+            for target in ballot.targets(edit):
+                wishes = votes.setdefault(target, {})
+                best, total, _ = wishes.get(edit.wish, (0, 0, 0))
+                wishes[edit.wish] = (best + ballot.contrast, total + 1, i)
     kept = Counter(
         target
         for ballot in ballots
         if ballot.content
         for target in [(ballot.trust, "lesson", str(lesson.id)) for lesson in ballot.tried]
-        if target not in map(ballot.target, ballot.edits)
+        if target not in {one for edit in ballot.edits for one in ballot.targets(edit)}
     )
 
-    def stands(ballot: Ballot, edit: Edit) -> bool:
-        target = ballot.target(edit)
+    def wins(wish: tuple[str, str, str], target: tuple[str, str, str]) -> bool:
         wishes = votes[target]
         asked = sum(total for _, total, _ in wishes.values())
-        return wishes[edit.wish] == max(wishes.values()) and asked > kept[target]
+        return wishes[wish] == max(wishes.values()) and asked > kept[target]
 
-    return [[stands(ballot, edit) for edit in ballot.edits] for ballot in ballots]
+    return [
+        [all(wins(edit.wish, target) for target in ballot.targets(edit)) for edit in ballot.edits] for ballot in ballots
+    ]

@@ -3,13 +3,16 @@
 Suspicious text is not lost: it is stored as `quarantined`, where it is neither shown nor trained on until a person
 releases it.
 
+A lesson that names one task without its answer is no principle: `instance` tells, and it is kept for that task only.
+
 Not covered: numbers written as words, paraphrased or encoded answers, one-letter answers (they are also words), and
-wishes phrased in words that the list below does not know.
+wishes phrased in words that the list below does not know; a task that is named by a single word of it.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from reflect.prompts import ROLE_TOKEN
@@ -25,6 +28,7 @@ SUSPICIOUS = {
     r".{0,40}\b(?:rules?|instructions?|lessons?|prompts?|above)\b",
     "a role token": ROLE_TOKEN.pattern,
 }
+RUN, NUMBERS = 6, 3  # words, or numbers, of a task in a row that no other task has
 PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in SUSPICIOUS.items()}
 
 
@@ -62,6 +66,24 @@ def leaks(text: str, task: Task) -> str | None:
         if {w for w in said if _numeric([w])} & set(answer) - set(given):
             return "it names a number of the answer of the task that taught it"
     return None
+
+
+def instance(text: str, task: Task, others: Iterable[str]) -> str:
+    """How `text` names this one task, "" when it does not: by its id, its whole text, RUN of its words in a row or
+    NUMBERS of its numbers. `others` are the texts of other tasks of the taskset: what they hold too is the form of its
+    tasks and names none. A word such as the verb of "the task says zubi" is no name either: many tasks may say it.
+    """
+    said = words(text)
+    if len(task.id) > 3 and not task.id.isalnum() and re.search(rf"(?<!\w){re.escape(task.id)}(?!\w)", text):
+        return "its id"
+    asked = words(task.text)
+    parts = {"its whole text": [asked] if len(asked) > 2 else []}
+    parts["a part of its text"] = [asked[i : i + RUN] for i in range(len(asked) - RUN + 1)]
+    numbers = [asked[i : i + NUMBERS] for i in range(len(asked) - NUMBERS + 1)]
+    parts["its numbers"] = [part for part in numbers if _numeric(part)]
+    found = [(name, part) for name, every in parts.items() for part in every if _holds(said, part)]
+    shared = [words(other) for other in others] if found else []
+    return next((name for name, part in found if not any(_holds(other, part) for other in shared)), "")
 
 
 def _answers(answer: Any) -> list[list[str]]:

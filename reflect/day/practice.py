@@ -22,6 +22,7 @@ from reflect.config import Settings
 from reflect.day.bundle import Bundle, draw
 from reflect.day.edits import Evidence, Outcome, apply_edits
 from reflect.day.election import Ballot, elect
+from reflect.day.keeping import Consolidation
 from reflect.day.lessons import lessons_for
 from reflect.day.measure import measure
 from reflect.day.reflection import Edit, contrast, parse_edits, reflection_messages, request_for, teaches, went_well
@@ -212,10 +213,11 @@ def edit_lessons(
     ]
     elected = {g.task.key: stands for g, stands in zip(groups, elect(ballots), strict=True)}
     with store.write() as s:
-        for r in reviews:
-            if runs.get_reflection(s, run.id, r.group.task.key):
-                continue  # another process of the same run was faster
+        fresh = [r for r in reviews if not runs.get_reflection(s, run.id, r.group.task.key)]  # or another was faster
+        for r in fresh:
             runs.save_reflection(s, r.row)
+        wave = Consolidation(s, run.profile)
+        for r in fresh:
             evidence = Evidence(
                 task=r.group.task,
                 scope=run.taskset,
@@ -235,6 +237,10 @@ def edit_lessons(
             ]
             problems = [{"kind": "problem", "outcome": "problem", "reason": problem} for problem in r.problems]
             r.row.edits = [outcome.row() for outcome in outcomes] + problems
+        if alarm := wave.close():  # nothing of the wave stands
+            for r in fresh:
+                r.row.edits = [Outcome(edit, "refused", "taken back by the shrink alarm").row() for edit in r.edits]
+            fresh[0].row.edits = [{"kind": "alarm", "outcome": "alarm", "reason": alarm}, *fresh[0].row.edits]
 
 
 # -- the run -----------------------------------------------------------------------------------------------------------

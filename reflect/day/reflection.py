@@ -6,6 +6,7 @@ The answer is a line format that a small model can write and a parser cannot mis
     ADD when: the task says zubi do: use reverse
     REVISE 7 when: the task says zubi do: use rotate
     RETIRE 7 why: reverse failed
+    MERGE 3 7 when: the task says zubi do: use rotate
     NONE
 
 It fails closed: a line that cannot be read is reported, never guessed.
@@ -14,6 +15,7 @@ It fails closed: a line that cannot be read is reported, never guessed.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -27,36 +29,46 @@ from reflect.tasksets.base import Message, Task
 MARGIN = 48  # tokens kept free for the chat template around the prompt
 
 BULLET = re.compile(r"^(?:[-*•>]\s+|\d+[.)]\s+)+")
-LESSON_ID = r"(?:lesson\s*)?(?:number\s*|no\.?\s*)?[#\[(]?\s*(\d+)\s*[\])]?\s*:?"
+LESSON_ID = r"(?:lesson\s*)?(?:number\s*|no\.?\s*)?[#\[(]?\s*(\d{1,18})\s*[\])]?\s*:?"
 ADD = re.compile(r"^add\b\s*:?\s*(?:a\s+)?(?:new\s+)?(?:lesson\b\s*:?\s*)?when\s*:(.*)$", re.IGNORECASE)
 REVISE = re.compile(rf"^revise\b\s*:?\s*{LESSON_ID}\s*when\s*:(.*)$", re.IGNORECASE)
 RETIRE = re.compile(rf"^retire\b\s*:?\s*{LESSON_ID}\s*(?:why\s*:(.*))?$", re.IGNORECASE)
+MERGE = re.compile(r"^merge\b(.*?)\bwhen\s*:(.*)$", re.IGNORECASE)
+BESIDE_IDS = re.compile(r"lessons?\b|numbers?\b|no\.|and\b|with\b|[\s,&+#:\[\]()]", re.IGNORECASE)
 NONE = re.compile(r"^none[.!]?$", re.IGNORECASE)
 NOTE = re.compile(r"^note\b\s*:?\s*(.*)$", re.IGNORECASE)
 DO = re.compile(r"\bdo\s*:", re.IGNORECASE)
 FIELD = re.compile(r"\b(?:when|do)\s*:", re.IGNORECASE)
-FORM = "expected: ADD when: ... do: ... | REVISE number when: ... do: ... | RETIRE number why: ... | NONE"
+FORM = (
+    "expected: ADD when: ... do: ... | REVISE number when: ... do: ... | RETIRE number why: ... | "
+    "MERGE numbers when: ... do: ... | NONE"
+)
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One wish of the reflector. `lesson_id` names the lesson to revise or retire."""
+    """One wish of the reflector. `lesson_id` names the lesson to revise or retire, `lesson_ids` those to merge."""
 
-    kind: Literal["add", "revise", "retire"]
+    kind: Literal["add", "revise", "retire", "merge"]
     when: str = ""
     do: str = ""
     why: str = ""
     lesson_id: int | None = None
+    lesson_ids: tuple[int, ...] = ()
 
     @property
-    def target(self) -> tuple[str, str]:
-        """What it changes: a lesson, or the lesson of a condition. Two edits of one target contradict each other."""
-        return ("when", normal(self.when)) if self.kind == "add" else ("lesson", str(self.lesson_id))
+    def targets(self) -> tuple[tuple[str, str], ...]:
+        """What it changes: lessons, or the lesson of a condition. Two edits of one target contradict each other."""
+        if self.kind == "add":
+            return (("when", normal(self.when)),)
+        return tuple(("lesson", str(i)) for i in self.lesson_ids or (self.lesson_id,))
 
     @property
     def wish(self) -> tuple[str, str, str]:
-        """What it says, wording aside: equal wishes are duplicates."""
-        return "retire" if self.kind == "retire" else "write", normal(self.when), normal(self.do)
+        """What it says, wording aside: equal wishes are duplicates. To merge is not to write the same text: it takes
+        other lessons away."""
+        kind = {"retire": "retire", "merge": f"merge {sorted(self.lesson_ids)}"}.get(self.kind, "write")
+        return kind, normal(self.when), normal(self.do)
 
 
 def normal(text: str) -> str:
@@ -85,12 +97,13 @@ def parse_edits(text: str, *, complete: bool = True) -> tuple[list[Edit], list[s
         edit = _edit(line)
         if edit is None:
             problems.append(f"unreadable line: {_short(line)} ({FORM})")
-        elif edit.wish not in {e.wish for e in found if e.target == edit.target}:
+        elif (edit.targets, edit.wish) not in {(e.targets, e.wish) for e in found}:
             found.append(edit)
     edits = []
+    asked = Counter(target for edit in found for target in edit.targets)
     for edit in found:
-        if sum(e.target == edit.target for e in found) > 1:
-            problems.append(f"contradicts another edit of the same {edit.target[0]}: {_short(_say(edit))}")
+        if any(asked[target] > 1 for target in edit.targets):
+            problems.append(f"contradicts another edit of the same {edit.targets[0][0]}: {_short(_say(edit))}")
         else:
             edits.append(edit)
     if none and found:
@@ -178,7 +191,16 @@ def _edit(line: str) -> Edit | None:
         return Edit("revise", *both, lesson_id=int(m.group(1))) if both else None
     if m := RETIRE.match(line):
         return Edit("retire", why=prompts.clean(m.group(2) or ""), lesson_id=int(m.group(1)))
+    if m := MERGE.match(line):
+        both, ids = _when_do(m.group(2)), _ids(m.group(1))
+        return Edit("merge", *both, lesson_ids=ids) if both and len(ids) > 1 else None
     return None
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    """The lesson ids in "lessons 3, 7 and 9", each once, in order; none when anything else stands there."""
+    words = BESIDE_IDS.sub(" ", text).split()
+    return tuple(sorted({int(w) for w in words})) if all(w.isdecimal() and len(w) < 19 for w in words) else ()
 
 
 def _when_do(rest: str) -> tuple[str, str] | None:
@@ -195,6 +217,8 @@ def _say(edit: Edit) -> str:
         return f"ADD when: {edit.when} do: {edit.do}"
     if edit.kind == "revise":
         return f"REVISE {edit.lesson_id} when: {edit.when} do: {edit.do}"
+    if edit.kind == "merge":
+        return f"MERGE {' '.join(map(str, edit.lesson_ids))} when: {edit.when} do: {edit.do}"
     return f"RETIRE {edit.lesson_id} why: {edit.why}"
 
 

@@ -15,7 +15,8 @@ from reflect.tasksets.base import Task
 @dataclass(frozen=True)
 class Report:
     """One run in figures. `outcomes` counts what became of the edits: added, superseded, revised, retired, known,
-    quarantined, kept, outvoted, refused and problem (see `lessons.Outcome`), and the verdicts accepted and rejected.
+    quarantined, merged, kept, defended, outvoted, refused, alarm and problem (see `evidence.Outcome`), and the verdicts
+    accepted and rejected.
     The rewards are those of rollouts that saw all their lessons; where a wave has none, of all."""
 
     run_id: int

@@ -1,9 +1,9 @@
-"""reflect lessons: what was learned, to read, to edit and to move. One noun; its verbs stand in three modules."""
+"""reflect lessons: what was learned, to read, to edit and to move. One noun; its verbs stand in four modules."""
 
 from __future__ import annotations
 
 from reflect.cli.common import noun
-from reflect.cli.lessons import hand, move, reading
+from reflect.cli.lessons import hand, move, reading, tidy
 
 app = noun("Lessons: what was learned, in words.")
 app.command("list")(reading.list_)
@@ -21,6 +21,7 @@ app.command()(hand.revoke)
 app.command()(hand.pin)
 app.command()(hand.unpin)
 app.command()(hand.undo)
+app.command()(tidy.merge)
 app.command()(hand.forbid)
 app.command()(hand.forbidden)
 app.command()(hand.allow)

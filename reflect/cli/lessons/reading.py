@@ -34,19 +34,26 @@ def list_(
     table([cells(row) for row in rows], HEADER)
 
 
+LINKS = {"merged": ("merged into", "holds"), "supersedes": ("superseded by", "supersedes")}  # kind -> (from, to)
+
+
 def show(lesson_id: Id, db: Db = None, profile: Profile = None, json: Json = False) -> None:
-    """One lesson, and where it comes from."""
+    """One lesson, where it comes from, and which lessons stand in its place or gave it theirs."""
     ws = workspace(db, profile)
     row = ws.lessons.get(lesson_id)
-    versions = ws.lessons.history(lesson_id)
+    versions, links = ws.lessons.history(lesson_id), ws.lessons.links(lesson_id)
     if json:
-        return emit(shape(row) | {"versions": [shape(version) for version in versions]})
+        told = {"versions": [shape(version) for version in versions], "links": [shape(link) for link in links]}
+        return emit(shape(row) | told)
     for name, value in shape(row).items():
         print(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
     first, last = versions[0], versions[-1]
     print(f"written by: {first.author}" + (f", review {first.reflection_id}" if first.reflection_id else ""))
     if last is not first:
         print(f"last changed by: {last.author}{f' ({last.reason})' if last.reason else ''}")
+    for link in links:
+        mine, other = link.lesson_id == lesson_id, link.other_id if link.lesson_id == lesson_id else link.lesson_id
+        print(f"{LINKS[link.kind][mine]} lesson {other}{f': {link.why}' if link.why else ''}")
 
 
 def search(
