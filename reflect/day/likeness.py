@@ -16,7 +16,9 @@ from reflect.day.reflection import normal
 
 SIMILAR = 0.6  # share of all their words that two near duplicates have in common
 NEGATIONS = frozenset("not no never without except unless don doesn isn cannot".split())
-FILLERS = frozenset("you your i we are is be being it its this that when if".split())  # they tell no two things apart
+FILLERS = frozenset(
+    "you your i we are is be being it its this that when if in of for".split()
+)  # they set nothing apart
 ENDINGS = ("ing", "ed", "es", "s", "e")
 
 
