@@ -182,10 +182,10 @@ def live(
 
 
 def start_of(store: Store, settings: Settings, continued: bool) -> str:
-    """The name of the active adapter, "" where there is none or it is not to be continued."""
+    """The name of the active adapter, "" where there is none, it is not to be continued, or it must forget a lesson."""
     with store.read() as s:
         active = nights.active_adapter(s, settings.profile) if continued else None
-    return active.name if active else ""
+    return active.name if active and not active.revoked else ""
 
 
 def begin(model: Model, store: Store, settings: Settings, subjects: Sequence[Subject], plan: Plan) -> Night:
@@ -262,11 +262,15 @@ def report(store: Store, night_id: int, seconds: float, again: bool) -> NightRep
     with store.read() as s:
         night = nights.get_night(s, night_id)
         adapter = nights.get_adapter(s, night.adapter_id) if night.adapter_id else None
+        active = nights.active_adapter(s, night.profile)
         touched = lessons_db.versions_of_night(s, night_id)
         distilled = {row.lesson_id for row in touched if row.author == "night" and row.status == "distilled"}
+    reason = night.reason
+    if again and adapter and night.status == "promoted" and (active is None or active.id != adapter.id):
+        reason += f" It is not active now: `reflect adapters promote {adapter.name}` brings it back."
     return NightReport(
         status=night.status,
-        reason=night.reason,
+        reason=reason,
         night_id=night.id,
         adapter=adapter.name if adapter else None,
         lessons=[lesson_id for lesson_id, _ in night.lessons],
