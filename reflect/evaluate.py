@@ -143,14 +143,14 @@ def following(
     return run_arm(model, taskset, [(task, ()) for task in tasks], max_tokens=max_tokens, progress=progress)
 
 
-def paired_difference(a: ArmResult, b: ArmResult, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of a minus b over the same tasks, with its 95 % bootstrap interval: (mean, low, high)."""
+def paired_difference(a: ArmResult, b: ArmResult, seed: int = 0, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of a minus b over the same tasks, with its bootstrap interval at that level: (mean, low, high)."""
     differences = [x - y for x, y in zip(a.rewards, b.rewards, strict=True)]
-    return _mean(differences), *bootstrap(differences, seed)
+    return _mean(differences), *bootstrap(differences, seed, level)
 
 
-def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the mean; the same seed gives the same interval. (0, 0) for no values.
+def bootstrap(values: Sequence[float], seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of the mean at that level; the same seed gives the same interval. (0, 0) for no values.
 
     Not covered: values that are all equal give an interval of no width, however few they are.
     """
@@ -158,7 +158,8 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
         return 0.0, 0.0
     rng = random.Random(seed)
     means = sorted(_mean(rng.choices(values, k=len(values))) for _ in range(RESAMPLES))
-    return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1]
+    beside = round((1 - level) / 2 * RESAMPLES)
+    return means[beside], means[RESAMPLES - beside - 1]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -312,6 +312,15 @@ def test_else_a_second_group_of_the_run_must_want_it_too(s, good):
     ), "its new text has proven nothing"
 
 
+def test_a_lesson_that_helps_is_bettered_when_three_groups_ask_for_the_same_words(s, good):
+    rewards = [1, 1, 1, 0, 1, 1, 1]
+    assert [ask(s, good, group(s, good, rewards, name=name)) for name in ("a", "ab")] == ["kept", "kept"]
+    other = Edit("revise", SAYS, "use rotate", lesson_id=good.id)
+    assert ask(s, good, group(s, good, rewards, name="abc"), other) == "kept", "other words are another wish"
+    assert ask(s, good, group(s, good, [1] * 7, name="abcd")) == "kept", "where it always works nothing is to better"
+    assert ask(s, good, group(s, good, rewards, name="abcde")) == "revised"
+
+
 def test_what_the_weights_hold_all_attempts_have(s):
     slept = add(s, SAYS, "use sort", status="distilled")
     prove(s, slept)

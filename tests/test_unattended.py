@@ -22,7 +22,7 @@ from reflect.config import Settings
 from reflect.errors import NightError
 from reflect.models import POCKET
 from reflect.models.local import LocalModel
-from reflect.night import adapters, distill, pause, room
+from reflect.night import adapters, pause, room, training
 from reflect.night.plan import make_plan
 from reflect.night.sleep import sleep
 from reflect.night.workshop import Workshop
@@ -135,11 +135,11 @@ class Clock:
 
 def test_training_that_pauses_goes_on_with_the_very_next_step(tiny: LocalModel, tmp_path: Path) -> None:
     d, plan, clock = data(tiny), short(budget=0.2), Clock()
-    whole = distill.train(tiny, "whole", d, plan, tmp_path / "a")
+    whole = training.train(tiny, "whole", d, plan, tmp_path / "a")
     with pytest.raises(pause.Paused):
-        distill.train(tiny, "parts", d, plan, tmp_path / "b", pause.heed(clock.progress, clock))  # type: ignore[arg-type]
+        training.train(tiny, "parts", d, plan, tmp_path / "b", pause.heed(clock.progress, clock))  # type: ignore[arg-type]
     assert clock.steps == list(range(13))
-    assert distill.train(tiny, "parts", d, plan, tmp_path / "b", clock.progress) == whole
+    assert training.train(tiny, "parts", d, plan, tmp_path / "b", clock.progress) == whole
     assert clock.steps == list(range(plan.steps + 1)), "no step is done twice, none is left out"
     assert all(torch.equal(a, b) for a, b in zip(weights(tiny, "whole"), weights(tiny, "parts"), strict=True))
 
@@ -214,7 +214,7 @@ def test_a_dry_run_says_what_it_costs(pocket: LocalModel, store: Store, settings
     first = sleep(pocket, store, settings, dry_run=True, **TINY)
     assert first.cost["measured"] == 0 and first.cost["seconds"] == 6.0
     assert "by its budget" in first.reason and "no night here has measured" in first.reason
-    assert first.cost["tasks"] == 16 and first.cost["trained"] == 12 * 8 and "22 MB of disk" in first.reason
+    assert first.cost["tasks"] == 16 and first.cost["trained"] == (12 + 5) * 8 and "22 MB of disk" in first.reason
     slept(store, settings, pocket.fingerprint, 50.0, first.plan)
     same = sleep(pocket, store, settings, dry_run=True, **TINY)
     assert same.cost["measured"] == 1 and "about 50 s, as fast as the last 1 night here" in same.reason

@@ -103,7 +103,7 @@ def changed(edit: Edit, head: Lesson, shown: Lesson) -> Outcome | None:
 
 
 def held_back(s: Session, edit: Edit, evidence: Evidence, old: Lesson) -> Outcome | None:
-    found = defended(s, old, evidence.reflection_id)
+    found = defended(s, old, evidence.reflection_id, edit)
     return Outcome(edit, *found, old.id, old.version) if found else None
 
 

@@ -6,15 +6,19 @@ Neither stops a person, a trial's own verdict, or `lessons undo`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sqlmodel import Session
 
 from reflect.day.likeness import keeps
+from reflect.day.reflection import Edit, normal
 from reflect.records import Lesson, LessonVersion
 from reflect.store import lessons as db
 from reflect.store.support import (
     STANDING,
     attempts,
     changed_after,
+    chorus,
     complaints,
     newest_version,
     proven,
@@ -23,21 +27,26 @@ from reflect.store.support import (
 )
 
 SHRINK = 1 / 3  # of the well-supported lessons; one consolidation may lose no more, but always one
+CHORUS = 3  # reviews of one run that ask for the very same words
 HALF = 0.5  # of the reward: with less a lesson that is proven is doing badly
 
 
-def defended(s: Session, lesson: Lesson, reflection_id: int | None) -> tuple[str, str] | None:
-    """May one review change or remove this lesson? None when it may, else (outcome, reason).
+def defended(s: Session, lesson: Lesson, reflection_id: int | None, edit: Edit) -> tuple[str, str] | None:
+    """May one review change or remove this lesson by that edit? None when it may, else (outcome, reason).
 
     A lesson whose present text a trial has accepted was measured over many groups; one group that wants it gone is
     mostly bad luck, and a stray edit of a small model. So the group itself must speak against it: the attempts that saw
     it earned no more than half, and those without it did no worse. Then it goes at once where the group also shows the
     way (all attempts with it did badly, one without it did better), else when a second group of the same run wants the
-    same: where the world has changed the lesson fails in every group, and the second one comes soon.
+    same: where the world has changed the lesson fails in every group, and the second one comes soon. A lesson that
+    helps may still be bettered: the same new words, asked for by CHORUS reviews of a run, are no accident.
     """
     if not _is_proven(s, lesson):
         return None
     seen, missed = attempts(s, reflection_id, lesson)
+    rewords = edit.kind in ("add", "revise")
+    if rewords and seen and min(seen) < 1 and chorus(s, reflection_id, _same_words(edit)) + 1 >= CHORUS:
+        return None
     if not seen:
         return "kept", f"lesson {lesson.id} is proven, and was not tried in this group"
     with_it = sum(seen) / len(seen)
@@ -48,6 +57,11 @@ def defended(s: Session, lesson: Lesson, reflection_id: int | None) -> tuple[str
     if complaints(s, reflection_id, lesson):
         return None
     return "defended", f"lesson {lesson.id} is proven: a second group must speak against it before it goes"
+
+
+def _same_words(edit: Edit) -> Callable[[str, str], bool]:
+    mine = normal(edit.when), normal(edit.do)
+    return lambda when, do: (normal(when), normal(do)) == mine
 
 
 def firm(s: Session, lesson: Lesson) -> str:

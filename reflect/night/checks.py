@@ -3,7 +3,8 @@
 A check of kind `gain` asks whether the adapter brings what the lessons bring, `harm` whether it takes something away
 (a weaker adapter may pass), `proof` whether the gain is what it seems.
 
-Not covered: several checks are made at a level of their own, so now and then one fails by chance.
+A drop is harm when its 99 % interval lies below the margin: a dozen such checks give a false alarm in about one night
+of sixteen. Not covered: few tasks, where a bootstrap interval is too narrow.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from reflect.evaluate import RESAMPLES, ArmResult, bootstrap, paired_difference
 ENOUGH = 0.8  # share of the gain that must survive in the weights
 PLACEBO_MOST = 0.5  # share of the gain that an adapter slept on shuffled lessons may have
 MARGIN = 0.01  # a drop of one point beyond noise is harm
+LEVEL = 0.99  # of the interval of a drop
 DRIFT_WARNS, DRIFT_STOPS = 0.05, 0.3  # bits per token
 KEPT = 0.7  # of pass@k and of the entropy
 OBEYED = 0.8  # of the rules in a prompt that say something else than a slept lesson
@@ -87,7 +89,7 @@ def placebo(triples: Sequence[Triple]) -> Check:
 
 def taskset(name: str, base_out: ArmResult, adapter_out: ArmResult) -> Check:
     """A taskset that got worse than the bare base cannot hide behind one that got better."""
-    mean, _, high = paired_difference(adapter_out, base_out)
+    mean, _, high = paired_difference(adapter_out, base_out, level=LEVEL)
     text = f"{name} without lessons: {base_out.reward:.2f} before, {adapter_out.reward:.2f} now"
     return Check(f"taskset {name}", high >= -MARGIN, mean, -MARGIN, text, "gain")
 
@@ -97,7 +99,7 @@ def taskset(name: str, base_out: ArmResult, adapter_out: ArmResult) -> Check:
 
 def no_harm(name: str, before: ArmResult, after: ArmResult) -> Check:
     """`after` may be lower than `before` by no more than the margin beyond noise."""
-    mean, _, high = paired_difference(after, before)
+    mean, _, high = paired_difference(after, before, level=LEVEL)
     text = f"{name}: {before.reward:.2f} before, {after.reward:.2f} now, on {after.n} tasks"
     return Check(name, high >= -MARGIN, mean, -MARGIN, text)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from sqlalchemy import and_
@@ -115,3 +115,16 @@ def other_tasks(s: Session, taskset: str, key: str, limit: int = 200) -> Iterato
     found = select(TaskRow.content).where(TaskRow.taskset == taskset, TaskRow.key != key)
     for content in s.exec(found.order_by(col(TaskRow.key)).limit(limit)):
         yield "\n".join(str(m.get("content", "")) for m in content.get("messages", []) if m.get("role") != "system")
+
+
+def chorus(s: Session, reflection_id: int | None, says: Callable[[str, str], bool]) -> int:
+    """How many earlier reviews of the same run asked for words of which `says(when, do)` is true, whatever became of
+    that."""
+    review = s.get(Reflection, reflection_id) if reflection_id is not None else None
+    if review is None:
+        return 0
+    earlier = select(Reflection.edits).where(Reflection.run_id == review.run_id, col(Reflection.id) < review.id)
+    return sum(
+        any(edit["kind"] in ("add", "revise") and says(edit["when"], edit["do"]) for edit in edits)
+        for edits in s.exec(earlier)
+    )
