@@ -11,6 +11,7 @@ The database and the model are opened when first used, so that a question about 
 from __future__ import annotations
 
 import difflib
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -264,6 +265,30 @@ class Workspace:
         `dials`: method, divergence, budget (minutes), seed. The same night again does nothing. `if_due`: only when it
         is time (see `due`). `deadline`: minutes from now, after which the night pauses, to go on with the next sleep.
         """
+        from reflect.night.sleep import NightReport
+
+        words: dict[str, Any] = {"dry_run": dry_run, "if_due": if_due, "deadline": deadline, "progress": progress}
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return self._sleep(*tasksets, **words, **dials)
+        from reflect.night import parallel
+
+        if not parallel.is_first():
+            parallel.serve(self.model)
+            return NightReport("helped", "")
+        try:
+            return self._sleep(*tasksets, **words, **dials)
+        finally:
+            parallel.dismiss()
+
+    def _sleep(
+        self,
+        *tasksets: str | Path | Taskset,
+        dry_run: bool,
+        if_due: bool,
+        deadline: float | None,
+        progress: Progress | None,
+        **dials: Any,
+    ) -> NightReport:
         began = time.monotonic()
         found = [self.taskset(name) for name in tasksets]
         from reflect.night.sleep import NightReport, sleep

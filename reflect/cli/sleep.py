@@ -60,6 +60,8 @@ def sleep(
     ws = workspace(db, profile, model)
     with progress() as tell:
         report = ws.sleep(*(tasksets or []), dry_run=dry_run, if_due=if_due, deadline=until, progress=tell, **dials)
+    if report.status == "helped":
+        return  # one of several processes: the first one speaks
     if json:
         emit(asdict(report))
     elif report.status == "not due":

@@ -88,9 +88,10 @@ def rows_for(model: Model, store: Store, subject: Subject, settings: Settings, t
 
 
 def practice_rows(model: Model, store: Store, subject: Subject, settings: Settings, plan: Plan) -> Rows:
-    """What preflight and harvest use of the taskset: enough that each lesson comes up often."""
+    """What preflight and harvest use of the taskset: enough that each lesson comes up often; no outside bytes."""
     n = max(plan.fewest_tasks, plan.tasks_per_lesson * len(subject.lessons))
-    return rows_for(model, store, subject, settings, subject.taskset.tasks("practice", None, plan.seed), n)
+    tasks = [task for task in subject.taskset.tasks("practice", None, plan.seed) if not task.untrusted]
+    return rows_for(model, store, subject, settings, tasks, n)
 
 
 # -- preflight ---------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from reflect.models.base import Request
 from reflect.models.local import LocalModel
+from reflect.night import parallel
 from reflect.night.harvest import Data, Question
 from reflect.night.losses import Row
 from reflect.night.plan import Plan
@@ -71,7 +72,7 @@ def answers_of(
         for i, question in enumerate(questions)
     ]
     with model.using(name):
-        done = [completions[0] for completions in model.sample(requests)]
+        done = [completions[0] for completions in parallel.sample(model, requests)]
     return [[*c.tokens, model.end] if c.finish == "stop" else list(c.tokens) for c in done]
 
 

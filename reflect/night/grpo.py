@@ -13,11 +13,13 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from reflect.models.base import Completion, Request
 from reflect.models.local import LocalModel
+from reflect.night import parallel
 from reflect.night.distill import Step
 from reflect.night.harvest import Data, PracticeTask, reward_of
 from reflect.night.losses import Row, answer_logits, chosen, micro_batches
@@ -41,9 +43,10 @@ def grpo(model: LocalModel, name: str | None, data: Data, plan: Plan, step: int,
         if not missing or not data.tasks:
             break
         tasks = rng.choices(data.tasks, k=missing)
-        for task, group in zip(tasks, attempts(model, name, tasks, data, plan, f"{step}/{turn}"), strict=True):
-            scores = [reward_of(task, data.tasksets, done) for done in group]
-            rewards.append(scores)
+        groups = attempts(model, name, tasks, data, plan, f"{step}/{turn}")
+        scored = parallel.from_first(partial(score, tasks, groups, data))
+        rewards += scored
+        for task, group, scores in zip(tasks, groups, scored, strict=True):
             if max(scores) > min(scores):
                 rows.append(group_rows(model, task, group, scores, plan))
         if min(score for group in rewards[-missing:] for score in group) >= 1.0:
@@ -57,6 +60,11 @@ def grpo(model: LocalModel, name: str | None, data: Data, plan: Plan, step: int,
         "variance": sum(max(g) > min(g) for g in rewards) / max(1, len(rewards)),
     }
     return Step(flat, told, len(every))
+
+
+def score(tasks: Sequence[PracticeTask], groups: Sequence[Sequence[Completion]], data: Data) -> list[list[float]]:
+    """The reward of each attempt of each group."""
+    return [[reward_of(task, data.tasksets, done) for done in group] for task, group in zip(tasks, groups, strict=True)]
 
 
 def attempts(
@@ -73,7 +81,7 @@ def attempts(
         for i, task in enumerate(tasks)
     ]
     with model.using(name):
-        return model.sample(requests)
+        return parallel.sample(model, requests)
 
 
 def group_rows(

@@ -154,15 +154,18 @@ def chosen(logits_TV: torch.Tensor, row: Row) -> torch.Tensor:
     return -F.cross_entropy(logits_TV / row.temperature, targets, reduction="none")
 
 
-def backward(model: LocalModel, name: str | None, rows: Sequence[Row], most: int) -> dict[str, float]:
-    """Accumulate the gradient of the weighted mean loss per token. Returns the mean loss per kind, in nats."""
-    total = sum(row.weight * len(row.answer) for row in rows)
-    sums: dict[str, list[float]] = {}
+def backward(
+    model: LocalModel, name: str | None, rows: Sequence[Row], most: int, total: float | None = None
+) -> dict[str, list[float]]:
+    """Accumulate the gradient of the weighted mean loss per token; `total` is the weight of all tokens, where these
+    rows are a part of them. Returns for each kind the mean loss of every row, in nats per token."""
+    total = total or sum(row.weight * len(row.answer) for row in rows)
+    told: dict[str, list[float]] = {}
     with model.using(name):  # so that only the teacher's passes switch
         for batch in micro_batches(rows, most):
             per_row = losses(model, name, batch)
             loss = torch.stack([row.weight * x.sum() for row, x in zip(batch, per_row, strict=True)]).sum() / total
             loss.backward()
             for row, x in zip(batch, per_row, strict=True):
-                sums.setdefault(row.loss, []).append(float(x.detach().mean()))
-    return {kind: sum(values) / len(values) for kind, values in sums.items()}
+                told.setdefault(row.loss, []).append(float(x.detach().mean()))
+    return told

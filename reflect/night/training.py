@@ -2,7 +2,7 @@
 
 A step is one optimizer step; one of GRPO is several, over parts of the same rollouts (the ratio corrects for that).
 
-Not covered: several processes. The rows of a step go through the network in micro-batches on one device.
+The rows of a step go through the network in micro-batches; several processes share them (see `parallel`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import io
 import math
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from reflect.day.rollout import Progress
 from reflect.errors import NightError
 from reflect.models.local import LocalModel
+from reflect.night import parallel
 from reflect.night.distill import Step, anchors, distill, prompts_of, sft
 from reflect.night.grpo import grpo
 from reflect.night.harvest import Data
@@ -79,8 +81,7 @@ def fit(
     for number in range(figures["step"], len(schedule)):
         stage, rate = schedule[number]
         try:
-            if progress:
-                progress(number, len(schedule), stage)
+            parallel.go_on(partial(progress or _quiet, number, len(schedule), stage))
         except Paused:
             if folder:
                 _save(folder, parameters, optimizer, figures)
@@ -92,7 +93,7 @@ def fit(
             group["lr"] = rate * (1 - number / len(schedule)) * min(1.0, (number + 1) / WARM_UP_STEPS)
         told: dict[str, float] = {}
         for part in parts_of([*step.rows, *rows], plan.updates if stage == "grpo" else 1):
-            told |= backward(model, name, part, plan.micro_tokens)
+            told |= shared_backward(model, name, part, parameters, plan.micro_tokens)
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, CLIP))
             if not all(map(math.isfinite, (norm, *told.values()))):
                 where = f"Training broke down at step {number}"
@@ -104,13 +105,27 @@ def fit(
         figures["tokens"] += sum(len(row.student) + len(row.answer) for row in [*step.rows, *rows])
         figures["rollouts"] += step.rollouts
         figures["step"] = number + 1
-        if folder and (number + 1) % CHECKPOINT_STEPS == 0:
+        if folder and (number + 1) % CHECKPOINT_STEPS == 0 and parallel.is_first():
             _save(folder, parameters, optimizer, figures)
     if progress:
         progress(len(schedule), len(schedule), "trained")
     if not all(bool(torch.isfinite(p).all()) for p in parameters):
         raise NightError("Training broke down: the adapter holds a number that is not finite.")
     return figures | {"stages": {stage: _ends(told) for stage, told in figures["stages"].items()}}
+
+
+def shared_backward(
+    model: LocalModel, name: str | None, rows: Sequence[Row], parameters: Sequence[torch.Tensor], most: int
+) -> dict[str, float]:
+    """`losses.backward` over the rows, each process a share of them: afterwards all have the gradient of all rows."""
+    total = sum(row.weight * len(row.answer) for row in rows)
+    told = backward(model, name, parallel.share(rows), most, total)
+    parallel.add_up(parameters)
+    return {kind: sum(values) / len(values) for kind, values in parallel.together(told).items()}
+
+
+def _quiet(done: int, total: int, what: str) -> None:
+    """No progress."""
 
 
 def parts_of(rows: Sequence[Row], n: int) -> list[list[Row]]:
