@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from reflect.night.harvest import Question
 from reflect.tasksets.base import Task, Taskset
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "lab"
+INSTALL = "The laboratory needs more packages.\nTry: pip install -c constraints.txt -e '.[lab]'"
 SPELL = ("counting letters in a word", "spell the word, comma by comma, and keep a counter")
 
 
@@ -32,8 +35,6 @@ def questions(tasks: Sequence[Task], lessons: Sequence[tuple[str, str]]) -> list
 
 
 def _with(task: Task, lessons: Sequence[tuple[str, str]]) -> Task:
-    import dataclasses
-
     return dataclasses.replace(task, lessons=tuple(lessons))
 
 
@@ -46,3 +47,18 @@ def keep(name: str, figures: dict[str, Any]) -> Path:
     DOCS.mkdir(parents=True, exist_ok=True)
     (DOCS / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
     return DOCS / f"{name}.svg"
+
+
+@contextmanager
+def panels(path: Path, n: int) -> Iterator[Sequence[Any]]:
+    """A row of n plots, saved as SVG; the same bytes for the same figures."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams |= {"svg.hashsalt": "reflect", "svg.fonttype": "none"}  # letters as text: a few kB
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, n, figsize=(3.2 * n, 3), layout="constrained")
+    yield axes
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
