@@ -10,17 +10,17 @@ The database and the model are opened when first used, so that a question about 
 
 from __future__ import annotations
 
-import difflib
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reflect.config import Settings
 from reflect.errors import AdapterError, ModelError, NightBusy, UnknownName, UsageError
+from reflect.tasksets.base import find_task
 
 if TYPE_CHECKING:
     from reflect.book import Lessons
@@ -265,20 +265,13 @@ class Workspace:
         `dials`: method, divergence, budget (minutes), seed. The same night again does nothing. `if_due`: only when it
         is time (see `due`). `deadline`: minutes from now, after which the night pauses, to go on with the next sleep.
         """
-        from reflect.night.sleep import NightReport
-
         words: dict[str, Any] = {"dry_run": dry_run, "if_due": if_due, "deadline": deadline, "progress": progress}
+        night = partial(self._sleep, *tasksets, **words, **dials)
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return self._sleep(*tasksets, **words, **dials)
-        from reflect.night import parallel
+            return night()
+        from reflect.night.parallel import lead
 
-        if not parallel.is_first():
-            parallel.serve(self.model)
-            return NightReport("helped", "")
-        try:
-            return self._sleep(*tasksets, **words, **dials)
-        finally:
-            parallel.dismiss()
+        return lead(night, lambda: self.model)
 
     def _sleep(
         self,
@@ -395,17 +388,3 @@ class Workspace:
 
         problems = doctor.check(self.store)
         return problems + [problem for problem in self.verify(base=False).values() if problem]
-
-
-def find_task(taskset: Taskset, task_id: str | None) -> Task:
-    """A task by its id or content key, of either split; the first holdout task when None."""
-    tasks = [*taskset.tasks("holdout"), *taskset.tasks("practice")]
-    if task_id is None and tasks:
-        return tasks[0]
-    for task in tasks:
-        if task_id in (task.id, task.key):
-            return task
-    near = difflib.get_close_matches(task_id or "", [task.id for task in tasks], n=1)
-    meant = f" Did you mean {near[0]}?" if near else ""
-    message = f"The taskset {taskset.name} has no task '{task_id}'.{meant}"
-    raise UnknownName(message, f"See: reflect tasks show {taskset.name}")

@@ -105,7 +105,9 @@ def test_the_next_night_holds_the_old_lessons_and_the_new(pocket: LocalModel, st
     first = sleep(pocket, store, settings, **SMALL)
     teach(store, "dialect:2")
     # Of one of the new verbs the bare model guesses most lists right: eight tasks would not prove its lesson.
-    second = sleep(pocket, store, settings, **SMALL | {"tasks_per_lesson": 24, "budget": 0.4, "anchors": 80, "gate_tasks": 24})
+    second = sleep(
+        pocket, store, settings, **SMALL | {"tasks_per_lesson": 24, "budget": 0.4, "anchors": 80, "gate_tasks": 24}
+    )
     assert (first.status, second.status) == ("promoted", "promoted"), second.reason
     assert set(statuses(store)) == {"distilled"}
     names = [check["name"] for check in second.stages["gate"]["checks"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -253,7 +254,7 @@ def batches(rows: Sequence[Row], budget: int) -> list[list[Row]]:
 
 def _device() -> str:
     if torch.cuda.is_available():
-        return "cuda"
+        return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"  # one of several processes
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 

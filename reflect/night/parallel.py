@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from reflect.errors import NightError
 from reflect.models.local import LocalModel
+from reflect.night.sleep import NightReport
 
 T = TypeVar("T")
 
@@ -30,16 +31,18 @@ def size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_first() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
 
 
-@cache
-def _state() -> Any:
-    """Connects the processes, once."""
-    from accelerate import PartialState
-
-    return PartialState()
+def _connect() -> None:
+    """Connects the processes, once; the launcher has told each who it is."""
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
 # -- what every process calls, in the same order -----------------------------------------------------------------------
@@ -49,7 +52,7 @@ def from_first(make: Callable[[], T]) -> T:
     """What the first process makes, in all of them."""
     if size() == 1:
         return make()
-    _state()
+    _connect()
     found: list[Any] = [make() if is_first() else None]
     torch.distributed.broadcast_object_list(found)
     return found[0]
@@ -61,20 +64,21 @@ def sample(model: LocalModel, requests: Sequence[Any]) -> list[Any]:
         return model.sample(requests)
     mine = model.sample(share(requests)) if share(requests) else []
     every: list[Any] = [None] * size()
-    _state()
+    _connect()
     torch.distributed.all_gather_object(every, mine)
     return [every[i % size()][i // size()] for i in range(len(requests))]
 
 
 def share(rows: Sequence[T]) -> list[T]:
     """This process's part of the rows."""
-    return list(rows[_state().process_index :: size()]) if size() > 1 else list(rows)
+    return list(rows[rank() :: size()])
 
 
 def add_up(parameters: Sequence[torch.Tensor]) -> None:
     """The sum of all processes' gradients, in each."""
     if size() == 1:
         return
+    _connect()
     for p in parameters:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         torch.distributed.all_reduce(p.grad)
@@ -84,6 +88,7 @@ def together(told: dict[str, list[float]]) -> dict[str, list[float]]:
     """The figures of all processes as one."""
     if size() == 1:
         return told
+    _connect()
     every: list[Any] = [None] * size()
     torch.distributed.all_gather_object(every, told)
     return {kind: [x for one in every for x in one.get(kind, [])] for kind in sorted({k for one in every for k in one})}
@@ -91,6 +96,8 @@ def together(told: dict[str, list[float]]) -> dict[str, list[float]]:
 
 def as_first(parameters: Sequence[torch.Tensor]) -> None:
     """The first process's values, in each."""
+    if size() > 1:
+        _connect()
     for p in parameters if size() > 1 else []:
         torch.distributed.broadcast(p.detach(), src=0)
 
@@ -104,6 +111,17 @@ def announce(name: str, data: Any, plan: Any, folder: Path) -> None:
         from_first(lambda: (name, data.shape(), plan, str(folder)))
 
 
+def lead(night: Callable[[], NightReport], model: Callable[[], Any]) -> NightReport:
+    """The night, lived by the first process; the others help it until it is over."""
+    if not is_first():
+        serve(model())
+        return NightReport("helped", "")
+    try:
+        return night()
+    finally:
+        dismiss()
+
+
 def dismiss() -> None:
     """Tell the helpers that the night is over."""
     if size() > 1 and is_first():
@@ -113,7 +131,6 @@ def dismiss() -> None:
 
 def serve(model: Any) -> None:
     """The life of a helper: its share of each training that the first process begins, until it is dismissed."""
-    from reflect.errors import NightError
     from reflect.night.harvest import Data
     from reflect.night.training import train
 

@@ -53,14 +53,15 @@ def train(
     """
     if name in model.adapters:
         model.drop_adapter(name)
-    if not plan.start:
-        model.new_adapter(name, rank=plan.rank, alpha=plan.alpha, seed=plan.seed)
-    elif plan.start in model.adapters:
+    if plan.start and parallel.is_first() and plan.start not in model.adapters:
+        why = f"The adapter {plan.start} cannot be read, so it cannot be continued."
+        raise NightError(why, "Leave --continue out.")
+    parallel.announce(name, data, plan, folder)
+    if plan.start in model.adapters:
         model.clone_adapter(plan.start, name)
     else:
-        raise NightError(
-            f"The adapter {plan.start} cannot be read, so it cannot be continued.", "Leave --continue out."
-        )
+        model.new_adapter(name, rank=plan.rank, alpha=plan.alpha, seed=plan.seed)
+    parallel.as_first(model.adapter_parameters(name))
     return fit(model, name, list(model.adapter_parameters(name)), data, plan, folder, progress)
 
 

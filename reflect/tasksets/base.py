@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 import importlib.util
@@ -11,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
+
+from reflect.errors import UnknownName
 
 Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": str, ...}, the OpenAI shape
 Split = Literal["practice", "holdout"]
@@ -95,6 +98,20 @@ class Taskset:
         """Tasks that bring their own *new* lesson in `Task.lessons`: used as anchors by night and to measure
         whether an adapter still follows new lessons. Empty when the taskset has none."""
         return []
+
+
+def find_task(taskset: Taskset, task_id: str | None) -> Task:
+    """A task by its id or content key, of either split; the first holdout task when None."""
+    tasks = [*taskset.tasks("holdout"), *taskset.tasks("practice")]
+    if task_id is None and tasks:
+        return tasks[0]
+    for task in tasks:
+        if task_id in (task.id, task.key):
+            return task
+    near = difflib.get_close_matches(task_id or "", [task.id for task in tasks], n=1)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    message = f"The taskset {taskset.name} has no task '{task_id}'.{meant}"
+    raise UnknownName(message, f"See: reflect tasks show {taskset.name}")
 
 
 @functools.cache
