@@ -33,7 +33,8 @@ lint: $(STAMP)
 proof: $(STAMP)
 	@failed=; for script in $(PROOFS); do \
 		echo "== $$script" >&2; \
-		PATH="$(CURDIR)/$(BIN):$$PATH" $$script $(if $(QUICK),--quick) || failed="$$failed $$script"; \
+		PATH="$(CURDIR)/$(BIN):$$PATH" $$script $(if $(QUICK),--quick) || \
+			{ [ $$? -eq 2 ] && echo "left out: $$script needs the extra [lab]" >&2 || failed="$$failed $$script"; }; \
 	done; test -z "$$failed" || { echo "Not met:$$failed" >&2; exit 1; }
 
 clean:
