@@ -18,7 +18,7 @@ from reflect.errors import ReflectError, UsageError
 from reflect.export import files, markdown
 from reflect.export.markdown import BEGIN, END, skill_name, with_block
 from reflect.records import Trial
-from reflect.store import doctor, nights
+from reflect.store import doctor, links, nights
 from reflect.store import lessons as db
 
 VERSION_1 = Path(__file__).parent / "data" / "lessons-v1.db"
@@ -100,6 +100,33 @@ def test_what_a_trial_was_measured_with_travels(book: Lessons, tmp_path: Path) -
     (tmp_path / "old.jsonl").write_text(old)
     there.import_(tmp_path / "old.jsonl", trust=True)
     assert [t.measure for t in _trials(there)] == ["abc", ""] and there.export() == text
+
+
+def test_which_lesson_stands_for_which_travels(book: Lessons) -> None:
+    with book.ws.store.write() as s:
+        links.link(s, 1, 2, "merged", "they say the same")
+        links.link(s, 3, 1, "supersedes")
+    text, there = book.export(), other(book)
+    assert signs(there, saved(book), trust=True) == "+++++"
+    assert there.export() == text and healthy(there)
+    assert signs(there, saved(book), trust=True) == "=====", "said again, they are the same links"
+    with there.ws.store.read() as s:
+        assert [(x.other_id, x.kind, x.why) for x in links.standing_for(s, 1)] == [(2, "merged", "they say the same")]
+        (link,) = links.standing_for(s, 3)
+        assert (link.other_id, link.kind) == (1, "supersedes")
+
+
+def test_links_follow_lessons_that_get_another_id(book: Lessons) -> None:
+    with book.ws.store.write() as s:
+        links.link(s, 1, 2, "merged")
+    there = other(book)
+    there.add(when="something else", do="takes the first id")
+    there.import_(saved(book), trust=True)
+    words = {x.do: x.id for x in there}
+    mine = {x.id: x.do for x in book}
+    with there.ws.store.read() as s:
+        (link,) = links.standing_for(s, words[mine[1]])
+        assert link.other_id == words[mine[2]]
 
 
 def _trials(book: Lessons) -> list[Trial]:

@@ -1,7 +1,7 @@
 """Lessons as JSON Lines: a header, then one line per lesson with all its versions and the trials that travel.
 
     {"format":"reflect lessons","version":1}
-    {"id":3,"created":"2026-01-31T22:15:07.120000Z","updated":"...","versions":[{"version":1,...}],"trials":[]}
+    {"id":3,"created":"2026-01-31T22:15:07.120000Z","updated":"...","versions":[{"version":1,...}],"trials":[],"links":[]}
 
 The same lessons are the same bytes: by id, keys in the order below, times in UTC, unicode as it is. What points into
 one database stays behind: which reflection or night wrote a version, exposures, and trials that were measured on an
@@ -18,8 +18,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from reflect.errors import UsageError
-from reflect.records import LESSON_STATUSES, Lesson, LessonVersion, Trial
+from reflect.records import LESSON_STATUSES, Lesson, LessonLink, LessonVersion, Trial
 from reflect.store.lessons import AUTHORS, CONTENT
+from reflect.store.links import LINK_KINDS
 
 FORMAT, VERSION = "reflect lessons", 1
 AS_TEXT = "exported without the weights that held it"  # the reason of the closing version
@@ -90,12 +91,22 @@ class TrialLine(Line):
     created: Time
 
 
+class LinkLine(Line):
+    """The lesson stands where the lesson `other` of the same file stood, as in `LessonLink`."""
+
+    other: Id
+    kind: Annotated[str, AfterValidator(_one_of(LINK_KINDS))]
+    why: str
+    created: Time
+
+
 class LessonLine(Line):
     id: Id
     created: Time
     updated: Time
     versions: Annotated[list[VersionLine], Field(min_length=1)]
     trials: list[TrialLine]
+    links: list[LinkLine] = Field(default_factory=list)
 
     @property
     def head(self) -> VersionLine:
@@ -112,8 +123,10 @@ class LessonLine(Line):
         return self
 
 
-def line_of(lesson: Lesson, versions: Iterable[LessonVersion], trials: Iterable[Trial]) -> LessonLine:
-    """The line of a lesson. `trials` are those without an adapter."""
+def line_of(
+    lesson: Lesson, versions: Iterable[LessonVersion], trials: Iterable[Trial], links: Iterable[LessonLink] = ()
+) -> LessonLine:
+    """The line of a lesson. `trials` are those without an adapter, `links` those in which it stands for another."""
     history = [VersionLine.model_validate(_fields(row, VersionLine)) for row in versions]
     return LessonLine(
         id=lesson.id or 0,
@@ -121,6 +134,7 @@ def line_of(lesson: Lesson, versions: Iterable[LessonVersion], trials: Iterable[
         updated=lesson.updated,
         versions=as_text(history),
         trials=[TrialLine.model_validate(_fields(row, TrialLine)) for row in trials],
+        links=[LinkLine(other=x.other_id, kind=x.kind, why=x.why, created=x.created) for x in links],
     )
 
 

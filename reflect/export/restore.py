@@ -25,7 +25,7 @@ from reflect.day.reflection import normal
 from reflect.export.lines import AS_TEXT, LessonLine, TrialLine, VersionLine, as_text, line_of
 from reflect.prompts import clean
 from reflect.records import Lesson, LessonVersion, Rule, Trial
-from reflect.store import copies, rules
+from reflect.store import copies, links, rules
 from reflect.store import lessons as db
 
 Key = tuple[str, str]
@@ -68,11 +68,13 @@ def restore(
         here.texts.setdefault(key(lesson.when, lesson.do), lesson)
     if not trust:
         return [_strange(s, one, here, profile, source, count_tokens) for one in lines]
-    for lesson, versions, trials in copies.whole(s, profile):
+    for lesson, versions, trials, _ in copies.whole(s, profile):
         past = line_of(lesson, versions, trials)
         own = past.versions[: len(versions)]  # without the closing one, which is only in files
         here.origins[origin(past)] = (lesson, own, past.trials)
-    return [_own(s, one, here, profile, source) for one in lines]
+    done = [_own(s, one, here, profile, source) for one in lines]
+    _link(s, lines, done)
+    return done
 
 
 def key(when: str, do: str) -> Key:
@@ -158,6 +160,18 @@ def _go_on(
     copies.extend(s, lesson, _versions(more), _trials(trials))
     why = _quarantine(s, lesson, one, source)
     return Imported("?" if why else "~", lesson.id, lesson.when, lesson.do, why or f"now version {lesson.version}")
+
+
+def _link(s: Session, lines: Sequence[LessonLine], done: Sequence[Imported]) -> None:
+    """The links between lessons of the file, under the ids that these have here. One that is here already stays."""
+    now = {one.id: became.lesson_id for one, became in zip(lines, done, strict=True)}
+    for one in lines:
+        mine = now[one.id]
+        here = {(x.other_id, x.kind) for x in links.standing_for(s, mine)}
+        for x in one.links:
+            other = now.get(x.other)
+            if mine and other and mine != other and (other, x.kind) not in here:
+                links.link(s, mine, other, x.kind, x.why).created = x.created
 
 
 def _quarantine(s: Session, lesson: Lesson, one: LessonLine, source: str) -> str:

@@ -14,15 +14,16 @@ from typing import Any
 from sqlmodel import Session, col, select
 
 from reflect.errors import UsageError
-from reflect.records import Lesson, LessonVersion, Trial
+from reflect.records import Lesson, LessonLink, LessonVersion, Trial
 from reflect.store import lessons as db
 from reflect.store.database import Store
 
-Whole = tuple[Lesson, list[LessonVersion], list[Trial]]
+Whole = tuple[Lesson, list[LessonVersion], list[Trial], list[LessonLink]]
 
 
 def whole(s: Session, profile: str, scope: str | None = None) -> Iterator[Whole]:
-    """Every lesson by id with its versions, oldest first, and the trials that no adapter had a part in."""
+    """Every lesson by id with its versions, oldest first, the trials that no adapter had a part in, and the links to
+    others of these lessons in whose place it stands."""
     mine: list[Any] = [Lesson.profile == profile, *([] if scope is None else [Lesson.scope == scope])]
     versions = s.exec(
         select(LessonVersion)
@@ -38,8 +39,15 @@ def whole(s: Session, profile: str, scope: str | None = None) -> Iterator[Whole]
     )
     history = {lesson_id: list(rows) for lesson_id, rows in groupby(versions, key=lambda row: row.lesson_id)}
     measured = {lesson_id: list(rows) for lesson_id, rows in groupby(trials, key=lambda row: row.lesson_id)}
-    for lesson in db.listing(s, profile, scope=scope):
-        yield lesson, history[lesson.id or 0], measured.get(lesson.id or 0, [])
+    joined = s.exec(
+        select(LessonLink).order_by(col(LessonLink.lesson_id), col(LessonLink.other_id), col(LessonLink.kind))
+    )
+    links = {lesson_id: list(rows) for lesson_id, rows in groupby(joined, key=lambda row: row.lesson_id)}
+    every = db.listing(s, profile, scope=scope)
+    ids = {lesson.id for lesson in every}
+    for lesson in every:
+        mine = [x for x in links.get(lesson.id or 0, []) if x.other_id in ids]
+        yield lesson, history[lesson.id or 0], measured.get(lesson.id or 0, []), mine
 
 
 def put(s: Session, lesson: Lesson, versions: Sequence[LessonVersion], trials: Sequence[Trial]) -> Lesson:

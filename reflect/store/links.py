@@ -31,6 +31,12 @@ def links(s: Session, lesson_id: int | None) -> list[LessonLink]:
     return list(s.exec(select(LessonLink).where(mine).order_by(col(LessonLink.id))))
 
 
+def standing_for(s: Session, lesson_id: int | None) -> list[LessonLink]:
+    """The links in which it stands where another lesson stood, in a fixed order."""
+    mine = select(LessonLink).where(LessonLink.lesson_id == lesson_id)
+    return list(s.exec(mine.order_by(col(LessonLink.other_id), col(LessonLink.kind))))
+
+
 def successor(s: Session, lesson_id: int | None) -> int | None:
     """The lesson into which this one was merged last, and that one again if it was; None where it was not."""
     seen, now = {lesson_id}, lesson_id
