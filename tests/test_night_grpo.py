@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from reflect.config import Settings
 from reflect.models.local import LocalModel
 from reflect.night import grpo, losses, training
 from reflect.night.harvest import Data, PracticeTask
 from reflect.night.losses import Row
 from reflect.night.plan import make_plan
+from reflect.night.sleep import sleep
+from reflect.store import Store, lessons
 from reflect.tasksets import load_taskset
 from reflect.tasksets.base import Score, Task, Taskset
 
@@ -138,6 +141,7 @@ def test_the_network_itself_can_be_trained_without_an_adapter(tiny: LocalModel) 
 def test_the_plan_of_reinforcement_learning_has_rank_one() -> None:
     plan = make_plan(2_400_000, method="grpo", budget=1.0)
     assert plan.rank == 1 and not plan.learns_from_teacher
+    assert make_plan(2_400_000, method="grpo").budget == 3 * make_plan(2_400_000).budget
     assert [name for name, _, _ in make_plan(1, method="staged+grpo").stages] == ["sft", "distill", "grpo"]
 
 
@@ -148,3 +152,17 @@ def test_the_pocket_model_finds_the_dialect_by_rewards_alone(pocket: LocalModel)
     data = practice(load_taskset("dialect"), 200, 96)
     told = training.fit(pocket, "rl", list(pocket.adapter_parameters("rl")), data, plan, None)
     assert told["stages"]["grpo"]["reward"][1] > 0.9
+
+
+@pytest.mark.slow  # two minutes
+def test_a_night_of_rewards_alone_passes_the_gate(pocket: LocalModel, tmp_path: Path) -> None:
+    settings = Settings(db=str(tmp_path / "lessons.db"))
+    store = Store(settings.db)
+    with store.write() as s:
+        for verb, op in list(load_taskset("dialect").meanings.items())[:3]:
+            words = {"when": f"the task says {verb}", "do": f"use {op}", "scope": "dialect"}
+            lessons.add(s, **words, author="human", status="active")
+    report = sleep(pocket, store, settings, method="grpo")
+    assert report.status == "promoted", report.reason
+    assert report.stages["train"]["stages"]["grpo"]["reward"][1] > 0.9
+    assert report.stages["placebo"]["rewards"] == {}, "no teacher, so no placebo of one"

@@ -109,7 +109,9 @@ def make_plan(
         raise UnknownName(f"There is no divergence '{divergence}'.", f"There are: {', '.join(DIVERGENCES)}.")
     if budget is not None and not 0 < budget <= 24 * 60:
         raise UsageError(f"A budget of {budget:g} minutes is not between 0 and a day.", "Try --budget 1m.")
-    budget = budget if budget is not None else max(FEWEST_MINUTES, MINUTES_PER_LESSON * lessons)
+    alone = METHODS[method] == METHODS["grpo"]
+    if budget is None:
+        budget = max(FEWEST_MINUTES, MINUTES_PER_LESSON * lessons) * (RL_SLOWER if alone else 1)
     size = next(size for size in SIZES if parameters <= size.parameters)
     total = max(4, round(budget * size.steps))
     rates = {"sft": size.sft, "distill": size.distill, "grpo": size.grpo}
@@ -117,7 +119,6 @@ def make_plan(
     stages = tuple(
         (name, max(1, round(share * total / slower.get(name, 1))), rates[name]) for name, share in METHODS[method]
     )
-    alone = METHODS[method] == METHODS["grpo"]
     plan = Plan(
         method=method,
         divergence=divergence or ("forward" if METHODS[method][0][0] == "distill" else "reverse"),
