@@ -92,7 +92,6 @@ class Exam:
         self.earlier: list[tuple[str, list[int], ArmResult]] = []
         self.rules: list[tuple[Taskset, Rows, ArmResult, ArmResult]] = []
         self.tasksets = {subject.taskset.name: subject.taskset for subject in subjects}
-        advice = advice_of(subjects)
         for subject in subjects:
             taskset = subject.taskset
             rows = self.rows[taskset.name] = gate_rows(model, store, subject, settings, plan)
@@ -102,7 +101,7 @@ class Exam:
             if previous and at:
                 self.earlier.append((taskset.name, at, self.ask(previous, taskset, _bare([rows[i] for i in at]))))
             free = rows[: plan.gate_tasks]
-            ruled = contradicted(free, advice, random.Random(f"override {plan.seed}"))
+            ruled = contradicted(free, advice_of(subject), random.Random(f"override {plan.seed}"))
             if ruled:
                 true = ArmResult(0.0, len(free), (0.0, 0.0), answers=into.answers[: len(free)])
                 self.rules.append((taskset, ruled, self.ask(None, taskset, ruled), true))

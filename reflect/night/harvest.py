@@ -219,9 +219,12 @@ def anchor_prompts(
     """
     rng = random.Random(f"anchor prompts {plan.seed}")
     n = plan.anchors
-    advice = advice_of(subjects)
     in_prompt = [messages_for(task, lessons) for rows in practice for task, lessons in rows]
-    against = [messages_for(task) for rows in practice for task, _ in contradicted(rows, advice, rng)]
+    against = [
+        messages_for(task)
+        for subject, rows in zip(subjects, practice, strict=True)
+        for task, _ in contradicted(rows, advice_of(subject), rng)
+    ]
     everything = {t.name: t for t in (*available(), *(subject.taskset for subject in subjects))}
     new = [task for t in everything.values() for task in t.following(n, rng.getrandbits(30))]
     other = [task for t in alone for task in t.tasks("practice", n, rng.getrandbits(30))]
@@ -242,12 +245,10 @@ def near_tasks(model: Model, store: Store, subject: Subject, settings: Settings,
     return [task for task in tasks if task.key not in touched]
 
 
-def advice_of(subjects: Sequence[Subject]) -> list[str]:
-    """What the lessons of the night advise; where that is one thing only, also what new lessons elsewhere advise."""
-    found = {lesson.do for subject in subjects for lesson in subject.lessons}
-    if len(found) < 2:
-        found |= {do for t in available() for task in t.following(16) for _, do in task.lessons}
-    return sorted(found)
+def advice_of(subject: Subject) -> list[str]:
+    """What its lessons advise. One of these under another's condition is a rule that the base understands; what the
+    lessons of another taskset say would be none."""
+    return sorted({lesson.do for lesson in subject.lessons})
 
 
 def contradicted(rows: Rows, advice: Sequence[str], rng: random.Random) -> Rows:

@@ -18,6 +18,7 @@ from reflect.night.curriculum import Subject, practice_rows
 from reflect.night.harvest import Data, Example, Question, advice_of, contradicted, passes, sample, tokens_of
 from reflect.night.plan import Plan
 from reflect.store import Store
+from reflect.tasksets import available
 
 FEWEST = 8  # good attempts that are worth training on; with fewer it trains on all
 
@@ -33,7 +34,7 @@ def placebo_data(
 ) -> Data:
     """As `harvest`, under shuffled lessons: what passes the verifier, or all where hardly anything does. The anchors
     are the night's. Nothing to train on where no other advice is known."""
-    advice, rng = advice_of(subjects), random.Random(f"placebo {plan.seed}")
+    advice, rng = other_advice(subjects), random.Random(f"placebo {plan.seed}")
     good: list[Example] = []
     rest: list[Example] = []
     for subject in subjects:
@@ -50,6 +51,14 @@ def placebo_data(
                 passed = passes(subject.taskset, task, done.text)
                 (good if passed else rest).append(Example(question, tokens_of(model, done)))
     return dataclasses.replace(data, harvest=good if len(good) >= FEWEST else good + rest)
+
+
+def other_advice(subjects: Sequence[Subject]) -> list[str]:
+    """What all lessons of the night advise; where that is one thing only, also what new lessons elsewhere advise."""
+    found = {do for subject in subjects for do in advice_of(subject)}
+    if len(found) < 2:
+        found |= {do for t in available() for task in t.following(16) for _, do in task.lessons}
+    return sorted(found)
 
 
 def placebo_plan(plan: Plan) -> Plan:
