@@ -12,7 +12,7 @@ from reflect.errors import UnknownName, UsageError
 
 
 class Size(NamedTuple):
-    """What suits models up to a size. Rates are those of LoRA: ten times full fine-tuning's ("LoRA Without Regret"), but
+    """What suits models up to a size. LoRA's rates: ten times full fine-tuning's ("LoRA Without Regret"), but
     of the smallest size as tried here, where the factor was 2.5 (docs/lab)."""
 
     parameters: float  # up to this many
