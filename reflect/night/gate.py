@@ -34,6 +34,7 @@ from reflect.tasksets.base import Task, Taskset
 PER_LESSON = 8  # holdout tasks, where a taskset has many lessons
 LESSON_ENOUGH = 0.7  # of one lesson's own gain: few tasks are behind it
 TRIES, TRIED = 4, 24  # pass@k: attempts at each of so many tasks of a taskset
+FEWEST = 8  # tasks that a taskset outside the night is judged by
 FINEST = 0.1  # the bisection of the scale ends here, and no adapter is made weaker than this
 ARMS = ("base_out", "base_in", "adapter_out", "adapter_in")
 
@@ -66,7 +67,7 @@ class Question:
     taskset: Taskset
     rows: Rows
     before: ArmResult
-    sampled: bool = False  # several attempts at each: where the base only guesses, its first choice is luck
+    sampled: bool = False  # several attempts at each, in place of the first choice
 
 
 class Exam:
@@ -116,9 +117,21 @@ class Exam:
 
     def _add(self, name: str, taskset: Taskset, tasks: Sequence[Task], sampled: bool = False) -> None:
         rows: Rows = [(task, []) for task in tasks]
+        if sampled:
+            rows = self.within_reach(taskset, rows)
         if rows:
             before = self.ask(None, taskset, rows, sampled)
             self.harm.append(Question(name, taskset, rows, before, sampled))
+
+    def within_reach(self, taskset: Taskset, rows: Rows) -> Rows:
+        """The tasks that the base passes in half of its attempts, none where these are few: what it only guesses it
+        cannot lose. They are judged by other attempts, so that luck in these does not look like a loss."""
+        options: dict[str, Any] = {"temperature": self.plan.temperature, "max_tokens": self.settings.max_tokens}
+        with self.model.using(None):
+            groups = run_groups(self.model, taskset, rows, k=TRIES, seed=self.plan.seed + 1, **options)
+        able = [sum(row.reward or 0.0 for row in group) >= TRIES / 2 for group in groups]
+        kept = [row for row, can in zip(rows, able, strict=True) if can]
+        return kept if len(kept) >= FEWEST else []
 
     def ask(self, adapter: str | None, taskset: Taskset, rows: Rows, sampled: bool = False) -> ArmResult:
         """One greedy answer to each, or with `sampled` the mean of several attempts."""
@@ -228,29 +241,28 @@ def held_lessons(arms: Sequence[Arms]) -> dict[str, Any]:
 
 
 def judge(examine: Callable[[float], dict[str, Any]]) -> dict[str, Any]:
-    """The verdict on an adapter at its full scale, or, where it does harm, at the first scale of a bisection at which
+    """The verdict on an adapter at its full scale, or, where it does harm, at the largest scale of a bisection at which
     it passes; `examine` judges it at a scale. `scale` is in the verdict, and in `scales` what was tried.
 
-    Harm at a scale asks for less, a gain that is missing for more; where both fail there is nothing between.
+    Harm asks for less; a gain that is missing, and a pass, for more. Where both fail there is nothing between.
     """
-    first = examine(1.0)
+    best = first = examine(1.0) | {"scale": 1.0}
     tried = [{"scale": 1.0, "ok": first["ok"], "reasons": first["reasons"]}]
     low, high = FINEST, 1.0
     failing = {check["kind"] for check in first["checks"] if not check["ok"]}
     while failing == {"harm"} and high - low > FINEST:
         scale = round((low + high) / 2, 3)
-        verdict = examine(scale)
+        verdict = examine(scale) | {"scale": scale}
         tried.append({"scale": scale, "ok": verdict["ok"], "reasons": verdict["reasons"]})
-        if verdict["ok"]:
-            return verdict | {"scale": scale, "scales": tried}
         kinds = {check["kind"] for check in verdict["checks"] if not check["ok"]}
         if kinds == {"harm"}:
             high = scale
-        elif kinds == {"gain"}:
+        elif kinds <= {"gain"}:
             low = scale
+            best = verdict if verdict["ok"] else best
         else:
             break
-    return first | {"scale": 1.0, "scales": tried}
+    return best | {"scales": tried}
 
 
 def _bare(rows: Rows) -> Rows:
