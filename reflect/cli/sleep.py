@@ -72,7 +72,11 @@ def sleep(
         print(f"{where}{report.status}{again}")
         if report.reason:
             print(report.reason)
-        if report.distilled:
-            print(f"left the prompt: lessons {', '.join(map(str, report.distilled))}")
+        for sign, ids, became in (
+            ("-", report.distilled, "left the prompt: the weights hold it"),
+            ("+", report.returned, "is back in the prompt"),
+        ):
+            for lesson in map(ws.lessons.get, ids):
+                print(f"{sign} lesson {lesson.id} {became}. when: {lesson.when} do: {lesson.do}")
     if report.status == "failed":
         raise typer.Exit(1)

@@ -43,6 +43,7 @@ class NightReport:
     adapter: str | None = None
     lessons: list[int] = field(default_factory=list)  # ids of the lessons that it was about
     distilled: list[int] = field(default_factory=list)  # ids of those that left the prompt
+    returned: list[int] = field(default_factory=list)  # ids of those that are not in the weights any more: text again
     plan: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, Any] = field(default_factory=dict)  # stage -> its figures
     seconds: float = 0.0
@@ -265,6 +266,7 @@ def report(store: Store, night_id: int, seconds: float, again: bool) -> NightRep
         active = nights.active_adapter(s, night.profile)
         touched = lessons_db.versions_of_night(s, night_id)
         distilled = {row.lesson_id for row in touched if row.author == "night" and row.status == "distilled"}
+        returned = {row.lesson_id for row in touched if row.author == "night" and row.status == "active"}
     reason = night.reason
     if again and adapter and night.status == "promoted" and (active is None or active.id != adapter.id):
         reason += f" It is not active now: `reflect adapters promote {adapter.name}` brings it back."
@@ -275,6 +277,7 @@ def report(store: Store, night_id: int, seconds: float, again: bool) -> NightRep
         adapter=adapter.name if adapter else None,
         lessons=[lesson_id for lesson_id, _ in night.lessons],
         distilled=sorted(distilled),
+        returned=sorted(returned),
         plan=night.config,
         stages=night.stages,
         seconds=seconds,
