@@ -118,7 +118,7 @@ def test_a_url_names_the_same_file(tmp_path: Path):
 def test_the_migrations_make_exactly_the_tables_of_the_records(store: Store):
     with store.read() as s:
         context = MigrationContext.configure(
-            s.connection(), opts={"compare_type": True, "compare_server_default": False}
+            s.connection(), opts={"compare_type": True, "compare_server_default": True}
         )
         own = {
             "sqlite": ("lesson_fts",),
@@ -151,12 +151,12 @@ def test_an_upgrade_that_would_add_damage_is_refused_whole(tmp_path: Path):
     path = shutil.copy(VERSION_1, tmp_path / "lessons.db")
     with sqlite3.connect(path) as c:
         c.execute("CREATE TRIGGER harm AFTER UPDATE ON alembic_version WHEN new.version_num = '0004' BEGIN "
-                  "DELETE FROM rollout WHERE id = 1; END")  # fmt: skip
+                  "DELETE FROM reflection WHERE id = 1; END")  # fmt: skip
     with pytest.raises(StoreError, match="1 rows without their parent"):
         Store(path)
     with sqlite3.connect(path) as c:
         assert c.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
-        assert c.execute("SELECT count(*) FROM rollout").fetchone() == (4,)
+        assert c.execute("SELECT count(*) FROM reflection").fetchone() == (1,)
 
 
 def test_a_database_of_version_1_opens_with_all_that_is_in_it(tmp_path: Path):

@@ -10,15 +10,23 @@ from alembic import op
 revision = "0004"
 down_revision = "0003"
 
+COLUMNS = (
+    ("run", "measure", sa.String(), ""),
+    ("run", "bundle", sa.JSON(), "{}"),
+    ("rollout", "trust", sa.String(), "clean"),
+    ("rollout", "bundle_shown", sa.Boolean(), sa.true()),
+    ("rollout", "bundle_probability", sa.Float(), "1.0"),
+    ("trial", "measure", sa.String(), ""),
+    ("adapter", "revoked", sa.JSON(), "[]"),
+)
+
 
 def upgrade() -> None:
-    op.add_column("run", sa.Column("measure", sa.String(), nullable=False, server_default=""))
-    op.add_column("run", sa.Column("bundle", sa.JSON(), nullable=False, server_default="{}"))
-    op.add_column("rollout", sa.Column("trust", sa.String(), nullable=False, server_default="clean"))
-    op.add_column("rollout", sa.Column("bundle_shown", sa.Boolean(), nullable=False, server_default=sa.true()))
-    op.add_column("rollout", sa.Column("bundle_probability", sa.Float(), nullable=False, server_default="1.0"))
-    op.add_column("trial", sa.Column("measure", sa.String(), nullable=False, server_default=""))
-    op.add_column("adapter", sa.Column("revoked", sa.JSON(), nullable=False, server_default="[]"))
+    for table, name, kind, was in COLUMNS:
+        with op.batch_alter_table(table) as altered:
+            altered.add_column(sa.Column(name, kind, nullable=False, server_default=was))
+        with op.batch_alter_table(table) as altered:  # only the rows that stand need a default
+            altered.alter_column(name, server_default=None)
     op.create_table(
         "lesson_link",
         sa.Column("id", sa.Integer(), nullable=False),
