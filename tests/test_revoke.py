@@ -28,6 +28,11 @@ from reflect.tasksets import load_taskset
 from reflect.workspace import Workspace
 
 
+def asked(model, name, store, subjects, settings, plan):
+    """The gate's checks of revoked lessons: the base is asked once, then the adapter."""
+    return [proof.verdict(model, name, one, settings) for one in proof.gone(model, store, subjects, settings, plan)]
+
+
 def teach(s: Session, *does: str, **more: Any) -> list[int]:
     return [lessons.add(s, when=f"case {do}", do=do, author="model", **more).id or 0 for do in does]
 
@@ -294,13 +299,13 @@ def knowing(*verbs: int) -> RuleModel:
 def test_the_gate_asks_whether_it_is_gone(revoked_one: tuple[Store, Settings, list[Subject]]) -> None:
     store, settings, subjects = revoked_one
     plan = make_plan(1, gate_tasks=24)
-    (clean,) = proof.check_gone(knowing(1), "new", store, subjects, settings, plan)
+    (clean,) = asked(knowing(1), "new", store, subjects, settings, plan)
     assert clean.ok and clean.name == "revoked lesson 1" and clean.value == 0 and "24 tasks" in clean.text
-    (leaking,) = proof.check_gone(knowing(0, 1), "new", store, subjects, settings, plan)
+    (leaking,) = asked(knowing(0, 1), "new", store, subjects, settings, plan)
     assert not leaking.ok and leaking.value > 0.4 and leaking.kind == "proof"
     with store.write() as s:
         lessons.undo(s, 1)
-    assert proof.check_gone(knowing(0, 1), "new", store, subjects, settings, plan) == []
+    assert asked(knowing(0, 1), "new", store, subjects, settings, plan) == []
 
 
 def test_what_another_lesson_teaches_is_no_trace_of_the_revoked_one(
@@ -311,7 +316,7 @@ def test_what_another_lesson_teaches_is_no_trace_of_the_revoked_one(
         gone = lessons.get(s, 1)
         again = lessons.add(s, when=gone.when, do=f"{gone.do}!", author="human", scope="dialect")
     subjects = [Subject(load_taskset("dialect"), (again,))]
-    (check,) = proof.check_gone(knowing(0), "new", store, subjects, settings, make_plan(1, gate_tasks=12))
+    (check,) = asked(knowing(0), "new", store, subjects, settings, make_plan(1, gate_tasks=12))
     assert check.ok and "the base with the other lessons 1.00, the adapter 1.00" in check.text
 
 
@@ -319,5 +324,5 @@ def test_where_nothing_can_be_shown_the_gate_says_so(revoked_one: tuple[Store, S
     store, settings, subjects = revoked_one
     with store.write() as s:
         lessons.revise(s, 1, author="human", scope="a taskset that is gone")
-    (check,) = proof.check_gone(knowing(0), "new", store, subjects, settings, make_plan(1))
+    (check,) = asked(knowing(0), "new", store, subjects, settings, make_plan(1))
     assert check.ok and "no holdout task is left" in check.text

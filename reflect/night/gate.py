@@ -20,12 +20,11 @@ from reflect.config import Settings
 from reflect.day.rollout import Progress, run_groups
 from reflect.evaluate import ArmResult, run_arm
 from reflect.models.local import LocalModel
-from reflect.night import checks
+from reflect.night import checks, revoke
 from reflect.night.checks import Check, Probe
 from reflect.night.curriculum import Rows, Subject, gains, lesson_effects, rows_for
 from reflect.night.harvest import Data, advice_of, contradicted, near_tasks
 from reflect.night.plan import Plan
-from reflect.night.revoke import check_gone
 from reflect.night.training import probe
 from reflect.store import Store
 from reflect.tasksets import available
@@ -86,7 +85,7 @@ class Exam:
     ) -> None:
         """`previous`: the loaded adapter that would be replaced; the lessons that it holds must be held as well."""
         self.model, self.data, self.settings, self.plan, self.progress = model, data, settings, plan, progress
-        self.store, self.subjects = store, subjects
+        self.gone = revoke.gone(model, store, subjects, settings, plan)
         self.rows: dict[str, Rows] = {}
         self.base: dict[str, tuple[ArmResult, ArmResult]] = {}  # taskset -> base_out, base_in
         self.harm: list[Question] = []
@@ -126,32 +125,29 @@ class Exam:
     def within_reach(self, taskset: Taskset, rows: Rows) -> Rows:
         """The tasks that the base passes in half of its attempts, none where these are few: what it only guesses it
         cannot lose. They are judged by other attempts, so that luck in these does not look like a loss."""
-        options: dict[str, Any] = {"temperature": self.plan.temperature, "max_tokens": self.settings.max_tokens}
-        with self.model.using(None):
-            groups = run_groups(self.model, taskset, rows, k=TRIES, seed=self.plan.seed + 1, **options)
-        able = [sum(row.reward or 0.0 for row in group) >= TRIES / 2 for group in groups]
-        kept = [row for row, can in zip(rows, able, strict=True) if can]
+        scores = self.attempts(None, taskset, rows, self.plan.seed + 1)
+        kept = [row for row, rewards in zip(rows, scores, strict=True) if sum(rewards) >= TRIES / 2]
         return kept if len(kept) >= FEWEST else []
 
     def ask(self, adapter: str | None, taskset: Taskset, rows: Rows, sampled: bool = False) -> ArmResult:
         """One greedy answer to each, or with `sampled` the mean of several attempts."""
         if sampled:
-            means = [sum(scores) / len(scores) for scores in self.attempts(adapter, taskset, rows)]
+            means = [sum(scores) / len(scores) for scores in self.attempts(adapter, taskset, rows, self.plan.seed)]
             return ArmResult(sum(means) / len(means), len(means), (0.0, 1.0), means)
         with self.model.using(adapter):
             return run_arm(self.model, taskset, rows, max_tokens=self.settings.max_tokens, progress=self.progress)
 
-    def attempts(self, adapter: str | None, taskset: Taskset, rows: Rows) -> list[list[float]]:
+    def attempts(self, adapter: str | None, taskset: Taskset, rows: Rows, seed: int) -> list[list[float]]:
         """The rewards of TRIES sampled attempts at each task, with the same seeds for whoever is asked."""
         options: dict[str, Any] = {"temperature": self.plan.temperature, "max_tokens": self.settings.max_tokens}
         with self.model.using(adapter):
-            found = run_groups(self.model, taskset, rows, k=TRIES, seed=self.plan.seed, **options)
+            found = run_groups(self.model, taskset, rows, k=TRIES, seed=seed, **options)
         return [[row.reward or 0.0 for row in group] for group in found]
 
     def _passes(self, adapter: str | None, name: str, rows: Rows) -> list[float]:
         """Does one of the attempts pass? The base with the lessons, an adapter without."""
         asked = rows[:TRIED] if adapter is None else _bare(rows[:TRIED])
-        return [max(scores) for scores in self.attempts(adapter, self.tasksets[name], asked)]
+        return [max(scores) for scores in self.attempts(adapter, self.tasksets[name], asked, self.plan.seed)]
 
     def examine(self, name: str, placebo: dict[str, list[float]] | None = None) -> dict[str, Any]:
         """The verdict on the adapter `name` as it is set now:
@@ -179,7 +175,7 @@ class Exam:
                 figures = {"base": question.before.reward, "adapter": now.reward, "n": now.n}
                 follows[question.taskset.name] = figures
         found += self._behaviour(name, arms)
-        found += check_gone(self.model, name, self.store, self.subjects, self.settings, self.plan, self.progress)
+        found += [revoke.verdict(self.model, name, one, self.settings, self.progress) for one in self.gone]
         bits = Probe(**probe(self.model, name, self.data, self.plan))
         found += [checks.drift(bits), checks.entropy(bits)]
         return {

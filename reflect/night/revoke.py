@@ -48,22 +48,6 @@ class Gone:
     base: ArmResult
 
 
-def check_gone(
-    model: Model,
-    name: str,
-    store: Store,
-    subjects: Sequence[Subject],
-    settings: Settings,
-    plan: Plan,
-    progress: Progress | None = None,
-) -> list[Check]:
-    """For each revoked lesson and taskset: is the loaded adapter `name`, without lessons, at the level of the base?
-
-    [] where nothing was revoked. The checks are of kind `proof`: a weaker adapter would only hide what it knows.
-    """
-    return [verdict(model, name, one, settings, progress) for one in gone(model, store, subjects, settings, plan)]
-
-
 def revoked(store: Store, profile: str) -> list[Lesson]:
     """The lessons that stand no more and are marked in an adapter with which the profile has ever answered, by id."""
     with store.read() as s:
