@@ -81,7 +81,7 @@ def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--main_process_port", "0", str(script)]
     done = subprocess.run(launch, env=env, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0 and done.stdout.split() == ["done", "done"], done.stderr[-3000:]
+    assert done.returncode == 0 and done.stdout.count("done") == 2, done.stderr[-3000:]
 
     model = load_model(str(folder))
     alone, (weights, figures) = gradient(model), night(model, tmp_path / "alone")

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 from day_model import RuleModel, dialect
+from sqlalchemy import insert
 from sqlmodel import select
 
 from reflect.config import Settings, load
@@ -218,13 +219,12 @@ def test_a_hundred_thousand_rollouts_are_read_in_seconds(store):
         run = runs.start_run(s, key="big", taskset="s", n=1, k=100_000, seed=0, profile="default", model="m",
                              model_fingerprint="rule-1")  # fmt: skip
         rng, c = random.Random(0), s.connection()
-        words = json.dumps([{"role": "user", "content": "word " * 50}])
-        c.exec_driver_sql(
-            """INSERT INTO rollout (id, run_id, task_key, "index", messages, reward, feedback, parts, prompt_tokens,
-               completion_tokens, finish, seed, model, created) VALUES (?, ?, 't', ?, ?, ?, '', '{}', 0, 0, 'stop', ?,
-               'm', '2026-01-01')""",
-            [(i + 1, run.id, i, words, float(rng.random() < 0.5), i) for i in range(100_000)],
-        )
+        words = [{"role": "user", "content": "word " * 50}]
+        same = {"run_id": run.id, "task_key": "t", "messages": words, "model": "m",
+                "feedback": "", "parts": {}, "prompt_tokens": 0, "completion_tokens": 0, "finish": "stop",
+                "trust": "clean", "bundle_shown": True, "bundle_probability": 1.0}  # fmt: skip
+        own = ({"id": i + 1, "index": i, "reward": float(rng.random() < 0.5), "seed": i} for i in range(100_000))
+        s.execute(insert(Rollout), [same | row for row in own])
         c.exec_driver_sql(
             "INSERT INTO exposure (rollout_id, lesson_id, version, shown, probability) VALUES (?, ?, 1, ?, 0.5)",
             [(i + 1, lesson.id, rng.random() < 0.5) for i in range(100_000)],

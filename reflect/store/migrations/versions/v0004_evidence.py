@@ -22,11 +22,14 @@ COLUMNS = (
 
 
 def upgrade() -> None:
-    for table, name, kind, was in COLUMNS:
+    for table in dict.fromkeys(table for table, *_ in COLUMNS):
+        columns = [column for of, *column in COLUMNS if of == table]
         with op.batch_alter_table(table) as altered:
-            altered.add_column(sa.Column(name, kind, nullable=False, server_default=was))
+            for name, kind, was in columns:
+                altered.add_column(sa.Column(name, kind, nullable=False, server_default=was))
         with op.batch_alter_table(table) as altered:  # only the rows that stand need a default
-            altered.alter_column(name, server_default=None)
+            for name, *_ in columns:
+                altered.alter_column(name, server_default=None)
     op.create_table(
         "lesson_link",
         sa.Column("id", sa.Integer(), nullable=False),
