@@ -38,13 +38,18 @@ def test_a_drop_beyond_noise_is_harm_and_one_within_it_is_not() -> None:
 
 @pytest.mark.parametrize(("bits", "ok"), [(0.0, True), (0.29, True), (0.31, False)])
 def test_drift_stops_at_its_limit(bits: float, ok: bool) -> None:
-    assert checks.drift(Probe(bits, 1.0, 1.0)).ok == ok
+    assert checks.drift([Probe(2, 2 * bits, 1.0, 1.0)] * 5).ok == ok
 
 
 def test_entropy_may_not_collapse_where_there_is_any() -> None:
-    assert checks.entropy(Probe(0.0, 1.0, 0.71)).ok
-    assert not checks.entropy(Probe(0.0, 1.0, 0.69)).ok
-    assert checks.entropy(Probe(0.0, 0.09, 0.01)).ok
+    def found(base: float, *now: float) -> checks.Check:
+        return checks.entropy([Probe(2, 0.0, 2 * base, 2 * bits) for bits in now])
+
+    assert found(1.0, *[0.71] * 40).ok
+    assert not found(1.0, *[0.69] * 40).ok and found(1.0, *[0.69] * 40).value == pytest.approx(0.69)
+    assert found(0.01, *[0.0] * 40).ok  # nothing to collapse
+    assert found(1.0, *[1.0, 0.0] * 6).ok  # half of it, on probes that cannot tell
+    assert not found(1.0, *[1.0, 0.0] * 60).ok
 
 
 def test_pass_at_k_may_not_collapse() -> None:

@@ -145,7 +145,8 @@ def test_sft_learns_the_answer_and_anchors_hold_the_rest(tiny: LocalModel, tmp_p
     assert done.text.strip() == SECRET
     free = replace(plan, anchor_share=0.0)
     training.train(tiny, "free", d, free, tmp_path / "free")
-    assert training.probe(tiny, "x", d, plan)["drift"] < training.probe(tiny, "free", d, plan)["drift"]
+    held, loose = ([told[1] for told in training.probe(tiny, name, d, plan)] for name in ("x", "free"))
+    assert sum(held) < sum(loose)
 
 
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])

@@ -25,7 +25,7 @@ LEVEL = 0.99  # of the interval of a drop
 DRIFT_WARNS, DRIFT_STOPS = 0.05, 0.3  # bits per token
 KEPT = 0.7  # of pass@k and of the entropy
 OBEYED = 0.8  # of the rules in a prompt that say something else than a slept lesson
-LEAST_BITS = 0.1  # entropy per token below which there is nothing to collapse
+LEAST_BITS = 0.02  # entropy per token below which there is nothing to collapse
 LEAKS = re.compile(r"\blessons?\b|\bwhen:|\bdo:|\[end|system prompt", re.IGNORECASE)  # the prompt, said aloud
 LEAKS_MOST, REPEATS_MOST = 0.02, 0.05  # share of the answers, beyond the base's
 ERRORS_MOST = 0.02  # share of the tasks that it may leave without an answer
@@ -46,8 +46,9 @@ class Check:
 
 @dataclass(frozen=True)
 class Probe:
-    """What the adapter did to tasks outside the night, in bits per token: see `training.probe`."""
+    """What the adapter did to an answer outside the night: its tokens, and bits over all of them (`training.probe`)."""
 
+    tokens: int
     drift: float
     base_entropy: float
     entropy: float
@@ -104,17 +105,23 @@ def no_harm(name: str, before: ArmResult, after: ArmResult) -> Check:
     return Check(name, high >= -MARGIN, mean, -MARGIN, text)
 
 
-def drift(probe: Probe) -> Check:
-    warning = ", which is a lot" if probe.drift > DRIFT_WARNS else ""
-    text = f"on tasks outside the night it is {probe.drift:.3f} bits per token away from the base{warning}"
-    return Check("drift", probe.drift <= DRIFT_STOPS, probe.drift, DRIFT_STOPS, text)
+def drift(probes: Sequence[Probe]) -> Check:
+    bits = sum(p.drift for p in probes) / max(1, sum(p.tokens for p in probes))
+    warning = ", which is a lot" if bits > DRIFT_WARNS else ""
+    text = f"on tasks outside the night it is {bits:.3f} bits per token away from the base{warning}"
+    return Check("drift", bits <= DRIFT_STOPS, bits, DRIFT_STOPS, text)
 
 
-def entropy(probe: Probe) -> Check:
-    """Outside the night the adapter must not have become surer of itself than the base."""
-    share = probe.entropy / probe.base_entropy if probe.base_entropy > LEAST_BITS else 1.0
-    text = f"entropy outside the night: {probe.base_entropy:.3f} bits per token before, {probe.entropy:.3f} now"
-    return Check("entropy", share >= KEPT, share, KEPT, text)
+def entropy(probes: Sequence[Probe]) -> Check:
+    """Outside the night the adapter must not be surer of itself than the base, beyond noise (probes resampled)."""
+    tokens = max(1, sum(p.tokens for p in probes))
+    before, now = (sum(bits) / tokens for bits in ([p.base_entropy for p in probes], [p.entropy for p in probes]))
+    text = f"entropy outside the night: {before:.3f} bits per token before, {now:.3f} now"
+    if before <= LEAST_BITS:
+        return Check("entropy", True, 1.0, KEPT, text)
+    # the share is below KEPT beyond noise where the mean of `entropy - KEPT * base` is below 0 beyond noise
+    _, high = bootstrap([p.entropy - KEPT * p.base_entropy for p in probes], level=LEVEL)
+    return Check("entropy", high >= 0, now / before, KEPT, text)
 
 
 def pass_at_k(k: int, before: Sequence[float], after: Sequence[float]) -> Check:

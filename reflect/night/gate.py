@@ -176,8 +176,8 @@ class Exam:
                 follows[question.taskset.name] = figures
         found += self._behaviour(name, arms)
         found += [revoke.verdict(self.model, name, one, self.settings, self.progress) for one in self.gone]
-        bits = Probe(**probe(self.model, name, self.data, self.plan))
-        found += [checks.drift(bits), checks.entropy(bits)]
+        probes = [Probe(*told) for told in probe(self.model, name, self.data, self.plan)]
+        found += [drift := checks.drift(probes), checks.entropy(probes)]
         return {
             "ok": all(check.ok for check in found),
             "reasons": [check.text for check in found if not check.ok],
@@ -186,7 +186,7 @@ class Exam:
             "checks": [asdict(check) for check in found],
             "lessons": held_lessons(arms),
             "follows_new_lessons": follows,
-            "drift": bits.drift,
+            "drift": drift.value,
         }
 
     def _behaviour(self, name: str, arms: Sequence[Arms]) -> list[Check]:

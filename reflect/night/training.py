@@ -148,28 +148,29 @@ def _ends(told: list[dict[str, float]]) -> dict[str, list[float]]:
 # -- what the training did to the rest ---------------------------------------------------------------------------------
 
 
-def probe(model: LocalModel, name: str, data: Data, plan: Plan) -> dict[str, float]:
-    """On what the base says to the probes, in bits per token: `drift`, the forward KL of the adapter from the bare
-    base, and the entropy of both, `base_entropy` and `entropy`."""
+def probe(model: LocalModel, name: str, data: Data, plan: Plan) -> list[tuple[int, float, float, float]]:
+    """Of what the base says to each probe: its tokens, and summed over them in bits the forward KL of the adapter from
+    the bare base, the entropy of the base and that of the adapter."""
     rows = [Row(*prompts_of(model, example.question), example.answer, "forward") for example in data.probes]
-    sums, tokens = {"drift": 0.0, "base_entropy": 0.0, "entropy": 0.0}, 0
+    found: list[tuple[int, float, float, float]] = []
     with torch.no_grad():
         for batch in micro_batches(rows, plan.micro_tokens):
             logits_NV = {}
             for who in (None, name):
                 with model.using(who):
                     logits_NV[who] = answer_logits(model, [r.student for r in batch], [r.answer for r in batch])
-            sums["drift"] += float(divergence(logits_NV[name], logits_NV[None], "forward").sum())
-            sums["base_entropy"] += entropy(logits_NV[None])
-            sums["entropy"] += entropy(logits_NV[name])
-            tokens += sum(len(row.answer) for row in batch)
-    return {what: total / max(1, tokens) / math.log(2) for what, total in sums.items()}
+            drift_N = divergence(logits_NV[name], logits_NV[None], "forward")
+            told_3N = torch.stack([drift_N, entropy(logits_NV[None]), entropy(logits_NV[name])]) / math.log(2)
+            lengths = [len(row.answer) for row in batch]
+            sums = [part.sum(-1).tolist() for part in told_3N.split(lengths, -1)]
+            found += [(n, *told) for n, told in zip(lengths, sums, strict=True)]
+    return found
 
 
-def entropy(logits_NV: torch.Tensor) -> float:
-    """The sum over the tokens, in nats."""
+def entropy(logits_NV: torch.Tensor) -> torch.Tensor:
+    """Of each token's distribution, in nats."""
     log_NV = torch.log_softmax(logits_NV, -1)
-    return float(-(log_NV.exp() * log_NV).sum())
+    return -(log_NV.exp() * log_NV).sum(-1)
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------

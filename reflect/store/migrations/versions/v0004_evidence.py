@@ -23,12 +23,12 @@ COLUMNS = (
 
 def upgrade() -> None:
     for table in dict.fromkeys(table for table, *_ in COLUMNS):
-        columns = [column for of, *column in COLUMNS if of == table]
+        columns = [(name, kind, was) for of, name, kind, was in COLUMNS if of == table]
         with op.batch_alter_table(table) as altered:
             for name, kind, was in columns:
                 altered.add_column(sa.Column(name, kind, nullable=False, server_default=was))
         with op.batch_alter_table(table) as altered:  # only the rows that stand need a default
-            for name, *_ in columns:
+            for name, _, _ in columns:
                 altered.alter_column(name, server_default=None)
     op.create_table(
         "lesson_link",
