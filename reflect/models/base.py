@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from reflect.tasksets.base import Message
 
@@ -22,18 +22,23 @@ class Request:
     temperature: float = 1.0  # 0 = greedy
     stop: tuple[str, ...] = ()
     adapter: str | None = ACTIVE  # a loaded adapter, or None for the bare base: requests of one call may differ in it
+    tools: tuple[dict[str, Any], ...] = ()  # what may be called: {"type": "function", "function": {name, parameters}}
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled answer. `tokens` are the sampled ids (without the end token) where the model is local."""
+    """One sampled answer. `tokens` are the sampled ids (without the end token) where the model is local, `calls` the
+    tool calls in it ({"id", "type": "function", "function": {"name", "arguments": JSON text}}, as the API has them),
+    `model` the name of the model that answered, where a server says so."""
 
     text: str
     prompt_tokens: int
     completion_tokens: int
-    finish: Literal["stop", "length"]
+    finish: Literal["stop", "length", "tool_calls"]
     seed: int
     tokens: tuple[int, ...] = ()
+    calls: tuple[dict[str, Any], ...] = ()
+    model: str = ""
 
 
 class Model(Protocol):
