@@ -22,7 +22,7 @@ class Request:
     temperature: float = 1.0  # 0 = greedy
     stop: tuple[str, ...] = ()
     adapter: str | None = ACTIVE  # a loaded adapter, or None for the bare base: requests of one call may differ in it
-    tools: tuple[dict[str, Any], ...] = ()  # what may be called: {"type": "function", "function": {name, parameters}}
+    tools: tuple[dict[str, Any], ...] = ()  # {"type": "function", "function": {name, description, parameters}}
 
 
 @dataclass(frozen=True)
