@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from reflect.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
+    from sqlmodel import Session
+
     from reflect.day.merge import Merged
     from reflect.export.restore import Imported
     from reflect.export.wording import Piece
@@ -166,7 +168,8 @@ class Lessons:
 
     def retire(self, lesson_id: int, *, reason: str = "") -> Lesson:
         """Out of every prompt and of the next night; an adapter that holds it holds it until then (see `revoke`)."""
-        return self._turn(lesson_id, "retired", reason)
+        with self.ws.store.write() as s:
+            return self._turn(s, lesson_id, "retired", reason)
 
     def revoke(self, lesson_id: int, *, reason: str = "") -> Revoked:
         """Forget it everywhere, at once: retired for good, and the profile back on weights that do not hold it.
@@ -182,8 +185,18 @@ class Lessons:
         return done
 
     def approve(self, lesson_id: int, *, reason: str = "") -> Lesson:
-        """Release a quarantined lesson, bring back a retired one, or settle a candidate."""
-        return self._turn(lesson_id, "active", reason, trust="clean")
+        """Release a quarantined lesson, bring back a retired one, or settle a candidate. Lessons in whose place it was
+        proposed are retired with it, unless they are pinned."""
+        from reflect.store import lessons, links
+
+        with self.ws.store.write() as s:
+            now = self._turn(s, lesson_id, "active", reason, trust="clean")
+            for old in links.proposed_for(s, lesson_id):
+                if old.status != "retired" and not old.pinned:
+                    why = f"lesson {lesson_id} was approved in its place"
+                    lessons.revise(s, old.id or 0, author="human", reason=why, status="retired")
+                    links.link(s, lesson_id, old.id, "supersedes", why)
+            return now
 
     def reject(self, lesson_id: int, *, reason: str) -> Lesson:
         """Retire it for good: no review brings it back. UsageError without a reason."""
@@ -204,14 +217,13 @@ class Lessons:
         """Reviews may change it again."""
         return self.edit(lesson_id, pinned=False)
 
-    def _turn(self, lesson_id: int, status: str, reason: str, **changes: Any) -> Lesson:
+    def _turn(self, s: Session, lesson_id: int, status: str, reason: str, **changes: Any) -> Lesson:
         from reflect.store import lessons
 
-        with self.ws.store.write() as s:
-            head = lessons.get(s, lesson_id)
-            if head.status == status or (head.status, status) == ("distilled", "active"):
-                return head  # a lesson that the weights hold is settled already
-            return lessons.revise(s, lesson_id, author="human", reason=reason, status=status, **changes)
+        head = lessons.get(s, lesson_id)
+        if head.status == status or (head.status, status) == ("distilled", "active"):
+            return head  # a lesson that the weights hold is settled already
+        return lessons.revise(s, lesson_id, author="human", reason=reason, status=status, **changes)
 
     def undo(self, lesson_id: int) -> Lesson:
         """Take back the last change of a lesson, as a new version; undoing that does it again."""

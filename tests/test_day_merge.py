@@ -15,6 +15,7 @@ from reflect.records import Exposure, Lesson, Reflection, Rollout, Trial
 from reflect.store import Store, runs
 from reflect.store import lessons as db
 from reflect.store.links import link, links, successor
+from reflect.workspace import Workspace
 
 COUNT = RuleModel().count_tokens
 ZUBI = dialect.Dialect.task("zubi", "reverse", [9, 2, 4], "practice")
@@ -161,7 +162,19 @@ def test_where_a_person_reviews_a_merge_waits_once_and_changes_nothing(s):
     first, second = (apply(s, edit, shown=[old, new], review=True) for _ in range(2))
     assert (first.outcome, second.outcome) == ("quarantined", "known") and "person" in first.reason
     assert "person" in apply(s, merging(old, new), shown=[old, new], review=True).reason
-    assert (old.version, new.version) == (1, 1) and not links(s, old.id)
+    assert (old.version, new.version) == (1, 1) and {x.kind for x in links(s, old.id)} == {"proposed"}
+
+
+def test_approving_what_was_proposed_retires_what_it_replaces(tmp_path):
+    ws = Workspace(Settings(db=str(tmp_path / "lessons.db")))
+    with ws.store.write() as s:
+        old, new = add(s, *SPELL), add(s, *SPELT)
+        outcome = apply(s, merging(old, new, do="spell it out, with a counter"), shown=[old, new], review=True)
+        ids = [old.id, new.id]
+    assert ws.lessons.approve(outcome.lesson_id).status == "active"
+    assert [ws.lessons.get(i).status for i in ids] == ["retired", "retired"]
+    assert {(x.other_id, x.kind) for x in ws.lessons.links(outcome.lesson_id)} >= {(i, "supersedes") for i in ids}
+    assert ws.lessons.undo(ids[0]).status == "candidate", "a person may have both"
 
 
 def test_what_was_read_outside_merges_nothing(s):

@@ -171,11 +171,11 @@ def test_relevance_still_counts_and_only_verdicts_on_the_present_text(store):
         proven(s, off, 0.5)
         assert chosen(s, ask(1), limit=1) == [off]
         db.revise(s, off, author="model", do="y")
-        assert trials.proven(s, [off, on]) == {} and chosen(s, ask(1), limit=1) == [on]
+        assert trials.proven_effects(s, [off, on]) == {} and chosen(s, ask(1), limit=1) == [on]
         proven(s, on, -0.4, high=-0.1)  # pinned, or under review: it stands all the same
-        assert trials.proven(s, [on]) == {on: -0.1} and chosen(s, ask(1), limit=1) == [off]
+        assert trials.proven_effects(s, [on]) == {on: -0.1} and chosen(s, ask(1), limit=1) == [off]
         proven(s, on, -0.4, high=-0.1, moved=2)
-        assert trials.proven(s, [on]) == {}, "somebody has brought it back since"
+        assert trials.proven_effects(s, [on]) == {}, "somebody has brought it back since"
 
 
 def test_a_lesson_of_one_task_is_chosen_for_that_task_alone(store):

@@ -177,7 +177,7 @@ def _rewrite(s: Session, edit: Edit, evidence: Evidence, old: Lesson, tokens: in
     shrink to the one that is named; one that was for its task only is a principle when it names the task no more.
     """
     if evidence.review:
-        return new_lesson(s, edit, evidence, tokens, f"{WAITS}, in the place of lesson {old.id}: {old.do}")
+        return new_lesson(s, edit, evidence, tokens, f"{WAITS}, in the place of lesson {old.id}: {old.do}", [old])
     tags = tags_of(s, edit, evidence)
     if tags and not set(tags) <= set(old.tags):
         reason = f"it names one task, and lesson {old.id} is for more than that"

@@ -107,8 +107,10 @@ def held_back(s: Session, edit: Edit, evidence: Evidence, old: Lesson) -> Outcom
     return Outcome(edit, *found, old.id, old.version) if found else None
 
 
-def new_lesson(s: Session, edit: Edit, evidence: Evidence, tokens: int, suspect: str) -> Outcome:
-    """A new lesson: a candidate, or quarantined for a reason."""
+def new_lesson(
+    s: Session, edit: Edit, evidence: Evidence, tokens: int, suspect: str, instead_of: Sequence[Lesson] = ()
+) -> Outcome:
+    """A new lesson: a candidate, or quarantined for a reason. `instead_of`: what a person's approval of it retires."""
     if evidence.trust != "clean":
         suspect = f"{suspect}; {OUTSIDE}" if suspect else OUTSIDE
     lesson = db.add(
@@ -125,6 +127,8 @@ def new_lesson(s: Session, edit: Edit, evidence: Evidence, tokens: int, suspect:
         tokens=tokens,
         reflection_id=evidence.reflection_id,
     )
+    for old in instead_of:
+        link(s, lesson.id, old.id, "proposed", suspect, evidence.reflection_id)
     return Outcome(edit, "quarantined" if suspect else "added", suspect, lesson.id, lesson.version)
 
 

@@ -60,7 +60,7 @@ def merge(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
         return refusal
     names = ", ".join(str(head.id) for head in going)
     if evidence.review:
-        return _propose(s, edit, evidence, tokens, kept, names)
+        return _propose(s, edit, evidence, tokens, kept, going)
     if not same(kept, edit):
         changes: dict[str, Any] = {"when": edit.when, "do": edit.do, "tokens": tokens, "status": "candidate"}
         changes["tags"] = sorted({tag for head in heads for tag in head.tags})
@@ -100,11 +100,13 @@ def _unfit(s: Session, edit: Edit, evidence: Evidence, heads: Sequence[Lesson]) 
     return Outcome(edit, "refused", f"lesson {others[0].id} already speaks for that condition") if others else None
 
 
-def _propose(s: Session, edit: Edit, evidence: Evidence, tokens: int, kept: Lesson, names: str) -> Outcome:
+def _propose(s: Session, edit: Edit, evidence: Evidence, tokens: int, kept: Lesson, going: Sequence[Lesson]) -> Outcome:
     """Where a person reviews nothing is merged: the text waits, once; one that stands already is for the person."""
+    names = ", ".join(str(head.id) for head in going)
     if same(kept, edit):
         reason = f"a person decides: lesson {names} could go, lesson {kept.id} says it"
         return Outcome(edit, "refused", reason, kept.id, kept.version)
     if waiting := db.find_exact(s, edit.when, edit.do, evidence.profile):
         return Outcome(edit, "known", f"lesson {waiting.id} says so ({waiting.status})", waiting.id, waiting.version)
-    return new_lesson(s, edit, evidence, tokens, f"{WAITS}, in the place of lesson {kept.id} and {names}")
+    instead_of = [kept, *going]
+    return new_lesson(s, edit, evidence, tokens, f"{WAITS}, in the place of lesson {kept.id} and {names}", instead_of)

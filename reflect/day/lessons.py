@@ -87,7 +87,7 @@ def worth(score: float, proven: float | None) -> float:
 
 def _ordered(s: Session, fits: Sequence[search.Found], task: Task) -> list[search.Found]:
     """The best first; where it is this task's turn to try something, a lesson that has no verdict before all others."""
-    proven = trials.proven(s, [found.id for found in fits])
+    proven = trials.proven_effects(s, [found.id for found in fits])
     best = max((found.score for found in fits), default=0.0) or 1.0
     value = {found.id: worth(found.score / best, proven.get(found.id)) for found in fits}
     order = sorted(fits, key=lambda found: -value[found.id])  # stable: among equals as they were found

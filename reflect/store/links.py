@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from sqlmodel import Session, col, or_, select
 
-from reflect.records import LessonLink
+from reflect.records import Lesson, LessonLink
 
-LINK_KINDS = ("merged", "supersedes")
+LINK_KINDS = ("merged", "supersedes", "proposed")  # proposed: a person has not decided yet
 
 
 def link(
     s: Session, lesson_id: int | None, other_id: int | None, kind: str, why: str = "", reflection_id: int | None = None
 ) -> LessonLink:
-    """Lesson `lesson_id` stands where `other_id` stood. Said again, after an undo, it is the same link with the newer
-    words. ValueError for a kind that there is not, or a lesson linked to itself."""
+    """Lesson `lesson_id` stands (or would, where it is proposed) where `other_id` stood. Said again, after an undo, it
+    is the same link with the newer words. ValueError for a kind that there is not, or a lesson linked to itself."""
     if kind not in LINK_KINDS or lesson_id == other_id:
         raise ValueError(f"no link: {kind} {lesson_id} {other_id}")
     wanted = select(LessonLink).where(LessonLink.lesson_id == lesson_id, LessonLink.other_id == other_id)
@@ -46,3 +46,9 @@ def successor(s: Session, lesson_id: int | None) -> int | None:
         now = into[-1]
         seen.add(now)
     return now if now != lesson_id else None
+
+
+def proposed_for(s: Session, lesson_id: int | None) -> list[Lesson]:
+    """The lessons in whose place it was proposed."""
+    places = [x.other_id for x in standing_for(s, lesson_id) if x.kind == "proposed"]
+    return [lesson for i in places if (lesson := s.get(Lesson, i))]

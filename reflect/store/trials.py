@@ -156,7 +156,7 @@ def exposed(s: Session, run_id: int | None, task_keys: Sequence[str]) -> dict[st
     return rows
 
 
-def proven(s: Session, lesson_ids: Sequence[int]) -> dict[int, float]:
+def proven_effects(s: Session, lesson_ids: Sequence[int]) -> dict[int, float]:
     """lesson id -> the end of its effect's interval that is nearer to 0, by the newest verdict on its present text, for
     those that have one. One question, whatever model, adapter or measure it was for: it orders lessons, and moves none.
 

@@ -109,9 +109,18 @@ def kept(book: Lessons, name: str, text: str) -> Iterator[None]:
 
 
 def approve(lesson_ids: Ids, reason: Reason = "", db: Db = None, profile: Profile = None, json: Json = False) -> None:
-    """Release quarantined lessons, settle candidates, or bring back retired ones."""
+    """Release quarantined lessons, settle candidates, or bring back retired ones.
+
+    A lesson that was proposed in the place of others retires them.
+    """
     book = workspace(db, profile).lessons
-    told(each(book, lesson_ids, lambda i: book.approve(i, reason=reason)), "approved", json)
+    rows = each(book, lesson_ids, lambda i: book.approve(i, reason=reason))
+    told(rows, "approved", json)
+    for row in rows:
+        if gone := [
+            str(x.other_id) for x in book.links(row.id or 0) if (x.lesson_id, x.kind) == (row.id, "supersedes")
+        ]:
+            say(f"Lesson {row.id} stands in the place of {', '.join(gone)}.")
 
 
 def reject(

@@ -34,7 +34,11 @@ def list_(
     table([cells(row) for row in rows], HEADER)
 
 
-LINKS = {"merged": ("merged into", "holds"), "supersedes": ("superseded by", "supersedes")}  # kind -> (from, to)
+LINKS = {  # kind -> (from, to)
+    "merged": ("merged into", "holds"),
+    "supersedes": ("superseded by", "supersedes"),
+    "proposed": ("could be replaced by", "is proposed in the place of"),
+}
 
 
 def show(lesson_id: Id, db: Db = None, profile: Profile = None, json: Json = False) -> None:
