@@ -13,19 +13,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reflect.config import Settings
-from reflect.errors import AdapterError, ModelError, NightBusy, UnknownName, UsageError
+from reflect.errors import AdapterError, NightBusy, UnknownName
 from reflect.tasksets.base import find_task
 
 if TYPE_CHECKING:
     from reflect.book import Lessons
     from reflect.day.summary import Report
     from reflect.evaluate import ArmResult
+    from reflect.models import Unloaded
     from reflect.models.base import Model
     from reflect.night.due import Due
     from reflect.night.sleep import NightReport
@@ -90,6 +91,14 @@ class Workspace:
         return model
 
     @cached_property
+    def reflector(self) -> Model | None:
+        """The model that reviews the attempts, bare; None where that is the one that makes them."""
+        from reflect.models import load_model
+
+        name = self.settings.reflector
+        return load_model(name, self.settings) if name and name != self.settings.model else None
+
+    @cached_property
     def lessons(self) -> Lessons:
         """The lessons: list, get, history, search, add, edit, retire, undo."""
         from reflect.book import Lessons
@@ -104,18 +113,18 @@ class Workspace:
 
     def count_tokens(self, text: str) -> int:
         """Tokens of the model, by its tokenizer alone while the model is not loaded."""
-        if "model" not in self.__dict__ and self._tokenizer is not None:
-            return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
-        return self.model.count_tokens(text)
+        return self._sizes.count_tokens(text)
+
+    @property
+    def _sizes(self) -> Unloaded | Model:
+        """What knows the model's tokens and its context: its files while it is not loaded, where they say it."""
+        return self.model if "model" in self.__dict__ else self._files or self.model
 
     @cached_property
-    def _tokenizer(self) -> Any:
-        from tokenizers import Tokenizer
+    def _files(self) -> Unloaded | None:
+        from reflect.models import unloaded
 
-        from reflect.models import find
-
-        file = find(self.settings.model) / "tokenizer.json"
-        return Tokenizer.from_file(str(file)) if file.is_file() else None
+        return unloaded(self.settings.model)
 
     # -- the day
 
@@ -144,37 +153,24 @@ class Workspace:
             seed=seed,
             learn=learn,
             use_lessons=use_lessons,
+            reflector=self.reflector if learn else None,
             progress=progress,
         )
 
     def resume(self, run_id: int | None = None, *, progress: Progress | None = None) -> Report:
         """Finish a run in the words in which it was begun; by default the newest unfinished one."""
         from reflect.day.measure import measure
-        from reflect.store import nights, runs
+        from reflect.day.resuming import begun, unchanged
 
-        with self.store.read() as s:
-            rows = [runs.get_run(s, run_id)] if run_id else runs.unfinished(s, profile=self.settings.profile)
-            if not rows:
-                raise UsageError("No run is unfinished.", "Begin one: reflect run TASKSET")
-            run = rows[0]
-            active = nights.active_adapter(s, run.profile)
-        known = {f.name for f in fields(Settings)}
-        words = {name: value for name, value in run.config.items() if name in known}
-        ws = Workspace(replace(self.settings, **words, model=run.model, profile=run.profile))
-        if ws.model.fingerprint != run.model_fingerprint:
-            raise ModelError(f"The model {run.model} has changed since run {run.id}.", "Begin a new run: reflect run.")
-        if (active.id if active else None) != run.adapter_id:
-            was = f"adapter {run.adapter_id}" if run.adapter_id else "no adapter"
-            raise UsageError(f"Run {run.id} was begun with {was} on.", "Switch back to it, or begin a new run.")
-        flags = {name: run.config[name] for name in ("learn", "use_lessons") if name in run.config}
-        if measure(found := ws.taskset(run.taskset)) != run.measure:
-            told = f"The verifier of {run.taskset}, or the system prompt, has changed since run {run.id}."
-            raise UsageError(told, "Begin a new run: reflect run.")
-        return ws.run(found, n=run.n, k=run.k, seed=run.seed, progress=progress, **flags)
+        again = begun(self.store, self.settings, run_id)
+        run, ws = again.run, Workspace(again.settings)
+        found = ws.taskset(run.taskset)
+        unchanged(run, ws.model, ws.reflector, measure(found))
+        return ws.run(found, n=run.n, k=run.k, seed=run.seed, progress=progress, **again.flags)
 
     def prompt(self, taskset: str | Path | Taskset, task: str | Task | None = None) -> Prompt:
         """What the model will see of a task, given by itself or its id; by default of the first holdout task."""
-        from reflect.day.lessons import choose
+        from reflect.day.lessons import choose, room_for_lessons
         from reflect.day.rollout import messages_for
 
         found = self.taskset(taskset)
@@ -185,7 +181,7 @@ class Workspace:
                 found.name,
                 task,
                 profile=self.settings.profile,
-                budget=self.settings.lesson_budget,
+                budget=room_for_lessons(task, self.settings, self._sizes.context, self.count_tokens),
                 limit=self.settings.lesson_limit,
                 count_tokens=self.count_tokens,
             )
