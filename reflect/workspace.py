@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reflect.config import Settings
-from reflect.errors import AdapterError, NightBusy, UnknownName
+from reflect.errors import NightBusy, UnknownName, UsageError
+from reflect.shelf import Shelf
 from reflect.tasksets.base import find_task
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from reflect.models.base import Model
     from reflect.night.due import Due
     from reflect.night.sleep import NightReport
-    from reflect.records import Adapter, Lesson
+    from reflect.records import Lesson
     from reflect.store import Store
     from reflect.tasksets.base import Message, Split, Task, Taskset
 
@@ -41,6 +42,10 @@ FOUR_ARMS = {  # arm -> (adapter on, lessons in the prompt)
     "adapter_out": (True, False),
     "adapter_in": (True, True),
 }
+WEIGHTS = (
+    "Sleep on the weights that it serves: reflect sleep -m hf:ORG/NAME, or a path. Until then its lessons work in the "
+    "prompt, measured by `reflect trial`."
+)
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,12 @@ class Prompt:
         return "\n\n".join(f"{m['role']}:\n{m['content']}" for m in self.messages)
 
 
-class Workspace:
+class Workspace(Shelf):
     """Lessons, runs, nights and adapters of one profile. Methods raise ReflectError, whose hint is the next step."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.complaints = []
 
     # -- what it is made of
 
@@ -280,8 +286,12 @@ class Workspace:
     ) -> NightReport:
         began = time.monotonic()
         found = [self.taskset(name) for name in tasksets]
+        from reflect.models import is_remote
         from reflect.night.sleep import NightReport, sleep
         from reflect.night.workshop import is_running
+
+        if is_remote(self.settings.model):
+            raise UsageError(f"A night trains weights, and {self.settings.model} has none here.", WEIGHTS)
 
         if if_due and not (due := self.due(*found)):
             return NightReport("not due", due.reason)
@@ -289,12 +299,23 @@ class Workspace:
             raise NightBusy("Another sleep is running.", "Wait until it is done: `reflect nights`.")
         until = None if deadline is None else began + 60 * deadline
         words: dict[str, Any] = {"tasksets": found, "dry_run": dry_run, "until": until, "progress": progress}
+        before = self._active()
         try:
-            return sleep(self.model, self.store, self.settings, **words, **dials)
+            report = sleep(self.model, self.store, self.settings, **words, **dials)
         except NightBusy as e:
             if not if_due:
                 raise
             return NightReport("not due", f"Not due: {e.message}")
+        if self._active() != before:
+            self.publish()
+        return report
+
+    def _active(self) -> int | None:
+        from reflect.store import nights
+
+        with self.store.read() as s:
+            adapter = nights.active_adapter(s, self.settings.profile)
+        return adapter.id if adapter else None
 
     def due(self, *tasksets: str | Path | Taskset) -> Due:
         """Is it time to sleep? Without loading the model: see `reflect.night.due`."""
@@ -306,71 +327,7 @@ class Workspace:
             return Due(False, "Not due: another sleep is running.")
         return decide(self.store, self.settings, now(), [self.taskset(name) for name in tasksets])
 
-    def promote(self, name: str) -> Adapter:
-        """Make an adapter the active one, as its own night would have: what it holds leaves the prompt.
-
-        Raises AdapterError when it is damaged or for another base, UsageError when the gate rejected it or it knows a
-        lesson that was revoked.
-        """
-        from reflect.night import adapters
-        from reflect.store import marks, nights
-
-        with self.store.read() as s:
-            adapter = nights.get_adapter(s, name)
-        marks.refuse(adapter)  # before the model is loaded
-        adapters.verify(adapter, self.settings, self.model.fingerprint)
-        judged = adapter.gate.get("lessons")
-        held = None if judged is None else [int(i) for i, found in judged.items() if found["verdict"] == "accept"]
-        with self.store.write() as s:
-            nights.promote(s, adapter.id, self.settings.profile, held)
-        adapters.activate(self.model, self.store, self.settings)
-        return adapter
-
-    def rollback(self) -> tuple[Adapter, Adapter | None]:
-        """Undo the last promotion: (the adapter that was left, the one that is active now). Lessons return with it."""
-        from reflect.store import nights
-
-        with self.store.write() as s:
-            left, now = nights.rollback(s, self.settings.profile)
-        self.switch()
-        return left, now
-
-    def switch(self) -> None:
-        """The active adapter may be another one now: a model that is loaded already follows."""
-        from reflect.night import adapters
-
-        if "model" in self.__dict__:
-            adapters.activate(self.model, self.store, self.settings)
-
-    def export_adapter(
-        self, name: str, out: str | Path | None = None, *, merge: bool = False, overwrite: bool = False
-    ) -> Path:
-        """An adapter as a PEFT folder with a model card, or with `merge` the base with the adapter in its weights.
-
-        By default into a folder of its name. AdapterError for a damaged one or another base's, UsageError for one that
-        knows what was revoked, and when something stands there and `overwrite` is not set.
-        """
-        from reflect.night import carry
-
-        return carry.export(self.store, self.settings, name, Path(out or name), merge=merge, overwrite=overwrite)
-
     # -- health
-
-    def verify(self, name: str | None = None, *, base: bool = True) -> dict[str, str]:
-        """adapter name -> "" when its files are what they were, else what is wrong. `base`: also for this model?"""
-        from reflect.night import adapters
-        from reflect.store import nights
-
-        with self.store.read() as s:
-            rows = [nights.get_adapter(s, name)] if name else nights.list_adapters(s)
-        found = {}
-        for row in rows:
-            try:
-                adapters.verify(row, self.settings, self.model.fingerprint if base else None)
-                found[row.name] = ""
-            except AdapterError as e:
-                found[row.name] = e.message
-        return found
 
     def sweep(self) -> list[Path]:
         """Remove what killed nights left and no night will read again, unless one is running. What was removed."""

@@ -27,7 +27,7 @@ from reflect.day.election import Ballot, elect
 from reflect.day.keeping import Consolidation
 from reflect.day.lessons import lessons_for
 from reflect.day.measure import measure
-from reflect.day.purse import Purse, stopped
+from reflect.day.purse import Purse, server_of, stopped
 from reflect.day.reflection import Edit, contrast, parse_edits, reflection_messages, request_for, teaches, went_well
 from reflect.day.rollout import HALTED, Progress, Stopped, run_parts, using
 from reflect.day.summary import Report, report
@@ -334,7 +334,7 @@ def open_run(
             model_fingerprint=model.fingerprint,
             adapter_id=adapter_id,
             measure=meaning,
-            config=config,
+            config=config | server_of(model, reflector),
         )
         runs.reopen(s, run.id, HALTED)
     return run, tasks

@@ -31,6 +31,12 @@ class Purse:
                 runs.note(s, self.run_id, spent=self.budget.shape())
 
 
+def server_of(*models: Model | None) -> dict[str, str]:
+    """Where a run is to be finished. It is not among the words of the run: a server may move."""
+    urls = [url for model in models if (url := getattr(model, "url", ""))]
+    return {"base_url": urls[0]} if urls else {}
+
+
 def stopped(store: Store, run: Run, why: ModelHalted) -> BaseException:
     """The error of a run that stopped where it is: one sentence, and how to go on. A person's ^C stays one."""
     if isinstance(why.__cause__, KeyboardInterrupt):

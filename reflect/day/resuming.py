@@ -36,7 +36,9 @@ def begun(store: Store, settings: Settings, run_id: int | None = None) -> Begun:
     known = {f.name for f in fields(Settings)}
     words = {name: value for name, value in run.config.items() if name in known}
     words |= {"model": run.model, "profile": run.profile, "reflector": run.config.get("reflector", "")}
-    flags = {name: run.config[name] for name in ("learn", "use_lessons") if name in run.config}
+    if settings.base_url:  # its server has moved
+        words["base_url"] = settings.base_url
+    flags: dict[str, Any] = {name: run.config[name] for name in ("learn", "use_lessons") if name in run.config}
     return Begun(run, replace(settings, **words), flags)
 
 

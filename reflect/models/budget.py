@@ -73,7 +73,6 @@ class Budget:
             yield hold
         finally:
             self._under_way.remove(hold)
-            self.requests += 1
             self.spent_in += hold.took[0]
             self.spent_out += hold.took[1]
             self.spent_cost += self.price(model, *hold.took)

@@ -99,7 +99,7 @@ def words_of(e: Exception) -> str:
     inner = body.get("error", body) if isinstance(body, dict) else body
     said = inner.get("message") if isinstance(inner, dict) else inner
     line = " ".join(str(said or getattr(e, "message", "") or type(e).__name__).split())
-    return line if len(line) <= SAID else line[: SAID - 3] + "..."
+    return f"{line.rstrip('.')}." if len(line) <= SAID else line[: SAID - 3] + "..."
 
 
 def listed(names: tuple[str, ...], most: int = 6) -> str:

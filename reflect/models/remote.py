@@ -196,6 +196,7 @@ class RemoteModel:
                 try:
                     # The client sends a retry with the same headers: a server that heeds this one charges it once.
                     once = {"Idempotency-Key": str(uuid.uuid4())}
+                    self.budget.requests += 1
                     words = self._payload(request, seeds, size)
                     reply = await self._client.chat.completions.create(**words, extra_headers=once)
                     found, hold.took = completions(reply, request, seeds, size, self.count_tokens, self._key)
