@@ -35,7 +35,7 @@ class Server:
         self.models: dict[str, Any] | None = {NAME: {}} if models is None else models
         self.keys, self.loras = keys, loras
         self.asked: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
+        self.headers: list[dict[str, str]] = []  # of the same, names in small letters
         self.posts: list[tuple[str, dict[str, Any]]] = []  # to other paths
         self.most = self.now = 0  # requests at the same time
         self.lock = threading.Lock()
@@ -99,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
             return None if self.refused() else self.lora(body)
         with self.mine.lock:
             self.mine.asked.append(body)
-            self.mine.headers.append(dict(self.headers))
+            self.mine.headers.append({name.lower(): value for name, value in self.headers.items()})
             self.mine.now += 1
             self.mine.most = max(self.mine.most, self.mine.now)
             step = self.mine.script.pop(0) if self.mine.script else self.mine.default
@@ -165,7 +165,13 @@ def status(code: int, headers: dict[str, str] | None = None, body: Any = None) -
 
 
 def hang(seconds: float) -> Step:
-    return lambda handler, body: say("too late", after=seconds)(handler, body)
+    """No answer until it is too late."""
+
+    def step(handler: Handler, body: dict[str, Any]) -> None:
+        time.sleep(seconds)
+        handler.close_connection = True
+
+    return step
 
 
 def cut(handler: Handler, body: dict[str, Any]) -> None:

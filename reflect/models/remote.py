@@ -69,6 +69,7 @@ class RemoteModel:
             raise UsageError(told, f"Set {' or '.join(NAMES)}, or --base-url for another server.")
         self.settings = settings
         self.budget = Budget(settings)
+        self.budget.price(self.served, 0, 0)  # is money limited, and has it no price? said before anything is asked
         self.declined: set[str] = set()  # what this server does not take
         self.active: str | None = None
         self._halt: ModelHalted | None = None  # why nothing more is asked in this call
@@ -152,7 +153,7 @@ class RemoteModel:
 
     def answer(self, requests: Sequence[Request]) -> list[list[Answer]]:
         """For each request one answer or its own error per seed. After a ModelHalted nothing new is asked; what is
-        under way is waited for."""
+        under way is waited for. It is raised where the server cannot even be asked for its models."""
         self._halt, self._failed = None, 0
         _ = self.context  # asked for here, once: the event loop could not wait for it
         found: list[list[Answer | None]] = [[None] * len(request.seeds) for request in requests]
