@@ -104,13 +104,13 @@ def test_tool_calls_and_the_texts_end(server: Server) -> None:
     server.script = [say("", finish="tool_calls", tool_calls=[{"id": "x1", "type": "function", "function": function}])]
     server.script += [say("one\ntwo"), say("and so", finish="length"), say("", finish="content_filter")]
     asked, tool = model(server, concurrency=1), {"type": "function", "function": {"name": "add", "parameters": {}}}
-    called = one(asked.answer([ask(tools=(tool,))]))
+    called = one(asked.answer_each([ask(tools=(tool,))]))
     assert called.finish == "tool_calls" and server.asked[0]["tools"] == [tool]
     assert called.calls == ({"id": "x1", "type": "function", "function": function},)
-    assert one(asked.answer([ask(stop=("\n", "a", "b", "c", "d"))])).text == "one"
+    assert one(asked.answer_each([ask(stop=("\n", "a", "b", "c", "d"))])).text == "one"
     assert len(server.asked[1]["stop"]) == 4, "the API takes four"
-    assert one(asked.answer([ask()])).finish == "length"
-    assert "content filter" in one(asked.answer([ask()])).message
+    assert one(asked.answer_each([ask()])).finish == "length"
+    assert "content filter" in one(asked.answer_each([ask()])).message
 
 
 def test_no_more_at_a_time_than_the_settings_say(server: Server) -> None:
@@ -186,7 +186,7 @@ def test_each_error_costs_what_it_must_and_no_more(
     server: Server, script: list[Step], requests: int, ending: type, says: str
 ) -> None:
     server.script = script
-    found = one(model(server).answer([ask()]))
+    found = one(model(server).answer_each([ask()]))
     assert type(found) is ending or (ending is ModelError and type(found).__mro__[1] is ModelError)
     assert len(server.asked) == requests
     assert says in str(found)
@@ -197,10 +197,10 @@ def test_each_error_costs_what_it_must_and_no_more(
 def test_what_breaks_on_the_way_is_tried_again_and_then_counts_in_full(server: Server, step: Step, says: str) -> None:
     server.script = [step]
     asked = model(server, timeout=0.2, retries=1)
-    assert one(asked.answer([ask()])).text == "answer: 3" and len(server.asked) == 2
+    assert one(asked.answer_each([ask()])).text == "answer: 3" and len(server.asked) == 2
     server.script = [step]
     asked = model(server, timeout=0.2, retries=0)
-    assert says in one(asked.answer([ask(max_tokens=50)])).message and len(server.asked) == 3
+    assert says in one(asked.answer_each([ask(max_tokens=50)])).message and len(server.asked) == 3
     spent = asked.budget.shape()
     assert spent["tokens_out"] == 50 and spent["tokens_in"] > 0, "the server may have charged it"
 
@@ -208,14 +208,14 @@ def test_what_breaks_on_the_way_is_tried_again_and_then_counts_in_full(server: S
 def test_a_server_asks_for_patience_and_gets_it(server: Server) -> None:
     server.script = [status(429, {"Retry-After": "0.4"})]
     began = time.monotonic()
-    assert one(model(server).answer([ask()])).text == "answer: 3"
+    assert one(model(server).answer_each([ask()])).text == "answer: 3"
     assert time.monotonic() - began >= 0.4 and len(server.asked) == 2
 
 
 def test_one_bad_request_takes_no_other_with_it(server: Server) -> None:
     bad = status(400, body=TOO_LONG)
     server.default = lambda h, body: (bad if body["seed"] == 9 else say("answer: 3"))(h, body)
-    (row,) = model(server).answer([ask(5)])
+    (row,) = model(server).answer_each([ask(5)])
     assert [isinstance(x, Completion) for x in row] == [True, True, False, True, True]
     assert len(server.asked) == 5
     with pytest.raises(ModelError, match="4900 tokens"):
@@ -224,7 +224,7 @@ def test_one_bad_request_takes_no_other_with_it(server: Server) -> None:
 
 def test_after_a_halt_nothing_new_is_asked(server: Server) -> None:
     server.default = status(401)
-    (row,) = model(server, concurrency=2).answer([ask(20)])
+    (row,) = model(server, concurrency=2).answer_each([ask(20)])
     assert all(isinstance(x, ModelHalted) for x in row) and len(server.asked) <= 2
     with pytest.raises(ModelHalted, match="No server answers at http://127.0.0.1:9/v1"):
         load_model("openai:m", Settings(base_url="http://127.0.0.1:9/v1", retries=0)).sample([ask()])
@@ -232,12 +232,12 @@ def test_after_a_halt_nothing_new_is_asked(server: Server) -> None:
 
 def test_a_server_that_only_fails_is_given_up(server: Server) -> None:
     server.default = status(500)
-    (row,) = model(server, retries=0, concurrency=2).answer([ask(40)])
+    (row,) = model(server, retries=0, concurrency=2).answer_each([ask(40)])
     assert len(server.asked) <= 9 and "8 requests in a row failed" in row[-1].message
     assert sum(type(x) is ModelError for x in row) >= 8, "those that were asked have their own error"
     server.default = think(lambda body: "answer: 3")
     server.script = [status(500), say("answer: 3")] * 20
-    (row,) = model(server, retries=0, concurrency=1).answer([ask(40)])
+    (row,) = model(server, retries=0, concurrency=1).answer_each([ask(40)])
     assert not any(isinstance(x, ModelHalted) for x in row)
 
 
@@ -246,7 +246,7 @@ def test_a_server_that_only_fails_is_given_up(server: Server) -> None:
 
 def test_a_budget_of_tokens_is_never_exceeded_and_not_left_unused(server: Server) -> None:
     asked = model(server, budget_tokens=400)
-    (row,) = asked.answer([ask(200, max_tokens=20)])
+    (row,) = asked.answer_each([ask(200, max_tokens=20)])
     spent = asked.budget.shape()
     done = [x for x in row if isinstance(x, Completion)]
     assert 360 - 8 <= spent["tokens_in"] + spent["tokens_out"] <= 400, spent  # a request may take 37, and takes 8
@@ -260,7 +260,7 @@ def test_a_budget_of_money_needs_prices(server: Server) -> None:
     with pytest.raises(UsageError, match="budget_cost is set, and m has no price"):
         model(server, budget_cost=1.0).sample([ask()])
     asked = model(server, budget_cost=0.0005, prices="openai:m 1 10, other 2 2")
-    (row,) = asked.answer([ask(50, max_tokens=20)])
+    (row,) = asked.answer_each([ask(50, max_tokens=20)])
     spent = asked.budget.shape()
     assert spent["cost"] == pytest.approx((spent["tokens_in"] + 10 * spent["tokens_out"]) / 1e6)
     assert 0 < spent["cost"] <= 0.0005 and "of 0.0005 are spent" in row[-1].message
@@ -275,7 +275,7 @@ def test_a_budget_of_time(server: Server) -> None:
     asked.sample([ask()])  # the client is loaded, and the machine may be slow
     server.asked.clear()
     asked.budget = Budget(Settings(budget_seconds=0.6))
-    (row,) = asked.answer([ask(9)])
+    (row,) = asked.answer_each([ask(9)])
     assert 1 <= len(server.asked) <= 2 and "of 0.6 seconds are over" in row[-1].message
     assert isinstance(row[len(server.asked) - 1], Completion), "what was under way is waited for"
 
@@ -299,11 +299,11 @@ def test_words_that_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_key_that_a_server_repeats_is_hidden(server: Server) -> None:
     server.keys = ["another"]
     with pytest.raises(ModelHalted, match="refuses the key") as e:
-        model(server).answer([ask()])
+        model(server).answer_each([ask()])
     assert KEY[:8] not in str(e.value) and not server.asked
     server.keys = None
     server.script = [say(f"your key is {KEY}, that is {KEY[:14]}"), status(400, body=error(f"bad {KEY[4:]}"))]
     asked = model(server, concurrency=1)
-    assert one(asked.answer([ask()])).text == "your key is [key], that is [key]"
-    assert "bad [key]" in str(one(asked.answer([ask()])))
+    assert one(asked.answer_each([ask()])).text == "your key is [key], that is [key]"
+    assert "bad [key]" in str(one(asked.answer_each([ask()])))
     assert hide("nothing to hide", KEY) == "nothing to hide" and hide("anything", "none") == "anything"

@@ -143,15 +143,15 @@ class RemoteModel:
 
     def sample(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """One list per request, one completion per seed. The first ModelError where any was not answered: then the
-        others are lost, so ask `answer` where that matters."""
-        found = self.answer(requests)
+        others are lost, so ask `answer_each` where that matters."""
+        found = self.answer_each(requests)
         for row in found:
             for one in row:
                 if isinstance(one, ModelError):
                     raise one
         return [[one for one in row if isinstance(one, Completion)] for row in found]
 
-    def answer(self, requests: Sequence[Request]) -> list[list[Answer]]:
+    def answer_each(self, requests: Sequence[Request]) -> list[list[Answer]]:
         """For each request one answer or its own error per seed. After a ModelHalted nothing new is asked; what is
         under way is waited for. It is raised where the server cannot even be asked for its models."""
         self._halt, self._failed = None, 0
