@@ -36,6 +36,19 @@ class Settings:
     withhold_candidate: float = 0.5  # from this share of the rollouts
     withhold_active: float = 0.1  # the same of lessons that are proven, or pinned
     withhold_bundle: float = 0.05  # all lessons together, from this share: is the prompt better with them at all?
+    reflector: str = ""  # the model that reviews the attempts; default: the one that makes them
+    base_url: str = ""  # of the server of openai:NAME, with /v1; keys are in OPENAI_API_KEY or REFLECT_API_KEY alone
+    serve_url: str = ""  # a server (vLLM, reflect serve) that is given each adapter that is promoted
+    context: int = 8192  # tokens that openai:NAME reads with its answer, where its server does not say
+    concurrency: int = 8  # requests to a server at the same time
+    samples: int = 1  # attempts asked for in one request; more are cheaper, but have no seed of their own
+    rate: int = 0  # requests that are begun in a minute, 0 = as many as go
+    timeout: float = 120.0  # seconds that a server is waited for
+    retries: int = 2  # of a request that was limited (429), failed (5xx), timed out or was cut off
+    prices: str = ""  # of a million tokens in and out, by model: "gpt-x 0.15 0.60, qwen3 0 0"
+    budget_seconds: float = 0.0  # of one run with models behind an API; 0 = no limit
+    budget_tokens: int = 0  # the same, tokens in and out
+    budget_cost: float = 0.0  # the same, in the money of `prices`
     sleep_lessons: int = 1  # `reflect sleep --if-due`: a night is due when so many lessons are new
     sleep_hours: float = 20.0  # and the last one ended so long ago
     device: str = "auto"  # auto | cpu | cuda | mps
@@ -48,6 +61,10 @@ class Settings:
             return Path(self.home)
         beside = Path.cwd() if "://" in self.db else Path(self.db).resolve().parent
         return beside / ".reflect"
+
+
+AT_LEAST = {"context": 1, "concurrency": 1, "samples": 1, "rate": 0, "timeout": 0.001, "retries": 0}
+AT_LEAST |= {"budget_seconds": 0, "budget_tokens": 0, "budget_cost": 0}
 
 
 def load(path: Path | None = None, **flags: Any) -> Settings:
@@ -78,6 +95,8 @@ def _update(settings: Settings, table: dict[str, Any], source: str) -> Settings:
             clean[name] = _truth(value) if types[name] is bool else types[name](value)
         except (TypeError, ValueError) as e:
             raise UsageError(f"{source}: {name} = {value!r} is not {types[name].__name__}.") from e
+        if name in AT_LEAST and clean[name] < AT_LEAST[name]:
+            raise UsageError(f"{source}: {name} = {value!r} is too small.", f"Give at least {AT_LEAST[name]}.")
         if name.startswith("withhold_") and not 0.0 <= clean[name] < 1.0:
             raise UsageError(f"{source}: {name} = {value!r} is not a share of the rollouts.", "Give 0 to 0.9.")
     return replace(settings, **clean)

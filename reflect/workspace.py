@@ -13,23 +13,25 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reflect.config import Settings
-from reflect.errors import AdapterError, ModelError, NightBusy, UnknownName, UsageError
+from reflect.errors import NightBusy, UnknownName, UsageError
+from reflect.shelf import Shelf
 from reflect.tasksets.base import find_task
 
 if TYPE_CHECKING:
     from reflect.book import Lessons
     from reflect.day.summary import Report
     from reflect.evaluate import ArmResult
+    from reflect.models import Unloaded
     from reflect.models.base import Model
     from reflect.night.due import Due
     from reflect.night.sleep import NightReport
-    from reflect.records import Adapter, Lesson
+    from reflect.records import Lesson
     from reflect.store import Store
     from reflect.tasksets.base import Message, Split, Task, Taskset
 
@@ -40,6 +42,10 @@ FOUR_ARMS = {  # arm -> (adapter on, lessons in the prompt)
     "adapter_out": (True, False),
     "adapter_in": (True, True),
 }
+WEIGHTS = (
+    "Sleep on the weights that it serves: reflect sleep -m hf:ORG/NAME, or a path. Until then its lessons work in the "
+    "prompt, measured by `reflect trial`."
+)
 
 
 @dataclass(frozen=True)
@@ -55,11 +61,12 @@ class Prompt:
         return "\n\n".join(f"{m['role']}:\n{m['content']}" for m in self.messages)
 
 
-class Workspace:
+class Workspace(Shelf):
     """Lessons, runs, nights and adapters of one profile. Methods raise ReflectError, whose hint is the next step."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.complaints = []
 
     # -- what it is made of
 
@@ -90,6 +97,14 @@ class Workspace:
         return model
 
     @cached_property
+    def reflector(self) -> Model | None:
+        """The model that reviews the attempts, bare; None where that is the one that makes them."""
+        from reflect.models import load_model
+
+        name = self.settings.reflector
+        return load_model(name, self.settings) if name and name != self.settings.model else None
+
+    @cached_property
     def lessons(self) -> Lessons:
         """The lessons: list, get, history, search, add, edit, retire, undo."""
         from reflect.book import Lessons
@@ -104,18 +119,18 @@ class Workspace:
 
     def count_tokens(self, text: str) -> int:
         """Tokens of the model, by its tokenizer alone while the model is not loaded."""
-        if "model" not in self.__dict__ and self._tokenizer is not None:
-            return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
-        return self.model.count_tokens(text)
+        return self._sizes.count_tokens(text)
+
+    @property
+    def _sizes(self) -> Unloaded | Model:
+        """What knows the model's tokens and its context: its files while it is not loaded, where they say it."""
+        return self.model if "model" in self.__dict__ else self._files or self.model
 
     @cached_property
-    def _tokenizer(self) -> Any:
-        from tokenizers import Tokenizer
+    def _files(self) -> Unloaded | None:
+        from reflect.models import unloaded
 
-        from reflect.models import find
-
-        file = find(self.settings.model) / "tokenizer.json"
-        return Tokenizer.from_file(str(file)) if file.is_file() else None
+        return unloaded(self.settings.model)
 
     # -- the day
 
@@ -144,37 +159,24 @@ class Workspace:
             seed=seed,
             learn=learn,
             use_lessons=use_lessons,
+            reflector=self.reflector if learn else None,
             progress=progress,
         )
 
     def resume(self, run_id: int | None = None, *, progress: Progress | None = None) -> Report:
         """Finish a run in the words in which it was begun; by default the newest unfinished one."""
         from reflect.day.measure import measure
-        from reflect.store import nights, runs
+        from reflect.day.resuming import begun, unchanged
 
-        with self.store.read() as s:
-            rows = [runs.get_run(s, run_id)] if run_id else runs.unfinished(s, profile=self.settings.profile)
-            if not rows:
-                raise UsageError("No run is unfinished.", "Begin one: reflect run TASKSET")
-            run = rows[0]
-            active = nights.active_adapter(s, run.profile)
-        known = {f.name for f in fields(Settings)}
-        words = {name: value for name, value in run.config.items() if name in known}
-        ws = Workspace(replace(self.settings, **words, model=run.model, profile=run.profile))
-        if ws.model.fingerprint != run.model_fingerprint:
-            raise ModelError(f"The model {run.model} has changed since run {run.id}.", "Begin a new run: reflect run.")
-        if (active.id if active else None) != run.adapter_id:
-            was = f"adapter {run.adapter_id}" if run.adapter_id else "no adapter"
-            raise UsageError(f"Run {run.id} was begun with {was} on.", "Switch back to it, or begin a new run.")
-        flags = {name: run.config[name] for name in ("learn", "use_lessons") if name in run.config}
-        if measure(found := ws.taskset(run.taskset)) != run.measure:
-            told = f"The verifier of {run.taskset}, or the system prompt, has changed since run {run.id}."
-            raise UsageError(told, "Begin a new run: reflect run.")
-        return ws.run(found, n=run.n, k=run.k, seed=run.seed, progress=progress, **flags)
+        again = begun(self.store, self.settings, run_id)
+        run, ws = again.run, Workspace(again.settings)
+        found = ws.taskset(run.taskset)
+        unchanged(run, ws.model, ws.reflector, measure(found))
+        return ws.run(found, n=run.n, k=run.k, seed=run.seed, progress=progress, **again.flags)
 
     def prompt(self, taskset: str | Path | Taskset, task: str | Task | None = None) -> Prompt:
         """What the model will see of a task, given by itself or its id; by default of the first holdout task."""
-        from reflect.day.lessons import choose
+        from reflect.day.lessons import choose, room_for_lessons
         from reflect.day.rollout import messages_for
 
         found = self.taskset(taskset)
@@ -185,7 +187,7 @@ class Workspace:
                 found.name,
                 task,
                 profile=self.settings.profile,
-                budget=self.settings.lesson_budget,
+                budget=room_for_lessons(task, self.settings, self._sizes.context, self.count_tokens),
                 limit=self.settings.lesson_limit,
                 count_tokens=self.count_tokens,
             )
@@ -284,8 +286,12 @@ class Workspace:
     ) -> NightReport:
         began = time.monotonic()
         found = [self.taskset(name) for name in tasksets]
+        from reflect.models import is_remote
         from reflect.night.sleep import NightReport, sleep
         from reflect.night.workshop import is_running
+
+        if is_remote(self.settings.model):
+            raise UsageError(f"A night trains weights, and {self.settings.model} has none here.", WEIGHTS)
 
         if if_due and not (due := self.due(*found)):
             return NightReport("not due", due.reason)
@@ -293,12 +299,23 @@ class Workspace:
             raise NightBusy("Another sleep is running.", "Wait until it is done: `reflect nights`.")
         until = None if deadline is None else began + 60 * deadline
         words: dict[str, Any] = {"tasksets": found, "dry_run": dry_run, "until": until, "progress": progress}
+        before = self._active()
         try:
-            return sleep(self.model, self.store, self.settings, **words, **dials)
+            report = sleep(self.model, self.store, self.settings, **words, **dials)
         except NightBusy as e:
             if not if_due:
                 raise
             return NightReport("not due", f"Not due: {e.message}")
+        if self._active() != before:
+            self.publish()
+        return report
+
+    def _active(self) -> int | None:
+        from reflect.store import nights
+
+        with self.store.read() as s:
+            adapter = nights.active_adapter(s, self.settings.profile)
+        return adapter.id if adapter else None
 
     def due(self, *tasksets: str | Path | Taskset) -> Due:
         """Is it time to sleep? Without loading the model: see `reflect.night.due`."""
@@ -310,71 +327,7 @@ class Workspace:
             return Due(False, "Not due: another sleep is running.")
         return decide(self.store, self.settings, now(), [self.taskset(name) for name in tasksets])
 
-    def promote(self, name: str) -> Adapter:
-        """Make an adapter the active one, as its own night would have: what it holds leaves the prompt.
-
-        Raises AdapterError when it is damaged or for another base, UsageError when the gate rejected it or it knows a
-        lesson that was revoked.
-        """
-        from reflect.night import adapters
-        from reflect.store import marks, nights
-
-        with self.store.read() as s:
-            adapter = nights.get_adapter(s, name)
-        marks.refuse(adapter)  # before the model is loaded
-        adapters.verify(adapter, self.settings, self.model.fingerprint)
-        judged = adapter.gate.get("lessons")
-        held = None if judged is None else [int(i) for i, found in judged.items() if found["verdict"] == "accept"]
-        with self.store.write() as s:
-            nights.promote(s, adapter.id, self.settings.profile, held)
-        adapters.activate(self.model, self.store, self.settings)
-        return adapter
-
-    def rollback(self) -> tuple[Adapter, Adapter | None]:
-        """Undo the last promotion: (the adapter that was left, the one that is active now). Lessons return with it."""
-        from reflect.store import nights
-
-        with self.store.write() as s:
-            left, now = nights.rollback(s, self.settings.profile)
-        self.switch()
-        return left, now
-
-    def switch(self) -> None:
-        """The active adapter may be another one now: a model that is loaded already follows."""
-        from reflect.night import adapters
-
-        if "model" in self.__dict__:
-            adapters.activate(self.model, self.store, self.settings)
-
-    def export_adapter(
-        self, name: str, out: str | Path | None = None, *, merge: bool = False, overwrite: bool = False
-    ) -> Path:
-        """An adapter as a PEFT folder with a model card, or with `merge` the base with the adapter in its weights.
-
-        By default into a folder of its name. AdapterError for a damaged one or another base's, UsageError for one that
-        knows what was revoked, and when something stands there and `overwrite` is not set.
-        """
-        from reflect.night import carry
-
-        return carry.export(self.store, self.settings, name, Path(out or name), merge=merge, overwrite=overwrite)
-
     # -- health
-
-    def verify(self, name: str | None = None, *, base: bool = True) -> dict[str, str]:
-        """adapter name -> "" when its files are what they were, else what is wrong. `base`: also for this model?"""
-        from reflect.night import adapters
-        from reflect.store import nights
-
-        with self.store.read() as s:
-            rows = [nights.get_adapter(s, name)] if name else nights.list_adapters(s)
-        found = {}
-        for row in rows:
-            try:
-                adapters.verify(row, self.settings, self.model.fingerprint if base else None)
-                found[row.name] = ""
-            except AdapterError as e:
-                found[row.name] = e.message
-        return found
 
     def sweep(self) -> list[Path]:
         """Remove what killed nights left and no night will read again, unless one is running. What was removed."""

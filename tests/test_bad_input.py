@@ -65,7 +65,7 @@ def test_the_process_says_what_the_function_says() -> None:
         (["eval", "letters", "--split", "exam"], "There is no split 'exam'"),
         (["prompt", "letters", "nonsense-x"], "has no task 'nonsense-x'"),
         (["run", "letters", "-m", "nowhere"], "There is no model 'nowhere'"),
-        (["run", "letters", "-m", "openai:x"], "come with a later version"),
+        (["run", "letters", "-m", "openai:x"], "needs a key"),
         (["lessons", "--status", "sleepy"], "There is no lesson status 'sleepy'"),
         (["lessons", "show", "7"], "There is no lesson 7"),
         (["lessons", "history", "7"], "There is no lesson 7"),

@@ -9,8 +9,8 @@ from reflect.day.election import Ballot, elect
 from reflect.day.keeping import Consolidation
 from reflect.day.likeness import alike, apart, families, keeps, stems, telling
 from reflect.day.merge import merge
-from reflect.day.practice import Group, Review, edit_lessons
 from reflect.day.reflection import Edit
+from reflect.day.review import Group, Review, edit_lessons
 from reflect.records import Exposure, Lesson, Reflection, Rollout, Trial
 from reflect.store import Store, runs
 from reflect.store import lessons as db

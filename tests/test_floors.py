@@ -21,12 +21,12 @@ FLOORS = [
     ["day"],
     ["evaluate", "export"],
     ["night"],
-    ["workspace"],  # with reflect/__init__.py and book.py: the Python interface
+    ["workspace"],  # with reflect/__init__.py, book.py and shelf.py: the Python interface
     ["cli"],
     ["__main__"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-INTERFACE = {"", "book", "workspace"}
+INTERFACE = {"", "book", "shelf", "workspace"}
 
 # package -> the rooms that may import it at all
 HEAVY = {
@@ -34,6 +34,7 @@ HEAVY = {
     "transformers": {"models", "night"},
     "peft": {"models", "night"},
     "safetensors": {"models", "night"},
+    "openai": {"models"},
     "alembic": {"store"},
     "sqlalchemy": {"records", "store"},
     "typer": {"cli"},
@@ -44,7 +45,7 @@ FILES = sorted(HOUSE.rglob("*.py"))
 
 
 def room(module: str) -> str:
-    """reflect.day.packing -> day; reflect, reflect.book and reflect.workspace are one room."""
+    """reflect.day.packing -> day; reflect, reflect.book, reflect.shelf and reflect.workspace are one room."""
     name = (module.split(".") + [""])[1]
     return "workspace" if name in INTERFACE else name
 

@@ -14,7 +14,8 @@ from sqlmodel import select
 
 from reflect.config import Settings, load
 from reflect.day.measure import measure
-from reflect.day.practice import Group, practice
+from reflect.day.practice import practice
+from reflect.day.review import Group
 from reflect.day.trial import Court, Holds, withhold
 from reflect.errors import UsageError
 from reflect.records import Exposure, Rollout, TaskRow, Trial

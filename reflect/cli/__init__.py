@@ -111,6 +111,8 @@ def run_command(argv: Sequence[str] | None = None) -> int:
             return interrupted()
         return code if isinstance(code, int) else 0
     except ReflectError as e:
+        if isinstance(e.__cause__, KeyboardInterrupt):  # what was answered until then is saved
+            return interrupted()
         say(f"Error: {e.message}")
         if e.hint:
             say(e.hint)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reflect.cli.common import Db, Json, Model, Profile, noun, workspace
+from reflect.cli.common import Db, Json, Model, Profile, complain, noun, workspace
 from reflect.cli.nights import tell_gate
 from reflect.cli.output import emit, say, shape, table
 
@@ -90,7 +91,9 @@ def promote(
     json: Json = False,
 ) -> None:
     """Make an adapter the active one. The lessons that it holds leave the prompt."""
-    adapter = workspace(db, profile, model).promote(name)
+    ws = workspace(db, profile, model)
+    adapter = ws.promote(name)
+    complain(ws)
     if json:
         return emit({"active": adapter.name})
     say(f"Active: {adapter.name}. To go back: reflect adapters rollback")
@@ -99,10 +102,28 @@ def promote(
 @app.command()
 def rollback(db: Db = None, profile: Profile = None, json: Json = False) -> None:
     """Undo the last promotion: the previous adapter, and the lessons as they were."""
-    left, now = workspace(db, profile).rollback()
+    ws = workspace(db, profile)
+    left, now = ws.rollback()
+    complain(ws)
     if json:
         return emit({"left": left.name, "active": now.name if now else None})
     say(f"Left {left.name}. Active: {now.name if now else 'the bare base'}.")
+
+
+@app.command()
+def push(db: Db = None, profile: Profile = None, json: Json = False) -> None:
+    """Give the active adapter to the server at `serve_url` (vLLM, reflect serve).
+
+    It is loaded under its own name; the one before it stays loaded, older ones are unloaded. Every promotion and
+    rollback does this by itself; the command repeats what failed, and does nothing when all is well.
+    """
+    pushed = workspace(db, profile).push()
+    if json:
+        return emit(asdict(pushed))
+    for sign, names in (("+", [pushed.loaded] if pushed.loaded else []), ("-", pushed.unloaded)):
+        for name in names:
+            print(f"{sign} {name}")
+    say(f"{pushed.server} answers with {pushed.active or 'the bare base'}.")
 
 
 @app.command()

@@ -7,12 +7,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from reflect.cli.output import say
 from reflect.workspace import Workspace
 
 Db = Annotated[str | None, typer.Option("--db", metavar="FILE", help="The lessons database. [default: lessons.db]")]
 Model = Annotated[
-    str | None, typer.Option("--model", "-m", metavar="NAME", help="pocket, hf:ORG/NAME, or a path. [default: pocket]")
+    str | None,
+    typer.Option(
+        "--model", "-m", metavar="NAME", help="pocket, hf:ORG/NAME, a path, or openai:NAME. [default: pocket]"
+    ),
 ]
+BaseUrl = Annotated[str | None, typer.Option("--base-url", metavar="URL", help="The server of openai:NAME, with /v1.")]
 Profile = Annotated[
     str | None, typer.Option("--profile", metavar="NAME", help="Whose lessons and adapter. [default: default]")
 ]
@@ -38,3 +43,9 @@ class DefaultList(TyperGroup):
 def noun(help: str) -> typer.Typer:
     """A group of verbs on one noun."""
     return typer.Typer(help=f"{help} Default verb: list.", cls=DefaultList, rich_markup_mode=None)
+
+
+def complain(ws: Workspace) -> None:
+    """What went wrong beside what was asked for, on stderr."""
+    for text in ws.complaints:
+        say(f"Warning: {text}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reflect.cli.common import Db, Json, Model, Profile, workspace
+from reflect.cli.common import BaseUrl, Db, Json, Model, Profile, workspace
 from reflect.cli.output import clock, emit, progress, say
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     db: Db = None,
     model: Model = None,
+    base_url: BaseUrl = None,
+    reflector: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Another model reviews. [default: the same]")
+    ] = None,
     profile: Profile = None,
     json: Json = False,
 ) -> None:
@@ -40,7 +44,8 @@ def run(
 
     The same words continue a run that was interrupted.
     """
-    given = {"n": n, "k": k, "review": review, "temperature": temperature, "max_tokens": max_tokens}
+    given: dict[str, Any] = {"n": n, "k": k, "review": review, "temperature": temperature, "max_tokens": max_tokens}
+    given |= {"base_url": base_url, "reflector": reflector}
     ws = workspace(db, profile, model, **given)
     if dry_run:
         tasks = ws.taskset(taskset).tasks("practice", ws.settings.n, seed or 0)
@@ -73,8 +78,16 @@ def tell_report(report: Report) -> None:
     )
     if text := bundle.in_words(report.bundle):
         print(f"bundle {report.taskset}: {text}")
+    if report.spent:
+        say(spent_in_words(report.spent))
     if report.errors:
         say(f"{report.errors} rollouts broke: reflect runs show {report.run_id}")
+
+
+def spent_in_words(spent: dict[str, Any]) -> str:
+    """`Run.config["spent"]` as a line."""
+    cost = f", cost {spent['cost']:.4f}" if spent["cost"] else ""
+    return f"spent: {spent['requests']} requests, {spent['tokens_in']} tokens in, {spent['tokens_out']} out{cost}"
 
 
 def in_words(change: dict[str, Any]) -> str:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from reflect.cli.common import Db, Json, Profile, noun, workspace
+from reflect.cli.common import BaseUrl, Db, Json, Profile, noun, workspace
 from reflect.cli.output import emit, progress, shape, table
-from reflect.cli.run import in_words, tell_report
+from reflect.cli.run import in_words, spent_in_words, tell_report
 from reflect.errors import UsageError
 
 app = noun("Runs: the practice so far.")
@@ -56,6 +56,10 @@ def show(
     about = f"{run.taskset}, seed {run.seed}, {run.status}, model {run.model}, adapter {run.adapter_id or '-'}"
     print(f"run {run.id}: {about}")
     print(f"{figures.rollouts} of {run.n * run.k} rollouts, {figures.errors} broken, {len(reviews)} reviews")
+    if reviewed := run.config.get("reflector"):
+        print(f"reviewed by {reviewed}")
+    if spent := run.config.get("spent"):
+        print(spent_in_words(spent))
     if text := bundle.in_words(run.bundle):
         print(f"bundle {run.taskset}: {text}")
     table(
@@ -82,10 +86,11 @@ def _counts(rewards: list[float | None]) -> tuple[float | None, str]:
 def resume(
     run_id: Annotated[int | None, typer.Argument(metavar="ID", help="[default: the newest unfinished run]")] = None,
     db: Db = None,
+    base_url: BaseUrl = None,
     json: Json = False,
 ) -> None:
     """Finish a run that was interrupted."""
-    ws = workspace(db)
+    ws = workspace(db, base_url=base_url)
     with progress() as tell:
         report = ws.resume(run_id, progress=tell)
     return emit(asdict(report)) if json else tell_report(report)

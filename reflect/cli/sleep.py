@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reflect.cli.common import Db, Json, Model, Profile, Seed, workspace
+from reflect.cli.common import Db, Json, Model, Profile, Seed, complain, workspace
 from reflect.cli.output import clock, emit, progress
 from reflect.errors import UsageError
 
@@ -62,6 +62,7 @@ def sleep(
         report = ws.sleep(*(tasksets or []), dry_run=dry_run, if_due=if_due, deadline=until, progress=tell, **dials)
     if report.status == "helped":
         return  # one of several processes: the first one speaks
+    complain(ws)
     if json:
         emit(asdict(report))
     elif report.status == "not due":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reflect.cli.common import Db, Json, Model, Profile, Seed, workspace
+from reflect.cli.common import BaseUrl, Db, Json, Model, Profile, Seed, workspace
 from reflect.cli.output import emit, progress, say, shape, table
 from reflect.errors import UsageError
 
@@ -31,6 +31,7 @@ def trial(
     seed: Seed = 0,
     db: Db = None,
     model: Model = None,
+    base_url: BaseUrl = None,
     profile: Profile = None,
     json: Json = False,
 ) -> None:
@@ -40,7 +41,7 @@ def trial(
     with the lesson and without it, if there is no verdict yet. `--bundle TASKSET` asks the same of all its lessons
     together. `--aa TASKSET` runs identical prompts twice.
     """
-    ws = workspace(db, profile, model, k=k)
+    ws = workspace(db, profile, model, k=k, base_url=base_url)
     if aa is not None:
         if lesson is not None:
             raise UsageError("--aa takes no lesson.", "It measures the noise of a taskset: reflect trial --aa TASKSET")

@@ -21,6 +21,7 @@ POOL = 50  # lessons looked at for one prompt: the most relevant, and as many of
 MAX_TOKENS = 120  # of one lesson's line
 UNRELATED = 0.25  # relevance of a lesson that shares no word with the task; the best match has 1
 UNKNOWN = 0.1  # the effect that a lesson without a verdict is given the credit of
+AROUND = 32  # tokens kept free for what stands around lessons in a prompt, and for the chat template
 TRIED = 0.25  # where not all fit: share of the practice tasks in which a lesson without a verdict goes first
 
 Count = Callable[[str], int]
@@ -117,11 +118,22 @@ def lessons_for(
         taskset.name,
         task,
         profile=settings.profile,
-        budget=settings.lesson_budget,
+        budget=room_for_lessons(task, settings, model.context, model.count_tokens),
         limit=settings.lesson_limit,
         count_tokens=model.count_tokens,
         statuses=statuses,
     )
+
+
+def room_for_lessons(task: Task, settings: Settings, context: int, count_tokens: Count) -> int:
+    """Tokens of lessons in the prompt of this task: `lesson_budget`, or what the context leaves beside task and answer.
+
+    So where it is short lessons go, the least worth first, before the task is touched. Of the answer a quarter of the
+    context is kept free at most: a longer one is cut there, as it is without lessons."""
+    own = [line(when, do) for when, do in task.lessons]
+    taken = sum(count_tokens(text) for text in (*own, *(str(m.get("content") or "") for m in task.messages)))
+    answer = min(settings.max_tokens, context // 4)
+    return max(0, min(settings.lesson_budget, context - taken - answer - AROUND))
 
 
 def misses(conditions: Sequence[str], text: str) -> list[bool]:

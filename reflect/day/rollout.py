@@ -12,12 +12,15 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 from reflect import prompts
-from reflect.errors import ModelError
-from reflect.models.base import Completion, Model, Request
+from reflect.day.asking import Answer, ask
+from reflect.day.asking import sample_each as sample_each  # it is asked for here
+from reflect.errors import ModelError, ModelHalted
+from reflect.models.base import Model, Request
 from reflect.records import Rollout
 from reflect.tasksets.base import Message, Task, Taskset
 
 AUDIT = "audit"  # in `Rollout.parts`: what Taskset.audit says of it
+HALTED = "halted"  # `Rollout.finish` of an attempt that was not made, for the run had stopped: its place is kept
 Progress = Callable[[int, int, str], None]  # (done, total, what)
 
 
@@ -73,7 +76,8 @@ def run_parts(
     temperature: float = 1.0,
     max_tokens: int = 96,
 ) -> list[list[Rollout]]:
-    """The scored rollouts of each part, in order: one batched call, each prompt in it once."""
+    """The scored rollouts of each part, in order: one batched call, each prompt in it once. Raises Stopped where the
+    model answers nothing more."""
     requests = [
         Request(
             messages=messages_for(part.task, part.lessons),
@@ -83,11 +87,23 @@ def run_parts(
         )
         for part in parts
     ]
-    answers = sample_each(model, requests)
-    return [
-        [_rollout(model, taskset, part.task, request, at, i, answer) for at, i in enumerate(part.indices)]
-        for part, request, answer in zip(parts, requests, answers, strict=True)
+    answers = ask(model, requests)
+    rollouts = [
+        [_rollout(model, taskset, part.task, request, at, i, row[at]) for at, i in enumerate(part.indices)]
+        for part, request, row in zip(parts, requests, answers, strict=True)
     ]
+    if why := next((one for row in answers for one in row if isinstance(one, ModelHalted)), None):
+        raise Stopped(why, rollouts) from why.__cause__
+    return rollouts
+
+
+class Stopped(ModelHalted):
+    """The model answers nothing more, for the reason `why`. `rollouts`: of each part, as `run_parts` would have given
+    them; those that were not made have `finish` HALTED."""
+
+    def __init__(self, why: ModelHalted, rollouts: list[list[Rollout]]) -> None:
+        super().__init__(why.message, why.hint)
+        self.why, self.rollouts = why, rollouts
 
 
 def run_group(
@@ -108,24 +124,6 @@ def run_group(
     return group
 
 
-def sample_each(model: Model, requests: Sequence[Request]) -> list[list[Completion] | ModelError]:
-    """`model.sample`, but a request that the model cannot answer does not take the others with it."""
-    if not requests:
-        return []
-    try:
-        return list(model.sample(requests))
-    except ModelError as whole:
-        if len(requests) == 1:
-            return [whole]
-    answers: list[list[Completion] | ModelError] = []
-    for request in requests:
-        try:
-            answers += model.sample([request])
-        except ModelError as alone:
-            answers.append(alone)
-    return answers
-
-
 def using(model: Model, adapter: str | None) -> AbstractContextManager[Any]:
     """The model with that adapter on (None = the bare base); a model that knows no adapters is always bare."""
     switch = getattr(model, "using", None)
@@ -139,7 +137,7 @@ def _rollout(
     request: Request,
     at: int,
     index: int,
-    answer: list[Completion] | ModelError,
+    done: Answer,
 ) -> Rollout:
     """Rollout `index` of the task, which is completion `at` of its request."""
     row = Rollout(
@@ -151,10 +149,10 @@ def _rollout(
         model=model.name,
         trust="untrusted" if task.untrusted else "clean",
     )
-    if isinstance(answer, ModelError):
-        row.error, row.finish = f"model: {answer.message}", "error"
+    if isinstance(done, ModelError):
+        row.error, row.finish = f"model: {done.message}", HALTED if isinstance(done, ModelHalted) else "error"
         return row
-    done = answer[at]
+    row.model = done.model or model.name
     row.messages = [*request.messages, {"role": "assistant", "content": done.text}]
     row.prompt_tokens, row.completion_tokens, row.finish = done.prompt_tokens, done.completion_tokens, done.finish
     try:

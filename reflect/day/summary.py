@@ -33,6 +33,7 @@ class Report:
     outcomes: dict[str, int]
     changes: list[dict[str, Any]] = field(default_factory=list)  # each edit with its outcome, then the verdicts
     bundle: dict[str, Any] = field(default_factory=dict)  # all lessons together, see `reflect.day.bundle`
+    spent: dict[str, Any] = field(default_factory=dict)  # on models behind an API, see `reflect.models.budget`
     seconds: float = 0.0
 
 
@@ -43,7 +44,8 @@ def report(store: Store, run: Run, waves: Sequence[Sequence[Task]], seconds: flo
         found = [runs.get_reflection(s, run.id, task.key) for wave in waves for task in wave]
         missed = trials.missed(s, run.id)
         verdicts = [verdict_row(trial.verdict, version) for trial, version in trials.moves(s, run.id)]
-        bundle = runs.get_run(s, run.id).bundle
+        now = runs.get_run(s, run.id)
+        bundle, spent = now.bundle, now.config.get("spent", {})
         gone = [pair for harm in bundle.get("harm", ()) for pair in harm["retired"]]
         verdicts += [verdict_row("reject", lessons.version(s, lesson_id, number)) for lesson_id, number in gone]
     reflections = [reflection for reflection in found if reflection]
@@ -65,6 +67,7 @@ def report(store: Store, run: Run, waves: Sequence[Sequence[Task]], seconds: flo
         outcomes=dict(Counter(edit["outcome"] for edit in changes)),
         changes=changes,
         bundle=bundle,
+        spent=spent,
         seconds=seconds,
     )
 

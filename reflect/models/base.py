@@ -45,16 +45,24 @@ class Model(Protocol):
     """A policy, a reflector or a judge."""
 
     name: str  # as the user gave it: pocket, hf:ORG/NAME, a path, openai:NAME
-    context: int  # tokens of prompt and completion together
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and completion together."""
+        ...
 
     @property
     def fingerprint(self) -> str:
-        """Hash of weights index, config, tokenizer and chat template (of the base, whatever adapter is on)."""
+        """Hash of weights index, config, tokenizer and chat template (of the base, whatever adapter is on); of what is
+        behind an API, of its name, its host and what the server says of it."""
         ...
 
     def sample(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """One list per request, one completion per seed, in order. Raises ModelError when the model cannot answer,
-        UnknownName when a request names an adapter that is not loaded. A model without adapters is always bare."""
+        UnknownName when a request names an adapter that is not loaded. A model without adapters is always bare.
+
+        A model whose answers cost something has `answer_each(requests)` too: for each request and seed a completion or its
+        own ModelError, so that nothing which was answered is lost (see `reflect.day.asking`)."""
         ...
 
     def count_tokens(self, text: str) -> int: ...

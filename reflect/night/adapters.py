@@ -127,9 +127,14 @@ def verify(adapter: Adapter, settings: Settings, base_fingerprint: str | None = 
 def activate(model: Model, store: Store, settings: Settings) -> Adapter | None:
     """Switch the model to the profile's active adapter, verified first; None and the bare base where there is none.
 
-    A model that knows no adapters stays bare. Raises AdapterError; the model is left bare then.
+    A model that knows no adapters stays bare; of one behind an API its server must hold the adapter. Raises
+    AdapterError; the model is left bare then.
     """
     local: Any = model
+    if hasattr(local, "serves"):
+        from reflect.night.serving import follow
+
+        return follow(model, store, settings)
     if not hasattr(local, "load_adapter"):
         return None
     local.use(None)

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from reflect.config import Settings
 from reflect.errors import UsageError
@@ -80,8 +81,11 @@ def write_peft(adapter: Adapter, settings: Settings, folder: Path) -> None:
 
 def write_merged(adapter: Adapter, settings: Settings, folder: Path) -> None:
     """The base, read anew in float32 so that nothing is rounded away, with the adapter in its weights."""
-    from reflect.models import load_model
+    from reflect.models import is_remote, load_model
 
-    model = load_model(settings.model, dataclasses.replace(settings, device="cpu"))
+    if is_remote(settings.model):
+        told = f"{settings.model} is behind an API: there are no weights here to merge the adapter into."
+        raise UsageError(told, f"Name them: reflect adapters export {adapter.name} --merge -m {adapter.base_model}")
+    model: Any = load_model(settings.model, dataclasses.replace(settings, device="cpu"))
     adapters.verify(adapter, settings, model.fingerprint)
     model.save_merged(adapters.folder_of(adapter, settings), folder)

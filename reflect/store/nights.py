@@ -130,6 +130,12 @@ def list_adapters(s: Session, limit: int | None = None) -> list[Adapter]:
     return list(s.exec(select(Adapter).order_by(col(Adapter.id).desc()).limit(limit)))
 
 
+def of_profile(s: Session, profile: str) -> list[Adapter]:
+    """The adapters that the nights of a profile made, oldest first."""
+    found = select(Adapter).join(Night, col(Night.id) == col(Adapter.night_id)).where(Night.profile == profile)
+    return list(s.exec(found.order_by(col(Adapter.id))))
+
+
 def active_adapter(s: Session, profile: str = "default") -> Adapter | None:
     """The adapter that this profile answers with, None for the bare base."""
     alias = s.get(Alias, profile)

@@ -125,6 +125,25 @@ def next_seed(s: Session, taskset: str, profile: str = "default") -> int:
     return 0 if largest is None else largest + 1
 
 
+def note(s: Session, run_id: int | None, **words: Any) -> None:
+    """Put something down in the run's config beside what was asked for."""
+    run = get_run(s, run_id)
+    run.config = {**run.config, **words}  # a new dict: SQLAlchemy does not see changes inside one
+    s.add(run)
+    s.flush()
+
+
+def reopen(s: Session, run_id: int | None, halted: str) -> None:
+    """Take out the rollouts that were not made when the run stopped (their `finish`), so that they are made now."""
+    s.exec(delete(Rollout).where(col(Rollout.run_id) == run_id, col(Rollout.finish) == halted))
+
+
+def made(s: Session, run_id: int | None, halted: str) -> int:
+    """How many of its rollouts a stopped run has made."""
+    counted = select(func.count()).where(Rollout.run_id == run_id, Rollout.finish != halted)
+    return s.exec(counted).one()
+
+
 def figures(s: Session, run_id: int | None) -> Figures:
     """How far a run is, and how well it goes."""
     missed = exists().where(col(Exposure.rollout_id) == col(Rollout.id), col(Exposure.shown).is_(False))

@@ -156,6 +156,12 @@ def exposed(s: Session, run_id: int | None, task_keys: Sequence[str]) -> dict[st
     return rows
 
 
+def lessons_of(s: Session, run_id: int | None, task_keys: Sequence[str]) -> set[int]:
+    """The lessons that were shown to or withheld from rollouts of these tasks in a run."""
+    found = select(Exposure.lesson_id).join(Rollout, col(Rollout.id) == col(Exposure.rollout_id)).distinct()
+    return set(s.exec(found.where(Rollout.run_id == run_id, col(Rollout.task_key).in_(task_keys))))
+
+
 def proven_effects(s: Session, lesson_ids: Sequence[int]) -> dict[int, float]:
     """lesson id -> the end of its effect's interval that is nearer to 0, by the newest verdict on its present text, for
     those that have one. One question, whatever model, adapter or measure it was for: it orders lessons, and moves none.

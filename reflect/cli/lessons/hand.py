@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reflect.cli.common import Db, Json, Profile, workspace
+from reflect.cli.common import Db, Json, Profile, complain, workspace
 from reflect.cli.lessons.common import Id, Ids, Reason, Scope, told
 from reflect.cli.output import edit_text, emit, fields, say, shape, table
 from reflect.errors import ReflectError, UsageError
@@ -147,7 +147,9 @@ def revoke(lesson_id: Id, reason: Reason = "", db: Db = None, profile: Profile =
     The profile goes back to the newest adapter without it, or to the bare base; what only the left adapters held is
     text again. The next night is built without it and proves that it is gone. undo brings the text back.
     """
-    done = workspace(db, profile).lessons.revoke(lesson_id, reason=reason)
+    ws = workspace(db, profile)
+    done = ws.lessons.revoke(lesson_id, reason=reason)
+    complain(ws)
     now = done.now.name if done.now else None
     if json:
         names = {"marked": [row.name for row in done.marked], "left": done.left.name if done.left else None}
