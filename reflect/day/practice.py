@@ -23,17 +23,19 @@ from reflect.day.bundle import Bundle, draw
 from reflect.day.edits import Evidence, Outcome, apply_edits
 from reflect.day.election import Ballot, elect
 from reflect.day.keeping import Consolidation
-from reflect.day.lessons import lessons_for
+from reflect.day.lessons import Stepwise, lessons_for
 from reflect.day.measure import measure
+from reflect.day.notes import take_notes
 from reflect.day.reflection import Edit, contrast, parse_edits, reflection_messages, request_for, teaches, went_well
 from reflect.day.rollout import Progress, run_parts, sample_each, using
 from reflect.day.summary import Report, report
-from reflect.day.trial import Court, Holds, parts_of, shown_to, withhold
+from reflect.day.trial import Court, Drawn, Holds, parts_of, shown_to, withhold
 from reflect.errors import ModelError, UsageError
 from reflect.models.base import Completion, Model
-from reflect.records import Lesson, Reflection, Rollout, Run
+from reflect.records import Exposure, Lesson, Reflection, Rollout, Run
 from reflect.store import Store, nights, runs
 from reflect.tasksets.base import Task, Taskset
+from reflect.tasksets.environment import plays
 
 WAVE = 8  # tasks that run, and are reviewed, together
 
@@ -137,15 +139,19 @@ def roll_out(
         saved = {task.key: runs.rollouts(s, run.id, task.key) for task in wave}
         missing = [task for task in wave if len(saved[task.key]) < run.k]
         chosen = {task.key: lessons_for(model, s, taskset, task, settings) if use_lessons else [] for task in missing}
-    drawn, draws = {}, {}
+    drawn: dict[str, list[list[Exposure]]] = {}
+    draws = {}
     for key, lessons in chosen.items():
         draws[key] = [draw(lessons, settings, run.seed, key, index) for index in range(run.k)]
         drawn[key] = [
-            one.applied(withhold(lessons, settings, run.seed, key, index)) for index, one in enumerate(draws[key])
+            Drawn(one, settings, run.seed, key, index)
+            if isinstance(lessons, Stepwise)
+            else one.applied(withhold(lessons, settings, run.seed, key, index))
+            for index, one in enumerate(draws[key])
         ]
     parts = [part for task in missing for part in parts_of(task, chosen[task.key], drawn[task.key])]
     options: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
-    fresh = run_parts(model, taskset, parts, seed=run.seed, **options)
+    fresh = run_parts(model, taskset, parts, seed=run.seed, limits=settings.limits, **options)
     order = {task.key: number for number, task in enumerate(missing)}
     rows = sorted((row for part in fresh for row in part), key=lambda row: (order[row.task_key], row.index))
     for row in rows:
@@ -174,8 +180,12 @@ def review(model: Model, store: Store, settings: Settings, run: Run, groups: Seq
         # Where all goes well with the lessons, the failures of attempts that missed one ask for nothing new.
         todo = [g for g in groups if teaches(g.complete) and not runs.get_reflection(s, run.id, g.task.key)]
     size = settings.reflect_tokens
-    asked = [reflection_messages(model, g.task, g.shown, g.reviewed, max_tokens=size) for g in todo]
     with using(model, None):  # the bare base reflects: what it writes does not drift with the adapters
+        notes = take_notes(model, [(g.task, g.shown, g.reviewed) for g in todo], size)
+        asked = [
+            reflection_messages(model, g.task, g.shown, g.reviewed, max_tokens=size, noted=noted)
+            for g, noted in zip(todo, notes, strict=True)
+        ]
         answers = sample_each(model, [request_for(messages, size) for messages, _ in asked])
     reviews = []
     for group, (_, packed), answer in zip(todo, asked, answers, strict=True):
@@ -263,6 +273,7 @@ def open_run(
         raise UsageError(f"A run needs at least one task and one rollout of each, not n={n} and k={k}.")
     names = ["temperature", "max_tokens", "reflect_tokens", "lesson_budget", "lesson_limit"]
     names += ["review", "trials", "withhold_candidate", "withhold_active", "withhold_bundle"]
+    names += ["max_turns", "episode_tokens", "episode_seconds"] if plays(taskset) else []
     config = {name: value for name, value in asdict(settings).items() if name in names}
     config |= {"learn": learn, "use_lessons": use_lessons}
     meaning = measure(taskset)

@@ -1,44 +1,28 @@
-"""Sample and score the rollouts of groups: k attempts at each task, all tasks in one batched call.
+"""Sample and score the rollouts of groups: k attempts at each task, all tasks in one batched call a turn.
 
 A bad rollout is data: where the model or the verifier breaks, the rollout keeps the error, has no reward, and the run
-goes on.
+goes on. How one rollout goes is in `reflect.day.episode`.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from reflect import prompts
+from reflect.config import Limits
+from reflect.day.episode import AUDIT, Advice, Episode, checked, messages_for, rollout_seed
 from reflect.errors import ModelError
 from reflect.models.base import Completion, Model, Request
 from reflect.records import Rollout
 from reflect.tasksets.base import Message, Task, Taskset
 
-AUDIT = "audit"  # in `Rollout.parts`: what Taskset.audit says of it
+__all__ = ["AUDIT", "Advice", "Part", "Progress", "checked", "messages_for", "play", "rollout_seed", "run_group"]
+__all__ += ["run_groups", "run_parts", "sample_each", "using"]
+
 Progress = Callable[[int, int, str], None]  # (done, total, what)
-
-
-class Advice(Protocol):
-    """What the prompt needs of a lesson: a `records.Lesson` is one."""
-
-    when: str
-    do: str
-
-
-def rollout_seed(seed: int, task_key: str, index: int) -> int:
-    """The seed of one rollout, 0 <= seed < 2**63: a hash, so that it depends on nothing else in the run."""
-    digest = hashlib.sha256(f"{seed}/{task_key}/{index}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def messages_for(task: Task, lessons: Sequence[Advice] = ()) -> list[Message]:
-    """Exactly what the model will see: the task, with `lessons` and the lessons that the task brings itself."""
-    rows = [{"when": lesson.when, "do": lesson.do} for lesson in lessons]
-    rows += [{"when": when, "do": do} for when, do in task.lessons]
-    return prompts.with_lessons(task.messages, rows)
+ANYWAY = Limits()
 
 
 def run_groups(
@@ -50,10 +34,12 @@ def run_groups(
     seed: int,
     temperature: float = 1.0,
     max_tokens: int = 96,
+    limits: Limits = ANYWAY,
 ) -> list[list[Rollout]]:
     """k scored rollouts for each (task, lessons), in order. `run_id` and `adapter_id` are left for the caller."""
     parts = [Part(task, lessons, range(k)) for task, lessons in groups]
-    return run_parts(model, taskset, parts, seed=seed, temperature=temperature, max_tokens=max_tokens)
+    options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "limits": limits}
+    return run_parts(model, taskset, parts, seed=seed, **options)
 
 
 class Part(NamedTuple):
@@ -72,22 +58,57 @@ def run_parts(
     seed: int,
     temperature: float = 1.0,
     max_tokens: int = 96,
+    limits: Limits = ANYWAY,
 ) -> list[list[Rollout]]:
-    """The scored rollouts of each part, in order: one batched call, each prompt in it once."""
-    requests = [
-        Request(
-            messages=messages_for(part.task, part.lessons),
-            seeds=tuple(rollout_seed(seed, part.task.key, i) for i in part.indices),
-            max_tokens=max_tokens,
-            temperature=temperature,
-        )
-        for part in parts
-    ]
-    answers = sample_each(model, requests)
-    return [
-        [_rollout(model, taskset, part.task, request, at, i, answer) for at, i in enumerate(part.indices)]
-        for part, request, answer in zip(parts, requests, answers, strict=True)
-    ]
+    """The scored rollouts of each part, in order: one batched call a turn, each prompt in it once."""
+    options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "limits": limits}
+    return [[episode.row for episode in group] for group in play(model, taskset, parts, seed=seed, **options)]
+
+
+def play(
+    model: Model,
+    taskset: Taskset,
+    parts: Sequence[Part],
+    *,
+    seed: int,
+    temperature: float,
+    max_tokens: int,
+    limits: Limits = ANYWAY,
+) -> list[list[Episode]]:
+    """The episodes of each part, in order, each at its end. Those that still run are asked together, turn by turn;
+    rollouts of a part whose conversations are the same so far share a request."""
+    groups = [[Episode(model, taskset, part.task, part.lessons, i, seed) for i in part.indices] for part in parts]
+    while alike := [members for group in groups for members in _alike(group)]:
+        requests = [
+            Request(
+                messages=prompt,
+                seeds=tuple(episode.seed for episode in members),
+                max_tokens=max_tokens,
+                temperature=temperature,
+                tools=members[0].tools,
+            )
+            for prompt, members in alike
+        ]
+        for (prompt, members), answer in zip(alike, sample_each(model, requests), strict=True):
+            for at, episode in enumerate(members):
+                one = answer if isinstance(answer, ModelError) else answer[at]
+                episode.take(prompt, one, limits, model.context - max_tokens)
+    return groups
+
+
+def _alike(group: Sequence[Episode]) -> list[tuple[list[Message], list[Episode]]]:
+    """The episodes of a part that still run, by what they ask next: (prompt, those that ask it)."""
+    found: dict[str, tuple[list[Message], list[Episode]]] = {}
+    for episode in group:
+        if episode.over:
+            continue
+        if not episode.several and "" in found:  # of a task of one turn all ask the same
+            found[""][1].append(episode)
+            continue
+        prompt = episode.prompt()
+        key = json.dumps([prompt, episode.tools], default=str) if episode.several else ""
+        found.setdefault(key, (prompt, []))[1].append(episode)
+    return list(found.values())
 
 
 def run_group(
@@ -100,11 +121,11 @@ def run_group(
     seed: int,
     temperature: float = 1.0,
     max_tokens: int = 96,
+    limits: Limits = ANYWAY,
 ) -> list[Rollout]:
     """k scored rollouts of one task."""
-    (group,) = run_groups(
-        model, taskset, [(task, lessons)], k=k, seed=seed, temperature=temperature, max_tokens=max_tokens
-    )
+    options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "limits": limits}
+    (group,) = run_groups(model, taskset, [(task, lessons)], k=k, seed=seed, **options)
     return group
 
 
@@ -130,46 +151,3 @@ def using(model: Model, adapter: str | None) -> AbstractContextManager[Any]:
     """The model with that adapter on (None = the bare base); a model that knows no adapters is always bare."""
     switch = getattr(model, "using", None)
     return switch(adapter) if switch else nullcontext()
-
-
-def _rollout(
-    model: Model,
-    taskset: Taskset,
-    task: Task,
-    request: Request,
-    at: int,
-    index: int,
-    answer: list[Completion] | ModelError,
-) -> Rollout:
-    """Rollout `index` of the task, which is completion `at` of its request."""
-    row = Rollout(
-        run_id=0,
-        task_key=task.key,
-        index=index,
-        messages=list(request.messages),
-        seed=request.seeds[at],
-        model=model.name,
-        trust="untrusted" if task.untrusted else "clean",
-    )
-    if isinstance(answer, ModelError):
-        row.error, row.finish = f"model: {answer.message}", "error"
-        return row
-    done = answer[at]
-    row.messages = [*request.messages, {"role": "assistant", "content": done.text}]
-    row.prompt_tokens, row.completion_tokens, row.finish = done.prompt_tokens, done.completion_tokens, done.finish
-    try:
-        score = taskset.verify(task, done.text)
-        row.reward, row.feedback, row.parts = checked(score.reward), score.feedback, dict(score.parts)
-        hidden = taskset.audit(task, done.text)
-        if hidden is not None:
-            row.parts = row.parts | {AUDIT: checked(hidden)}
-    except Exception as e:  # a user's verifier may raise anything; one task must not end a run
-        row.error = f"verifier: {type(e).__name__}: {e}"
-    return row
-
-
-def checked(reward: float) -> float:
-    """A reward in [0, 1]; anything else (NaN included) is a ValueError, stored as the rollout's error."""
-    if not 0.0 <= float(reward) <= 1.0:
-        raise ValueError(f"the reward {reward} is not between 0 and 1")
-    return float(reward)
