@@ -28,7 +28,7 @@ from reflect.tasksets.tools import schema, shortened
 AUDIT = "audit"  # in `Rollout.parts`: what Taskset.audit says of it
 MOST_ERRORS = 50  # of tools, that one record keeps
 AROUND = 8  # tokens of the chat template around a message
-LIMITS = {"turns": "it did not end in {} turns", "tokens": "it did not end within the context", "time": "its time is up"}
+LIMITS = {"turns": "it did not end in {} turns", "tokens": "the context was full", "time": "its time was over"}
 
 
 class Advice(Protocol):
@@ -54,7 +54,8 @@ def rollout_seed(seed: int, task_key: str, index: int) -> int:
 def messages_for(task: Task, lessons: Sequence[Advice] = (), said: Sequence[Message] | None = None) -> list[Message]:
     """Exactly what the model will see: the task, with `lessons` and the lessons that the task brings itself. `said`:
     the conversation so far, where that is not just the task."""
-    rows = [{"when": lesson.when, "do": lesson.do} for lesson in lessons]
+    now = lessons.at(task.text) if isinstance(lessons, Stepwise) else lessons
+    rows = [{"when": lesson.when, "do": lesson.do} for lesson in now]
     rows += [{"when": when, "do": do} for when, do in task.lessons]
     return prompts.with_lessons(list(task.messages if said is None else said), rows)
 
@@ -119,9 +120,9 @@ class Episode:
             self._chosen = self.lessons.at((self._env.state() if self._env else "") or str(self.said[-1]["content"]))
         return messages_for(self.task, self._chosen, self.said)
 
-    def asked(self, turn: Turn, *, bare: bool = False) -> list[Message]:
-        """The prompt of a turn that is past, with its lessons or with none."""
-        return messages_for(self.task, () if bare else turn.lessons, self.said[: turn.at])
+    def asked(self, turn: Turn) -> list[Message]:
+        """The prompt of a turn that is past."""
+        return messages_for(self.task, turn.lessons, self.said[: turn.at])
 
     def take(self, sent: Sequence[Message], answer: Completion | ModelError, limits: Limits, room: int) -> None:
         """Go on with the answer to the prompt `sent`. `room`: tokens that the next prompt may have."""

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 
 from reflect.day.transcript import Said
 
-
 LEAST = 80  # characters of a tool's output that stay in any case
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One rollout as the reflector sees it. `reward` is None for a rollout that broke. `turns` are those of one that has
-    several; `text` is then empty."""
+    """One rollout as the reflector sees it. `reward` is None for a rollout that broke. `turns` are those of a rollout
+    that has several; its `text` is empty."""
 
     text: str
     reward: float | None
@@ -89,8 +88,8 @@ def pack(attempts: Sequence[Attempt], budget: int, count: Callable[[str], int]) 
     """Pack a group into at most `budget` tokens as `count` counts them.
 
     What tools gave back is trimmed first. Then the attempts that are neither best, worst nor median are trimmed harder
-    and harder, then dropped; only then are those three trimmed. Where trimming words is not enough (a word without end, endless feedback) the middle of
-    the whole text goes.
+    and harder, then dropped; only then are those three trimmed. Where trimming words is not enough (a word without
+    end, endless feedback) the middle of the whole text goes.
     """
     order = sorted(range(len(attempts)), key=lambda i: (attempts[i].reward is None, -(attempts[i].reward or 0.0), i))
     key = {order[0], order[-1], order[len(order) // 2]} if order else set()

@@ -4,6 +4,8 @@
     > result: 21692
     turn 2: answer: 21692
     feedback: ...                        where a turn got any
+
+So the reflection reads it, and `reflect runs show` prints it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from sqlmodel import Session
 from reflect.config import Settings
 from reflect.day.bundle import Draw
 from reflect.day.effect import USEFUL, Contrast, Effect, Paired
-from reflect.day.lessons import Stepwise, only
+from reflect.day.lessons import Stepwise
 from reflect.day.rollout import AUDIT, Part
 from reflect.records import SHOWN_STATUSES, Exposure, Lesson, Trial
 from reflect.store import lessons as db
@@ -44,6 +44,10 @@ class Drawn(list[Exposure]):
         self._draw = draw
         self._words = (settings, seed, task_key, index)
 
+    def of(self, lessons: Stepwise) -> Stepwise:
+        """The lessons without those that are withheld from the rollout."""
+        return Stepwise(lessons, lambda state: [lesson for lesson in lessons.at(state) if self.keeps(lesson)])
+
     def keeps(self, lesson: Lesson) -> bool:
         """Is it shown?"""
         found = next((exposure for exposure in self if exposure.lesson_id == lesson.id), None)
@@ -68,10 +72,12 @@ def _exposure(lesson: Lesson, settings: Settings, words: str) -> Exposure:
 
 
 def parts_of(task: Task, lessons: Sequence[Lesson], drawn: Sequence[Sequence[Exposure]]) -> list[Part]:
-    """The rollouts of a task, those with the same lessons together; `drawn` has the exposures of each. Where lessons are
-    chosen at each turn every rollout is for itself, and its exposures come into being while it runs (see `Drawn`)."""
+    """The rollouts of a task, those with the same lessons together; `drawn` has the exposures of each.
+
+    Where lessons are chosen at each turn every rollout is for itself, and its exposures come while it runs (`Drawn`).
+    """
     if isinstance(lessons, Stepwise):
-        return [Part(task, only(lessons, one.keeps), [i]) for i, one in enumerate(drawn) if isinstance(one, Drawn)]
+        return [Part(task, one.of(lessons), [i]) for i, one in enumerate(drawn) if isinstance(one, Drawn)]
     alike: dict[tuple[bool, ...], list[int]] = {}
     for index, exposures in enumerate(drawn):
         alike.setdefault(tuple(exposure.shown for exposure in exposures), []).append(index)

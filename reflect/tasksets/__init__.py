@@ -22,7 +22,8 @@ from reflect.tasksets.files import SUFFIXES, FileTaskset
 from reflect.tasksets.tools import Outside
 from reflect.tasksets.verifiers import VERIFIERS
 
-__all__ = ["Environment", "Outside", "Score", "Step", "Task", "Taskset", "Toolbox", "available", "check", "load_taskset"]
+__all__ = ["Environment", "Outside", "Score", "Step", "Task", "Taskset", "Toolbox"]
+__all__ += ["available", "check", "load_taskset"]
 
 SILENCE = [""] * 100  # turns of an assistant that says nothing
 

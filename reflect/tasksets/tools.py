@@ -158,8 +158,10 @@ def _failed(said: str, why: str, outside: bool = False) -> Result:
 def _misfit(name: str, value: Any, kind: dict[str, Any]) -> str:
     """Why the value is not of that kind, "" when it is."""
     kinds = [part.get("type", "") for part in kind["anyOf"]] if "anyOf" in kind else [kind.get("type", "")]
-    fits = any(not one or (isinstance(value, CHECKS[one]) and (one == "boolean" or value is not True and value is not False))
-               for one in kinds)  # fmt: skip
+    if isinstance(value, bool):  # to Python it is also a number
+        fits = not {"", "boolean"}.isdisjoint(kinds)
+    else:
+        fits = any(not one or isinstance(value, CHECKS[one]) for one in kinds)
     if not fits:
         return f"{name} = {str(value)[:60]!r} is not of the type {' or '.join(kinds)}"
     if "enum" in kind and value not in kind["enum"]:
@@ -185,7 +187,8 @@ def _from_line(text: str) -> tuple[tuple, dict[str, Any]]:
         raise ValueError(f"the call is longer than {LONGEST_CALL} characters")
     try:
         node = ast.parse(text.strip(), mode="eval").body
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or any(not k.arg for k in node.keywords):
+        plain = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords)
+        if not plain or not isinstance(node, ast.Call):
             raise ValueError(form)
         positional = tuple(ast.literal_eval(one) for one in node.args)
         return positional, {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
