@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from sqlmodel import select
@@ -328,3 +330,28 @@ def test_the_limits_are_words_of_a_run_only_where_there_are_turns(store):
     with store.read() as s:
         cut = [r for r in s.exec(select(Rollout)) if r.run_id == again.run_id]
     assert {(r.finish, r.reward) for r in cut} == {("turns", 0.0)}
+
+
+# -- the docs
+
+DOCS = (Path(__file__).parent.parent / "docs" / "environments.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("text", BLOCKS, ids=["stock", "dig"])
+def test_the_tasksets_that_the_docs_show(text, tmp_path, monkeypatch, store):
+    assert len(text.splitlines()) <= 40
+    monkeypatch.chdir(tmp_path)
+    (name,) = re.findall(r'^    name = "(\w+)"', text, re.MULTILINE)
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / f"{name}.py").write_text(text)
+    taskset = load_taskset(name)
+    assert check(taskset) == []
+
+    class Says(WorldModel):
+        def play(self, request, rng):
+            task = next(t for t in taskset.tasks("practice") if t.messages[-1] in request.messages)
+            return taskset.gold(task)[sum(m["role"] == "assistant" for m in request.messages)]
+
+    report = practice(Says(), store, taskset, SETTINGS, n=3, k=2, seed=1)
+    assert report.reward == 1.0 and report.errors == 0

@@ -23,6 +23,7 @@ ARITHMETIC = "the task is arithmetic"
 class WorldModel:
     name = "worlds"
     fingerprint = "worlds-1"
+    end = 2  # the token that ends an answer
 
     def __init__(self, context: int = 4000, native: bool = False) -> None:
         self.context, self.native = context, native  # native: it makes calls of the API in place of lines of text
@@ -68,7 +69,8 @@ class WorldModel:
             calls = ({"id": f"c{seed}", "type": "function", "function": {"name": found[1], "arguments": arguments}},)
             said = ""
         finish = "length" if not ended else "tool_calls" if calls else "stop"
-        return Completion(said, size, len(words[: request.max_tokens]), finish, seed, calls=calls)
+        tokens = tuple(3 + sum(map(ord, word)) % 100 for word in words[: request.max_tokens])
+        return Completion(said, size, len(tokens), finish, seed, tokens=tokens, calls=calls)
 
     def play(self, request: Request, rng: random.Random) -> str:
         system = "\n".join(m["content"] for m in request.messages if m["role"] == "system")
@@ -83,7 +85,9 @@ class WorldModel:
             if len(back) == 2:
                 return f"answer: {back[1]}"
             return f"call: {'plus' if sign == '+' else 'minus'}({back[0]}, {c})" if back else f"call: times({a}, {b})"
-        customer = re.findall(r"Day \d+, a (\w+)", request.messages[-1]["content"])[-1]
+        if not (customers := re.findall(r"Day \d+, a (\w+)", request.messages[-1]["content"])):
+            return "answer: 0"  # of another world
+        customer = customers[-1]
         lesson = re.findall(rf"when: the customer is a {customer} do: ask price (\d)", told)
         return f"price: {lesson[-1] if lesson else rng.randint(1, 9)}"
 
