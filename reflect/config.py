@@ -6,7 +6,7 @@ import os
 import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from reflect.errors import UsageError
 
@@ -15,6 +15,14 @@ def shipped(folder: str) -> Path:
     """The folder `prompts` or `tasks` that came with reflect: inside the wheel, or beside it in an editable install."""
     inside = Path(__file__).parent / "_shipped" / folder
     return inside if inside.is_dir() else Path(__file__).parent.parent / folder
+
+
+class Limits(NamedTuple):
+    """Of one rollout that has several turns: see the settings of like names."""
+
+    turns: int = 32
+    tokens: int = 0
+    seconds: float = 3600.0
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,10 @@ class Settings:
     k: int = 8  # rollouts per task
     n: int = 40  # tasks per run
     temperature: float = 1.0
-    max_tokens: int = 96  # of one rollout
+    max_tokens: int = 96  # of one answer
+    max_turns: int = 32  # of one rollout, in tasks of several turns
+    episode_tokens: int = 0  # of one rollout's whole conversation; 0: as many as the model's context holds
+    episode_seconds: float = 3600.0  # of one rollout; looked at between its turns
     reflect_tokens: int = 160  # of one reflection
     lesson_budget: int = 400  # tokens of lessons in one prompt
     lesson_limit: int = 6  # lessons in one prompt
@@ -54,6 +65,10 @@ class Settings:
     device: str = "auto"  # auto | cpu | cuda | mps
     threads: int = 0  # torch threads, 0 = torch's own choice
     home: str = ""  # where adapters and locks live; default: .reflect beside the database
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_turns, self.episode_tokens, self.episode_seconds)
 
     @property
     def home_path(self) -> Path:

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reflect.config import Settings
-from reflect.day.lessons import lessons_for, line
-from reflect.day.rollout import Advice, Progress, run_groups, using
+from reflect.config import Limits, Settings
+from reflect.day.lessons import Stepwise, lessons_for, line
+from reflect.day.rollout import ANYWAY, Advice, Progress, run_groups, using
+from reflect.day.transcript import LESSONS, last_words
 from reflect.errors import UnknownName, UsageError
 from reflect.models.base import Model
 from reflect.records import SHOWN_STATUSES, Rollout
@@ -96,6 +97,7 @@ def evaluate(
                 taskset,
                 list(zip(tasks, lessons, strict=True)),
                 max_tokens=settings.max_tokens,
+                limits=settings.limits,
                 progress=_part(progress, i * len(tasks), len(arms) * len(tasks), arm),
             )
     return results
@@ -107,22 +109,24 @@ def run_arm(
     rows: Sequence[tuple[Task, Sequence[Advice]]],
     *,
     max_tokens: int = 96,
+    limits: Limits = ANYWAY,
     progress: Progress | None = None,
 ) -> ArmResult:
-    """One greedy answer to each task under its lessons, by the model as it is set now."""
+    """One greedy answer to each task (or one episode of it) under its lessons, by the model as it is set now."""
     rewards: list[float] = []
     said: list[Rollout] = []
     errors = 0
     for i in range(0, len(rows), BATCH):
         if progress:
             progress(i, len(rows), taskset.name)
-        groups = run_groups(model, taskset, rows[i : i + BATCH], k=1, seed=0, temperature=0.0, max_tokens=max_tokens)
+        options: dict[str, Any] = {"temperature": 0.0, "max_tokens": max_tokens, "limits": limits}
+        groups = run_groups(model, taskset, rows[i : i + BATCH], k=1, seed=0, **options)
         rewards += [group[0].reward or 0.0 for group in groups]
         errors += sum(group[0].reward is None for group in groups)
         said += [group[0] for group in groups]
     if progress:
         progress(len(rows), len(rows), taskset.name)
-    tokens = [sum(model.count_tokens(line(x.when, x.do)) for x in lessons) for _, lessons in rows]
+    tokens = [_lesson_tokens(model, lessons, row) for (_, lessons), row in zip(rows, said, strict=True)]
     return ArmResult(
         reward=_mean(rewards),
         n=len(rewards),
@@ -130,17 +134,33 @@ def run_arm(
         rewards=rewards,
         lesson_tokens=_mean(tokens),
         errors=errors,
-        answers=[str(row.messages[-1]["content"]) if row.finish != "error" else "" for row in said],
+        answers=[last_words(row) if row.finish != "error" else "" for row in said],
         lengths=[row.completion_tokens for row in said],
         cut=sum(row.finish == "length" for row in said),
     )
 
 
+def _lesson_tokens(model: Model, lessons: Sequence[Advice], row: Rollout) -> float:
+    """Of lessons in the prompt; where they are chosen at each turn, in its mean prompt."""
+    cost = [model.count_tokens(line(x.when, x.do)) for x in lessons]
+    if not isinstance(lessons, Stepwise):
+        return sum(cost)
+    by_id = {lesson.id: tokens for lesson, tokens in zip(lessons, cost, strict=True)}
+    return _mean([sum(by_id.get(i, 0) for i in turn) for turn in row.parts.get(LESSONS, [])])
+
+
 def following(
-    model: Model, tasks: Sequence[Task], taskset: Taskset, *, max_tokens: int = 96, progress: Progress | None = None
+    model: Model,
+    tasks: Sequence[Task],
+    taskset: Taskset,
+    *,
+    max_tokens: int = 96,
+    limits: Limits = ANYWAY,
+    progress: Progress | None = None,
 ) -> ArmResult:
     """How well the model, as it is set now, follows the new lessons that `tasks` (of `Taskset.following`) bring."""
-    return run_arm(model, taskset, [(task, ()) for task in tasks], max_tokens=max_tokens, progress=progress)
+    rows: list[tuple[Task, Sequence[Advice]]] = [(task, ()) for task in tasks]
+    return run_arm(model, taskset, rows, max_tokens=max_tokens, limits=limits, progress=progress)
 
 
 def paired_difference(a: ArmResult, b: ArmResult, seed: int = 0, level: float = 0.95) -> tuple[float, float, float]:

@@ -237,7 +237,8 @@ class Workspace(Shelf):
                 (t, lessons_for(model, s, found, t, self.settings, HELD_STATUSES) if lessons_in else []) for t in tasks
             ]
         with using(model, getattr(model, "active", None) if adapter_on else None):
-            return run_arm(model, found, rows, max_tokens=self.settings.max_tokens, progress=progress)
+            most = self.settings.max_tokens
+            return run_arm(model, found, rows, max_tokens=most, limits=self.settings.limits, progress=progress)
 
     def following(
         self, taskset: str | Path | Taskset, *, adapter: bool, n: int = 100, seed: int = 0
@@ -249,7 +250,8 @@ class Workspace(Shelf):
         found, model = self.taskset(taskset), self.model
         tasks = found.following(n, seed)
         with using(model, getattr(model, "active", None) if adapter else None):
-            return following(model, tasks, found, max_tokens=self.settings.max_tokens) if tasks else None
+            most, limits = self.settings.max_tokens, self.settings.limits
+            return following(model, tasks, found, max_tokens=most, limits=limits) if tasks else None
 
     # -- the night
 

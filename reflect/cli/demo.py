@@ -14,6 +14,10 @@ from reflect.cli.output import emit, say
 
 
 def demo(
+    tasksets: Annotated[
+        list[str] | None,
+        typer.Option("--taskset", metavar="NAME", help="Another taskset; may be given often. [default: letters, dialect]"),
+    ] = None,
     nights: Annotated[int, typer.Option(min=1, max=20, help="New lessons on each day, all of them held.")] = 1,
     seed: Seed = 0,
     folder: Annotated[
@@ -34,7 +38,8 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="reflect-demo-") as temporary:
         home = folder or Path(temporary)
         ws = workspace(str(home / "lessons.db"), "default", model, home=str(home / ".reflect"))
-        figures = live(ws, nights=nights, seed=seed, tell=tell)
+        found = [ws.taskset(name) for name in tasksets or []]  # what is wrong with one is said before anything begins
+        figures = live(ws, [taskset.name for taskset in found], nights=nights, seed=seed, tell=tell)
     if folder:
         tell(f"The workspace is in {folder}: reflect lessons --db {folder / 'lessons.db'}")
     if json:

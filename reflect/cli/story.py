@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from reflect.tasksets.base import Task
 
 Tell = Callable[[str], None]
-DAY = {"letters": (24, 8), "dialect": (32, 8)}  # tasks, and attempts at each
+DAY = {"letters": (24, 8), "dialect": (32, 8), "shop": (32, 4)}  # tasks, and attempts at each
+ANY_DAY = (32, 8)  # of other tasksets
 EXAM = 96  # holdout tasks of each taskset, the same in every arm
 ABOUT = {
     "letters": "How often is a letter in a word? The model reads whole words, never their letters.",
@@ -26,20 +27,23 @@ ABOUT = {
 HEADS = {"base_out": "base", "base_in": "base + lessons", "adapter_out": "adapter", "adapter_in": "adapter + lessons"}
 
 
-def live(ws: Workspace, *, nights: int, seed: int, tell: Tell) -> dict[str, Any]:
-    """Live through so many days and nights in that workspace, and give back the figures."""
+def live(ws: Workspace, names: Sequence[str] = (), *, nights: int, seed: int, tell: Tell) -> dict[str, Any]:
+    """Live through so many days and nights in that workspace, and give back the figures. `names`: the tasksets of the
+    days, letters and dialect where there are none."""
     began = time.monotonic()
     tell(f"The model: {ws.settings.model}, {parameters(ws) / 1e6:.1f} million weights, with an empty lessons database.")
     arms: dict[str, dict[str, ArmResult]] = {}  # taskset -> arm -> result
     rollouts, mornings = 0, []
     for night in range(1, nights + 1):
-        today = list(DAY) if night == 1 else [f"dialect:{night}"]
+        today = of_day(ws, names, night)
         for name in today:
-            tell(f"\n== Day {night}: {name}\n{ABOUT[name.partition(':')[0]]}")
-            rollouts += day(ws, name, seed, tell)
+            about = ABOUT.get(name.partition(":")[0]) or ws.taskset(name).about
+            tell(f"\n== Day {night}: {name}\n{about}")
+            rollouts += day(ws, name, seed if name not in arms else seed + night, tell)
             arms[name] = exam(ws, name, ("base_out", "base_in"), seed)
-            out, into = arms[name]["base_out"].reward, arms[name]["base_in"].reward
-            tell(f"On {EXAM} tasks never practised: {out:.2f} without lessons, {into:.2f} with them in the prompt.")
+            out, into = arms[name]["base_out"], arms[name]["base_in"]
+            words = f"{out.reward:.2f} without lessons, {into.reward:.2f} with them in the prompt."
+            tell(f"On {out.n} tasks never practised: {words}")
         shown = [example(ws, name) for name in today]
         told_prompts(ws, shown, "The prompt in the evening", tell)
         tell(f"\n== Night {night}")
@@ -52,12 +56,20 @@ def live(ws: Workspace, *, nights: int, seed: int, tell: Tell) -> dict[str, Any]
     return finish(ws, arms, mornings, rollouts, began, seed, tell)
 
 
+def of_day(ws: Workspace, names: Sequence[str], night: int) -> list[str]:
+    """The tasksets of a day: the same each day, or their next variants where they have any."""
+    if not names:
+        return ["letters", "dialect"] if night == 1 else [f"dialect:{night}"]
+    free = [night > 1 and ":" not in name and hasattr(ws.taskset(name), "variant") for name in names]
+    return [f"{name}:{night}" if another else name for name, another in zip(names, free, strict=True)]
+
+
 # -- the day -----------------------------------------------------------------------------------------------------------
 
 
 def day(ws: Workspace, name: str, seed: int, tell: Tell) -> int:
     """Practise, then tell one attempt that failed, one that succeeded, and the lesson that came of it."""
-    n, k = DAY[name.partition(":")[0]]
+    n, k = DAY.get(name.partition(":")[0], ANY_DAY)
     with progress() as bar:
         report = ws.run(name, n=n, k=k, seed=seed, progress=bar)
     waves = " ".join(f"{reward:.2f}" for reward in report.rewards)
@@ -72,6 +84,7 @@ def day(ws: Workspace, name: str, seed: int, tell: Tell) -> int:
 
 def told_group(ws: Workspace, report: Report, texts: Sequence[tuple[str, str]], tell: Tell) -> None:
     """The first group that failed and succeeded and became one of the lessons that stand, as it was written."""
+    from reflect.day.transcript import last_words, turns_of
     from reflect.store import runs
 
     with ws.store.read() as s:
@@ -81,11 +94,13 @@ def told_group(ws: Workspace, report: Report, texts: Sequence[tuple[str, str]], 
     if not groups:
         return
     group = max(groups, key=lambda group: worth_telling(group, reviews[group[0].task_key], texts))
-    tell(f"\nOne of the tasks: {said(group[0], 'user')}")
+    with ws.store.read() as s:
+        task = runs.task(s, group[0].task_key).content
+    tell(f"\nOne of the tasks: {' / '.join(m['content'] for m in task['messages'] if m['role'] == 'user')}")
     for what, row in (("failed", worst(group)), ("succeeded", best(group))):
         if row is not None:
             tell(f"An attempt that {what} (reward {row.reward:g}{f', {row.feedback}' if row.feedback else ''}):")
-            tell(quoted(said(row, "assistant")))
+            tell(quoted("\n".join(turn.text() for turn in turns_of(row)) or last_words(row)))
     tell(f"The model read its {len(group)} attempts with their rewards, and wrote:")
     tell(quoted(reviews[group[0].task_key].raw))
 
@@ -103,11 +118,6 @@ def best(group: Sequence[Rollout]) -> Rollout | None:
 
 def worst(group: Sequence[Rollout]) -> Rollout | None:
     return next((row for row in group if row.reward is not None and row.reward < 1), None)
-
-
-def said(row: Rollout, role: str) -> str:
-    """The last words of one side."""
-    return next((str(m["content"]) for m in reversed(row.messages) if m["role"] == role), "")
 
 
 def quoted(text: str) -> str:
@@ -220,11 +230,14 @@ def sum_of_adapter_out(now: dict[str, Any], of: dict[str, Any]) -> float:
 
 
 def following(ws: Workspace, names: Sequence[str], seed: int) -> dict[str, float]:
-    """Mean reward on tasks that bring a lesson never seen before: the bare base and the adapter."""
+    """Mean reward on tasks that bring a lesson never seen before: the bare base and the adapter. Where the tasksets have
+    no such tasks, those of dialect."""
+    first = list(dict.fromkeys(name.partition(":")[0] for name in names))
+    first = [name for name in first if ws.taskset(name).following(1)] or ["dialect"]
     found = {}
     for who, adapter in (("base", False), ("adapter", True)):
         rewards: list[float] = []
-        for name in dict.fromkeys(name.partition(":")[0] for name in names):
+        for name in first:
             result = ws.following(name, adapter=adapter, n=EXAM, seed=1000 + seed)
             rewards += result.rewards if result else []
         found[who] = round(sum(rewards) / len(rewards), 4) if rewards else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -45,8 +45,10 @@ def choose(
     limit: int,
     count_tokens: Count,
     statuses: Sequence[str] = SHOWN_STATUSES,
+    state: str = "",
 ) -> list[Lesson]:
-    """The lessons for this task's prompt, by id: at most `limit` lessons and `budget` tokens of them.
+    """The lessons for this task's prompt, by id: at most `limit` lessons and `budget` tokens of them. `state`: what is
+    searched in the place of the task's text.
 
     Where there are more, relevance x measured effect decides (see `worth`): lessons whose condition shares words with
     the task before the others of the taskset's scope and the general ones, for a condition such as "counting letters in
@@ -58,9 +60,10 @@ def choose(
     the task has another key.
     """
     where: dict[str, Any] = {"profile": profile, "scopes": [taskset_name, ""], "limit": POOL}
-    pool = search.pool(s, task.text, statuses=statuses, task=task.key, **where)
+    about = state or task.text
+    pool = search.pool(s, about, statuses=statuses, task=task.key, **where)
     slept = search.conditions(s, statuses=["distilled"], **where) if pool and "distilled" not in statuses else []
-    off = misses([*(found.when for found in pool), *slept], task.text)
+    off = misses([*(found.when for found in pool), *slept], about)
     fits = [found for found, missed in zip(pool, off, strict=False) if not missed]
     costs = {found.id: count_tokens(line(found.when, found.do)) for found in fits[: limit + 1]}
     if len(fits) > limit or sum(costs.values()) > budget:
@@ -104,6 +107,23 @@ def _lot(words: str) -> float:
     return int.from_bytes(hashlib.sha256(f"choose/{words}".encode()).digest()[:8], "big") / 2**64
 
 
+class Stepwise(list[Lesson]):
+    """The lessons of an episode that chooses them again at each turn. As a list: all that may come, by id."""
+
+    def __init__(self, may_come: Iterable[Lesson], at: Callable[[str], list[Lesson]]) -> None:
+        super().__init__(may_come)
+        self.at = at  # where things stand, in words -> the lessons of this turn
+
+
+def only(lessons: Sequence[Lesson], keep: Callable[[Lesson], bool]) -> list[Lesson]:
+    """Those of the lessons that are to be kept, at each turn where they are chosen at each."""
+    kept = [lesson for lesson in lessons if keep(lesson)]
+    if not isinstance(lessons, Stepwise):
+        return kept
+    at = lessons.at
+    return Stepwise(kept, lambda state: [lesson for lesson in at(state) if keep(lesson)])
+
+
 def lessons_for(
     model: Model,
     s: Session,
@@ -112,17 +132,23 @@ def lessons_for(
     settings: Settings,
     statuses: Sequence[str] = SHOWN_STATUSES,
 ) -> list[Lesson]:
-    """The lessons that stand in the prompt of this task at run time, by the settings."""
-    return choose(
-        s,
-        taskset.name,
-        task,
-        profile=settings.profile,
-        budget=room_for_lessons(task, settings, model.context, model.count_tokens),
-        limit=settings.lesson_limit,
-        count_tokens=model.count_tokens,
-        statuses=statuses,
-    )
+    """The lessons that stand in the prompt of this task at run time, by the settings; where the taskset is `stepwise`
+    all that may come (see `Stepwise`)."""
+    words: dict[str, Any] = {"profile": settings.profile, "count_tokens": model.count_tokens, "statuses": statuses}
+    within: dict[str, Any] = {"limit": settings.lesson_limit}
+    within["budget"] = room_for_lessons(task, settings, model.context, model.count_tokens)
+    if not taskset.stepwise:
+        return choose(s, taskset.name, task, **within, **words)
+    engine = s.get_bind()
+
+    @lru_cache(maxsize=1024)  # many episodes come to the same state
+    def found(state: str) -> tuple[Lesson, ...]:
+        with Session(engine, expire_on_commit=False) as now:
+            return tuple(choose(now, taskset.name, task, state=state, **within, **words))
+
+    scopes = (taskset.name, "")
+    every = [lesson for scope in scopes for lesson in db.listing(s, settings.profile, statuses, scope, limit=4 * POOL)]
+    return Stepwise(every, lambda state: list(found(state)))
 
 
 def room_for_lessons(task: Task, settings: Settings, context: int, count_tokens: Count) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 from reflect.config import Settings
 from reflect.day.effect import Effect, NoiseFloor, Paired, needed, noise_floor, resolvable
-from reflect.day.lessons import lessons_for
+from reflect.day.lessons import lessons_for, only
 from reflect.day.measure import measure
 from reflect.day.rollout import AUDIT, Part, Progress, run_parts
 from reflect.day.trial import Court, Holds, audited, settle
@@ -98,7 +98,7 @@ def compare(
     """Carry out the plan until there is a verdict or no task is left; the verdict moves the lesson."""
     with store.read() as s:
         seed = sum(trial.kind == "paired" for trial in nights.trials(s, plan.lesson.id))  # each time other attempts
-    rows = [(task, chosen, [lesson for lesson in chosen if lesson.id != plan.lesson.id]) for task, chosen in plan.tasks]
+    rows = [(task, chosen, only(chosen, lambda lesson: lesson.id != plan.lesson.id)) for task, chosen in plan.tasks]
     effect = _pairs(model, taskset, settings, rows, plan.k, seed, progress)
     with store.write() as s:
         lesson = db.get(s, plan.lesson.id)
@@ -140,6 +140,7 @@ def _pairs(
     """The effect of the first lessons of each row against the second, with the same seeds, up to the verdict."""
     paired, audit = Paired(), Paired()
     options: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
+    options["limits"] = settings.limits
     for start in range(0, len(rows), WAVE):
         if progress:
             progress(start, len(rows), "pairs")
@@ -204,6 +205,7 @@ def run_twice(
     with store.read() as s:
         parts = [Part(task, lessons_for(model, s, taskset, task, settings), range(2 * k)) for task in tasks]
     options: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
+    options["limits"] = settings.limits
     rewards: list[list[float]] = []
     for start in range(0, len(parts), WAVE):
         if progress:

@@ -20,18 +20,19 @@ from sqlmodel import Session
 
 from reflect.config import Settings
 from reflect.day.bundle import Bundle, draw
-from reflect.day.lessons import lessons_for
+from reflect.day.lessons import Stepwise, lessons_for
 from reflect.day.measure import measure
 from reflect.day.purse import Purse, server_of, stopped
 from reflect.day.review import Group, edit_lessons, review
 from reflect.day.rollout import HALTED, Progress, Stopped, run_parts
 from reflect.day.summary import Report, report
-from reflect.day.trial import Court, Holds, parts_of, shown_to, withhold
+from reflect.day.trial import Court, Drawn, Holds, parts_of, shown_to, withhold
 from reflect.errors import ModelHalted, UsageError
 from reflect.models.base import Model
 from reflect.records import Exposure, Run
 from reflect.store import Store, nights, runs, trials
 from reflect.tasksets.base import Task, Taskset
+from reflect.tasksets.environment import plays
 
 WAVE = 8  # tasks that run, and are reviewed, together
 
@@ -109,7 +110,10 @@ def roll_out(
     for key, lessons in chosen.items():
         draws[key] = [draw(lessons, settings, run.seed, key, index) for index in range(run.k)]
         drawn[key] = [
-            one.applied(withhold(lessons, settings, run.seed, key, index)) for index, one in enumerate(draws[key])
+            Drawn(one, settings, run.seed, key, index)
+            if isinstance(lessons, Stepwise)
+            else one.applied(withhold(lessons, settings, run.seed, key, index))
+            for index, one in enumerate(draws[key])
         ]
     have = {(row.task_key, row.index) for rows in saved.values() for row in rows}
     parts = [
@@ -121,7 +125,7 @@ def roll_out(
     options: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
     stop = None
     try:
-        fresh = run_parts(model, taskset, parts, seed=run.seed, **options)
+        fresh = run_parts(model, taskset, parts, seed=run.seed, limits=settings.limits, **options)
     except Stopped as e:
         fresh, stop = e.rollouts, e.why
     order = {task.key: number for number, task in enumerate(missing)}
@@ -173,6 +177,7 @@ def open_run(
         raise UsageError(f"A run needs at least one task and one rollout of each, not n={n} and k={k}.")
     names = ["temperature", "max_tokens", "reflect_tokens", "lesson_budget", "lesson_limit"]
     names += ["review", "trials", "withhold_candidate", "withhold_active", "withhold_bundle"]
+    names += ["max_turns", "episode_tokens", "episode_seconds"] if plays(taskset) else []
     config = {name: value for name, value in asdict(settings).items() if name in names}
     config |= {"learn": learn, "use_lessons": use_lessons}
     config |= {"reflector": reflector.name, "reflector_fingerprint": reflector.fingerprint} if reflector else {}

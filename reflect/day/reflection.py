@@ -18,10 +18,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from reflect import prompts
 from reflect.day.packing import Attempt, Packed, pack
+from reflect.day.transcript import Said, last_words, turns_of
 from reflect.models.base import Model, Request
 from reflect.records import Lesson, Rollout
 from reflect.tasksets.base import Message, Task
@@ -69,6 +70,13 @@ class Edit:
         other lessons away."""
         kind = {"retire": "retire", "merge": f"merge {sorted(self.lesson_ids)}"}.get(self.kind, "write")
         return kind, normal(self.when), normal(self.do)
+
+
+class Noted(NamedTuple):
+    """Notes in the place of attempts, and what they do not tell, in words."""
+
+    attempts: list[Attempt]
+    cut: str
 
 
 def normal(text: str) -> str:
@@ -137,11 +145,12 @@ def contrast(rollouts: Sequence[Rollout]) -> bool:
 
 def attempts_of(rollouts: Sequence[Rollout]) -> list[Attempt]:
     """The rollouts as the reflector reads them; those in which the model gave no answer at all are left out."""
-    return [
-        Attempt(safe(r.messages[-1]["content"]), r.reward, safe(r.feedback))
-        for r in rollouts
-        if r.messages[-1]["role"] == "assistant"
-    ]
+    return [_attempt(r) for r in rollouts if r.messages[-1]["role"] == "assistant" or turns_of(r)]
+
+
+def _attempt(row: Rollout) -> Attempt:
+    turns = tuple(Said(t.number, safe(t.words), safe(t.back), safe(t.feedback)) for t in turns_of(row))
+    return Attempt("" if turns else safe(last_words(row)), row.reward, safe(row.feedback), turns)
 
 
 def safe(text: str) -> str:
@@ -151,24 +160,39 @@ def safe(text: str) -> str:
 
 
 def reflection_messages(
-    model: Model, task: Task, lessons: Sequence[Lesson], rollouts: Sequence[Rollout], *, max_tokens: int
+    model: Model,
+    task: Task,
+    lessons: Sequence[Lesson],
+    rollouts: Sequence[Rollout],
+    *,
+    max_tokens: int,
+    noted: Noted | None = None,
 ) -> tuple[list[Message], Packed]:
     """The prompt of one reflection and what was packed into it, within the model's context.
 
-    `lessons` are those that the rollouts saw. The answer key and the verifier are never part of it.
+    `lessons` are those that the rollouts saw. The answer key and the verifier are never part of it. `noted`: notes on
+    the attempts, in the place of attempts that are far too long (see `reflect.day.notes`).
     """
+    attempts = noted.attempts if noted else attempts_of(rollouts)
+    room = room_for(model, task, lessons, max_tokens) - (model.count_tokens(noted.cut) if noted else 0)
+    room -= MARGIN if any(attempt.turns for attempt in attempts) else 0  # more may be cut, which takes words to say
+    packed = pack(attempts, max(room, 1), model.count_tokens)
+    if noted:
+        packed = Packed(packed.text, packed.tokens, "; ".join(filter(None, [noted.cut, packed.cut])))
+    return [{"role": "user", "content": _prompt(task, lessons, packed.text, packed.cut)}], packed
+
+
+def room_for(model: Model, task: Task, lessons: Sequence[Lesson], max_tokens: int) -> int:
+    """Tokens that the packed group may have in the prompt of its reflection."""
+    beside = model.count_tokens(_prompt(task, lessons, "", "the middle of some attempts"))
+    return model.context - max_tokens - MARGIN - beside
+
+
+def _prompt(task: Task, lessons: Sequence[Lesson], packed: str, cut: str) -> str:
     rows = [{"id": x.id, "when": prompts.clean(x.when), "do": prompts.clean(x.do)} for x in lessons]
     asked = safe(task.text)
-    attempts = attempts_of(rollouts)
-
-    def text(packed: str, cut: str) -> str:
-        return prompts.render(
-            "reflect", task=asked, lessons=rows, attempts=packed, cut=cut, fence=prompts.fence(asked, packed)
-        )
-
-    room = model.context - max_tokens - MARGIN - model.count_tokens(text("", "the middle of some attempts"))
-    packed = pack(attempts, max(room, 1), model.count_tokens)
-    return [{"role": "user", "content": text(packed.text, packed.cut)}], packed
+    fence = prompts.fence(asked, packed)
+    return prompts.render("reflect", task=asked, lessons=rows, attempts=packed, cut=cut, fence=fence)
 
 
 def request_for(messages: Sequence[Message], max_tokens: int) -> Request:

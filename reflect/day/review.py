@@ -11,6 +11,7 @@ from reflect.day.asking import Answer, ask
 from reflect.day.edits import Evidence, Outcome, apply_edits
 from reflect.day.election import Ballot, elect
 from reflect.day.keeping import Consolidation
+from reflect.day.notes import take_notes
 from reflect.day.reflection import Edit, contrast, parse_edits, reflection_messages, request_for, teaches, went_well
 from reflect.day.rollout import using
 from reflect.errors import ModelError, ModelHalted
@@ -74,8 +75,12 @@ def review(model: Model, store: Store, settings: Settings, run: Run, groups: Seq
     waiting = [Review(g, row, *parse_edits(row.raw, complete=_ended(row))) for g, row in saved if row and _waits(row)]
     todo = [g for g, row in saved if row is None]
     size = settings.reflect_tokens
-    asked = [reflection_messages(model, g.task, g.shown, g.reviewed, max_tokens=size) for g in todo]
     with using(model, None):  # the bare base reflects: what it writes does not drift with the adapters
+        notes = take_notes(model, [(g.task, g.shown, g.reviewed) for g in todo], size)
+        asked = [
+            reflection_messages(model, g.task, g.shown, g.reviewed, max_tokens=size, noted=noted)
+            for g, noted in zip(todo, notes, strict=True)
+        ]
         answers = ask(model, [request_for(messages, size) for messages, _ in asked])
     reviews, stop = [], None
     for group, (_, packed), (answer,) in zip(todo, asked, answers, strict=True):

@@ -1,47 +1,29 @@
-"""Sample and score the rollouts of groups: k attempts at each task, all tasks in one batched call.
+"""Sample and score the rollouts of groups: k attempts at each task, all tasks in one batched call a turn.
 
 A bad rollout is data: where the model or the verifier breaks, the rollout keeps the error, has no reward, and the run
-goes on.
+goes on. How one rollout goes is in `reflect.day.episode`.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from reflect import prompts
-from reflect.day.asking import Answer, ask
-from reflect.day.asking import sample_each as sample_each  # it is asked for here
-from reflect.errors import ModelError, ModelHalted
+from reflect.config import Limits
+from reflect.day.asking import ask, sample_each
+from reflect.day.episode import AUDIT, HALTED, Advice, Episode, checked, messages_for, rollout_seed
+from reflect.errors import ModelHalted
 from reflect.models.base import Model, Request
 from reflect.records import Rollout
 from reflect.tasksets.base import Message, Task, Taskset
 
-AUDIT = "audit"  # in `Rollout.parts`: what Taskset.audit says of it
-HALTED = "halted"  # `Rollout.finish` of an attempt that was not made, for the run had stopped: its place is kept
+__all__ = ["AUDIT", "HALTED", "Advice", "Part", "Progress", "Stopped", "checked", "messages_for", "play"]
+__all__ += ["rollout_seed", "run_group", "run_groups", "run_parts", "sample_each", "using"]
+
 Progress = Callable[[int, int, str], None]  # (done, total, what)
-
-
-class Advice(Protocol):
-    """What the prompt needs of a lesson: a `records.Lesson` is one."""
-
-    when: str
-    do: str
-
-
-def rollout_seed(seed: int, task_key: str, index: int) -> int:
-    """The seed of one rollout, 0 <= seed < 2**63: a hash, so that it depends on nothing else in the run."""
-    digest = hashlib.sha256(f"{seed}/{task_key}/{index}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def messages_for(task: Task, lessons: Sequence[Advice] = ()) -> list[Message]:
-    """Exactly what the model will see: the task, with `lessons` and the lessons that the task brings itself."""
-    rows = [{"when": lesson.when, "do": lesson.do} for lesson in lessons]
-    rows += [{"when": when, "do": do} for when, do in task.lessons]
-    return prompts.with_lessons(task.messages, rows)
+ANYWAY = Limits()
 
 
 def run_groups(
@@ -53,10 +35,12 @@ def run_groups(
     seed: int,
     temperature: float = 1.0,
     max_tokens: int = 96,
+    limits: Limits = ANYWAY,
 ) -> list[list[Rollout]]:
     """k scored rollouts for each (task, lessons), in order. `run_id` and `adapter_id` are left for the caller."""
     parts = [Part(task, lessons, range(k)) for task, lessons in groups]
-    return run_parts(model, taskset, parts, seed=seed, temperature=temperature, max_tokens=max_tokens)
+    options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "limits": limits}
+    return run_parts(model, taskset, parts, seed=seed, **options)
 
 
 class Part(NamedTuple):
@@ -75,24 +59,14 @@ def run_parts(
     seed: int,
     temperature: float = 1.0,
     max_tokens: int = 96,
+    limits: Limits = ANYWAY,
 ) -> list[list[Rollout]]:
-    """The scored rollouts of each part, in order: one batched call, each prompt in it once. Raises Stopped where the
-    model answers nothing more."""
-    requests = [
-        Request(
-            messages=messages_for(part.task, part.lessons),
-            seeds=tuple(rollout_seed(seed, part.task.key, i) for i in part.indices),
-            max_tokens=max_tokens,
-            temperature=temperature,
-        )
-        for part in parts
-    ]
-    answers = ask(model, requests)
-    rollouts = [
-        [_rollout(model, taskset, part.task, request, at, i, row[at]) for at, i in enumerate(part.indices)]
-        for part, request, row in zip(parts, requests, answers, strict=True)
-    ]
-    if why := next((one for row in answers for one in row if isinstance(one, ModelHalted)), None):
+    """The scored rollouts of each part, in order: one batched call a turn, each prompt in it once. Raises Stopped where
+    the model answers nothing more."""
+    options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "limits": limits}
+    episodes = play(model, taskset, parts, seed=seed, **options)
+    rollouts = [[episode.row for episode in group] for group in episodes]
+    if why := next((one.halted for group in episodes for one in group if one.halted), None):
         raise Stopped(why, rollouts) from why.__cause__
     return rollouts
 
@@ -106,6 +80,51 @@ class Stopped(ModelHalted):
         self.why, self.rollouts = why, rollouts
 
 
+def play(
+    model: Model,
+    taskset: Taskset,
+    parts: Sequence[Part],
+    *,
+    seed: int,
+    temperature: float,
+    max_tokens: int,
+    limits: Limits = ANYWAY,
+) -> list[list[Episode]]:
+    """The episodes of each part, in order, each at its end. Those that still run are asked together, turn by turn;
+    rollouts of a part whose conversations are the same so far share a request."""
+    groups = [[Episode(model, taskset, part.task, part.lessons, i, seed) for i in part.indices] for part in parts]
+    while alike := [members for group in groups for members in _alike(group)]:
+        requests = [
+            Request(
+                messages=prompt,
+                seeds=tuple(episode.seed for episode in members),
+                max_tokens=max_tokens,
+                temperature=temperature,
+                tools=members[0].tools,
+            )
+            for prompt, members in alike
+        ]
+        for (prompt, members), answers in zip(alike, ask(model, requests), strict=True):
+            for episode, answer in zip(members, answers, strict=True):
+                episode.take(prompt, answer, limits, model.context - max_tokens)
+    return groups
+
+
+def _alike(group: Sequence[Episode]) -> list[tuple[list[Message], list[Episode]]]:
+    """The episodes of a part that still run, by what they ask next: (prompt, those that ask it)."""
+    found: dict[str, tuple[list[Message], list[Episode]]] = {}
+    for episode in group:
+        if episode.over:
+            continue
+        if not episode.several and "" in found:  # of a task of one turn all ask the same
+            found[""][1].append(episode)
+            continue
+        prompt = episode.prompt()
+        key = json.dumps([prompt, episode.tools], default=str) if episode.several else ""
+        found.setdefault(key, (prompt, []))[1].append(episode)
+    return list(found.values())
+
+
 def run_group(
     model: Model,
     taskset: Taskset,
@@ -116,11 +135,11 @@ def run_group(
     seed: int,
     temperature: float = 1.0,
     max_tokens: int = 96,
+    limits: Limits = ANYWAY,
 ) -> list[Rollout]:
     """k scored rollouts of one task."""
-    (group,) = run_groups(
-        model, taskset, [(task, lessons)], k=k, seed=seed, temperature=temperature, max_tokens=max_tokens
-    )
+    options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "limits": limits}
+    (group,) = run_groups(model, taskset, [(task, lessons)], k=k, seed=seed, **options)
     return group
 
 
@@ -128,46 +147,3 @@ def using(model: Model, adapter: str | None) -> AbstractContextManager[Any]:
     """The model with that adapter on (None = the bare base); a model that knows no adapters is always bare."""
     switch = getattr(model, "using", None)
     return switch(adapter) if switch else nullcontext()
-
-
-def _rollout(
-    model: Model,
-    taskset: Taskset,
-    task: Task,
-    request: Request,
-    at: int,
-    index: int,
-    done: Answer,
-) -> Rollout:
-    """Rollout `index` of the task, which is completion `at` of its request."""
-    row = Rollout(
-        run_id=0,
-        task_key=task.key,
-        index=index,
-        messages=list(request.messages),
-        seed=request.seeds[at],
-        model=model.name,
-        trust="untrusted" if task.untrusted else "clean",
-    )
-    if isinstance(done, ModelError):
-        row.error, row.finish = f"model: {done.message}", HALTED if isinstance(done, ModelHalted) else "error"
-        return row
-    row.model = done.model or model.name
-    row.messages = [*request.messages, {"role": "assistant", "content": done.text}]
-    row.prompt_tokens, row.completion_tokens, row.finish = done.prompt_tokens, done.completion_tokens, done.finish
-    try:
-        score = taskset.verify(task, done.text)
-        row.reward, row.feedback, row.parts = checked(score.reward), score.feedback, dict(score.parts)
-        hidden = taskset.audit(task, done.text)
-        if hidden is not None:
-            row.parts = row.parts | {AUDIT: checked(hidden)}
-    except Exception as e:  # a user's verifier may raise anything; one task must not end a run
-        row.error = f"verifier: {type(e).__name__}: {e}"
-    return row
-
-
-def checked(reward: float) -> float:
-    """A reward in [0, 1]; anything else (NaN included) is a ValueError, stored as the rollout's error."""
-    if not 0.0 <= float(reward) <= 1.0:
-        raise ValueError(f"the reward {reward} is not between 0 and 1")
-    return float(reward)

@@ -14,7 +14,9 @@ from typing import Any
 from sqlmodel import Session
 
 from reflect.config import Settings
+from reflect.day.bundle import Draw
 from reflect.day.effect import USEFUL, Contrast, Effect, Paired
+from reflect.day.lessons import Stepwise
 from reflect.day.rollout import AUDIT, Part
 from reflect.records import SHOWN_STATUSES, Exposure, Lesson, Trial
 from reflect.store import lessons as db
@@ -32,6 +34,29 @@ def withhold(lessons: Sequence[Lesson], settings: Settings, seed: int, task_key:
     return [_exposure(lesson, settings, f"{seed}/{task_key}/{index}/{lesson.id}") for lesson in lessons]
 
 
+class Drawn(list[Exposure]):
+    """The exposures of a rollout whose lessons are chosen at each turn: each lesson is drawn once, when it is first
+    chosen, and then shown or withheld for the whole rollout. (Whether it comes to be chosen does not hang on its own
+    draw, so the contrast stays fair.)"""
+
+    def __init__(self, draw: Draw, settings: Settings, seed: int, task_key: str, index: int) -> None:
+        super().__init__()
+        self._draw = draw
+        self._words = (settings, seed, task_key, index)
+
+    def of(self, lessons: Stepwise) -> Stepwise:
+        """The lessons without those that are withheld from the rollout."""
+        return Stepwise(lessons, lambda state: [lesson for lesson in lessons.at(state) if self.keeps(lesson)])
+
+    def keeps(self, lesson: Lesson) -> bool:
+        """Is it shown?"""
+        found = next((exposure for exposure in self if exposure.lesson_id == lesson.id), None)
+        if found is None:
+            (found,) = self._draw.applied(withhold([lesson], *self._words))
+            self.append(found)
+        return found.shown
+
+
 def _exposure(lesson: Lesson, settings: Settings, words: str) -> Exposure:
     share = settings.withhold_candidate
     if lesson.pinned or lesson.status != "candidate":
@@ -47,7 +72,12 @@ def _exposure(lesson: Lesson, settings: Settings, words: str) -> Exposure:
 
 
 def parts_of(task: Task, lessons: Sequence[Lesson], drawn: Sequence[Sequence[Exposure]]) -> list[Part]:
-    """The rollouts of a task, those with the same lessons together; `drawn` has the exposures of each."""
+    """The rollouts of a task, those with the same lessons together; `drawn` has the exposures of each.
+
+    Where lessons are chosen at each turn every rollout is for itself, and its exposures come while it runs (`Drawn`).
+    """
+    if isinstance(lessons, Stepwise):
+        return [Part(task, one.of(lessons), [i]) for i, one in enumerate(drawn) if isinstance(one, Drawn)]
     alike: dict[tuple[bool, ...], list[int]] = {}
     for index, exposures in enumerate(drawn):
         alike.setdefault(tuple(exposure.shown for exposure in exposures), []).append(index)

@@ -3,6 +3,7 @@
 Lessons are chosen for each task exactly as at run time. Only practice tasks are used; holdout belongs to the gate.
 
 Not covered: a lesson that helps only beside another one is judged with that other one in the prompt, never alone.
+Where lessons are chosen at each turn, all of the taskset's are judged by the same episodes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reflect.config import Settings
-from reflect.day.lessons import lessons_for
+from reflect.day.lessons import lessons_for, only
 from reflect.day.rollout import Progress, using
 from reflect.errors import ReflectError, UnknownName
 from reflect.evaluate import HELD_STATUSES, ArmResult, bootstrap, run_arm
@@ -80,7 +81,7 @@ def rows_for(model: Model, store: Store, subject: Subject, settings: Settings, t
     with store.read() as s:
         for task in tasks:
             chosen = lessons_for(model, s, subject.taskset, task, settings, HELD_STATUSES)
-            if standing := [lesson for lesson in chosen if lesson.id in held]:
+            if standing := only(chosen, lambda lesson: lesson.id in held):
                 rows.append((task, standing))
             if len(rows) >= n:
                 break
@@ -142,11 +143,11 @@ def preflight(
     with using(model, None):
         for subject in subjects:
             rows = practice_rows(model, store, subject, settings, plan)
-            most = settings.max_tokens
+            options: dict[str, Any] = {"max_tokens": settings.max_tokens, "limits": settings.limits}
             bare = [(task, ()) for task, _ in rows]
             arms = {
-                "base": run_arm(model, subject.taskset, bare, max_tokens=most, progress=progress),
-                "lessons": run_arm(model, subject.taskset, rows, max_tokens=most, progress=progress),
+                "base": run_arm(model, subject.taskset, bare, progress=progress, **options),
+                "lessons": run_arm(model, subject.taskset, rows, progress=progress, **options),
             }
             gained = gains(arms["lessons"], arms["base"])
             figures["tasksets"][subject.taskset.name] = {

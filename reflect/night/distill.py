@@ -13,12 +13,14 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from reflect.models.base import Request
 from reflect.models.local import LocalModel
 from reflect.night import parallel
-from reflect.night.harvest import Data, Question
+from reflect.night.episodes import tokens_of
+from reflect.night.examples import Question
+from reflect.night.harvest import Data
 from reflect.night.losses import Row
 from reflect.night.plan import Plan
 
@@ -39,7 +41,8 @@ def sft(model: LocalModel, name: str | None, data: Data, plan: Plan, step: int, 
 
 
 def distill(model: LocalModel, name: str | None, data: Data, plan: Plan, step: int, size: int) -> Step:
-    """On-policy: the student attempts tasks without lessons; the teacher judges every token that it wrote."""
+    """On-policy: the student attempts tasks without lessons; the teacher judges every token that it wrote. In a task of
+    several turns a question is one turn, in a state that the teacher came to (see `episodes`)."""
     rng = random.Random(f"distill {plan.seed} {step}")
     questions = [rng.choice(data.questions) for _ in range(size)]
     answers = answers_of(model, name, questions, plan, f"{plan.seed}/{step}", data.max_tokens)
@@ -68,15 +71,17 @@ def answers_of(
             seeds=(int(hashlib.sha256(f"{salt}/{i}".encode()).hexdigest()[:15], 16),),
             max_tokens=max_tokens,
             temperature=plan.temperature,
+            tools=tuple(question.tools),
         )
         for i, question in enumerate(questions)
     ]
     with model.using(name):
         done = [completions[0] for completions in parallel.sample(model, requests)]
-    return [[*c.tokens, model.end] if c.finish == "stop" else list(c.tokens) for c in done]
+    return [tokens_of(model, c) for c in done]
 
 
 def prompts_of(model: LocalModel, question: Question) -> tuple[list[int], list[int]]:
     """The prompt as the student sees it and as the teacher sees it, as token ids."""
-    student = model.encode(question.student)
-    return student, student if question.teacher == question.student else model.encode(question.teacher)
+    tools: dict[str, Any] = {"tools": question.tools} if question.tools else {}
+    student = model.encode(question.student, **tools)
+    return student, student if question.teacher == question.student else model.encode(question.teacher, **tools)

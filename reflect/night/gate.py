@@ -5,7 +5,8 @@ shuffled lessons beside them; then what must not have been harmed. The base is a
 can be judged again at a smaller scale where it does harm: see `judge`. What is asked is in here, what is made of the
 answers in `checks`.
 
-Not covered: harm outside the tasksets that are here, and a holdout that leaks into practice.
+Not covered: harm outside the tasksets that are here (and in tasks of several turns that the night is not about: their
+episodes would take longer than the night), and a holdout that leaks into practice.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from reflect.models.local import LocalModel
 from reflect.night import checks, revoke
 from reflect.night.checks import Check, Probe
 from reflect.night.curriculum import Rows, Subject, gains, lesson_effects, rows_for
-from reflect.night.harvest import Data, advice_of, contradicted, near_tasks
+from reflect.night.harvest import Data, advice_of, contradicted, guarded, near_tasks
 from reflect.night.plan import Plan
 from reflect.night.training import probe
 from reflect.store import Store
@@ -108,7 +109,7 @@ class Exam:
             near = near_tasks(model, store, subject, settings, "holdout")
             self._add(f"near tasks of {taskset.name}", taskset, near[: plan.gate_tasks], sampled=True)
         outside = [taskset for taskset in available() if taskset.name in data.figures["outside"]]
-        for taskset in {t.name: t for t in (*available(), *self.tasksets.values())}.values():
+        for taskset in guarded(subjects):
             self._add(f"following new lessons in {taskset.name}", taskset, taskset.following(plan.gate_tasks, seed=-1))
         for taskset in outside:
             self._add(f"unrelated {taskset.name}", taskset, taskset.tasks("holdout", plan.gate_tasks), sampled=True)
@@ -135,11 +136,13 @@ class Exam:
             means = [sum(scores) / len(scores) for scores in self.attempts(adapter, taskset, rows, self.plan.seed)]
             return ArmResult(sum(means) / len(means), len(means), (0.0, 1.0), means)
         with self.model.using(adapter):
-            return run_arm(self.model, taskset, rows, max_tokens=self.settings.max_tokens, progress=self.progress)
+            most, limits = self.settings.max_tokens, self.settings.limits
+            return run_arm(self.model, taskset, rows, max_tokens=most, limits=limits, progress=self.progress)
 
     def attempts(self, adapter: str | None, taskset: Taskset, rows: Rows, seed: int) -> list[list[float]]:
         """The rewards of TRIES sampled attempts at each task, with the same seeds for whoever is asked."""
         options: dict[str, Any] = {"temperature": self.plan.temperature, "max_tokens": self.settings.max_tokens}
+        options["limits"] = self.settings.limits
         with self.model.using(adapter):
             found = run_groups(self.model, taskset, rows, k=TRIES, seed=seed, **options)
         return [[row.reward or 0.0 for row in group] for group in found]
@@ -220,7 +223,8 @@ def placebo_rewards(
     for subject in subjects:
         rows = _bare(gate_rows(model, store, subject, settings, plan))
         with model.using(name):
-            found[subject.taskset.name] = run_arm(model, subject.taskset, rows, max_tokens=settings.max_tokens).rewards
+            options: dict[str, Any] = {"max_tokens": settings.max_tokens, "limits": settings.limits}
+            found[subject.taskset.name] = run_arm(model, subject.taskset, rows, **options).rewards
     return found
 
 

@@ -4,7 +4,8 @@ A step samples groups of attempts at practice tasks, without lessons. The advant
 stands above its group's mean, in the group's standard deviations. A group whose rewards are all equal says nothing: it
 is skipped, and another task takes its place (DAPO, arXiv 2503.14476, section 3.2). The loss is a mean over tokens.
 
-All randomness follows from (seed, step). Not covered: tasks of several turns.
+In a task of several turns every answer has the advantage of its whole episode. All randomness follows from (seed,
+step).
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import torch
 
 from reflect.models.base import Completion, Request
 from reflect.models.local import LocalModel
-from reflect.night import parallel
-from reflect.night.distill import Step
-from reflect.night.harvest import Data, PracticeTask, reward_of
+from reflect.night import episodes, parallel
+from reflect.night.distill import Step, prompts_of
+from reflect.night.episodes import any_plays, tokens_of
+from reflect.night.examples import Example, PracticeTask, Question
+from reflect.night.harvest import Data, reward_of
 from reflect.night.losses import Row, answer_logits, chosen, micro_batches
 from reflect.night.plan import Plan
 
@@ -43,12 +46,11 @@ def grpo(model: LocalModel, name: str | None, data: Data, plan: Plan, step: int,
         if not missing or not data.tasks:
             break
         tasks = rng.choices(data.tasks, k=missing)
-        groups = attempts(model, name, tasks, data, plan, f"{step}/{turn}")
-        scored = parallel.from_first(partial(score, tasks, groups, data))
+        groups, scored = tried(model, name, tasks, data, plan, f"{step}/{turn}")
         rewards += scored
-        for task, group, scores in zip(tasks, groups, scored, strict=True):
+        for group, scores in zip(groups, scored, strict=True):
             if max(scores) > min(scores):
-                rows.append(group_rows(model, task, group, scores, plan))
+                rows.append(group_rows(model, group, scores, plan))
         if min(score for group in rewards[-missing:] for score in group) >= 1.0:
             break  # there is nothing left to learn
     flat = [row for group in rows for row in group]
@@ -60,6 +62,24 @@ def grpo(model: LocalModel, name: str | None, data: Data, plan: Plan, step: int,
         "variance": sum(max(g) > min(g) for g in rewards) / max(1, len(rewards)),
     }
     return Step(flat, told, len(every))
+
+
+def tried(
+    model: LocalModel, name: str | None, tasks: Sequence[PracticeTask], data: Data, plan: Plan, salt: str
+) -> tuple[list[list[list[Example]]], list[list[float]]]:
+    """`plan.group` attempts at each task, each as its answers (one for each turn), and their rewards. Episodes of
+    several turns are played by the first process alone: it has the environments."""
+    if parallel.from_first(lambda: any_plays(tasks, data.tasksets)):
+        words = (model, name, tasks, data.tasksets, data.limits, data.max_tokens, plan, salt)
+        return parallel.from_first(partial(episodes.attempts, *words))
+    groups = attempts(model, name, tasks, data, plan, salt)
+    scored = parallel.from_first(partial(score, tasks, groups, data))
+    questions = [Question(task.prompt, task.prompt) for task in tasks]
+    made = [
+        [[Example(question, tokens_of(model, done))] for done in group]
+        for question, group in zip(questions, groups, strict=True)
+    ]
+    return made, scored
 
 
 def score(tasks: Sequence[PracticeTask], groups: Sequence[Sequence[Completion]], data: Data) -> list[list[float]]:
@@ -84,17 +104,18 @@ def attempts(
         return parallel.sample(model, requests)
 
 
-def group_rows(
-    model: LocalModel, task: PracticeTask, group: Sequence[Completion], scores: Sequence[float], plan: Plan
-) -> list[Row]:
-    """A row for each attempt that said anything. An attempt that was cut ends without the end token."""
-    prompt = model.encode(task.prompt)
-    answers = [[*done.tokens, model.end] if done.finish == "stop" else list(done.tokens) for done in group]
-    return [
-        Row(prompt, prompt, answer, "policy", advantage=a, beta=plan.kl, temperature=plan.temperature)
-        for answer, a in zip(answers, advantages(scores), strict=True)
-        if answer
-    ]
+def group_rows(model: LocalModel, group: Sequence[Sequence[Example]], scores: Sequence[float], plan: Plan) -> list[Row]:
+    """A row for each answer that says anything, with the advantage of its whole attempt. One that was cut ends without
+    the end token."""
+    rows = []
+    encoded: dict[str, list[int]] = {}  # the attempts begin alike
+    for attempt, a in zip(group, advantages(scores), strict=True):
+        for example in attempt:
+            asked = str(example.question.student)
+            prompt = encoded[asked] = encoded.get(asked) or prompts_of(model, example.question)[0]
+            row = Row(prompt, prompt, example.answer, "policy", advantage=a, beta=plan.kl, temperature=plan.temperature)
+            rows += [row] if example.answer else []
+    return rows
 
 
 def advantages(scores: Sequence[float]) -> list[float]:

@@ -8,49 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reflect.config import Settings
-from reflect.day.rollout import Progress, checked, messages_for, using
+from reflect.config import Limits, Settings
+from reflect.day.rollout import ANYWAY, Progress, checked, messages_for, using
 from reflect.evaluate import run_arm
 from reflect.models.base import Completion, Model, Request
+from reflect.night import episodes
 from reflect.night.curriculum import Rows, Subject, effect, gains, practice_rows, rows_for
+from reflect.night.episodes import tokens_of
+from reflect.night.examples import Example, PracticeTask, Question
 from reflect.night.plan import Plan
 from reflect.store import Store
 from reflect.tasksets import available
 from reflect.tasksets.base import Message, Split, Task, Taskset
+from reflect.tasksets.environment import plays
 
 BATCH = 128  # prompts in one sample call
 PROBES = 5  # every fifth anchor is a probe
-
-
-@dataclass(frozen=True)
-class Question:
-    """One prompt as the student sees it and as the teacher sees it (the same for anchors)."""
-
-    student: list[Message]
-    teacher: list[Message]
-
-
-@dataclass(frozen=True)
-class Example:
-    question: Question
-    answer: list[int]  # token ids, the end token included
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class PracticeTask:
-    """A task for reinforcement learning, and where its verifier is found."""
-
-    taskset: str
-    task: Task
-
-    @property
-    def prompt(self) -> list[Message]:
-        return messages_for(self.task)
 
 
 @dataclass(frozen=True)
@@ -63,6 +40,7 @@ class Data:
     max_tokens: int
     figures: dict[str, Any] = field(default_factory=dict)
     tasks: list[PracticeTask] = field(default_factory=list)
+    limits: Limits = ANYWAY  # of attempts that have several turns
     tasksets: dict[str, Taskset] = field(default_factory=dict, compare=False)  # the verifiers; not in the JSON
 
     @property
@@ -75,6 +53,7 @@ class Data:
             **{name: [dataclasses.asdict(x) for x in getattr(self, name)] for name in ("harvest", "anchors", "probes")},
             "tasks": [[x.taskset, x.task.shape()] for x in self.tasks],
             "max_tokens": self.max_tokens,
+            "limits": list(self.limits),
             "figures": self.figures,
         }
 
@@ -87,6 +66,7 @@ class Data:
         tasks = [PracticeTask(name, Task(**row)) for name, row in shape["tasks"]]
         verifiers = {taskset.name: taskset for taskset in tasksets}
         rest: dict[str, Any] = {"max_tokens": shape["max_tokens"], "figures": shape["figures"]}
+        rest["limits"] = Limits(*shape.get("limits", ()))  # a night that began before there were any
         return cls(**kinds, **rest, tasks=tasks, tasksets=verifiers)
 
 
@@ -113,16 +93,12 @@ def harvest(
     tasks: list[PracticeTask] = []
     for subject in subjects:
         rows = practice_rows(model, store, subject, settings, plan)
-        questions = [Question(messages_for(task), messages_for(task, lessons)) for task, lessons in rows]
-        answers = sample(model, [q.teacher for q in questions], settings, plan, plan.samples, "harvest", progress)
+        attempts = episodes_of if plays(subject.taskset) else answers_of
         tried = kept = 0
-        for (task, _), question, completions in zip(rows, questions, answers, strict=True):
-            for done in completions:
-                tried += 1
-                if done.finish == "stop" and passes(subject.taskset, task, done.text):
-                    kept += 1
-                    weight = 2.0 if task.key in failed else 1.0
-                    good.append(Example(question, tokens_of(model, done), weight))
+        for task, made in attempts(model, subject.taskset, rows, settings, plan, progress):
+            tried += 1
+            kept += bool(made)
+            good += [dataclasses.replace(example, weight=2.0 if task.key in failed else 1.0) for example in made]
         practice.append(rows)
         near += near_tasks(model, store, subject, settings, "practice")
         tasks += [PracticeTask(subject.taskset.name, task) for task, _ in rows]
@@ -134,7 +110,32 @@ def harvest(
     held = [example for example in held if example.answer]
     told = {"tasksets": figures, "kept": len(good), "anchors": len(held), "outside": [t.name for t in alone]}
     probes = held[::PROBES]
-    return Data(good, [x for x in held if x not in probes], probes, settings.max_tokens, told, tasks)
+    rest = [x for x in held if x not in probes]
+    return Data(good, rest, probes, settings.max_tokens, told, tasks, settings.limits)
+
+
+Made = Iterator[tuple[Task, list[Example]]]  # for each attempt its task and, where it is good, what it teaches
+
+
+def answers_of(
+    model: Any, taskset: Taskset, rows: Rows, settings: Settings, plan: Plan, progress: Progress | None
+) -> Made:
+    """The teacher's attempts at tasks of one answer."""
+    questions = [Question(messages_for(task), messages_for(task, lessons)) for task, lessons in rows]
+    answers = sample(model, [q.teacher for q in questions], settings, plan, plan.samples, "harvest", progress)
+    for (task, _), question, completions in zip(rows, questions, answers, strict=True):
+        for done in completions:
+            good = done.finish == "stop" and passes(taskset, task, done.text)
+            yield task, [Example(question, tokens_of(model, done))] if good else []
+
+
+def episodes_of(
+    model: Any, taskset: Taskset, rows: Rows, settings: Settings, plan: Plan, progress: Progress | None
+) -> Made:
+    """The teacher's attempts at tasks of several turns."""
+    for group in episodes.teach(model, taskset, rows, settings, plan, plan.samples, "harvest", progress):
+        for one in group:
+            yield one.task, episodes.examples(model, one, one.task) if episodes.passed(one) else []
 
 
 def passes(taskset: Taskset, task: Task, text: str) -> bool:
@@ -187,15 +188,23 @@ def outside(
 ) -> list[Taskset]:
     """The named tasksets that the night shall leave alone: not in it, and none of its lessons changes their rewards.
 
-    (A user's file of letter questions makes `letters` a part of the night in all but name.)
+    (A user's file of letter questions makes `letters` a part of the night in all but name.) Tasks of several turns are
+    left out: see `guarded`.
     """
     inside = {subject.taskset.name for subject in subjects}
     alone = []
-    for taskset in available():
+    for taskset in guarded(()):
         tasks = [] if taskset.name in inside or taskset.about.startswith("broken:") else taskset.tasks("practice", n)
         if tasks and all(_untouched(model, taskset, rows_for(model, store, s, settings, tasks, n)) for s in subjects):
             alone.append(taskset)
     return alone
+
+
+def guarded(subjects: Sequence[Subject]) -> list[Taskset]:
+    """The tasksets on which harm is looked for: the named ones, and the night's own. Of those with tasks of several
+    turns only the night's: episodes of all the others would take longer than the night itself."""
+    named = [taskset for taskset in available() if not plays(taskset)]
+    return list({t.name: t for t in (*named, *(subject.taskset for subject in subjects))}.values())
 
 
 def _untouched(model: Model, taskset: Taskset, rows: Rows) -> bool:
@@ -225,8 +234,7 @@ def anchor_prompts(
         for subject, rows in zip(subjects, practice, strict=True)
         for task, _ in contradicted(rows, advice_of(subject), rng)
     ]
-    everything = {t.name: t for t in (*available(), *(subject.taskset for subject in subjects))}
-    new = [task for t in everything.values() for task in t.following(n, rng.getrandbits(30))]
+    new = [task for t in guarded(subjects) for task in t.following(n, rng.getrandbits(30))]
     other = [task for t in alone for task in t.tasks("practice", n, rng.getrandbits(30))]
     sources = [
         _some([Question(m, m) for m in map(messages_for, new)], 3 * n // 8, rng),
@@ -264,8 +272,3 @@ def contradicted(rows: Rows, advice: Sequence[str], rng: random.Random) -> Rows:
 
 def _some(rows: list[Question], n: int, rng: random.Random) -> list[Question]:
     return rng.sample(rows, min(n, len(rows)))
-
-
-def tokens_of(model: Any, done: Completion) -> list[int]:
-    """The answer as training sees it: with the end token where the model ended."""
-    return [*done.tokens, model.end] if done.finish == "stop" else list(done.tokens)

@@ -14,11 +14,14 @@ from typing import Any
 
 from reflect.config import Settings
 from reflect.day.rollout import Progress, messages_for
+from reflect.night import episodes
 from reflect.night.curriculum import Subject, practice_rows
-from reflect.night.harvest import Data, Example, Question, advice_of, contradicted, passes, sample, tokens_of
+from reflect.night.episodes import tokens_of
+from reflect.night.examples import Example, Question
+from reflect.night.harvest import Data, advice_of, contradicted, guarded, passes, sample
 from reflect.night.plan import Plan
 from reflect.store import Store
-from reflect.tasksets import available
+from reflect.tasksets.environment import plays
 
 FEWEST = 8  # good attempts that are worth training on; with fewer it trains on all
 
@@ -42,6 +45,12 @@ def placebo_data(
         wrong = contradicted(rows, advice, rng)
         if not wrong:
             continue
+        if plays(subject.taskset):
+            for group in episodes.teach(model, subject.taskset, wrong, settings, plan, 1, "placebo", progress):
+                for one in group:
+                    bare = dataclasses.replace(one.task, lessons=())
+                    (good if episodes.passed(one) else rest).extend(episodes.examples(model, one, bare))
+            continue
         questions = [
             Question(messages_for(task), messages_for(told)) for (task, _), (told, _) in zip(rows, wrong, strict=True)
         ]
@@ -57,7 +66,7 @@ def other_advice(subjects: Sequence[Subject]) -> list[str]:
     """What all lessons of the night advise; where that is one thing only, also what new lessons elsewhere advise."""
     found = {do for subject in subjects for do in advice_of(subject)}
     if len(found) < 2:
-        found |= {do for t in available() for task in t.following(16) for _, do in task.lessons}
+        found |= {do for t in guarded(subjects) for task in t.following(16) for _, do in task.lessons}
     return sorted(found)
 
 

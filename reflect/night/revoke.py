@@ -14,9 +14,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from reflect.config import Settings
-from reflect.day.lessons import POOL, lessons_for
+from reflect.day.lessons import POOL, lessons_for, only
 from reflect.day.rollout import Progress, using
 from reflect.errors import ReflectError
 from reflect.evaluate import HELD_STATUSES, ArmResult, paired_difference, run_arm
@@ -67,9 +68,10 @@ def gone(model: Model, store: Store, subjects: Sequence[Subject], settings: Sett
             rows = rows_of(model, store, lesson, taskset, subjects, settings, WIDER * plan.gate_tasks)
             with using(model, None):
                 taught: Rows = [(task, [lesson, *others]) for task, others in rows]
-                passed = run_arm(model, taskset, taught, max_tokens=settings.max_tokens).rewards
+                options: dict[str, Any] = {"max_tokens": settings.max_tokens, "limits": settings.limits}
+                passed = run_arm(model, taskset, taught, **options).rewards
                 rows = [row for row, reward in zip(rows, passed, strict=True) if reward >= 1.0][: plan.gate_tasks]
-                base = run_arm(model, taskset, rows, max_tokens=settings.max_tokens)
+                base = run_arm(model, taskset, rows, **options)
             if rows:
                 mine.append(Gone(lesson, taskset, rows, base))
         found += mine or [Gone(lesson, Taskset(), [], ArmResult(0.0, 0, (0.0, 0.0)))]
@@ -84,7 +86,8 @@ def verdict(model: Model, name: str, one: Gone, settings: Settings, progress: Pr
         return Check(what, True, 0.0, MARGIN, text, "proof")
     bare: Rows = [(task, []) for task, _ in one.rows]
     with using(model, name):
-        now = run_arm(model, one.taskset, bare, max_tokens=settings.max_tokens, progress=progress)
+        most, limits = settings.max_tokens, settings.limits
+        now = run_arm(model, one.taskset, bare, max_tokens=most, limits=limits, progress=progress)
     mean, low, _ = paired_difference(now, one.base)
     against = "the base with the other lessons" if any(lessons for _, lessons in one.rows) else "the base"
     text = f"{what} in {one.taskset.name}: {against} {one.base.reward:.2f}, the adapter {now.reward:.2f}, "
@@ -110,7 +113,7 @@ def rows_of(
         for task in taskset.tasks("holdout"):
             if lesson.id in {x.id for x in lessons_for(model, s, taskset, task, every, LESSON_STATUSES)}:
                 standing = lessons_for(model, s, taskset, task, settings, HELD_STATUSES)
-                others = [x for x in standing if x.id in night]
+                others = only(standing, lambda x: x.id in night)
                 (beside if others else alone).append((task, others))
             if len(alone) >= n:
                 break

@@ -17,10 +17,15 @@ from typing import Any
 from reflect.config import shipped
 from reflect.errors import ReflectError, UnknownName, UsageError
 from reflect.tasksets.base import Score, Split, Task, Taskset, load_module
+from reflect.tasksets.environment import Environment, Step, Toolbox, replay
 from reflect.tasksets.files import SUFFIXES, FileTaskset
+from reflect.tasksets.tools import Outside
 from reflect.tasksets.verifiers import VERIFIERS
 
-__all__ = ["Score", "Task", "Taskset", "available", "check", "load_taskset"]
+__all__ = ["Environment", "Outside", "Score", "Step", "Task", "Taskset", "Toolbox"]
+__all__ += ["available", "check", "load_taskset"]
+
+SILENCE = [""] * 100  # turns of an assistant that says nothing
 
 
 def load_taskset(name: str | Path) -> Taskset:
@@ -86,7 +91,7 @@ def _wrong_scores(taskset: Taskset, task: Task) -> list[str]:
     if task.verifier not in VERIFIERS and task.verifier != "taskset":
         return [f"task {task.id}: there is no verifier {task.verifier!r}"]
     try:
-        good, empty = taskset.verify(task, taskset.gold(task)), taskset.verify(task, "")
+        good, empty = replay(taskset, task, taskset.gold(task)), replay(taskset, task, SILENCE)
     except Exception as e:  # somebody's verifier: whatever it raises is what is wrong with it
         return [f"task {task.id}: its verifier broke: {type(e).__name__}: {e}"]
     problems = []

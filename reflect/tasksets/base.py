@@ -8,12 +8,16 @@ import hashlib
 import importlib.util
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from reflect.errors import UnknownName
+
+if TYPE_CHECKING:
+    from reflect.tasksets.environment import Environment
 
 Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": str, ...}, the OpenAI shape
 Split = Literal["practice", "holdout"]
@@ -72,6 +76,7 @@ class Taskset:
 
     name = "taskset"
     about = ""  # one line for `reflect tasks list`
+    stepwise = False  # choose the lessons again at each turn, by `Environment.state`
 
     def tasks(self, split: Split, n: int | None = None, seed: int = 0) -> list[Task]:
         """The first `n` tasks (all when None) of the split in an order that depends on `seed` only."""
@@ -83,8 +88,12 @@ class Taskset:
 
         return VERIFIERS[task.verifier](text, task.answer)
 
-    def gold(self, task: Task) -> str:
-        """A known-good final assistant text: must score 1.0 without a model."""
+    def environment(self, task: Task) -> Environment | None:
+        """A new episode of a task of several turns; None where the first answer is the last."""
+        return None
+
+    def gold(self, task: Task) -> str | Sequence[str]:
+        """A known-good final assistant text, or all texts of a known-good episode: must score 1.0 without a model."""
         return f"answer: {task.answer}"
 
     def audit(self, task: Task, text: str) -> float | None:

@@ -1,0 +1,182 @@
+"""Nights over tasks of several turns: what training sees of a teacher's episode, and the arms that play them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from world_model import ARITHMETIC, CALL, WorldModel
+
+from reflect.config import Settings
+from reflect.day import planned
+from reflect.evaluate import evaluate
+from reflect.models.local import LocalModel
+from reflect.night import curriculum, distill, grpo, placebo, training
+from reflect.night.examples import PracticeTask
+from reflect.night.harvest import Data, guarded, harvest
+from reflect.night.plan import make_plan
+from reflect.store import Store
+from reflect.store import lessons as db
+from reflect.tasksets import Environment, Outside, Step, Task, Taskset, Toolbox, load_taskset
+
+SETTINGS = Settings()
+CALC, SHOP = load_taskset("calc"), load_taskset("shop")
+SMALL = {"budget": 0.05, "tasks_per_lesson": 8, "fewest_tasks": 8, "anchors": 16, "batch": 8}
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(str(tmp_path / "lessons.db"))
+    with store.write() as s:
+        db.add(s, when=ARITHMETIC, do=CALL, author="human", scope="calc")
+        for kind, limit in SHOP.limits.items():
+            db.add(s, when=f"the customer is a {kind}", do=f"ask price {limit}", author="human", scope="shop")
+    return store
+
+
+def harvested(store: Store, taskset: Taskset, model: WorldModel | None = None) -> Data:
+    model, plan = model or WorldModel(), make_plan(1, **SMALL)
+    lessons = [x for x in curriculum.pick(store, "default") if x.scope == taskset.name]
+    return harvest(model, store, [curriculum.Subject(taskset, tuple(lessons))], SETTINGS, plan, set())
+
+
+def texts(messages) -> str:
+    return "\n".join(m["content"] for m in messages)
+
+
+@pytest.mark.parametrize(("taskset", "turns", "rule"), [(CALC, 3, CALL), (SHOP, 10, "ask price")])
+def test_every_answer_of_a_good_episode_is_an_example_with_the_lessons_stripped(store, taskset, turns, rule):
+    data = harvested(store, taskset)
+    told = data.figures["tasksets"][taskset.name]
+    assert told["kept"] == told["attempts"] == 2 * told["tasks"] > 0
+    assert len(data.harvest) == turns * told["kept"]
+    for i, example in enumerate(data.harvest):
+        student, teacher = example.question.student, example.question.teacher
+        assert rule in texts(teacher) and "Lessons from practice" not in texts(student) and rule not in texts(student)
+        assert teacher[1:] == student and student[-1]["role"] == "user"
+        assert sum(m["role"] == "assistant" for m in student) == i % turns, "the conversation before it, and no more"
+        assert example.answer[-1] == WorldModel.end
+    again = Data.of(json.loads(json.dumps(data.shape())), [taskset])
+    assert again == data and again.questions == data.questions
+
+
+def test_only_good_whole_and_trusted_episodes_are_imitated(store):
+    class Web(type(CALC)):
+        def environment(self, task):
+            def times(a: int, b: int) -> Outside:
+                return Outside(a * b)
+
+            plus, minus, _ = super().environment(task).tools
+            return Toolbox(plus, minus, times, lines=True)
+
+    assert harvested(store, Web()).harvest == []
+
+    class Guesses(WorldModel):
+        def play(self, request, rng):
+            return "answer: 1"
+
+    assert harvested(store, CALC, Guesses()).figures["tasksets"]["calc"]["kept"] == 0
+
+
+def test_the_stages_of_a_night_train_on_the_turns(store, tiny: LocalModel) -> None:
+    data = harvested(store, CALC)
+    plan = make_plan(1, **SMALL | {"budget": 0.15})
+    tiny.new_adapter("x", rank=2, alpha=32, seed=0)
+    rows = distill.sft(tiny, "x", data, plan, 0, 6).rows + distill.distill(tiny, "x", data, plan, 0, 6).rows
+    assert len(rows) >= 6 and all(len(row.teacher) > len(row.student) > 10 for row in rows)
+    figures = training.fit(tiny, "x", list(tiny.adapter_parameters("x")), data, plan, None)
+    first, last = figures["stages"]["sft"]["nll"]
+    assert last < first
+
+
+def test_a_placebo_of_episodes_has_no_lesson_in_its_prompts(store):
+    lessons = tuple(x for x in curriculum.pick(store, "default") if x.scope == "shop")
+    subject = curriculum.Subject(SHOP, lessons)
+    told = placebo.placebo_data(
+        WorldModel(), store, [subject], harvested(store, SHOP), SETTINGS, make_plan(1, **SMALL)
+    )
+    assert len(told.harvest) >= 10
+    assert all("Lessons" not in texts(x.question.student) for x in told.harvest)
+    assert all("Lessons" in texts(x.question.teacher) for x in told.harvest)
+
+
+def test_games_that_a_night_is_not_about_take_no_part_in_it(store):
+    assert {t.name for t in guarded(())}.isdisjoint({"calc", "shop"})
+    subject = curriculum.Subject(SHOP, ())
+    assert "shop" in {t.name for t in guarded([subject])}
+    model = WorldModel()
+    harvested(store, CALC, model)
+    assert not any("keep a shop" in texts(request.messages) for request in model.requests)
+
+
+# -- the arms and the trial
+
+
+def test_the_four_arms_play_episodes(store):
+    model = WorldModel()
+    model.knows["night-1"] = "\n".join(
+        f"when: the customer is a {kind} do: ask price {limit}" for kind, limit in SHOP.limits.items()
+    )
+    model.active = "night-1"
+    with store.write() as s:
+        for lesson in db.listing(s, scope="shop"):
+            db.revise(s, lesson.id, author="night", status="distilled")
+    arms = evaluate(model, store, SHOP, arms=("base", "lessons", "adapter", "both"), n=12)
+    assert arms["lessons"].reward == arms["adapter"].reward == arms["both"].reward == 1.0
+    assert arms["base"].reward < 0.7 and arms["base"].lesson_tokens == arms["both"].lesson_tokens == 0
+    line = max(model.count_tokens(f"- when: the customer is a {kind} do: ask price 5") for kind in SHOP.limits)
+    assert 0 < arms["lessons"].lesson_tokens <= line, "one lesson a day"
+    assert arms["lessons"].lengths == [20] * 12 and arms["lessons"].cut == arms["lessons"].errors == 0
+    assert all(answer.startswith("price: ") for answer in arms["lessons"].answers)
+
+
+def test_a_planned_comparison_holds_one_lesson_back_through_whole_episodes(store):
+    model = WorldModel()
+    with store.read() as s:
+        lesson = db.listing(s, scope="shop")[0]
+    plan = planned.plan(model, store, SHOP, SETTINGS, lesson.id, n=24, k=2)
+    trial = planned.compare(model, store, SHOP, SETTINGS, plan)
+    assert trial.verdict == "accept" and trial.effect > 0.05
+    shown = [r for r in model.requests if lesson.when in texts(r.messages[:1])]
+    assert 0 < len(shown) < len(model.requests) / 2
+
+
+# -- rewards alone
+
+
+class Even(Taskset):
+    """Three turns; the reward at the end is the share of even words in all that was said."""
+
+    name = "evens"
+
+    def tasks(self, split, n=None, seed=0):
+        return [Task(f"t{i}", [{"role": "user", "content": f"w{i}"}], "taskset", "") for i in range(6)][:n]
+
+    def environment(self, task):
+        class Env(Environment):
+            words: list[int] = []  # noqa: RUF012
+
+            def step(self, message):
+                found = [int(word[1:]) for word in message["content"].split() if word[1:].isdigit()]
+                self.words = [*self.words, *found]
+                self.n = getattr(self, "n", 0) + 1
+                good = sum(number % 2 == 0 for number in self.words) / max(1, len(self.words))
+                return Step([{"role": "user", "content": "w1 w1"}], self.n == 3, good if self.n == 3 else None)
+
+        return Env()
+
+
+def test_every_turn_of_an_episode_has_the_advantage_of_the_whole(tiny: LocalModel) -> None:
+    data = Data([], [], [], 4, tasks=[PracticeTask("evens", t) for t in Even().tasks("practice")],
+                tasksets={"evens": Even()})  # fmt: skip
+    plan = make_plan(1, method="grpo", group=4, batch=8)
+    tiny.new_adapter("x", rank=1, alpha=32, seed=0)
+    step = grpo.grpo(tiny, "x", data, plan, 0, 8)
+    assert step == grpo.grpo(tiny, "x", data, plan, 0, 8)
+    assert 8 <= step.rollouts <= 8 * grpo.ROUNDS and 0 < step.told["reward"] < 1
+    assert len(step.rows) >= 3 * 4  # 3 turns of 4 episodes in a group, at least one group with variance
+    by_length = {len(row.student) for row in step.rows}
+    assert len(by_length) >= 3, "each turn with the conversation before it"
+    advantages = [row.advantage for row in step.rows]
+    assert sum(map(abs, advantages)) > 0 and len(set(advantages)) <= len(step.rows) // 3 + 1
+    training.fit(tiny, "x", list(tiny.adapter_parameters("x")), data, make_plan(1, method="grpo", group=4, batch=8, budget=0.05), None)  # fmt: skip
