@@ -17,7 +17,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 POCKET = Path(__file__).parent / "pocket"
 KNOWN = "Known are: pocket, hf:ORG/NAME, or the path of a Hugging Face model directory."
-FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
 def load_model(name: str = "pocket", settings: Settings | None = None) -> LocalModel:
@@ -30,7 +29,7 @@ def load_model(name: str = "pocket", settings: Settings | None = None) -> LocalM
 
     from reflect.models.local import LocalModel
 
-    return LocalModel(name, folder, device=settings.device, threads=settings.threads)
+    return LocalModel(name, folder, settings)
 
 
 def find(name: str) -> Path:
@@ -42,27 +41,12 @@ def find(name: str) -> Path:
     if name.startswith("openai:"):
         raise UsageError("Models behind an API come with a later version.", KNOWN)
     if name.startswith("hf:"):
-        return download(name.removeprefix("hf:"))
+        from reflect.models.hub import download
+
+        return download(name.removeprefix("hf:"), KNOWN)
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
         return folder.resolve()
     if folder.is_dir():
         raise ModelError(f"The folder {name} holds no model: it has no config.json.", KNOWN)
     raise UnknownName(f"There is no model '{name}'.", KNOWN)
-
-
-def download(repo: str) -> Path:
-    """The local snapshot of a model of the Hugging Face hub, fetched if it is not there yet."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(repo, allow_patterns=FILES))
-    except HFValidationError as e:
-        raise UnknownName(f"'{repo}' is no name of a model on the Hugging Face hub.", KNOWN) from e
-    except Exception as e:  # no network, no such model, no right to read it, disk full
-        why = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ModelError(
-            f"The model hf:{repo} is not on this machine and cannot be fetched: {why}",
-            "Check its name and the network, or give the path of a model directory.",
-        ) from e

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from reflect.config import Settings
 from reflect.errors import UsageError
@@ -82,6 +83,7 @@ def write_merged(adapter: Adapter, settings: Settings, folder: Path) -> None:
     """The base, read anew in float32 so that nothing is rounded away, with the adapter in its weights."""
     from reflect.models import load_model
 
-    model = load_model(settings.model, dataclasses.replace(settings, device="cpu"))
+    whole: dict[str, Any] = {"device": "cpu", "dtype": "float32", "device_map": "", "quantize": "", "memory": 0.0}
+    model = load_model(settings.model, dataclasses.replace(settings, **whole))
     adapters.verify(adapter, settings, model.fingerprint)
     model.save_merged(adapters.folder_of(adapter, settings), folder)
