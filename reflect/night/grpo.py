@@ -111,9 +111,7 @@ def remembered(model: LocalModel, name: str | None, rows: Sequence[Row], most: i
     view = [View(name, "student", frozen=True)]
     with torch.no_grad():
         for batch in micro_batches(rows, model.thrift.most(most)):
-            told = compare(
-                model, batch, [View(name, "student", frozen=True)], lambda row, mine_TV: chosen(mine_TV, row)
-            )
+            told = compare(model, batch, view, lambda row, mine_TV: chosen(mine_TV, row))
             for row, old_T in zip(batch, told, strict=True):
                 found[numbered[id(row)]] = tuple(old_T.tolist())
     return [replace(row, old=found[i]) for i, row in enumerate(rows)]

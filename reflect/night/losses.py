@@ -16,12 +16,11 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from reflect.models.local import LocalModel
 from reflect.night.thrift import checkpointed
@@ -96,6 +95,19 @@ def _padded(
     return ids_BT, [range(len(p) - 1, len(p) - 1 + len(a)) for p, a in zip(prompts, answers, strict=True)]
 
 
+class States:
+    """What the body of a network would give back if these were its states; whatever else a head asks for is None."""
+
+    def __init__(self, last_hidden_state: torch.Tensor) -> None:
+        self.last_hidden_state = last_hidden_state
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+    def __getitem__(self, key: int | slice) -> Any:
+        return (self.last_hidden_state,)[key]
+
+
 def head(model: LocalModel, states_TD: torch.Tensor) -> torch.Tensor:
     """Logits_TV of these states, by the network's own head and all that it does after it (scales, soft caps).
 
@@ -103,7 +115,7 @@ def head(model: LocalModel, states_TD: torch.Tensor) -> torch.Tensor:
     """
     body = model.network.base_model
     before = body.__dict__.get("forward")
-    body.forward = lambda *args, **kwargs: BaseModelOutputWithPast(last_hidden_state=states_TD[None])
+    body.forward = lambda *args, **kwargs: States(states_TD[None])
     try:
         nothing = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         logits: torch.Tensor = model.network(input_ids=nothing, use_cache=False).logits

@@ -49,9 +49,10 @@ def spend_less(model: LocalModel, rows: Sequence[Any], most: int) -> None:
         model.thrift.checkpoints = True
         return
     longest = max((row.width for row in rows), default=0)
-    if model.thrift.most(most) <= longest:
+    tried = min(model.thrift.most(most), len(rows) * longest)  # a pass had no more than this
+    if tried <= longest:
         raise NightError(
             f"There is too little memory to train on one answer of {longest} tokens with its prompt.",
             'Lower max_tokens or lesson_budget, or set dtype = "bfloat16", checkpointing = "on", or a smaller model.',
         )
-    model.thrift.trained = max(longest, model.thrift.most(most) // 2)
+    model.thrift.trained = max(longest, tried // 2)
