@@ -63,6 +63,13 @@ class Settings:
     sleep_lessons: int = 1  # `reflect sleep --if-due`: a night is due when so many lessons are new
     sleep_hours: float = 20.0  # and the last one ended so long ago
     device: str = "auto"  # auto | cpu | cuda | mps
+    dtype: str = "auto"  # of a local model's weights: auto | float32 | bfloat16 | float16
+    device_map: str = ""  # "auto": a local model is spread over all GPUs
+    quantize: str = ""  # "4bit": with bitsandbytes, on a GPU
+    memory: float = 0.0  # GB that a local model may take, its weights and a batch; 0 = what is free
+    max_context: int = 0  # tokens that a local model reads with its answer at most; 0 = as many as it says it can
+    thinking: str = "auto"  # on | off, where the chat template has a switch for it; auto = as the template has it
+    checkpointing: str = "auto"  # on | off: training keeps fewer values and computes them again; auto = when it must
     threads: int = 0  # torch threads, 0 = torch's own choice
     home: str = ""  # where adapters and locks live; default: .reflect beside the database
 
@@ -79,7 +86,14 @@ class Settings:
 
 
 AT_LEAST = {"context": 1, "concurrency": 1, "samples": 1, "rate": 0, "timeout": 0.001, "retries": 0}
-AT_LEAST |= {"budget_seconds": 0, "budget_tokens": 0, "budget_cost": 0}
+AT_LEAST |= {"budget_seconds": 0, "budget_tokens": 0, "budget_cost": 0, "memory": 0, "max_context": 0}
+CHOICES = {
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "device_map": ("", "auto", "balanced", "sequential"),
+    "quantize": ("", "4bit"),
+    "thinking": ("auto", "on", "off"),
+    "checkpointing": ("auto", "on", "off"),
+}
 
 
 def load(path: Path | None = None, **flags: Any) -> Settings:
@@ -112,6 +126,9 @@ def _update(settings: Settings, table: dict[str, Any], source: str) -> Settings:
             raise UsageError(f"{source}: {name} = {value!r} is not {types[name].__name__}.") from e
         if name in AT_LEAST and clean[name] < AT_LEAST[name]:
             raise UsageError(f"{source}: {name} = {value!r} is too small.", f"Give at least {AT_LEAST[name]}.")
+        if name in CHOICES and clean[name] not in CHOICES[name]:
+            known = ", ".join(word or '""' for word in CHOICES[name])
+            raise UsageError(f"{source}: {name} = {value!r} is not known.", f"Known are: {known}.")
         if name.startswith("withhold_") and not 0.0 <= clean[name] < 1.0:
             raise UsageError(f"{source}: {name} = {value!r} is not a share of the rollouts.", "Give 0 to 0.9.")
     return replace(settings, **clean)

@@ -19,7 +19,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 POCKET = Path(__file__).parent / "pocket"
 KNOWN = "Known are: pocket, hf:ORG/NAME, the path of a Hugging Face model directory, or openai:NAME behind an API."
 UNTOLD = 4096  # tokens of context where a configuration does not say
-FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
 def load_model(name: str = "pocket", settings: Settings | None = None) -> Model:
@@ -37,7 +36,7 @@ def load_model(name: str = "pocket", settings: Settings | None = None) -> Model:
 
     from reflect.models.local import LocalModel
 
-    return LocalModel(name, folder, device=settings.device, threads=settings.threads)
+    return LocalModel(name, folder, settings)
 
 
 def is_remote(name: str) -> bool:
@@ -54,7 +53,9 @@ def find(name: str) -> Path:
     if is_remote(name):
         raise UsageError(f"{name} is behind an API: it has no weights here.", "Use pocket, hf:ORG/NAME or a path.")
     if name.startswith("hf:"):
-        return download(name.removeprefix("hf:"))
+        from reflect.models.hub import download
+
+        return download(name.removeprefix("hf:"), KNOWN)
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
         return folder.resolve()
@@ -83,20 +84,3 @@ def unloaded(name: str) -> Unloaded | None:
         return None
     folder = find(name)
     return Unloaded(folder) if (folder / "tokenizer.json").is_file() else None
-
-
-def download(repo: str) -> Path:
-    """The local snapshot of a model of the Hugging Face hub, fetched if it is not there yet."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(repo, allow_patterns=FILES))
-    except HFValidationError as e:
-        raise UnknownName(f"'{repo}' is no name of a model on the Hugging Face hub.", KNOWN) from e
-    except Exception as e:  # no network, no such model, no right to read it, disk full
-        why = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ModelError(
-            f"The model hf:{repo} is not on this machine and cannot be fetched: {why}",
-            "Check its name and the network, or give the path of a model directory.",
-        ) from e

@@ -39,6 +39,7 @@ class Completion:
     tokens: tuple[int, ...] = ()
     calls: tuple[dict[str, Any], ...] = ()
     model: str = ""
+    thought: str = ""  # what the model thought before it answered; it is no part of the text
 
 
 class Model(Protocol):

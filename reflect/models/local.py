@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,95 +11,82 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers
 
+from reflect.config import Settings
 from reflect.errors import ModelError
+from reflect.models import memory
 from reflect.models.base import ACTIVE, Completion, Request
+from reflect.models.calls import read_calls, shaped
+from reflect.models.chat import Chat, names
+from reflect.models.loading import SMALLER, context_of, load
 from reflect.models.lora import Loras, merge
 from reflect.models.sampling import Row, decode
 from reflect.tasksets.base import Message
 
 CACHE_BYTES = 2**28  # keys and values of one batch on the CPU: larger batches of the pocket model were slower
+PICK_BYTES = 24  # a word of the vocabulary in one row: logits, probabilities and their sums, in float32 and float64
 CACHE_TOKENS = 2**14  # but a batch holds at least this many, or a large model would read its weights too often
 
 
 class LocalModel:
-    """One network with its tokenizer and its adapters. Weights are float32, on CUDA bfloat16.
+    """One network with its tokenizer and its adapters.
 
     `network` is the module to call with input_ids, also for training; `device` and `tokenizer` belong to it.
     """
 
-    def __init__(self, name: str, folder: Path, *, device: str = "auto", threads: int = 0) -> None:
-        if threads:
-            torch.set_num_threads(threads)
+    def __init__(self, name: str, folder: Path, settings: Settings | None = None) -> None:
+        settings = settings or Settings()
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
         self.name = name
         self.folder = folder
-        self.device = torch.device(_device() if device == "auto" else device)
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        transformers.utils.logging.disable_progress_bar()  # stderr has one progress bar, and it is ours
-        try:
-            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
-            network: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-            self.network: Any = network.to(self.device).eval().requires_grad_(False)
-        except Exception as e:  # transformers raises OSError, ValueError, KeyError, ... for a broken folder
-            why = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        self.tokenizer, self.network = load(name, folder, settings)
+        self.device: torch.device = self.network.device  # where ids go; with a device map, of the first layers
+        self.chat = Chat(self.tokenizer, name, settings.thinking)
+        self.context = context_of(self.network, self.tokenizer, settings.max_context)
+        if not self.ends:
             raise ModelError(
-                f"The model {name} in {folder} cannot be loaded: {why}",
-                "It must be a Hugging Face causal LM directory: config.json, *.safetensors, tokenizer.json.",
-            ) from e
-        if not self.tokenizer.chat_template:
-            raise ModelError(f"The model {name} has no chat template.", "Use its instruct or chat variant.")
-        self.context = int(getattr(self.network.config.get_text_config(), "max_position_embeddings", 0) or 4096)
+                f"The model {name} does not say with which token an answer ends.",
+                "Set eos_token in its tokenizer_config.json, or eos_token_id in its generation_config.json.",
+            )
+        self.memory = settings.memory
+        self.thrift = memory.Thrift(checkpoints=settings.checkpointing == "on")
+        self.may_checkpoint = settings.checkpointing != "off"
         self.loras = Loras(self.network)
 
     # ---- words and tokens
 
     @cached_property
     def ends(self) -> frozenset[int]:
-        """The ids that end an answer; a model may have several."""
+        """The ids that end an answer: those that the model names, and the one with which its template closes one."""
         found: set[int] = set()
         for source in (self.network.generation_config.eos_token_id, self.tokenizer.eos_token_id):
             found.update(source if isinstance(source, list) else [source])
+        special = self.tokenizer.added_tokens_decoder
+        found.update(i for i in self._ids(self.chat.closing)[:1] if i in special and special[i].special)
         return frozenset(i for i in found if i is not None)
 
     @cached_property
     def end(self) -> int:
         """The id with which the chat template itself ends an answer."""
-        ask = [{"role": "user", "content": "a"}]
-        whole = self.tokenizer.apply_chat_template([*ask, {"role": "assistant", "content": "b"}], tokenize=False)
-        after = self._ids(whole[whole.rfind("b") + 1 :])
-        return next((i for i in after if i in self.ends), min(self.ends, default=self.tokenizer.eos_token_id))
+        return next((i for i in self._ids(self.chat.closing) if i in self.ends), min(self.ends))
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _render(self, messages: Sequence[Message]) -> str:
-        def render(words: Sequence[Message]) -> str:
-            return self.tokenizer.apply_chat_template(list(words), add_generation_prompt=True, tokenize=False)
-
-        system = [m["content"].strip() for m in messages if m["role"] == "system"]
-        try:
-            text = render(messages)
-            if all(part in text for part in system):  # some templates swallow the role without a word
-                return text
-        except Exception as e:  # jinja2's TemplateError: whatever the template's author raises
-            if not system:
-                raise ModelError(f"The chat template of {self.name} refuses these messages: {e}.") from e
-        try:
-            return render(fold_system(messages))
-        except Exception as e:
-            raise ModelError(f"The chat template of {self.name} refuses these messages: {e}.") from e
-
-    def encode(self, messages: Sequence[Message], answer: str | None = None) -> list[int]:
+    def encode(
+        self, messages: Sequence[Message], answer: str | None = None, tools: Sequence[dict[str, Any]] = ()
+    ) -> list[int]:
         """Ids of the conversation up to where the assistant speaks; with `answer`, also its ids and the end token.
 
-        A system message that the template does not know is folded into the first user message.
+        What the chat template does not know (a system role, tools) is said in words that it does: see `chat`.
         """
-        ids = self._ids(self._render(messages))
+        ids = self._ids(self.chat.render(messages, tools))
         return ids if answer is None else [*ids, *self._ids(answer), self.end]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+        """The text of what was sampled, thoughts and calls included."""
+        return self.chat.decode(tokens)
 
     def count_tokens(self, text: str) -> int:
         return len(self._ids(text))
@@ -122,37 +108,67 @@ class LocalModel:
         `tokens` holds every sampled id but the end token; `text` stops before the first stop string. An answer that
         reaches the end of the context counts as "length". Requests of one adapter go through the network together,
         one adapter after the other, so that each is answered as in a call of its own. UnknownName for an adapter that
-        is not loaded; then nothing is sampled.
+        is not loaded; then nothing is sampled. ModelError when there is too little memory for one answer alone.
         """
-        groups: list[list[Row]] = []
         wanted = [self.active if request.adapter == ACTIVE else request.adapter for request in requests]
         for name in {name for name in wanted if name is not None}:
             self.loras.known(name)
-        for request in requests:
-            prompt = self.encode(request.messages)
-            room = self.context - len(prompt)
-            if room < 1 or not prompt:
-                raise ModelError(
-                    f"The prompt has {len(prompt)} tokens, the model {self.name} reads {self.context} with its answer.",
-                    "Shorten the task, lower lesson_budget, or use a model with a longer context.",
-                )
-            limit = min(room, request.max_tokens)
-            stopped = self._stopper(request.stop)
-            groups.append([Row(prompt, s, limit, request.temperature, stopped) for s in request.seeds])
+        groups = [self.rows(request) for request in requests]
         for adapter in dict.fromkeys(wanted):
             mine = zip(wanted, groups, strict=True)
             rows = [row for name, group in mine if name == adapter for row in group if row.limit > 0]
             with nullcontext() if adapter == self.active else self.using(adapter):
-                for batch in batches(rows, self._cache_tokens()):
-                    decode(self.network, batch, self.ends, self._pad())
-        return [[self._completion(row, r.stop) for row in g] for r, g in zip(requests, groups, strict=True)]
+                for batch in batches(rows, self.cache_tokens(), self._row_tokens()):
+                    self._decode(batch)
+        return [[self.completion(row, r) for row in g] for r, g in zip(requests, groups, strict=True)]
 
-    def _completion(self, row: Row, stop: Sequence[str]) -> Completion:
-        text = self.decode(row.tokens)
-        cuts = [at for s in stop if s and (at := text.find(s)) >= 0]
-        finish: Literal["stop", "length"] = "stop" if row.ended or cuts else "length"
+    def rows(self, request: Request) -> list[Row]:
+        """What is to be decoded: one row per seed. ModelError for a prompt that fills the context."""
+        prompt = self.encode(request.messages, tools=request.tools)
+        room = self.context - len(prompt)
+        if room < 1 or not prompt:
+            raise ModelError(
+                f"The prompt has {len(prompt)} tokens, the model {self.name} reads {self.context} with its answer.",
+                "Shorten the task, lower lesson_budget, or use a model with a longer context.",
+            )
+        limit = min(room, request.max_tokens)
+        stopped = self._stopper(request.stop)
+        return [Row(prompt, s, limit, request.temperature, stopped) for s in request.seeds]
+
+    def _decode(self, batch: list[Row]) -> None:
+        """Decode a batch, in halves when there is too little memory for it; later batches are smaller then."""
+        try:
+            return decode(self.network, batch, self.ends, self._pad())
+        except Exception as e:
+            if not memory.out_of_memory(e):
+                raise
+        memory.release()
+        if len(batch) == 1:
+            raise ModelError(
+                f"There is too little memory for one answer of {self.name}: {len(batch[0].prompt)} tokens of prompt, "
+                f"up to {batch[0].limit} of answer.",
+                f"Lower max_tokens or lesson_budget. {SMALLER}",
+            )
+        for row in batch:
+            row.tokens, row.ended = [], False
+        self.thrift.sampled = min(self.thrift.sampled, cost(batch, self._row_tokens())) // 2
+        half = len(batch) // 2
+        self._decode(batch[:half])
+        self._decode(batch[half:])
+
+    def completion(self, row: Row, request: Request) -> Completion:
+        """What a row says, once it is done: its thought, its text, its calls (where tools were offered)."""
+        thought, text = self.chat.split(self.decode(row.tokens))
+        cuts = [at for s in request.stop if s and (at := text.find(s)) >= 0]
+        finish: Literal["stop", "length", "tool_calls"] = "stop" if row.ended or cuts else "length"
         text = text[: min(cuts)] if cuts else text
-        return Completion(text, len(row.prompt), len(row.tokens), finish, row.seed, tuple(row.tokens))
+        calls: tuple[dict[str, Any], ...] = ()
+        if request.tools and finish == "stop":  # what was cut off may be half of a call
+            text, found = read_calls(text, names(request.tools))
+            calls = shaped(found, f"{row.seed}/{len(row.prompt)}")
+            finish = "tool_calls" if calls else finish
+        tokens = tuple(row.tokens)
+        return Completion(text, len(row.prompt), len(tokens), finish, row.seed, tokens, calls, thought=thought)
 
     def _stopper(self, stop: Sequence[str]) -> Any:
         words = [s for s in stop if s]
@@ -165,14 +181,28 @@ class LocalModel:
     def _pad(self) -> int:
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
-    def _cache_tokens(self) -> int:
-        """Tokens whose keys and values fit the cache budget."""
+    def cache_tokens(self) -> int:
+        """Tokens whose keys and values fit the budget: the setting `memory` less the weights, else a part of what is
+        free on a GPU, else what is fastest on a CPU. Less after an error of too little memory."""
+        each = self._token_bytes()
+        if self.memory:
+            room = int(self.memory * memory.GB - memory.weights_of(self.network)) // each
+        elif self.device.type == "cuda":
+            room = max(CACHE_TOKENS, memory.free(self.device) // 4 // each)
+        else:
+            room = max(CACHE_TOKENS, CACHE_BYTES // each)
+        return int(max(1, min(room, self.thrift.sampled)))
+
+    def _token_bytes(self) -> int:
+        """Keys and values of one token."""
         c = self.network.config.get_text_config()
         heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
         width = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        each = 2 * c.num_hidden_layers * heads * width * self.network.dtype.itemsize
-        room = torch.cuda.mem_get_info(self.device)[0] // 4 if self.device.type == "cuda" else CACHE_BYTES
-        return max(CACHE_TOKENS, room // each)
+        return 2 * c.num_hidden_layers * heads * width * self.network.dtype.itemsize
+
+    def _row_tokens(self) -> int:
+        """What a row needs to draw a word, in tokens of the cache: much where the vocabulary is large."""
+        return PICK_BYTES * self.network.config.get_text_config().vocab_size // self._token_bytes()
 
     # ---- adapters
 
@@ -227,24 +257,14 @@ class LocalModel:
         self.tokenizer.save_pretrained(folder)
 
 
-def fold_system(messages: Sequence[Message]) -> list[Message]:
-    """The same conversation with its system text at the head of the first user message."""
-    system = "\n".join(m["content"] for m in messages if m["role"] == "system").strip()
-    rest = [dict(m) for m in messages if m["role"] != "system"]
-    for message in rest:
-        if message["role"] == "user":
-            message["content"] = f"{system}\n\n{message['content']}"
-            return rest
-    return [{"role": "user", "content": system}, *rest]
-
-
-def batches(rows: Sequence[Row], budget: int) -> list[list[Row]]:
-    """Rows of like prompt length together, at most `budget` tokens (padded prompt and answer) in a batch."""
+def batches(rows: Sequence[Row], budget: int, fixed: int = 0) -> list[list[Row]]:
+    """Rows of like prompt length together, at most `budget` tokens in a batch (one row is a batch at least): padded
+    prompt and answer, and `fixed` for each row."""
     made: list[list[Row]] = []
     width = limit = 0
     for row in sorted(rows, key=lambda r: (len(r.prompt), r.prompt)):
         width, limit = len(row.prompt), max(limit, row.limit)
-        if made and (len(made[-1]) + 1) * (width + limit) <= budget:
+        if made and (len(made[-1]) + 1) * (width + limit + fixed) <= budget:
             made[-1].append(row)
         else:
             made.append([row])
@@ -252,10 +272,9 @@ def batches(rows: Sequence[Row], budget: int) -> list[list[Row]]:
     return made
 
 
-def _device() -> str:
-    if torch.cuda.is_available():
-        return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"  # one of several processes
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def cost(batch: Sequence[Row], fixed: int = 0) -> int:
+    """Tokens of a batch, as `batches` counts them."""
+    return len(batch) * (max(len(row.prompt) for row in batch) + max(row.limit for row in batch) + fixed)
 
 
 def _file_hash(file: Path) -> str:

@@ -18,6 +18,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel
 from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import save_file
+from transformers.pytorch_utils import Conv1D
 
 from reflect.errors import AdapterError, AdapterMismatch, UnknownName
 
@@ -39,8 +40,10 @@ class Loras:
     def new(self, name: str, rank: int = 8, alpha: float = 32, seed: int = 0) -> None:
         """Add an adapter on all linear layers: A uniform, B zero, no dropout, no bias. It changes nothing yet."""
         config = LoraConfig(
-            r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules="all-linear", task_type="CAUSAL_LM"
-        )
+            r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules="all-linear", task_type="CAUSAL_LM",
+            fan_in_fan_out=any(isinstance(m, Conv1D) for m in self.network.modules()),  # GPT-2 writes its layers so
+            exclude_modules=beside_text(self.network),
+        )  # fmt: skip
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self._add(name, config)
@@ -176,6 +179,13 @@ class Loras:
         """UnknownName for an adapter that is not loaded."""
         if name not in self._scales:
             raise UnknownName(f"No adapter '{name}' is loaded.", f"Loaded are: {', '.join(self._scales) or 'none'}.")
+
+
+def beside_text(network: Any) -> str | None:
+    """A pattern of the modules outside the language model, such as the eyes of one that sees; None where it is all."""
+    decoder = network.get_decoder()
+    name = next((name for name, module in network.named_modules() if module is decoder), "")
+    return rf"(?!{re.escape(name)}\.).*" if name and decoder is not network.base_model else None
 
 
 def merge(network: Any, adapter: Path | str, folder: Path | str) -> None:

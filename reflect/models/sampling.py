@@ -70,6 +70,7 @@ class RoomyLayer(DynamicLayer):
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keep (and repeat) the sequences `beam_idx`."""
+        beam_idx = beam_idx.to(self.keys.device)  # of a model spread over several GPUs
         held = self.keys.shape[-2]
         buffers = tuple(self._roomy(states, len(beam_idx), held) for states in self._buffers)
         for buffer, states in zip(buffers, (self.keys, self.values), strict=True):
@@ -78,6 +79,7 @@ class RoomyLayer(DynamicLayer):
 
     def keep(self, sequence_G: torch.Tensor, slot_GK: torch.Tensor, width: int, slots: int) -> None:
         """Keep some sequences, and of the `slots` interleaved after the first `width` tokens some in each."""
+        sequence_G, slot_GK = sequence_G.to(self.keys.device), slot_GK.to(self.keys.device)
         steps = (self.keys.shape[-2] - width) // slots
         size = width + steps * slot_GK.shape[1]
         buffers = tuple(self._roomy(states, len(sequence_G), size) for states in self._buffers)

@@ -86,6 +86,7 @@ def write_merged(adapter: Adapter, settings: Settings, folder: Path) -> None:
     if is_remote(settings.model):
         told = f"{settings.model} is behind an API: there are no weights here to merge the adapter into."
         raise UsageError(told, f"Name them: reflect adapters export {adapter.name} --merge -m {adapter.base_model}")
-    model: Any = load_model(settings.model, dataclasses.replace(settings, device="cpu"))
+    whole: dict[str, Any] = {"device": "cpu", "dtype": "float32", "device_map": "", "quantize": "", "memory": 0.0}
+    model: Any = load_model(settings.model, dataclasses.replace(settings, **whole))
     adapters.verify(adapter, settings, model.fingerprint)
     model.save_merged(adapters.folder_of(adapter, settings), folder)

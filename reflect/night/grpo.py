@@ -25,7 +25,7 @@ from reflect.night.distill import Step, prompts_of
 from reflect.night.episodes import any_plays, tokens_of
 from reflect.night.examples import Example, PracticeTask, Question
 from reflect.night.harvest import Data, reward_of
-from reflect.night.losses import Row, answer_logits, chosen, micro_batches
+from reflect.night.losses import Row, View, chosen, compare, micro_batches
 from reflect.night.plan import Plan
 
 ROUNDS = 4  # of sampling in one step, while groups are missing
@@ -129,9 +129,10 @@ def remembered(model: LocalModel, name: str | None, rows: Sequence[Row], most: i
     """The rows with the log probabilities that their tokens have now, before the first update."""
     found: dict[int, tuple[float, ...]] = {}
     numbered = {id(row): i for i, row in enumerate(rows)}
-    with model.using(name), torch.no_grad():
-        for batch in micro_batches(rows, most):
-            logits_NV = answer_logits(model, [row.student for row in batch], [row.answer for row in batch])
-            for row, mine_TV in zip(batch, logits_NV.split([len(row.answer) for row in batch]), strict=True):
-                found[numbered[id(row)]] = tuple(chosen(mine_TV, row).tolist())
+    view = [View(name, "student", frozen=True)]
+    with torch.no_grad():
+        for batch in micro_batches(rows, model.thrift.most(most)):
+            told = compare(model, batch, view, lambda row, mine_TV: chosen(mine_TV, row))
+            for row, old_T in zip(batch, told, strict=True):
+                found[numbered[id(row)]] = tuple(old_T.tolist())
     return [replace(row, old=found[i]) for i, row in enumerate(rows)]

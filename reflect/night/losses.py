@@ -12,14 +12,20 @@ Suffixes: _BT rows x positions, _NV answer tokens of all rows x vocabulary, _T t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from reflect.models.local import LocalModel
+from reflect.night.thrift import checkpointed
 
+LOGITS = 2**26  # numbers that are held as logits at once, 256 MB; a longer comparison goes piece by piece
 PASS = 512  # what one more pass through the network costs, in padded tokens; measured: 256 to 512 for the pocket model
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28  # of the importance ratio; the upper one is wider (DAPO, arXiv 2503.14476, section 3.1)
 
@@ -58,10 +64,7 @@ def answer_logits(
 
     Rows are padded on the right without an attention mask: causal attention never looks at the padding.
     """
-    rows = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
-    width = max(map(len, rows))
-    ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
-    at = [range(len(p) - 1, len(p) - 1 + len(a)) for p, a in zip(prompts, answers, strict=True)]
+    ids_BT, at = _padded(model, prompts, answers)
     wanted = sorted({t for span in at for t in span})  # logits elsewhere are never computed
     place = {t: i for i, t in enumerate(wanted)}
     keep = torch.tensor(wanted, device=model.device)
@@ -69,6 +72,113 @@ def answer_logits(
     rows_N = torch.tensor([b for b, span in enumerate(at) for _ in span], device=model.device)
     places_N = torch.tensor([place[t] for span in at for t in span], device=model.device)
     return logits[rows_N, places_N].float()
+
+
+def answer_states(
+    model: LocalModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """States_ND from which the network's head makes the logits of `answer_logits`."""
+    ids_BT, at = _padded(model, prompts, answers)
+    states = model.network.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    rows_N = torch.tensor([b for b, span in enumerate(at) for _ in span], device=states.device)
+    places_N = torch.tensor([t for span in at for t in span], device=states.device)
+    return states[rows_N, places_N]
+
+
+def _padded(
+    model: LocalModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> tuple[torch.Tensor, list[range]]:
+    """ids_BT, and of each row the positions that predict its answer."""
+    rows = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
+    width = max(map(len, rows))
+    ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
+    return ids_BT, [range(len(p) - 1, len(p) - 1 + len(a)) for p, a in zip(prompts, answers, strict=True)]
+
+
+class States:
+    """What the body of a network would give back if these were its states; whatever else a head asks for is None."""
+
+    def __init__(self, last_hidden_state: torch.Tensor) -> None:
+        self.last_hidden_state = last_hidden_state
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+    def __getitem__(self, key: int | slice) -> Any:
+        return (self.last_hidden_state,)[key]
+
+
+def head(model: LocalModel, states_TD: torch.Tensor) -> torch.Tensor:
+    """Logits_TV of these states, by the network's own head and all that it does after it (scales, soft caps).
+
+    No adapter of ours changes the head, so it does not matter which one is on.
+    """
+    body = model.network.base_model
+    before = body.__dict__.get("forward")
+    body.forward = lambda *args, **kwargs: States(states_TD[None])
+    try:
+        nothing = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        logits: torch.Tensor = model.network(input_ids=nothing, use_cache=False).logits
+    finally:
+        del body.forward
+        if before is not None:  # a hook of accelerate
+            body.forward = before
+    return logits[0].to(states_TD.device).float()
+
+
+class View(NamedTuple):
+    """How the rows are looked at: by which adapter, after which of the two prompts; `frozen`: without gradients."""
+
+    adapter: str | None
+    prompt: Literal["student", "teacher"]
+    frozen: bool = False
+
+
+def compare(
+    model: LocalModel,
+    rows: Sequence[Row],
+    views: Sequence[View],
+    told: Callable[..., torch.Tensor],
+    sees: Callable[[Row, View], bool] = lambda row, view: True,
+) -> list[torch.Tensor]:
+    """For each row `told(row, *logits_TV)`, one logits_TV of each view, None where it `sees` the row not.
+
+    What is told has one value for each token of the answer in its last dimension, and no value depends on another
+    token: so a large vocabulary is gone through piece by piece, and the pieces' logits are made again in the backward
+    pass. A piece is a row with a part of its answer.
+    """
+    words = model.network.config.get_text_config().vocab_size
+    whole = sum(len(row.answer) for row in rows) * words <= LOGITS
+    seen: list[dict[int, torch.Tensor]] = []
+    for view in views:
+        held = [(i, row) for i, row in enumerate(rows) if sees(row, view)]
+        seen.append({})
+        if held:
+            prompts, answers = [getattr(row, view.prompt) for _, row in held], [row.answer for _, row in held]
+            with model.using(view.adapter), torch.no_grad() if view.frozen else nullcontext():
+                found = (answer_logits if whole else answer_states)(model, prompts, answers)
+            seen[-1] = dict(zip([i for i, _ in held], found.split([len(a) for a in answers]), strict=True))
+    out = []
+    for i, row in enumerate(rows):
+        mine = [view.get(i) for view in seen]
+        if whole:
+            out.append(told(row, *mine))
+            continue
+        size = max(1, LOGITS // words)
+        parts = [slice(start, start + size) for start in range(0, len(row.answer), size)]
+        pieces = [replace(row, answer=row.answer[part], old=row.old[part]) for part in parts]
+        states = [[None if x is None else x[part] for x in mine] for part in parts]
+        ask = partial(_told_of_states, model, told)
+        out.append(
+            torch.cat([checkpoint(ask, p, *s, use_reentrant=False) for p, s in zip(pieces, states, strict=True)], -1)
+        )
+    return out
+
+
+def _told_of_states(
+    model: LocalModel, told: Callable[..., torch.Tensor], row: Row, *states: torch.Tensor | None
+) -> torch.Tensor:
+    return told(row, *(None if x is None else head(model, x) for x in states))
 
 
 def divergence(student_NV: torch.Tensor, teacher_NV: torch.Tensor, kind: str) -> torch.Tensor:
@@ -113,26 +223,17 @@ def micro_batches(rows: Sequence[Row], most: int) -> list[list[Row]]:
 def losses(model: LocalModel, name: str | None, rows: Sequence[Row]) -> list[torch.Tensor]:
     """For each row, in order, the loss_T of its answer tokens, in nats; gradients reach the adapter `name`, or the
     network itself where it is None."""
-    compared = [row for row in rows if row.asks_teacher]
-    teacher = torch.empty(0)
-    if compared:
-        with model.using(None), torch.no_grad():
-            teacher = answer_logits(model, [row.teacher for row in compared], [row.answer for row in compared])
-    with model.using(name):
-        student = answer_logits(model, [row.student for row in rows], [row.answer for row in rows])
-    out, at, at_teacher = [], 0, 0
-    for row in rows:
-        n = len(row.answer)
-        mine_TV, theirs_TV = student[at : at + n], teacher[at_teacher : at_teacher + n]
-        at, at_teacher = at + n, at_teacher + n * row.asks_teacher
-        if row.loss == "nll":
-            targets = torch.tensor(row.answer, device=mine_TV.device)
-            out.append(F.cross_entropy(mine_TV, targets, reduction="none"))
-        elif row.loss == "policy":
-            out.append(policy_loss(row, mine_TV, theirs_TV if row.asks_teacher else None))
-        else:
-            out.append(divergence(mine_TV, theirs_TV, row.loss))
-    return out
+    teacher, student = View(None, "teacher", frozen=True), View(name, "student")
+    return compare(model, rows, [teacher, student], row_loss, lambda row, view: view is student or row.asks_teacher)
+
+
+def row_loss(row: Row, teacher_TV: torch.Tensor | None, student_TV: torch.Tensor) -> torch.Tensor:
+    """The loss_T of a row."""
+    if row.loss == "policy":
+        return policy_loss(row, student_TV, teacher_TV)
+    if row.loss == "nll" or teacher_TV is None:
+        return F.cross_entropy(student_TV, torch.tensor(row.answer, device=student_TV.device), reduction="none")
+    return divergence(student_TV, teacher_TV, row.loss)
 
 
 def policy_loss(row: Row, student_TV: torch.Tensor, reference_TV: torch.Tensor | None = None) -> torch.Tensor:
@@ -161,8 +262,8 @@ def backward(
     rows are a part of them. Returns for each kind the mean loss of every row, in nats per token."""
     total = total or sum(row.weight * len(row.answer) for row in rows)
     told: dict[str, list[float]] = {}
-    with model.using(name):  # so that only the teacher's passes switch
-        for batch in micro_batches(rows, most):
+    with model.using(name), checkpointed(model):  # so that only the teacher's passes switch
+        for batch in micro_batches(rows, model.thrift.most(most)):
             per_row = losses(model, name, batch)
             loss = torch.stack([row.weight * x.sum() for row, x in zip(batch, per_row, strict=True)]).sum() / total
             loss.backward()

@@ -16,9 +16,13 @@ COPIES = 8  # of the adapter: two checkpoints at once, each with two moments of 
 def needed(network: Any, plan: Plan) -> int:
     """Bytes that a night may have on the disk at its fullest. LoRA has rank x (in + out) floats a linear layer."""
     from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D  # what GPT-2 has in the place of linear layers
 
-    layers = (m for name, m in network.named_modules() if isinstance(m, Linear) and ".lora_" not in name)
-    return COPIES * plan.rank * sum(m.in_features + m.out_features for m in layers) * 4 + SPARE
+    width = 0
+    for name, module in network.named_modules():
+        if ".lora_" not in name and isinstance(module, (Linear, Conv1D)):
+            width += module.in_features + module.out_features if isinstance(module, Linear) else module.nf + module.nx
+    return COPIES * plan.rank * width * 4 + SPARE
 
 
 def check(network: Any, settings: Settings, plan: Plan) -> None:

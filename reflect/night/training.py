@@ -19,14 +19,16 @@ import torch
 
 from reflect.day.rollout import Progress
 from reflect.errors import NightError
+from reflect.models import memory
 from reflect.models.local import LocalModel
 from reflect.night import parallel
 from reflect.night.distill import Step, anchors, distill, prompts_of, sft
 from reflect.night.grpo import grpo
 from reflect.night.harvest import Data
-from reflect.night.losses import Row, answer_logits, backward, divergence, micro_batches
+from reflect.night.losses import Row, View, backward, compare, divergence, micro_batches
 from reflect.night.pause import Paused
 from reflect.night.plan import Plan
+from reflect.night.thrift import spend_less
 
 CHECKPOINT_STEPS = 10
 WARM_UP_STEPS = 5
@@ -118,9 +120,23 @@ def fit(
 def shared_backward(
     model: LocalModel, name: str | None, rows: Sequence[Row], parameters: Sequence[torch.Tensor], most: int
 ) -> dict[str, float]:
-    """`losses.backward` over the rows, each process a share of them: afterwards all have the gradient of all rows."""
+    """`losses.backward` over the rows, each process a share of them: afterwards all have the gradient of all rows.
+
+    With too little memory it is tried again more thriftily; NightError when there is not enough for one row.
+    """
     total = sum(row.weight * len(row.answer) for row in rows)
-    told = backward(model, name, parallel.share(rows), most, total)
+    mine = parallel.share(rows)
+    while True:
+        try:
+            told = backward(model, name, mine, most, total)
+            break
+        except Exception as e:
+            if not memory.out_of_memory(e):
+                raise
+        for p in parameters:
+            p.grad = None  # a part of a gradient
+        memory.release()
+        spend_less(model, mine, most)
     parallel.add_up(parameters)
     return {kind: sum(values) / len(values) for kind, values in parallel.together(told).items()}
 
@@ -153,18 +169,17 @@ def probe(model: LocalModel, name: str, data: Data, plan: Plan) -> list[tuple[in
     the bare base, the entropy of the base and that of the adapter."""
     rows = [Row(*prompts_of(model, example.question), example.answer, "forward") for example in data.probes]
     found: list[tuple[int, float, float, float]] = []
+    views = [View(None, "student", frozen=True), View(name, "student", frozen=True)]
     with torch.no_grad():
-        for batch in micro_batches(rows, plan.micro_tokens):
-            logits_NV = {}
-            for who in (None, name):
-                with model.using(who):
-                    logits_NV[who] = answer_logits(model, [r.student for r in batch], [r.answer for r in batch])
-            drift_N = divergence(logits_NV[name], logits_NV[None], "forward")
-            told_3N = torch.stack([drift_N, entropy(logits_NV[None]), entropy(logits_NV[name])]) / math.log(2)
-            lengths = [len(row.answer) for row in batch]
-            sums = [part.sum(-1).tolist() for part in told_3N.split(lengths, -1)]
-            found += [(n, *told) for n, told in zip(lengths, sums, strict=True)]
+        for batch in micro_batches(rows, model.thrift.most(plan.micro_tokens)):
+            for row, told_3T in zip(batch, compare(model, batch, views, _drift), strict=True):
+                found.append((len(row.answer), *(told_3T.sum(-1) / math.log(2)).tolist()))
     return found
+
+
+def _drift(row: Row, base_TV: torch.Tensor, mine_TV: torch.Tensor) -> torch.Tensor:
+    """Of each token the forward KL of the adapter from the base, the base's entropy and its own; _3T, in nats."""
+    return torch.stack([divergence(mine_TV, base_TV, "forward"), entropy(base_TV), entropy(mine_TV)])
 
 
 def entropy(logits_NV: torch.Tensor) -> torch.Tensor:

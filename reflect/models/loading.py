@@ -1,0 +1,146 @@
+"""Read a Hugging Face causal LM folder: its tokenizer, its network in the wanted precision and place, its context.
+
+Not covered: models whose code lies beside their weights; that code would be run with the user's rights.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from reflect.config import Settings
+from reflect.errors import ModelError
+from reflect.models import memory
+
+CONTEXT = 4096  # where neither the model nor its tokenizer says how much it reads
+ABSURD = 10**7  # a model that says it reads more than this says nothing: tokenizers write 1e30
+STRETCHED = ("yarn", "dynamic", "linear", "longrope")  # RoPE scalings whose factor lengthens the original context
+
+
+def device_of(settings: Settings) -> torch.device:
+    return torch.device(_found() if settings.device == "auto" else settings.device)
+
+
+def _found() -> str:
+    if torch.cuda.is_available():
+        return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"  # one of several processes
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def dtype_of(settings: Settings, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 on a GPU that has it, float16 on one that has not, float32 elsewhere."""
+    if settings.dtype != "auto":
+        found: torch.dtype = getattr(torch, settings.dtype)
+        return found
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def load(name: str, folder: Path, settings: Settings) -> tuple[Any, Any]:
+    """(tokenizer, network) in evaluation mode, without gradients. ModelError says what is missing."""
+    device = device_of(settings)
+    dtype = dtype_of(settings, device)
+    how: dict[str, Any] = {"dtype": dtype}
+    if settings.quantize:
+        how["quantization_config"] = _four_bit(dtype)
+    if settings.device_map:
+        how["device_map"] = settings.device_map
+    elif device.type == "cuda":
+        how["device_map"] = device  # straight to the GPU, not through as much memory of the machine
+    check_memory(name, folder, settings, device, dtype)
+    transformers.utils.logging.disable_progress_bar()  # stderr has one progress bar, and it is ours
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        found: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **how)
+        network = (found if "device_map" in how else found.to(device)).eval().requires_grad_(False)
+    except Exception as e:  # transformers raises OSError, ValueError, KeyError, ... for a broken folder
+        raise explained(name, folder, e) from e
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"The model {name} has no chat template.",
+            "Use its instruct or chat variant, or put a chat_template.jinja into its folder.",
+        )
+    return tokenizer, network
+
+
+def explained(name: str, folder: Path, e: Exception) -> ModelError:
+    """The error of a folder that could not be read, in the user's words."""
+    if memory.out_of_memory(e):
+        return ModelError(f"There was too little memory to load the model {name}.", SMALLER)
+    if "trust_remote_code" in str(e) or _own_code(folder):
+        return ModelError(
+            f"The model {name} needs code from its own folder, and reflect runs none that comes with a model.",
+            "Take a model whose architecture transformers knows, or a newer transformers.",
+        )
+    why = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+    return ModelError(
+        f"The model {name} in {folder} cannot be loaded: {why}",
+        "It must be a Hugging Face causal LM directory: config.json, *.safetensors, tokenizer.json.",
+    )
+
+
+def _own_code(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "AutoModelForCausalLM" in (config.get("auto_map") or {})
+
+
+SMALLER = (
+    'Take a smaller model, dtype = "bfloat16", quantize = "4bit" (a GPU with bitsandbytes), or device_map = "auto" '
+    "(several GPUs)."
+)
+
+
+def _four_bit(dtype: torch.dtype) -> Any:
+    """nf4 with double quantization (QLoRA, arXiv 2305.14314, section 3)."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            'quantize = "4bit" needs bitsandbytes, which is not installed.',
+            "On a machine with a GPU: pip install bitsandbytes. Else leave `quantize` out.",
+        )
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def check_memory(name: str, folder: Path, settings: Settings, device: torch.device, dtype: torch.dtype) -> None:
+    """ModelError when the weights alone do not fit what is free, or what `memory` allows."""
+    try:
+        count = memory.parameters_of(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # a broken file: reading it says so in better words
+    need = memory.SLACK * count * (memory.FOUR_BIT if settings.quantize else dtype.itemsize)
+    have: float = memory.free(device, spread=bool(settings.device_map))
+    if settings.memory:
+        have = min(have, settings.memory * memory.GB)
+    if need > have:
+        limit = " (the setting memory)" if settings.memory and have == settings.memory * memory.GB else ""
+        precision = "4 bits" if settings.quantize else str(dtype).removeprefix("torch.")
+        raise ModelError(
+            f"The model {name} needs {memory.in_words(need)} of memory in {precision}, "
+            f"and there are {memory.in_words(have)}{limit}.",
+            SMALLER,
+        )
+
+
+def context_of(network: Any, tokenizer: Any, most: int = 0) -> int:
+    """Tokens of prompt and answer together: what the config says, else the tokenizer, else CONTEXT; at most `most`."""
+    config = network.config.get_text_config()
+    said = getattr(config, "max_position_embeddings", None) or 0
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in STRETCHED:
+        said = max(said, int((rope.get("original_max_position_embeddings") or 0) * (rope.get("factor") or 1)))
+    found = next((int(x) for x in (said, tokenizer.model_max_length) if x and 0 < x <= ABSURD), CONTEXT)
+    return min(found, most) if most else found
