@@ -83,7 +83,7 @@ def test_prompts_that_begin_alike_are_read_as_if_alone(tiny: LocalModel) -> None
 
 def test_a_batch_that_exceeds_the_budget_is_split(tiny: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tiny.sample(MIXED)
-    monkeypatch.setattr(LocalModel, "_cache_tokens", lambda self: 60)
+    monkeypatch.setattr(LocalModel, "cache_tokens", lambda self: 60)
     assert tiny.sample(MIXED) == whole
 
 

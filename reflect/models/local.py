@@ -17,6 +17,7 @@ import transformers
 from reflect.errors import ModelError
 from reflect.models.base import ACTIVE, Completion, Request
 from reflect.models.lora import Loras, merge
+from reflect.models.running import Running, joinable
 from reflect.models.sampling import Row, decode
 from reflect.tasksets.base import Message
 
@@ -124,35 +125,42 @@ class LocalModel:
         one adapter after the other, so that each is answered as in a call of its own. UnknownName for an adapter that
         is not loaded; then nothing is sampled.
         """
-        groups: list[list[Row]] = []
         wanted = [self.active if request.adapter == ACTIVE else request.adapter for request in requests]
         for name in {name for name in wanted if name is not None}:
             self.loras.known(name)
-        for request in requests:
-            prompt = self.encode(request.messages)
-            room = self.context - len(prompt)
-            if room < 1 or not prompt:
-                raise ModelError(
-                    f"The prompt has {len(prompt)} tokens, the model {self.name} reads {self.context} with its answer.",
-                    "Shorten the task, lower lesson_budget, or use a model with a longer context.",
-                )
-            limit = min(room, request.max_tokens)
-            stopped = self._stopper(request.stop)
-            groups.append([Row(prompt, s, limit, request.temperature, stopped) for s in request.seeds])
+        groups = [self.rows(request) for request in requests]
         for adapter in dict.fromkeys(wanted):
             mine = zip(wanted, groups, strict=True)
             rows = [row for name, group in mine if name == adapter for row in group if row.limit > 0]
             with nullcontext() if adapter == self.active else self.using(adapter):
-                for batch in batches(rows, self._cache_tokens()):
+                for batch in batches(rows, self.cache_tokens()):
                     decode(self.network, batch, self.ends, self._pad())
-        return [[self._completion(row, r.stop) for row in g] for r, g in zip(requests, groups, strict=True)]
+        return [[self.completion(row, r) for row in g] for r, g in zip(requests, groups, strict=True)]
 
-    def _completion(self, row: Row, stop: Sequence[str]) -> Completion:
+    def rows(self, request: Request) -> list[Row]:
+        """What is to be decoded: one row per seed. ModelError for a prompt that fills the context."""
+        prompt = self.encode(request.messages)
+        room = self.context - len(prompt)
+        if room < 1 or not prompt:
+            raise ModelError(
+                f"The prompt has {len(prompt)} tokens, the model {self.name} reads {self.context} with its answer.",
+                "Shorten the task, lower lesson_budget, or use a model with a longer context.",
+            )
+        limit = min(room, request.max_tokens)
+        stopped = self._stopper(request.stop)
+        return [Row(prompt, s, limit, request.temperature, stopped) for s in request.seeds]
+
+    def completion(self, row: Row, request: Request) -> Completion:
+        """What a row says, once it is done."""
         text = self.decode(row.tokens)
-        cuts = [at for s in stop if s and (at := text.find(s)) >= 0]
+        cuts = [at for s in request.stop if s and (at := text.find(s)) >= 0]
         finish: Literal["stop", "length"] = "stop" if row.ended or cuts else "length"
         text = text[: min(cuts)] if cuts else text
         return Completion(text, len(row.prompt), len(row.tokens), finish, row.seed, tuple(row.tokens))
+
+    def running(self) -> Running | None:
+        """A batch that rows may join while it runs; None for a model whose layers do not allow it."""
+        return Running(self.network, self.ends, self._pad()) if joinable(self.network) else None
 
     def _stopper(self, stop: Sequence[str]) -> Any:
         words = [s for s in stop if s]
@@ -165,7 +173,7 @@ class LocalModel:
     def _pad(self) -> int:
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
-    def _cache_tokens(self) -> int:
+    def cache_tokens(self) -> int:
         """Tokens whose keys and values fit the cache budget."""
         c = self.network.config.get_text_config()
         heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
