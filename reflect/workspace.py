@@ -158,6 +158,10 @@ class Workspace:
                 raise UsageError("No run is unfinished.", "Begin one: reflect run TASKSET")
             run = rows[0]
             active = nights.active_adapter(s, run.profile)
+        if run.config.get("from_traffic"):
+            from reflect.day.traffic import finish
+
+            return finish(self.model, self.store, self.settings, run, progress)
         known = {f.name for f in fields(Settings)}
         words = {name: value for name, value in run.config.items() if name in known}
         ws = Workspace(replace(self.settings, **words, model=run.model, profile=run.profile))

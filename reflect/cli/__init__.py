@@ -38,7 +38,9 @@ from reflect.cli import (
 from reflect.cli.output import say
 from reflect.errors import ReflectError
 
-ORDER = "demo run eval prompt tasks lessons trial runs sleep nights schedule adapters profiles serve doctor init".split()
+ORDER = (
+    "demo run eval prompt tasks lessons trial runs sleep nights schedule adapters profiles serve doctor init".split()
+)
 
 
 class InOrder(TyperGroup):

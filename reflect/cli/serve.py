@@ -14,7 +14,8 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen on. Off loopback a key is required.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes any free one.")] = 8000,
     key: Annotated[
-        str, typer.Option(envvar="REFLECT_SERVE_KEY", show_envvar=False, help="Clients must bear it. [REFLECT_SERVE_KEY]")
+        str,
+        typer.Option(envvar="REFLECT_SERVE_KEY", show_envvar=False, help="Clients must bear it. [REFLECT_SERVE_KEY]"),
     ] = "",
     upstream: Annotated[str, typer.Option(metavar="URL", help="Serve in front of this server; URL with /v1.")] = "",
     taskset: Annotated[

@@ -175,9 +175,10 @@ class Running:
         if i != last:
             for layer in self._cache.layers:
                 layer.move(last, i, self._lengths[last])
-        for row in (self.rows, self._draws, self._lengths, *beside):
-            row[i] = row[last]  # type: ignore[index]
-            row.pop()
+        lists: tuple[list[Any], ...] = (self.rows, self._draws, self._lengths, *beside)
+        for one in lists:
+            one[i] = one[last]
+            one.pop()
 
 
 def joinable(network: Any) -> bool:

@@ -113,8 +113,9 @@ class Desk:
     def close(
         self, shown: Shown, done: Sequence[Completion], model: str, fingerprint: str, also: str | None = None
     ) -> Future[None]:
-        """Write the answers down, under the name `also` that an upstream server gave them. The future is done when they are on the disk: whoever has read an answer to its end
-        can reward it. Whoever is answered meanwhile is written in the same transaction."""
+        """Write the answers down, under the name `also` where an upstream server gave them one. The future is done when
+        they are on the disk: whoever has read an answer to its end can reward it. What is answered while the disk is
+        busy is written in one transaction."""
         rows = [self._row(shown, index, one, model, fingerprint, also) for index, one in enumerate(done)]
         written: Future[None] = Future()
         if shown.record:

@@ -79,8 +79,8 @@ class LocalChat:
 
     async def _wait(self, http: HttpRequest, job: Job) -> list[Completion]:
         """The result; a client that goes away stops being computed."""
-        result = asyncio.wrap_future(job.done)
-        leaves = asyncio.ensure_future(_left(http))
+        result: asyncio.Future[Any] = asyncio.wrap_future(job.done)
+        leaves: asyncio.Future[Any] = asyncio.ensure_future(_left(http))
         try:
             await asyncio.wait({result, leaves}, return_when=asyncio.FIRST_COMPLETED)
             if not result.done():

@@ -31,7 +31,7 @@ TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
 
 
 class Proxy:
-    """`url` has the upstream's /v1 in it. `key`: for the upstream; "" passes the client's on where `own_key` is not set."""
+    """`url` has the upstream's /v1 in it. `key`: for the upstream; "" passes the client's on, unless that is ours."""
 
     def __init__(self, url: str, desk: Desk, *, key: str = "", own_key: bool = False) -> None:
         self.url, self.desk, self.key, self.own_key = url.rstrip("/"), desk, key, own_key

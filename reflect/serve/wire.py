@@ -74,7 +74,8 @@ def parse(raw: Any, headers: Mapping[str, str], *, strict: bool = True) -> Ask:
     if not isinstance(ours, dict):
         raise ApiError(400, "'reflect' must be an object.", param="reflect")
     words: dict[str, Any] = {
-        "lessons": ours.get("lessons", headers.get(PLAIN, "on").lower() not in ("off", "false", "0", "no")) is not False,
+        "lessons": ours.get("lessons", headers.get(PLAIN, "on").lower() not in ("off", "false", "0", "no"))
+        is not False,
         "taskset": _text(ours, "taskset") or headers.get("x-reflect-taskset"),
         "conversation": _text(ours, "conversation") or headers.get("x-reflect-conversation", ""),
         "untrusted": ours.get("untrusted") is True,

@@ -39,8 +39,8 @@ def reward(s: Session, name: str, reward: float, feedback: str = "", choice: int
 
 def waiting(s: Session, profile: str) -> list[Exchange]:
     """The rewarded exchanges of a profile that no run has reflected on, oldest first."""
-    mine = [Exchange.profile == profile, col(Exchange.run_id).is_(None), col(Exchange.reward).is_not(None)]
-    return list(s.exec(select(Exchange).where(*mine).order_by(col(Exchange.id))))
+    found = select(Exchange).where(Exchange.profile == profile, col(Exchange.reward).is_not(None))
+    return list(s.exec(found.where(col(Exchange.run_id).is_(None)).order_by(col(Exchange.id))))
 
 
 def of_run(s: Session, run_id: int | None) -> list[Exchange]:
