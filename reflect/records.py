@@ -259,7 +259,7 @@ class Rule(SQLModel, table=True):
 
 
 class Exchange(SQLModel, table=True):
-    """One answer that `reflect serve` gave. With a reward, which may come later, a run --from-traffic makes a Rollout."""
+    """One answer that `reflect serve` gave. Once it has a reward, a run --from-traffic makes a Rollout of it."""
 
     id: int | None = Field(default=None, primary_key=True)
     name: str = Field(index=True)  # the chat completion's id, by which feedback names it
