@@ -72,9 +72,9 @@ def run(
 
 def learn_from_traffic(ws: Workspace, dry_run: bool, json: bool) -> None:
     """`reflect run --from-traffic`."""
-    if dry_run:
-        from reflect.store import traffic
+    from reflect.store import traffic
 
+    if dry_run:
         with ws.store.read() as s:
             plan = {"exchanges": traffic.count(s, ws.settings.profile), "db": ws.path}
             plan["waiting"] = len(traffic.waiting(s, ws.settings.profile))
@@ -88,6 +88,9 @@ def learn_from_traffic(ws: Workspace, dry_run: bool, json: bool) -> None:
         return emit([asdict(report) for report in reports])
     for report in reports:
         tell_report(report)
+    with ws.store.read() as s:
+        if left := len(traffic.waiting(s, ws.settings.profile)):
+            say(f"{left} more wait: of one task so many are not reviewed at once. The same command goes on.")
     if not reports:
         say("No rewarded exchange waits: POST /v1/feedback tells a server what an answer was worth.")
 

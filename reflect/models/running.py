@@ -160,10 +160,11 @@ class Running:
         if i is None or self._logits_RV is None:
             return
         last = len(self.rows) - 1
-        if i != last:
-            self._logits_RV[i] = self._logits_RV[last]
-        self._logits_RV = self._logits_RV[:last] if last else None
-        self._leave(i)
+        with torch.inference_mode():
+            if i != last:
+                self._logits_RV[i] = self._logits_RV[last]
+            self._logits_RV = self._logits_RV[:last] if last else None
+            self._leave(i)
 
     def clear(self) -> None:
         """Forget all rows."""

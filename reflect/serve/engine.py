@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from reflect.errors import ModelError, ReflectError
@@ -57,8 +58,8 @@ class Engine:
         self._thread.start()
 
     def submit(self, request: Request, tell: Callable[[int, str], None] | None = None) -> Job:
-        """Busy when too many wait already."""
-        job = Job(request, tell)
+        """Busy when too many wait already. A request that names no adapter gets the bare base."""
+        job = Job(replace(request, adapter=request.adapter or None), tell)
         with self._wake:
             if not self._open or len(self._fresh) + len({id(one) for one, _ in list(self._waiting)}) >= self.queue:
                 raise Busy("Too many requests are waiting.", "Try again in a moment.")
