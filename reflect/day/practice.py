@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlmodel import Session
@@ -25,16 +25,7 @@ from reflect.day.election import Ballot, elect
 from reflect.day.keeping import Consolidation
 from reflect.day.lessons import lessons_for
 from reflect.day.measure import measure
-from reflect.day.reflection import (
-    Edit,
-    attempted,
-    contrast,
-    parse_edits,
-    reflection_messages,
-    request_for,
-    teaches,
-    went_well,
-)
+from reflect.day.reflection import Edit, contrast, parse_edits, reflection_messages, request_for, teaches, went_well
 from reflect.day.rollout import Progress, run_parts, sample_each, using
 from reflect.day.summary import Report, report
 from reflect.day.trial import Court, Holds, parts_of, shown_to, withhold
@@ -92,8 +83,7 @@ def practice(
 class Group:
     """The rollouts of one task, the lessons that stood in their prompt, and those that the adapter holds for it.
 
-    `missed`: the rollouts (by index) from which a lesson was withheld. `texts`: what each of them was asked, where that
-    is not the same for all (see `reflect.day.traffic`).
+    `missed`: the rollouts (by index) from which a lesson was withheld.
     """
 
     task: Task
@@ -101,16 +91,6 @@ class Group:
     held: list[Lesson]
     rollouts: list[Rollout]
     missed: frozenset[int] = frozenset()
-    texts: Mapping[int, str] = field(default_factory=dict)
-
-    @property
-    def asked(self) -> Task:
-        """The task as a review reads it, with what each of its attempts was asked where they differ."""
-        texts = [self.texts.get(row.index, self.task.text) for row in attempted(self.reviewed)]
-        if len(set(texts)) < 2:
-            return self.task
-        said = [texts[0], *(f"Task of attempt {i}: {text}" for i, text in enumerate(texts[1:], 2))]
-        return replace(self.task, messages=[{"role": "user", "content": "\n".join(said)}])
 
     @property
     def complete(self) -> list[Rollout]:
@@ -194,7 +174,7 @@ def review(model: Model, store: Store, settings: Settings, run: Run, groups: Seq
         # Where all goes well with the lessons, the failures of attempts that missed one ask for nothing new.
         todo = [g for g in groups if teaches(g.complete) and not runs.get_reflection(s, run.id, g.task.key)]
     size = settings.reflect_tokens
-    asked = [reflection_messages(model, g.asked, g.shown, g.reviewed, max_tokens=size) for g in todo]
+    asked = [reflection_messages(model, g.task, g.shown, g.reviewed, max_tokens=size) for g in todo]
     with using(model, None):  # the bare base reflects: what it writes does not drift with the adapters
         answers = sample_each(model, [request_for(messages, size) for messages, _ in asked])
     reviews = []

@@ -135,14 +135,13 @@ def contrast(rollouts: Sequence[Rollout]) -> bool:
     return len({r.reward for r in rollouts if r.reward is not None}) > 1
 
 
-def attempted(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """Those in which the model gave an answer at all."""
-    return [row for row in rollouts if row.messages[-1]["role"] == "assistant"]
-
-
 def attempts_of(rollouts: Sequence[Rollout]) -> list[Attempt]:
-    """The rollouts as the reflector reads them."""
-    return [Attempt(safe(r.messages[-1]["content"]), r.reward, safe(r.feedback)) for r in attempted(rollouts)]
+    """The rollouts as the reflector reads them; those in which the model gave no answer at all are left out."""
+    return [
+        Attempt(safe(r.messages[-1]["content"]), r.reward, safe(r.feedback))
+        for r in rollouts
+        if r.messages[-1]["role"] == "assistant"
+    ]
 
 
 def safe(text: str) -> str:

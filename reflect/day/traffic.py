@@ -17,8 +17,9 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 from reflect.config import Settings
 from reflect.day.bundle import Bundle
@@ -36,6 +37,21 @@ FROM_TRAFFIC = "from_traffic"  # in `Run.config`
 MOST = 32  # exchanges of one task in a group; more wait for the next run
 ALIKE = 0.5  # share of the words of two tasks that stand in both
 KEPT = ("reflect_tokens", "lesson_budget", "lesson_limit", "review")
+
+
+@dataclass(frozen=True)
+class Likes(Task):
+    """A task that stands for a group of like ones. To a review its text is what each attempt was asked."""
+
+    texts: tuple[str, ...] = field(default=(), compare=False)
+
+    def shape(self) -> dict[str, Any]:
+        return {name: value for name, value in super().shape().items() if name != "texts"}
+
+    @property
+    def text(self) -> str:
+        first, *others = self.texts
+        return "\n".join([first, *(f"Task of attempt {i}: {text}" for i, text in enumerate(others, 2))])
 
 
 def learn(model: Model, store: Store, settings: Settings, *, progress: Progress | None = None) -> list[Report]:
@@ -60,11 +76,13 @@ def finish(model: Model, store: Store, settings: Settings, run: Run, progress: P
     """Review the groups of a run that have no review yet, wave by wave."""
     began = time.monotonic()
     tell = progress or (lambda done, total, what: None)
+    with store.read() as s:
+        asked = {row.seed: task_of(row).text for row in traffic.of_run(s, run.id)}
     found = _groups_of(model, store, settings, run)
     waves = [found[i : i + WAVE] for i in range(0, len(found), WAVE)]
     for number, wave in enumerate(waves):
         tell(number * WAVE, len(found), "reflections")
-        wave = [_as_it_stands(store, run, group) for group in wave]
+        wave = [_as_it_stands(store, run, group, asked) for group in wave]
         edit_lessons(model, store, settings, run, review(model, store, settings, run, wave), wave)
     with store.write() as s:
         runs.finish_run(s, run.id)
@@ -180,11 +198,10 @@ def _rollout(run: Run, task_key: str, index: int, row: Exchange) -> Rollout:
 
 
 def _groups_of(model: Model, store: Store, settings: Settings, run: Run) -> list[Group]:
-    """The groups of a run as its rows have them, each with the texts of the tasks of its attempts."""
+    """The groups of a run as its rows have them."""
     scope = Taskset()
     scope.name = run.taskset
     with store.read() as s:
-        asked = {row.seed: task_of(row) for row in traffic.of_run(s, run.id)}
         by: dict[str, list[Rollout]] = {}
         for row in runs.rollouts(s, run.id):
             by.setdefault(row.task_key, []).append(row)
@@ -193,13 +210,18 @@ def _groups_of(model: Model, store: Store, settings: Settings, run: Run) -> list
             task = Task(**runs.task(s, key).content)
             slept = ("distilled",) if run.adapter_id else ()
             held = lessons_for(model, s, scope, task, settings, slept) if slept else []
-            texts = {row.index: asked[row.seed].text for row in rows}
-            found.append(Group(task, [], held, sorted(rows, key=lambda row: row.index), texts=texts))
+            found.append(Group(task, [], held, sorted(rows, key=lambda row: row.index)))
     return found
 
 
-def _as_it_stands(store: Store, run: Run, group: Group) -> Group:
-    """With the lessons that its attempts saw and that still stand: an earlier wave may have changed them."""
+def _as_it_stands(store: Store, run: Run, group: Group, asked: Mapping[int, str]) -> Group:
+    """With the lessons that its attempts saw and that still stand, for an earlier wave may have changed them, and with
+    what each of the attempts that are reviewed was asked (`asked`: by the seed of the attempt)."""
     with store.read() as s:
         shown, missed = shown_to(s, run.id, [group.task.key])[group.task.key]
-    return Group(group.task, shown, group.held, group.rollouts, missed, group.texts)
+    now = replace(group, shown=shown, missed=missed)
+    texts = tuple(asked[row.seed] for row in now.reviewed)
+    if len(set(texts)) < 2:
+        return now
+    words = {f.name: getattr(group.task, f.name) for f in fields(group.task)}
+    return replace(now, task=Likes(**words, texts=texts))

@@ -152,11 +152,15 @@ class LocalModel:
 
     def completion(self, row: Row, request: Request) -> Completion:
         """What a row says, once it is done."""
-        text = self.decode(row.tokens)
+        text = self.said(row)
         cuts = [at for s in request.stop if s and (at := text.find(s)) >= 0]
         finish: Literal["stop", "length"] = "stop" if row.ended or cuts else "length"
         text = text[: min(cuts)] if cuts else text
         return Completion(text, len(row.prompt), len(row.tokens), finish, row.seed, tuple(row.tokens))
+
+    def said(self, row: Row) -> str:
+        """The text of a row so far."""
+        return self.decode(row.tokens)
 
     def running(self) -> Running | None:
         """A batch that rows may join while it runs; None for a model whose layers do not allow it."""

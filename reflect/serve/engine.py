@@ -197,7 +197,7 @@ class Engine:
         job = self._jobs.get(id(row))
         if job and job.tell and not job.gone:
             index = next(i for i, one in enumerate(job.rows) if one is row)
-            job.tell(index, self.model.decode(row.tokens))
+            job.tell(index, self.model.said(row))
 
     def _fail(self, adapter: str | None, why: ReflectError) -> None:
         if (batch := self._batches.get(adapter)) is not None:
