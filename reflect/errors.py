@@ -12,6 +12,7 @@
     ├── AdapterError             an adapter that must not be used
     │   ├── AdapterCorrupt       a file differs from its sha256 manifest
     │   └── AdapterMismatch      it was trained for another base model
+    ├── ServeError               a server that cannot start
     └── NightError               a night that could not be finished
         └── NightBusy            another sleep holds the lock
 
@@ -76,6 +77,10 @@ class AdapterCorrupt(AdapterError):
 
 
 class AdapterMismatch(AdapterError):
+    pass
+
+
+class ServeError(ReflectError):
     pass
 
 

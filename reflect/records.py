@@ -3,6 +3,7 @@
 Task <- Rollout -> Run          Rollout <- Exposure -> Lesson
 Reflection -> LessonVersion -> Lesson <- Trial
 Night -> Adapter <- Alias (profile -> active adapter)
+Exchange (what a server answered) -> Run (--from-traffic, which made a Rollout of it)
 
 `table=True` SQLModel classes do not validate: use `Model.model_validate` at every import boundary. Times are UTC.
 """
@@ -256,3 +257,31 @@ class Rule(SQLModel, table=True):
     why: str = ""
     created: datetime = Field(default_factory=now)
     lifted: datetime | None = None  # since when it holds no more
+
+
+class Exchange(SQLModel, table=True):
+    """One answer that `reflect serve` gave. Once it has a reward, a run --from-traffic makes a Rollout of it."""
+
+    id: int | None = Field(default=None, primary_key=True)
+    name: str = Field(index=True)  # the chat completion's id, by which feedback names it
+    choice: int = 0  # which of its answers
+    profile: str = "default"
+    taskset: str  # whose tasks these are, for the scope of lessons
+    asked: list[dict[str, Any]] = Field(sa_column=json_column())  # the conversation as the client sent it
+    messages: list[dict[str, Any]] = Field(sa_column=json_column())  # as the model saw it, with the answer
+    exposures: list[dict[str, Any]] = Field(default_factory=list, sa_column=json_column())  # as in Exposure
+    bundle_shown: bool = True  # this and what follows as in Rollout and Run
+    bundle_probability: float = 1.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    finish: str = "stop"
+    seed: int = Field(default=0, sa_type=SEED)  # names the draw: no two exchanges share one
+    model: str
+    model_fingerprint: str
+    adapter_id: int | None = Field(default=None, foreign_key="adapter.id")
+    measure: str = ""
+    trust: str = "untrusted"  # clean only where the server was told that its clients' words are its own
+    reward: float | None = None
+    feedback: str = ""
+    run_id: int | None = Field(default=None, foreign_key="run.id", index=True)  # in which it was reflected on
+    created: datetime = Field(default_factory=now)

@@ -170,6 +170,10 @@ class Workspace(Shelf):
 
         again = begun(self.store, self.settings, run_id)
         run, ws = again.run, Workspace(again.settings)
+        if run.config.get("from_traffic"):
+            from reflect.day.traffic import finish
+
+            return finish(ws.model, ws.store, ws.settings, run, progress)
         found = ws.taskset(run.taskset)
         unchanged(run, ws.model, ws.reflector, measure(found))
         return ws.run(found, n=run.n, k=run.k, seed=run.seed, progress=progress, **again.flags)

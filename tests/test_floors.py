@@ -22,6 +22,7 @@ FLOORS = [
     ["evaluate", "export"],
     ["night"],
     ["workspace"],  # with reflect/__init__.py, book.py and shelf.py: the Python interface
+    ["serve"],
     ["cli"],
     ["__main__"],
 ]
@@ -39,8 +40,12 @@ HEAVY = {
     "sqlalchemy": {"records", "store"},
     "typer": {"cli"},
     "rich": {"cli"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve"},
+    "httpx2": {"serve"},
 }
 SLOW = {"torch", "transformers", "peft", "sqlmodel", "sqlalchemy", "alembic", "openai", "numpy", "jinja2"}
+SLOW |= {"starlette", "uvicorn", "httpx2"}
 FILES = sorted(HOUSE.rglob("*.py"))
 
 

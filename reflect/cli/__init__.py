@@ -29,6 +29,7 @@ from reflect.cli import (
     run,
     runs,
     schedule,
+    serve,
     signals,
     sleep,
     tasks,
@@ -37,7 +38,9 @@ from reflect.cli import (
 from reflect.cli.output import say
 from reflect.errors import ReflectError
 
-ORDER = "demo run eval prompt tasks lessons trial runs sleep nights schedule adapters profiles doctor init".split()
+ORDER = (
+    "demo run eval prompt tasks lessons trial runs sleep nights schedule adapters profiles serve doctor init".split()
+)
 
 
 class InOrder(TyperGroup):
@@ -70,6 +73,7 @@ app.add_typer(nights.app, name="nights")
 app.add_typer(schedule.app, name="schedule")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(profiles.app, name="profiles")
+app.command()(serve.serve)
 app.command()(doctor.doctor)
 app.command()(init.init)
 

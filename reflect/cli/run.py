@@ -9,9 +9,11 @@ import typer
 
 from reflect.cli.common import BaseUrl, Db, Json, Model, Profile, workspace
 from reflect.cli.output import clock, emit, progress, say
+from reflect.errors import UsageError
 
 if TYPE_CHECKING:
     from reflect.day.summary import Report
+    from reflect.workspace import Workspace
 
 SIGNS = {"added": "+", "superseded": "~", "revised": "~", "merged": "~", "retired": "-", "quarantined": "?"}
 SIGNS |= {"accepted": "+", "rejected": "-"}  # by a trial
@@ -19,7 +21,9 @@ SIGNS |= {"alarm": "!"}  # so much would have been lost that nothing was changed
 
 
 def run(
-    taskset: Annotated[str, typer.Argument(help="A taskset's name, or a file of tasks (.jsonl, .json, .yaml).")],
+    taskset: Annotated[
+        str, typer.Argument(help="A taskset's name, or a file of tasks (.jsonl, .json, .yaml).", show_default=False)
+    ] = "",
     n: Annotated[int | None, typer.Option("-n", "--tasks", min=1, help="Tasks to practise. [default: 40]")] = None,
     k: Annotated[int | None, typer.Option("-k", "--rollouts", min=1, help="Attempts at each. [default: 8]")] = None,
     seed: Annotated[int | None, typer.Option(help="Which tasks and attempts. [default: a new one]")] = None,
@@ -31,6 +35,9 @@ def run(
     temperature: Annotated[float | None, typer.Option(min=0.0, help="Of the attempts. [default: 1.0]")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of one attempt. [default: 96]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    from_traffic: Annotated[
+        bool, typer.Option("--from-traffic", help="Practise nothing: review what reflect serve answered, as rewarded.")
+    ] = False,
     db: Db = None,
     model: Model = None,
     base_url: BaseUrl = None,
@@ -47,6 +54,10 @@ def run(
     given: dict[str, Any] = {"n": n, "k": k, "review": review, "temperature": temperature, "max_tokens": max_tokens}
     given |= {"base_url": base_url, "reflector": reflector}
     ws = workspace(db, profile, model, **given)
+    if bool(taskset) == from_traffic:
+        raise UsageError("Name a taskset, or say --from-traffic.", "See: reflect tasks list")
+    if from_traffic:
+        return learn_from_traffic(ws, dry_run, json)
     if dry_run:
         tasks = ws.taskset(taskset).tasks("practice", ws.settings.n, seed or 0)
         plan = {"taskset": taskset, "tasks": len(tasks), "rollouts": len(tasks) * ws.settings.k, "db": ws.path}
@@ -64,15 +75,41 @@ def run(
     return emit(asdict(report)) if json else tell_report(report)
 
 
+def learn_from_traffic(ws: Workspace, dry_run: bool, json: bool) -> None:
+    """`reflect run --from-traffic`."""
+    from reflect.store import traffic
+
+    if dry_run:
+        with ws.store.read() as s:
+            plan = {"exchanges": traffic.count(s, ws.settings.profile), "db": ws.path}
+            plan["waiting"] = len(traffic.waiting(s, ws.settings.profile))
+        told = f"Would review {plan['waiting']} rewarded exchanges of {plan['exchanges']}, in {plan['db']}."
+        return emit(plan) if json else print(told)
+    from reflect.day.traffic import learn
+
+    with progress() as tell:
+        reports = learn(ws.model, ws.store, ws.settings, progress=tell)
+    if json:
+        return emit([asdict(report) for report in reports])
+    for report in reports:
+        tell_report(report)
+    with ws.store.read() as s:
+        if left := len(traffic.waiting(s, ws.settings.profile)):
+            say(f"{left} more wait: of one task so many are not reviewed at once. The same command goes on.")
+    if not reports:
+        say("No rewarded exchange waits: POST /v1/feedback tells a server what an answer was worth.")
+
+
 def tell_report(report: Report) -> None:
     """The report on stdout, changes of lessons first."""
     from reflect.day import bundle
 
+    size = f"{report.n} tasks x {report.k} =" if report.k else f"{report.n} groups from traffic,"
     for change in report.changes:
         if text := in_words(change):
             print(text)
     print(
-        f"run {report.run_id}, {report.taskset}: {report.n} tasks x {report.k} = {report.rollouts} rollouts, "
+        f"run {report.run_id}, {report.taskset}: {size} {report.rollouts} rollouts, "
         f"reward {report.reward:.2f} (wave by wave {' '.join(f'{x:.2f}' for x in report.rewards)}), "
         f"{report.reflections} reviews, {clock(report.seconds)}"
     )

@@ -55,7 +55,8 @@ def show(
         return emit(shape(run) | data | ({"attempts": [shape(row) for row in attempts]} if rollouts else {}))
     about = f"{run.taskset}, seed {run.seed}, {run.status}, model {run.model}, adapter {run.adapter_id or '-'}"
     print(f"run {run.id}: {about}")
-    print(f"{figures.rollouts} of {run.n * run.k} rollouts, {figures.errors} broken, {len(reviews)} reviews")
+    asked = f" of {run.n * run.k}" if run.k else ""  # a run from traffic has what came
+    print(f"{figures.rollouts}{asked} rollouts, {figures.errors} broken, {len(reviews)} reviews")
     if reviewed := run.config.get("reflector"):
         print(f"reviewed by {reviewed}")
     if spent := run.config.get("spent"):

@@ -30,7 +30,8 @@ def begun(store: Store, settings: Settings, run_id: int | None = None) -> Begun:
             raise UsageError("No run is unfinished.", "Begin one: reflect run TASKSET")
         run = rows[0]
         active = nights.active_adapter(s, run.profile)
-    if (active.id if active else None) != run.adapter_id:
+    traffic = run.config.get("from_traffic")  # what was answered is answered, by whatever adapter
+    if not traffic and (active.id if active else None) != run.adapter_id:
         was = f"adapter {run.adapter_id}" if run.adapter_id else "no adapter"
         raise UsageError(f"Run {run.id} was begun with {was} on.", "Switch back to it, or begin a new run.")
     known = {f.name for f in fields(Settings)}

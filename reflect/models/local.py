@@ -20,6 +20,7 @@ from reflect.models.calls import read_calls, shaped
 from reflect.models.chat import Chat, names
 from reflect.models.loading import SMALLER, context_of, load
 from reflect.models.lora import Loras, merge
+from reflect.models.running import Running, joinable
 from reflect.models.sampling import Row, decode
 from reflect.tasksets.base import Message
 
@@ -169,6 +170,14 @@ class LocalModel:
             finish = "tool_calls" if calls else finish
         tokens = tuple(row.tokens)
         return Completion(text, len(row.prompt), len(tokens), finish, row.seed, tokens, calls, thought=thought)
+
+    def said(self, row: Row) -> str:
+        """The text of a row so far, without its thought."""
+        return self.chat.split(self.decode(row.tokens))[1]
+
+    def running(self) -> Running | None:
+        """A batch that rows may join while it runs; None for a model whose layers do not allow it."""
+        return Running(self.network, self.ends, self._pad()) if joinable(self.network) else None
 
     def _stopper(self, stop: Sequence[str]) -> Any:
         words = [s for s in stop if s]

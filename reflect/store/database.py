@@ -17,7 +17,7 @@ from reflect.store.dialect import Dialect, without_password
 from reflect.store.postgres import Postgres
 from reflect.store.sqlite import SQLite
 
-REVISIONS = ("0001", "0002", "0003", "0004")  # every migration, oldest first; as in migrations/versions
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")  # every migration, oldest first; as in migrations/versions
 
 
 class Store:

@@ -120,7 +120,8 @@ CHECKS: tuple[tuple[str, str], ...] = (
     ),
     (
         """SELECT o.run_id, o.task_key, count(*), r.k FROM rollout o JOIN run r ON r.id = o.run_id
-           WHERE r.status = 'done' GROUP BY o.run_id, o.task_key, r.k HAVING count(*) <> r.k ORDER BY o.run_id""",
+           WHERE r.status = 'done' AND r.k > 0 GROUP BY o.run_id, o.task_key, r.k HAVING count(*) <> r.k
+           ORDER BY o.run_id""",
         "Run {0} is marked done, but the task {1} has {2} of {3} rollouts.",
     ),
     (
@@ -141,6 +142,10 @@ CHECKS: tuple[tuple[str, str], ...] = (
     (
         "SELECT id FROM rollout WHERE (reward IS NULL AND error IS NULL) OR reward < 0 OR reward > 1 ORDER BY id",
         "Rollout {0} has neither a reward between 0 and 1 nor an error.",
+    ),
+    (
+        "SELECT id FROM exchange WHERE reward < 0 OR reward > 1 OR (run_id IS NOT NULL AND reward IS NULL) ORDER BY id",
+        "Exchange {0} has no reward between 0 and 1.",
     ),
     (
         """SELECT e.id, e.lesson_id, e.version FROM exposure e WHERE NOT EXISTS

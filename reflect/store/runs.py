@@ -9,7 +9,7 @@ from sqlalchemy import case, delete, exists, update
 from sqlmodel import Session, col, func, select
 
 from reflect.errors import UnknownName
-from reflect.records import Exposure, LessonVersion, Reflection, Rollout, Run, TaskRow, Trial, now
+from reflect.records import Exchange, Exposure, LessonVersion, Reflection, Rollout, Run, TaskRow, Trial, now
 from reflect.store import trials
 
 CHUNK = 500  # values in one IN (...)
@@ -187,6 +187,7 @@ def delete_runs(s: Session, run_ids: Iterable[int]) -> None:
         s.exec(delete(Rollout).where(col(Rollout.run_id) == run_id))
         s.exec(delete(Reflection).where(col(Reflection.run_id) == run_id))
         s.exec(update(Trial).where(col(Trial.run_id) == run_id).values(run_id=None))
+        s.exec(delete(Exchange).where(col(Exchange.run_id) == run_id))
         s.exec(delete(Run).where(col(Run.id) == run_id))
 
 
