@@ -16,17 +16,19 @@ HOUSE = Path(__file__).parent.parent / "reflect"
 FLOORS = [
     ["errors"],
     ["config", "records"],
-    ["prompts", "tasksets", "store"],
+    ["prompts"],
+    ["tasksets", "store"],
     ["models"],
     ["day"],
     ["evaluate", "export"],
+    ["agreement"],
     ["night"],
     ["workspace"],  # with reflect/__init__.py and book.py: the Python interface
     ["cli"],
     ["__main__"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-INTERFACE = {"", "book", "workspace"}
+INTERFACE = {"", "book", "grades", "workspace"}
 
 # package -> the rooms that may import it at all
 HEAVY = {
