@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reflect.cli.common import Db, Json, Model, Profile, workspace
+from reflect.cli.common import Db, Json, JudgeModel, Model, Profile, workspace
 from reflect.cli.output import clock, emit, progress, say
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ SIGNS |= {"alarm": "!"}  # so much would have been lost that nothing was changed
 
 
 def run(
-    taskset: Annotated[str, typer.Argument(help="A taskset's name, or a file of tasks (.jsonl, .json, .yaml).")],
+    taskset: Annotated[str, typer.Argument(help="A taskset's name, or a file (.jsonl, .yaml, .py).")],
     n: Annotated[int | None, typer.Option("-n", "--tasks", min=1, help="Tasks to practise. [default: 40]")] = None,
     k: Annotated[int | None, typer.Option("-k", "--rollouts", min=1, help="Attempts at each. [default: 8]")] = None,
     seed: Annotated[int | None, typer.Option(help="Which tasks and attempts. [default: a new one]")] = None,
@@ -33,6 +33,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     db: Db = None,
     model: Model = None,
+    judge: JudgeModel = None,
     profile: Profile = None,
     json: Json = False,
 ) -> None:
@@ -40,7 +41,7 @@ def run(
 
     The same words continue a run that was interrupted.
     """
-    given = {"n": n, "k": k, "review": review, "temperature": temperature, "max_tokens": max_tokens}
+    given = {"n": n, "k": k, "judge": judge, "review": review, "temperature": temperature, "max_tokens": max_tokens}
     ws = workspace(db, profile, model, **given)
     if dry_run:
         tasks = ws.taskset(taskset).tasks("practice", ws.settings.n, seed or 0)

@@ -158,6 +158,13 @@ def roll_out(
             court.judge(s, seen, run.id, move=not settings.review)
         if rows:
             bundle.judge(s, move=court is not None and not settings.review)
+    return groups_of(model, store, taskset, settings, run, wave)
+
+
+def groups_of(
+    model: Model, store: Store, taskset: Taskset, settings: Settings, run: Run, wave: Sequence[Task]
+) -> list[Group]:
+    """The groups of these tasks as the run has saved them."""
     slept = ("distilled",) if run.adapter_id else ()
     with store.read() as s:
         shown = shown_to(s, run.id, [task.key for task in wave])
@@ -264,7 +271,7 @@ def open_run(
     names = ["temperature", "max_tokens", "reflect_tokens", "lesson_budget", "lesson_limit"]
     names += ["review", "trials", "withhold_candidate", "withhold_active", "withhold_bundle"]
     config = {name: value for name, value in asdict(settings).items() if name in names}
-    config |= {"learn": learn, "use_lessons": use_lessons}
+    config |= {"learn": learn, "use_lessons": use_lessons} | ({"judge": settings.judge} if settings.judge else {})
     meaning = measure(taskset)
 
     with store.write() as s:

@@ -12,10 +12,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 from reflect import prompts
+from reflect.day import judge
 from reflect.errors import ModelError
 from reflect.models.base import Completion, Model, Request
 from reflect.records import Rollout
-from reflect.tasksets.base import Message, Task, Taskset
+from reflect.tasksets.base import HUMAN, JUDGE, Message, Task, Taskset
 
 AUDIT = "audit"  # in `Rollout.parts`: what Taskset.audit says of it
 Progress = Callable[[int, int, str], None]  # (done, total, what)
@@ -84,10 +85,12 @@ def run_parts(
         for part in parts
     ]
     answers = sample_each(model, requests)
-    return [
+    groups = [
         [_rollout(model, taskset, part.task, request, at, i, answer) for at, i in enumerate(part.indices)]
         for part, request, answer in zip(parts, requests, answers, strict=True)
     ]
+    judge.grade(model, taskset, [(part.task, row) for part, rows in zip(parts, groups, strict=True) for row in rows])
+    return groups
 
 
 def run_group(
@@ -157,6 +160,8 @@ def _rollout(
     done = answer[at]
     row.messages = [*request.messages, {"role": "assistant", "content": done.text}]
     row.prompt_tokens, row.completion_tokens, row.finish = done.prompt_tokens, done.completion_tokens, done.finish
+    if task.verifier in (JUDGE, HUMAN):
+        return row  # scored later: by a model, all of a wave together, or by a person
     try:
         score = taskset.verify(task, done.text)
         row.reward, row.feedback, row.parts = checked(score.reward), score.feedback, dict(score.parts)

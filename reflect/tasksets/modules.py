@@ -1,8 +1,8 @@
 """Tasksets that are Python: a file, an importable module, an installed package.
 
-    my_tasks.py           the one taskset in that file; my_tasks.py:sums where there are several
-    package.module:NAME   one by its import path
-    NAME                  an entry point of the group "reflect.tasksets", which a package declares
+my_tasks.py           the one taskset in that file; my_tasks.py:sums where there are several
+package.module:NAME   one by its import path
+NAME                  an entry point of the group "reflect.tasksets", which a package declares
 """
 
 from __future__ import annotations
