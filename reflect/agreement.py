@@ -1,7 +1,7 @@
 """How far a judge agrees with people: their rewards beside its own, and pairs of answers in both orders.
 
-A labelled sample is a file of tasks (see `reflect.tasksets.files`) whose rows also have `text`, an answer, and `reward`,
-what a person gave it:
+A labelled sample is a file of tasks (see `reflect.tasksets.files`) whose rows also have `text`, an answer, and
+`reward`, what a person gave it:
 
     {"prompt": "Decline politely.", "rubric": "Is it polite?", "text": "No.", "reward": 0}
 
@@ -40,8 +40,8 @@ class Label(NamedTuple):
 
 class Agreement(NamedTuple):
     """`agreement` and `kappa` with their intervals, over the answers whose grade could be read; None where there is
-    none, or where chance alone explains all. `pairs`: answers to one task of which people prefer one; `steady` the share
-    of them in which the judge said the same in both orders, `right` the share in which it also preferred the same."""
+    none, or where chance alone explains all. `pairs`: answers to one task of which people prefer one; `steady` the
+    share of them in which the judge said the same in both orders, `right` the share in which it preferred the same."""
 
     n: int
     unreadable: int
@@ -89,9 +89,7 @@ def agree(judge: Judge, labels: Sequence[Label], seed: int = 0, progress: Progre
             progress(len(labels) + i, total, "pairs")
         compared += judge.compare([(a.task, a.text, b.text) for a, b in pairs[i : i + BATCH]])
     read = [(label.reward, got.reward) for label, got in zip(labels, said, strict=True) if isinstance(got, Grade)]
-    problems = [
-        f"{label.text[:40]!r}: {got}" for label, got in zip(labels, said, strict=True) if not isinstance(got, Grade)
-    ]
+    problems = [str(got) for got in said if not isinstance(got, Grade)]
     problems += [str(got) for got in compared if not isinstance(got, tuple)]
     marks = [(person >= PASS, model >= PASS) for person, model in read]
     steady = [isinstance(got, tuple) and got[0] == got[1] for got in compared]

@@ -39,7 +39,9 @@ from reflect.cli import (
 from reflect.cli.output import say
 from reflect.errors import ReflectError
 
-ORDER = "demo run eval prompt tasks grade judge lessons trial runs sleep nights schedule adapters profiles doctor init".split()
+ORDER = (
+    "demo run eval prompt tasks grade judge lessons trial runs sleep nights schedule adapters profiles doctor init"
+).split()
 
 
 class InOrder(TyperGroup):

@@ -78,7 +78,7 @@ def check(
     `gym` stands for all generators of reasoning-gym.
     """
     from reflect.tasksets import available
-    from reflect.tasksets.gymcheck import Checked, check_all
+    from reflect.tasksets.gymcheck import check_all
 
     found: list[Checked] = []
     for name in tasksets or [taskset.name for taskset in available()]:
@@ -106,5 +106,5 @@ def _checked(name: str, n: int | None) -> Checked:
     taskset = load_taskset(name)
     if n is None and name.startswith("gym:"):
         n = 20
-    sizes = [len(taskset.tasks(split, n)) for split in ("practice", "holdout")]
-    return Checked(taskset.name, check(taskset, n), *sizes, 0.0)
+    practice, holdout = len(taskset.tasks("practice", n)), len(taskset.tasks("holdout", n))
+    return Checked(taskset.name, check(taskset, n), practice, holdout)

@@ -1,4 +1,4 @@
-"""The review of a run whose rollouts people have graded: what `practice` does after the rollouts, by the same stages."""
+"""The review of a run whose rollouts people have graded: what `practice` does after the rollouts, the same stages."""
 
 from __future__ import annotations
 
