@@ -31,6 +31,7 @@ class Settings:
 
     db: str = "lessons.db"  # a path, or a SQLAlchemy URL
     model: str = "pocket"
+    judge: str = ""  # another model that grades tasks with a rubric; default: the model itself, bare
     profile: str = "default"
     k: int = 8  # rollouts per task
     n: int = 40  # tasks per run

@@ -17,6 +17,8 @@ from reflect.errors import UsageError
 
 ROLE_TOKEN = re.compile(r"<\|[^|<>]{0,40}\|>|</?s>|\[/?INST\]")
 
+RUBRIC = ("task", "reference")  # what a rubric may name: the question, and the answer that the task gives, if any
+
 
 def clean(text: str) -> str:
     """One line of harmless text: control characters and role tokens stripped, white space folded."""
@@ -59,6 +61,29 @@ def render(name: str, **values: Any) -> str:
     except TemplateError as e:
         where = getattr(e, "filename", None) or f"prompts/{name}.jinja"
         raise UsageError(f"The prompt template {where} does not render: {e}.", "Mend or remove that file.") from e
+
+
+def rubric(text: str, task: str, reference: str) -> str:
+    """A judge's rubric with its variables {{ task }} and {{ reference }} filled in. UsageError when it names another,
+    or is no template: see `unknown_variables`."""
+    from jinja2 import TemplateError
+
+    try:
+        return _environment(tuple(_folders())).from_string(text).render(task=task, reference=reference).strip()
+    except TemplateError as e:
+        raise UsageError(f"The rubric does not render: {e}.", f"It may name {', '.join(RUBRIC)}.") from e
+
+
+def rubric_problem(text: str) -> str:
+    """What is wrong with a rubric before any task is graded by it, "" when nothing is."""
+    from jinja2 import TemplateError, meta
+
+    try:
+        parsed = _environment(tuple(_folders())).parse(text)
+    except TemplateError as e:
+        return f"it is no template: {e}"
+    unknown = sorted(meta.find_undeclared_variables(parsed) - set(RUBRIC))
+    return f"it names {', '.join(unknown)}, which there is not" if unknown else ""
 
 
 def version(name: str) -> str:

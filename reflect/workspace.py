@@ -113,9 +113,10 @@ class Workspace(Shelf):
 
     def taskset(self, name: str | Path | Taskset) -> Taskset:
         """A taskset by name or file; one that is given is given back."""
+        from reflect.day.judge import bind
         from reflect.tasksets import load_taskset
 
-        return load_taskset(name) if isinstance(name, str | Path) else name
+        return bind(load_taskset(name) if isinstance(name, str | Path) else name, self.settings)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of the model, by its tokenizer alone while the model is not loaded."""

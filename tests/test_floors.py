@@ -16,10 +16,12 @@ HOUSE = Path(__file__).parent.parent / "reflect"
 FLOORS = [
     ["errors"],
     ["config", "records"],
-    ["prompts", "tasksets", "store"],
+    ["prompts"],
+    ["tasksets", "store"],
     ["models"],
     ["day"],
     ["evaluate", "export"],
+    ["agreement"],
     ["night"],
     ["workspace"],  # with reflect/__init__.py, book.py and shelf.py: the Python interface
     ["serve"],
@@ -27,7 +29,7 @@ FLOORS = [
     ["__main__"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-INTERFACE = {"", "book", "shelf", "workspace"}
+INTERFACE = {"", "book", "grades", "shelf", "workspace"}
 
 # package -> the rooms that may import it at all
 HEAVY = {

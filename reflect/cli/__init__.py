@@ -21,7 +21,9 @@ from reflect.cli import (
     demo,
     doctor,
     evaluate,
+    grade,
     init,
+    judge,
     lessons,
     nights,
     profiles,
@@ -39,8 +41,8 @@ from reflect.cli.output import say
 from reflect.errors import ReflectError
 
 ORDER = (
-    "demo run eval prompt tasks lessons trial runs sleep nights schedule adapters profiles serve doctor init".split()
-)
+    "demo run eval prompt tasks grade judge lessons trial runs sleep nights schedule adapters profiles serve doctor init"
+).split()
 
 
 class InOrder(TyperGroup):
@@ -65,6 +67,8 @@ app.command()(run.run)
 app.command("eval")(evaluate.evaluate)
 app.command()(prompt.prompt)
 app.add_typer(tasks.app, name="tasks")
+app.add_typer(grade.app, name="grade")
+app.command()(judge.judge)
 app.add_typer(lessons.app, name="lessons")
 app.command()(trial.trial)
 app.add_typer(runs.app, name="runs")

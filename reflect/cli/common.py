@@ -21,6 +21,9 @@ BaseUrl = Annotated[str | None, typer.Option("--base-url", metavar="URL", help="
 Profile = Annotated[
     str | None, typer.Option("--profile", metavar="NAME", help="Whose lessons and adapter. [default: default]")
 ]
+JudgeModel = Annotated[
+    str | None, typer.Option("--judge", metavar="NAME", help="Who grades by a rubric. [default: the model itself]")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same figures.")]
 

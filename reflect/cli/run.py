@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reflect.cli.common import BaseUrl, Db, Json, Model, Profile, workspace
+from reflect.cli.common import BaseUrl, Db, Json, JudgeModel, Model, Profile, workspace
 from reflect.cli.output import clock, emit, progress, say
 from reflect.errors import UsageError
 
@@ -22,7 +22,7 @@ SIGNS |= {"alarm": "!"}  # so much would have been lost that nothing was changed
 
 def run(
     taskset: Annotated[
-        str, typer.Argument(help="A taskset's name, or a file of tasks (.jsonl, .json, .yaml).", show_default=False)
+        str, typer.Argument(help="A taskset's name, or a file (.jsonl, .yaml, .py).", show_default=False)
     ] = "",
     n: Annotated[int | None, typer.Option("-n", "--tasks", min=1, help="Tasks to practise. [default: 40]")] = None,
     k: Annotated[int | None, typer.Option("-k", "--rollouts", min=1, help="Attempts at each. [default: 8]")] = None,
@@ -44,6 +44,7 @@ def run(
     reflector: Annotated[
         str | None, typer.Option(metavar="NAME", help="Another model reviews. [default: the same]")
     ] = None,
+    judge: JudgeModel = None,
     profile: Profile = None,
     json: Json = False,
 ) -> None:
@@ -52,7 +53,7 @@ def run(
     The same words continue a run that was interrupted.
     """
     given: dict[str, Any] = {"n": n, "k": k, "review": review, "temperature": temperature, "max_tokens": max_tokens}
-    given |= {"base_url": base_url, "reflector": reflector}
+    given |= {"judge": judge, "base_url": base_url, "reflector": reflector}
     ws = workspace(db, profile, model, **given)
     if bool(taskset) == from_traffic:
         raise UsageError("Name a taskset, or say --from-traffic.", "See: reflect tasks list")

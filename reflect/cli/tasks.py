@@ -12,6 +12,7 @@ from reflect.errors import UnknownName
 
 if TYPE_CHECKING:
     from reflect.tasksets.base import Split
+    from reflect.tasksets.gymcheck import Checked
 
 app = noun("Tasksets: what can be practised.")
 
@@ -25,15 +26,27 @@ def the_split(text: str) -> Split:
 
 
 @app.command("list")
-def list_(json: Json = False) -> None:
-    """The tasksets that can be used by name: those of ./tasks/ and the built-in ones."""
-    from reflect.tasksets import available
+def list_(
+    source: Annotated[str | None, typer.Argument(help="gym: every generator of reasoning-gym.")] = None,
+    json: Json = False,
+) -> None:
+    """The tasksets that can be used by name: those of ./tasks/, of installed packages, and the built-in ones."""
+    from reflect.tasksets import available, modules
 
-    rows = [{"name": taskset.name, "about": taskset.about} for taskset in available()]
+    if source not in (None, "gym"):
+        raise UnknownName(f"There is no source '{source}'.", "See: reflect tasks list, reflect tasks list gym")
+    if source:
+        from reflect.tasksets import gym
+
+        rows = [{"name": name, "about": about} for name, about in gym.listing()]
+    else:
+        rows = [{"name": taskset.name, "about": taskset.about} for taskset in available()]
+        rows += [{"name": name, "about": f"of {point.value}"} for name, point in modules.packaged().items()]
     if json:
         return emit(rows)
     table([[row["name"], row["about"]] for row in rows], ["name", "about"])
-    say("A file works as well: reflect run my.jsonl")
+    if not source:
+        say("A file works as well: reflect run my.jsonl, reflect run my_tasks.py. Generators: reflect tasks list gym")
 
 
 @app.command()
@@ -56,23 +69,42 @@ def show(
 @app.command()
 def check(
     tasksets: Annotated[list[str] | None, typer.Argument(help="Names or files. [default: all by name]")] = None,
+    n: Annotated[int | None, typer.Option("-n", "--tasks", min=1, help="Of each side. [default: all; gym: 20]")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="For each generator of gym.")] = 120.0,
     json: Json = False,
 ) -> None:
-    """Prove without a model that every known-good answer scores 1.0 and that the splits are apart."""
-    from reflect.tasksets import available, load_taskset
-    from reflect.tasksets import check as problems_of
+    """Prove without a model that every known-good answer scores 1.0 and that the splits are apart.
 
-    found = [load_taskset(name) for name in tasksets or [taskset.name for taskset in available()]]
-    problems = {taskset.name: problems_of(taskset) for taskset in found}
+    `gym` stands for all generators of reasoning-gym.
+    """
+    from reflect.tasksets import available
+    from reflect.tasksets.gymcheck import check_all
+
+    found: list[Checked] = []
+    for name in tasksets or [taskset.name for taskset in available()]:
+        for checked in check_all(n or 20, seconds) if name == "gym" else [_checked(name, n)]:
+            found.append(checked)
+            if not json:
+                verdict = f"{len(checked.problems)} problems" if checked.problems else "ok"
+                print(f"{checked.name}: {verdict}, {checked.practice} practice, {checked.holdout} holdout", flush=True)
+                for text in checked.problems:
+                    print(f"  {text}")
+    wrong = [checked for checked in found if checked.problems]
     if json:
-        emit({name: {"ok": not wrong, "problems": wrong} for name, wrong in problems.items()})
-    else:
-        for taskset in found:
-            wrong = problems[taskset.name]
-            sizes = [len(taskset.tasks(split)) for split in ("practice", "holdout")]
-            verdict = f"{len(wrong)} problems" if wrong else "ok"
-            print(f"{taskset.name}: {verdict}, {sizes[0]} practice, {sizes[1]} holdout")
-            for text in wrong:
-                print(f"  {text}")
-    if any(problems.values()):
+        emit({checked.name: {"ok": not checked.problems, "problems": checked.problems} for checked in found})
+    elif len(found) > 1:
+        say(f"{len(found) - len(wrong)} of {len(found)} tasksets are ok.")
+    if wrong:
         raise typer.Exit(1)
+
+
+def _checked(name: str, n: int | None) -> Checked:
+    """A taskset by name or file; one generator of gym is sampled, for some take a second for each item."""
+    from reflect.tasksets import check, load_taskset
+    from reflect.tasksets.gymcheck import Checked
+
+    taskset = load_taskset(name)
+    if n is None and name.startswith("gym:"):
+        n = 20
+    practice, holdout = len(taskset.tasks("practice", n)), len(taskset.tasks("holdout", n))
+    return Checked(taskset.name, check(taskset, n), practice, holdout)

@@ -21,7 +21,7 @@ from reflect.day.transcript import LESSONS, STEPS, TOOL_ERRORS, TURNS
 from reflect.errors import ModelError, ModelHalted
 from reflect.models.base import Completion, Model
 from reflect.records import Rollout
-from reflect.tasksets.base import Message, Score, Task, Taskset
+from reflect.tasksets.base import HUMAN, JUDGE, Message, Score, Task, Taskset
 from reflect.tasksets.environment import Environment, Step
 from reflect.tasksets.tools import schema, shortened
 
@@ -184,6 +184,8 @@ class Episode:
     def _score(self, given: Score | None = None) -> None:
         """By the environment where it gave a reward, else by the verifier."""
         row, text = self.row, self.turns[-1].done.text
+        if given is None and self.task.verifier in (JUDGE, HUMAN):
+            return  # scored later: by a model, all of a wave together, or by a person
         try:
             score = self.taskset.verify(self.task, text) if given is None else given
             row.reward, row.feedback, row.parts = checked(score.reward), score.feedback, dict(score.parts)

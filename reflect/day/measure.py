@@ -1,8 +1,8 @@
 """What a reward means: a hash of the code that gives it, and of the words that stand around a lesson in the prompt.
 
 An effect was measured with a verifier, an audit and a system template. Where one of them changes it must be measured
-again. The hash holds the source of `verify`, `audit` and `environment` as the taskset has them and of the verifiers
-that its practice tasks name, with all that they reach by name in their own module: functions, methods, constants,
+again. The hash holds the source of `verify`, `audit` and `environment` as the taskset has them and of the verifiers that its practice
+tasks name (`Taskset.rules`), with all that they reach by name in their own module: functions, methods, constants,
 tables that were read from a file. Comments and docstrings do not count. Code without a source counts by its bytecode.
 
 Not covered: what a verifier reads or imports while it runs, and what it keeps in `self`.
@@ -22,17 +22,18 @@ from typing import Any
 
 from reflect import prompts
 from reflect.tasksets.base import Taskset
-from reflect.tasksets.verifiers import VERIFIERS
 
 
 def measure(taskset: Taskset) -> str:
     """12 hex digits, the same in every process."""
     kind = type(taskset)
     own = [vars(cls)[name] for cls in kind.__mro__ for name in ("verify", "audit", "environment") if name in vars(cls)]
-    named = sorted({task.verifier for task in taskset.tasks("practice")} & set(VERIFIERS))
     found: dict[Hashable, str] = {}
-    for thing in own + [VERIFIERS[name] for name in named]:
-        _reach(thing, kind, found)
+    for thing in [*own, *taskset.rules()]:
+        if isinstance(thing, str):
+            found[thing] = thing
+        else:
+            _reach(thing, kind, found)
     text = json.dumps([sorted(found.values()), prompts.version("system")])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -146,6 +146,13 @@ def roll_out(
             bundle.judge(s, move=court is not None and not settings.review)
     if stop:
         raise stop
+    return groups_of(model, store, taskset, settings, run, wave)
+
+
+def groups_of(
+    model: Model, store: Store, taskset: Taskset, settings: Settings, run: Run, wave: Sequence[Task]
+) -> list[Group]:
+    """The groups of these tasks as the run has saved them."""
     slept = ("distilled",) if run.adapter_id else ()
     with store.read() as s:
         shown = shown_to(s, run.id, [task.key for task in wave])
@@ -181,6 +188,7 @@ def open_run(
     config = {name: value for name, value in asdict(settings).items() if name in names}
     config |= {"learn": learn, "use_lessons": use_lessons}
     config |= {"reflector": reflector.name, "reflector_fingerprint": reflector.fingerprint} if reflector else {}
+    config |= {"judge": settings.judge} if settings.judge else {}
     meaning = measure(taskset)
 
     with store.write() as s:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from reflect.config import Limits
+from reflect.day import judge
 from reflect.day.asking import ask, sample_each
 from reflect.day.episode import AUDIT, HALTED, Advice, Episode, checked, messages_for, rollout_seed
 from reflect.errors import ModelHalted
@@ -66,7 +67,12 @@ def run_parts(
     options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "limits": limits}
     episodes = play(model, taskset, parts, seed=seed, **options)
     rollouts = [[episode.row for episode in group] for group in episodes]
-    if why := next((one.halted for group in episodes for one in group if one.halted), None):
+    why = next((one.halted for group in episodes for one in group if one.halted), None)
+    try:
+        judge.grade(model, taskset, [(p.task, row) for p, rows in zip(parts, rollouts, strict=True) for row in rows])
+    except ModelHalted as e:
+        why = why or e
+    if why:
         raise Stopped(why, rollouts) from why.__cause__
     return rollouts
 

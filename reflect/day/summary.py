@@ -25,7 +25,7 @@ class Report:
     k: int
     seed: int
     rollouts: int
-    errors: int  # rollouts without a reward
+    errors: int  # rollouts that broke, and have no reward
     withheld: int  # rollouts that missed a lesson, to measure it
     reward: float  # mean over the scored rollouts
     rewards: list[float]  # the same per wave, in order: the learning curve
@@ -59,7 +59,7 @@ def report(store: Store, run: Run, waves: Sequence[Sequence[Task]], seconds: flo
         k=run.k,
         seed=run.seed,
         rollouts=len(every),
-        errors=sum(row.reward is None for row in every),
+        errors=sum(row.error is not None for row in every),
         withheld=len(missed),
         reward=mean_reward([row for wave in seen for row in wave]),
         rewards=[mean_reward(wave) for wave in seen],

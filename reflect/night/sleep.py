@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reflect.config import Settings
+from reflect.day import judge
 from reflect.day.rollout import Progress
 from reflect.errors import AdapterError, NightError, UsageError
 from reflect.models.base import Model
@@ -84,6 +85,8 @@ def sleep(
                 adapters.activate(model, store, settings)
             return NightReport("nothing", "There are no lessons yet. Practise first: `reflect run TASKSET`.")
         subjects = curriculum.subjects(store, settings.profile, lessons, tasksets)
+        for subject in subjects:
+            judge.bind(subject.taskset, settings, model)
         base_parameters = sum(p.numel() for name, p in network.named_parameters() if ".lora_" not in name)
         plan = make_plan(base_parameters, len(lessons), start=start_of(store, settings, continued), **dials)
         if dry_run:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import text
+from sqlalchemy import or_, text
 from sqlmodel import Session, col, func, select
 
 from reflect.records import SHOWN_STATUSES, Exposure, Lesson, LessonVersion, Rollout, Run, Trial
 from reflect.store import lessons as db
 
 OF_DAY = ("withhold", "paired")  # kinds of trials
+# Not what waits for a person's grade, nor what a judge graded in words that nobody can read: neither says anything.
+SAYS = or_(col(Rollout.reward).is_not(None), col(Rollout.error).not_like("judge: %"))
 
 # The verdicts on the present text of some lessons, oldest first. The question within the question is asked of few rows,
 # by their keys; from a join PostgreSQL would make one of whole tables.
@@ -69,7 +71,7 @@ def observations(
         .where(Exposure.lesson_id == lesson_id, Exposure.version >= version, col(Exposure.id) > after)
         .where(Exposure.probability > 0.0, Exposure.probability < 1.0)
         .where(Run.model_fingerprint == model_fingerprint, Run.measure == measure)
-        .where(col(Rollout.adapter_id).is_not_distinct_from(adapter_id))
+        .where(col(Rollout.adapter_id).is_not_distinct_from(adapter_id), SAYS)
         .order_by(col(Exposure.id))
     )  # fmt: skip
     return [Observation(*row) for row in s.exec(found)]
@@ -205,7 +207,7 @@ def bundle_observations(s: Session, run: Run, after: int = 0) -> list[Together]:
         )
         .join(Run, col(Run.id) == col(Rollout.run_id))
         .where(*_like(run), col(Rollout.id) > after)
-        .where(Rollout.bundle_probability > 0.0, Rollout.bundle_probability < 1.0)
+        .where(Rollout.bundle_probability > 0.0, Rollout.bundle_probability < 1.0, SAYS)
         .order_by(col(Rollout.id))
     )  # fmt: skip
     return [Together(*row) for row in s.exec(found)]

@@ -1,31 +1,32 @@
 """Find tasksets by name, list them, check them.
 
-load_taskset("letters")      tasks/letters.py: first the user's own ./tasks/, then the shipped ones
-load_taskset("dialect:2")    a variant of one
-load_taskset("my.jsonl")     a file of tasks
+load_taskset("letters")               tasks/letters.py: first the user's own ./tasks/, then the shipped ones
+load_taskset("dialect:2")             a variant of one
+load_taskset("my.jsonl")              a file of tasks
+load_taskset("my_tasks.py")           a Python file; my_tasks.py:NAME where it holds several
+load_taskset("package.module:NAME")   a taskset of a module
+load_taskset("gym:leg_counting")      a generator of reasoning-gym
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import re
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from reflect.config import shipped
-from reflect.errors import ReflectError, UnknownName, UsageError
-from reflect.tasksets.base import Score, Split, Task, Taskset, load_module
-from reflect.tasksets.environment import Environment, Step, Toolbox, replay
-from reflect.tasksets.files import SUFFIXES, FileTaskset
+from reflect.errors import ReflectError, UnknownName
+from reflect.tasksets import modules
+from reflect.tasksets.base import Score, Task, Taskset
+from reflect.tasksets.checking import check, refuse_mixed
+from reflect.tasksets.environment import Environment, Step, Toolbox
+from reflect.tasksets.files import SUFFIXES, FileTaskset, name_of
+from reflect.tasksets.python import taskset
 from reflect.tasksets.tools import Outside
-from reflect.tasksets.verifiers import VERIFIERS
+from reflect.tasksets.verifiers import judged
 
 __all__ = ["Environment", "Outside", "Score", "Step", "Task", "Taskset", "Toolbox"]
-__all__ += ["available", "check", "load_taskset"]
-
-SILENCE = [""] * 100  # turns of an assistant that says nothing
+__all__ += ["available", "check", "judged", "load_taskset", "taskset"]
 
 
 def load_taskset(name: str | Path) -> Taskset:
@@ -33,26 +34,35 @@ def load_taskset(name: str | Path) -> Taskset:
     text = str(name)
     if text.lower().endswith(SUFFIXES):
         return FileTaskset(Path(text))
+    if file := modules.FILE.fullmatch(text):
+        path = Path(file["path"])
+        found = modules.from_file(path, file["name"] or "")
+        return _named(found, name_of(path) + (f":{file['name']}" if file["name"] else ""))
     base, _, argument = text.partition(":")
-    files = _modules()
-    if base not in files:
-        near = difflib.get_close_matches(base, files, n=1)
-        meant = f" Did you mean {near[0]}?" if near else ""
-        raise UnknownName(
-            f"There is no taskset '{text}'.{meant}",
-            f"There are {', '.join(files)}; a file ends in {', '.join(SUFFIXES)}. More: reflect tasks list",
-        )
-    taskset = _load(files[base])
-    if not argument:
-        return taskset
-    variant = getattr(taskset, "variant", None)
-    if variant is None:
-        raise UnknownName(f"The taskset {base} has no variants, so there is no '{text}'.", f"Use {base}.")
-    return variant(argument)
+    if base == "gym":
+        from reflect.tasksets import gym
+
+        return gym.load(argument)
+    files, packaged = _modules(), modules.packaged()
+    if base in files:
+        return _variant(_load(files[base]), base, argument)
+    if base in packaged:
+        return _named(_variant(modules.from_package(packaged[base]), base, argument), text)
+    if dotted := modules.DOTTED.fullmatch(text):
+        found_there = modules.from_module(dotted["module"], dotted["name"])
+        if found_there:
+            return _named(found_there, text)
+    near = difflib.get_close_matches(base, [*files, *packaged, "gym"], n=1)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    raise UnknownName(
+        f"There is no taskset '{text}'.{meant}",
+        f"There are {', '.join([*files, *packaged])}, gym:NAME; a file ends in {', '.join(SUFFIXES)}, .py. "
+        "More: reflect tasks list",
+    )
 
 
 def available() -> list[Taskset]:
-    """The named tasksets, by name. One that does not load says so in its `about`."""
+    """The tasksets of ./tasks/ and the built-in ones. One that does not load says so in its `about`."""
     found = []
     for name, path in _modules().items():
         try:
@@ -64,65 +74,32 @@ def available() -> list[Taskset]:
     return found
 
 
-def check(taskset: Taskset) -> list[str]:
-    """What is wrong with a taskset, in sentences; [] when every known-good answer scores 1 and the splits are apart.
-
-    Not covered: whether two differently worded tasks are the same task, and whether a verifier can be fooled.
-    """
-    sides: dict[Split, list[Task]] = {"practice": taskset.tasks("practice"), "holdout": taskset.tasks("holdout")}
-    problems = []
-    for side, tasks in sides.items():
-        if not tasks:
-            problems.append(f"there is no {side} task")
-        twice = [name for name, times in Counter(task.id for task in tasks).items() if times > 1]
-        problems += [f"{side}: the id {name} stands there more than once" for name in twice]
-        problems += [f"{side}: task {task.id} says that it is {task.split}" for task in tasks if task.split != side]
-        if taskset.tasks(side, 3, 7) != taskset.tasks(side, None, 7)[:3]:
-            problems.append(f"{side}: the order depends on more than the seed")
-    for what, of in (("id", lambda task: task.id), ("question", _question)):
-        shared = {of(task) for task in sides["practice"]} & {of(task) for task in sides["holdout"]}
-        problems += [f"the {what} {one} is in practice and in holdout" for one in sorted(shared)]
-    for task in [*sides["practice"], *sides["holdout"], *taskset.following(20)]:
-        problems += _wrong_scores(taskset, task)
-    return problems
+def _variant(found: Taskset, base: str, argument: str) -> Taskset:
+    if not argument:
+        return found
+    variant = getattr(found, "variant", None)
+    if variant is None:
+        raise UnknownName(f"The taskset {base} has no variants, so there is no '{base}:{argument}'.", f"Use {base}.")
+    made: Taskset = variant(argument)
+    return made
 
 
-def _wrong_scores(taskset: Taskset, task: Task) -> list[str]:
-    if task.verifier not in VERIFIERS and task.verifier != "taskset":
-        return [f"task {task.id}: there is no verifier {task.verifier!r}"]
-    try:
-        good, empty = replay(taskset, task, taskset.gold(task)), replay(taskset, task, SILENCE)
-    except Exception as e:  # somebody's verifier: whatever it raises is what is wrong with it
-        return [f"task {task.id}: its verifier broke: {type(e).__name__}: {e}"]
-    problems = []
-    if good.reward != 1.0:
-        problems.append(f"task {task.id}: its known-good answer {taskset.gold(task)!r} scores {good.reward:g}, not 1")
-    if empty.reward >= 1.0:
-        problems.append(f"task {task.id}: an empty answer scores 1")
-    return problems
-
-
-def _question(task: Task) -> str:
-    return json.dumps(task.messages, sort_keys=True, ensure_ascii=False)
+def _named(found: Taskset, name: str) -> Taskset:
+    """Under the name by which it is found again, its two sides proven to be apart."""
+    found.name = name
+    return refuse_mixed(found)
 
 
 def _modules() -> dict[str, Path]:
-    """name -> Python file, the user's own first. Only files with a TASKSET: any project may have a folder `tasks`."""
+    """name -> Python file, the user's own first. Only files with a taskset: any project may have a folder `tasks`."""
     found: dict[str, Path] = {}
     for folder in (Path.cwd() / "tasks", shipped("tasks")):
         for path in sorted(folder.glob("*.py")) if folder.is_dir() else ():
-            if re.search(r"^TASKSET\b", path.read_text(errors="replace"), re.MULTILINE):
+            if re.search(r"^(TASKSET\b|@taskset\b)", path.read_text(errors="replace"), re.MULTILINE):
                 found.setdefault(path.stem, path)
     return dict(sorted(found.items()))
 
 
 def _load(path: Path) -> Taskset:
-    try:
-        taskset: Any = load_module(path).TASKSET
-    except ReflectError:
-        raise
-    except Exception as e:
-        raise UsageError(f"{path} does not run: {type(e).__name__}: {e}.", "Mend or remove that file.") from e
-    if not isinstance(taskset, Taskset):
-        raise UsageError(f"TASKSET in {path} is not a Taskset.", "End the file with: TASKSET = YourTaskset()")
-    return taskset
+    found = modules.from_file(path)
+    return found if path.parent == shipped("tasks") else _named(found, path.stem)

@@ -8,19 +8,21 @@ import hashlib
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from reflect.errors import UnknownName
+from reflect import prompts
+from reflect.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
     from reflect.tasksets.environment import Environment
 
 Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": str, ...}, the OpenAI shape
 Split = Literal["practice", "holdout"]
+JUDGE, HUMAN = "judge", "human"  # who scores where no program can: a model by a rubric, a person by `reflect grade`
 
 
 @dataclass(frozen=True)
@@ -29,22 +31,26 @@ class Task:
 
     `lessons` is for tasks that bring their own lesson (see `Taskset.following`): pairs (when, do) shown in the prompt.
     `untrusted`: it carries bytes from outside (a web page, a mail), so what is learned from it is quarantined.
+    `rubric`: by what a judge grades it, a template that may name {{ task }} and {{ reference }}, its answer.
     """
 
     id: str
     messages: list[Message]
-    verifier: str  # a name in reflect.tasksets.verifiers.VERIFIERS, or "taskset" if Taskset.verify is overridden
+    verifier: str  # in reflect.tasksets.verifiers.VERIFIERS, JUDGE, HUMAN, or "taskset" if Taskset.verify is overridden
     answer: Any
     split: Split = "practice"
     lessons: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     untrusted: bool = False
+    rubric: str = ""
 
     def shape(self) -> dict[str, Any]:
-        """The public JSON shape: {id, messages, verifier, answer, split}, and {untrusted: true} where it is."""
+        """The public JSON shape: {id, messages, verifier, answer, split}, and `untrusted` and `rubric` where it has
+        them."""
         row = asdict(self)
         row.pop("lessons")
-        if not self.untrusted:
-            row.pop("untrusted")
+        for name in ("untrusted", "rubric"):
+            if not row[name]:
+                row.pop(name)
         return row
 
     @property
@@ -68,6 +74,9 @@ class Score:
     parts: dict[str, float] = field(default_factory=dict)
 
 
+Judge = Callable[[Sequence[tuple[Task, str]]], "list[Score | Exception]"]  # grades (task, final text) in one batch
+
+
 class Taskset:
     """Four methods; only `tasks` must be written.
 
@@ -77,6 +86,7 @@ class Taskset:
     name = "taskset"
     about = ""  # one line for `reflect tasks list`
     stepwise = False  # choose the lessons again at each turn, by `Environment.state`
+    judge: Judge | None = None  # who grades tasks with the verifier "judge"; None: the model that practises, bare
 
     def tasks(self, split: Split, n: int | None = None, seed: int = 0) -> list[Task]:
         """The first `n` tasks (all when None) of the split in an order that depends on `seed` only."""
@@ -86,6 +96,13 @@ class Taskset:
         """Score the final assistant text of one rollout. Never raises for a bad rollout."""
         from reflect.tasksets.verifiers import VERIFIERS
 
+        if task.verifier == HUMAN or (task.verifier == JUDGE and self.judge is None):
+            raise UsageError(f"No program can score the task {task.id}.", "See: reflect grade")
+        if task.verifier == JUDGE and self.judge:
+            (score,) = self.judge([(task, text)])
+            if isinstance(score, Exception):
+                raise score
+            return score
         return VERIFIERS[task.verifier](text, task.answer)
 
     def environment(self, task: Task) -> Environment | None:
@@ -103,6 +120,14 @@ class Taskset:
         """
         return None
 
+    def rules(self) -> Sequence[Any]:
+        """What a reward rests on beside the code of `verify` and `audit`: functions, and words (see `day.measure`)."""
+        from reflect.tasksets.verifiers import VERIFIERS
+
+        named = {task.verifier for task in self.tasks("practice")}
+        judged = [f"{JUDGE} {getattr(self.judge, 'name', '')} {prompts.version('judge')}"] if JUDGE in named else []
+        return [VERIFIERS[name] for name in sorted(named & set(VERIFIERS))] + judged
+
     def following(self, n: int, seed: int = 0) -> list[Task]:
         """Tasks that bring their own *new* lesson in `Task.lessons`: used as anchors by night and to measure
         whether an adapter still follows new lessons. Empty when the taskset has none."""
@@ -111,9 +136,9 @@ class Taskset:
 
 def find_task(taskset: Taskset, task_id: str | None) -> Task:
     """A task by its id or content key, of either split; the first holdout task when None."""
+    if task_id is None and (first := taskset.tasks("holdout", 1) or taskset.tasks("practice", 1)):
+        return first[0]
     tasks = [*taskset.tasks("holdout"), *taskset.tasks("practice")]
-    if task_id is None and tasks:
-        return tasks[0]
     for task in tasks:
         if task_id in (task.id, task.key):
             return task

@@ -6,8 +6,9 @@
 Fields: `prompt` (text) or `messages` ([{role, content}]); `answer` (text or number; the pattern for regex); `verifier`
 (exact when absent); `id` (a hash of the task when absent); `split` (by hash of the messages when absent, about 70 %
 practice, so that a question never stands on both sides); `gold` (a known-good final text, needed only for a pattern of
-which no example can be made); `untrusted` (true for a task that carries outside bytes). Other fields are ignored. A
-task without an id that stands there twice counts once.
+which no example can be made); `untrusted` (true for a task that carries outside bytes); `rubric` (by what a judge
+grades it; `answer` is then a reference and may be missing). Other fields are ignored. A task without an id that stands
+there twice counts once.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from reflect import prompts
 from reflect.errors import BadTaskFile, UnknownName
-from reflect.tasksets.base import Message, Split, Task, Taskset
+from reflect.tasksets.base import HUMAN, JUDGE, Message, Split, Task, Taskset
 from reflect.tasksets.example import example
 from reflect.tasksets.verifiers import VERIFIERS, judged, last_number
 
 SUFFIXES = (".jsonl", ".json", ".yaml", ".yml")
-FIELDS = ("id", "prompt", "messages", "verifier", "answer", "split", "gold", "untrusted")
+FIELDS = ("id", "prompt", "messages", "verifier", "answer", "split", "gold", "untrusted", "rubric")
 ROLES = ("system", "user", "assistant", "tool")
 PRACTICE_SHARE = 0.7
 
@@ -50,7 +52,7 @@ class FileTaskset(Taskset):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.name = _name(path)
+        self.name = name_of(path)
         self._tasks: list[Task] = []
         self._gold: dict[str, str] = {}
         for task, gold in _read_tasks(path):
@@ -66,7 +68,7 @@ class FileTaskset(Taskset):
         return self._gold[task.id]
 
 
-def _name(path: Path) -> str:
+def name_of(path: Path) -> str:
     """The path from here, as `load_taskset` takes it again, and the same for my.jsonl, ./my.jsonl and its full path."""
     full = path.resolve()
     here = Path.cwd().resolve()
@@ -75,7 +77,7 @@ def _name(path: Path) -> str:
 
 def _read_tasks(path: Path) -> list[tuple[Task, str]]:
     """(task, known-good text) of every row, ids unique, no question on both sides."""
-    rows = [(row, _messages(row)) for row in _rows(path)]
+    rows = [(row, messages_of(row)) for row in rows_of(path)]
     if not rows:
         raise BadTaskFile(f"{path} holds no task.", 'Give one task per line: {"prompt": "...", "answer": "..."}.')
     splits = _splits([_hash(messages) for row, messages in rows if "split" not in row.fields])
@@ -83,7 +85,7 @@ def _read_tasks(path: Path) -> list[tuple[Task, str]]:
     sides: dict[str, tuple[Split, Row]] = {}
     for row, messages in rows:
         split = _split(row, splits.get(_hash(messages), "practice"))
-        task, gold = _task(row, messages, split)
+        task, gold = task_of(row, messages, split)
         if task.id in tasks:
             if "id" not in row.fields:
                 continue
@@ -95,11 +97,10 @@ def _read_tasks(path: Path) -> list[tuple[Task, str]]:
     return [(task, gold) for task, gold, _ in tasks.values()]
 
 
-def _task(row: Row, messages: list[Message], split: Split) -> tuple[Task, str]:
-    verifier = row.fields.get("verifier", "exact")
-    if verifier not in list(VERIFIERS):
-        row.fail("verifier", f"there is no verifier {verifier!r}", f"Use one of {', '.join(VERIFIERS)}.")
-    answer = _answer(row, verifier)
+def task_of(row: Row, messages: list[Message], split: Split, own: bool = False) -> tuple[Task, str]:
+    """The task and its known-good text. `own`: a verifier of the taskset scores it, and its answer may be anything."""
+    verifier = "taskset" if own else _verifier(row)
+    answer = row.fields.get("answer") if own else _answer(row, verifier)
     name = row.fields.get("id", _hash([messages, verifier, answer])[:8])
     if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
         row.fail("id", f"{name!r} is no id", "Give a short text or a number, or leave the field out.")
@@ -109,7 +110,26 @@ def _task(row: Row, messages: list[Message], split: Split) -> tuple[Task, str]:
     if gold is None:
         gold = f"answer: {(example(str(answer)) or '') if verifier == 'regex' else answer}"
     words: dict[str, Any] = {"answer": answer, "split": split, "untrusted": _untrusted(row)}
-    return Task(id=str(name).strip(), messages=messages, verifier=verifier, **words), gold
+    rubric = row.fields.get("rubric", "").strip()
+    return Task(id=str(name).strip(), messages=messages, verifier=verifier, rubric=rubric, **words), gold
+
+
+def _verifier(row: Row) -> str:
+    """The verifier of a row: what it names, a judge where it has a rubric, else exact."""
+    rubric = row.fields.get("rubric")
+    verifier = row.fields.get("verifier", "exact" if rubric is None else JUDGE)
+    known = [*VERIFIERS, JUDGE, HUMAN]
+    if verifier not in known:
+        row.fail("verifier", f"there is no verifier {verifier!r}", f"Use one of {', '.join(known)}.")
+    if verifier == JUDGE or rubric is not None:
+        step = 'Say by what it is graded: "rubric": "Is it polite? Does it name a date?"'
+        if not isinstance(rubric, str) or not rubric.strip():
+            row.fail("rubric", "there is none" if rubric is None else "it is not a text", step)
+        if verifier != JUDGE:
+            row.fail("rubric", f"nobody reads it: the verifier is {verifier}", f"Leave it out, or use {JUDGE}.")
+        if problem := prompts.rubric_problem(rubric):
+            row.fail("rubric", problem, f"It may name {', '.join(prompts.RUBRIC)}, as in {{{{ task }}}}.")
+    return str(verifier)
 
 
 def _untrusted(row: Row) -> bool:
@@ -123,6 +143,8 @@ def _untrusted(row: Row) -> bool:
 
 def _answer(row: Row, verifier: str) -> str | int | float:
     answer = row.fields.get("answer")
+    if answer is None and verifier in (JUDGE, HUMAN):
+        return ""  # a reference is welcome, but nothing rests on it
     if answer is None or (isinstance(answer, str) and not answer.strip()):
         near = next(iter(difflib.get_close_matches("answer", set(row.fields) - set(FIELDS), cutoff=0.7)), None)
         row.fail(
@@ -146,7 +168,7 @@ def _answer(row: Row, verifier: str) -> str | int | float:
     return answer
 
 
-def _messages(row: Row) -> list[Message]:
+def messages_of(row: Row) -> list[Message]:
     """The conversation of a row, from `prompt` or `messages`. A misspelt field is reported before it is missed."""
     for field in set(row.fields) - set(FIELDS):
         near = next(iter(difflib.get_close_matches(field, FIELDS, n=1, cutoff=0.75)), None)
@@ -193,7 +215,7 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def rows_of(path: Path) -> Iterator[Row]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as e:

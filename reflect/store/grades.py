@@ -1,0 +1,56 @@
+"""What people give rollouts. The newest grade is the rollout's reward and feedback; all that stood before stays in
+`Rollout.parts["grades"]`, oldest first: {by, at, reward, feedback}, and `error` where the verifier had broken."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from reflect.errors import UnknownName, UsageError
+from reflect.records import Rollout, TaskRow, now
+
+GRADES = "grades"  # in `Rollout.parts`
+
+
+def ungraded(s: Session, run_id: int | None, every: bool = False) -> list[tuple[Rollout, TaskRow]]:
+    """The rollouts of a run that have an answer and no reward; with `every` also those that have one."""
+    found = (
+        select(Rollout, TaskRow)
+        .join(TaskRow, col(TaskRow.key) == col(Rollout.task_key))
+        .where(Rollout.run_id == run_id)
+        .order_by(col(Rollout.id))
+    )
+    if not every:
+        found = found.where(col(Rollout.reward).is_(None))
+    return [(row, task) for row, task in s.exec(found) if _answered(row)]
+
+
+def give(s: Session, rollout_id: int, reward: float, feedback: str | None, by: str) -> Rollout:
+    """Grade a rollout; `feedback=None` leaves what stands. What stood before is kept with who and when.
+
+    UnknownName for a rollout there is not, UsageError for one without an answer and for what is no reward.
+    """
+    row = s.get(Rollout, rollout_id)
+    if row is None:
+        raise UnknownName(f"There is no rollout {rollout_id}.", "See: reflect grade list")
+    if not (math.isfinite(reward) and 0.0 <= reward <= 1.0):
+        raise UsageError(f"{reward:g} is no reward.", "Give a number from 0 (bad) to 1 (good).")
+    if not _answered(row):
+        raise UsageError(f"Rollout {rollout_id} has no answer: {row.error}.", "There is nothing to grade.")
+    history: list[dict[str, Any]] = list(row.parts.get(GRADES, []))
+    if not history and (row.reward is not None or row.error):
+        first = {"by": "verifier", "at": row.created.isoformat(), "reward": row.reward, "feedback": row.feedback}
+        history.append(first | ({"error": row.error} if row.error else {}))
+    row.reward, row.error = reward, None
+    row.feedback = row.feedback if feedback is None else feedback.strip()
+    history.append({"by": by, "at": now().isoformat(), "reward": reward, "feedback": row.feedback})
+    row.parts = {**row.parts, GRADES: history}
+    s.add(row)
+    s.flush()
+    return row
+
+
+def _answered(row: Rollout) -> bool:
+    return bool(row.messages) and row.messages[-1]["role"] == "assistant"
