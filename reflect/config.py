@@ -38,6 +38,8 @@ class Settings:
     withhold_bundle: float = 0.05  # all lessons together, from this share: is the prompt better with them at all?
     sleep_lessons: int = 1  # `reflect sleep --if-due`: a night is due when so many lessons are new
     sleep_hours: float = 20.0  # and the last one ended so long ago
+    verify_seconds: float = 10.0  # to score one rollout; a verifier that needs longer is ended
+    verify_memory: int = 4096  # MiB that this may take
     device: str = "auto"  # auto | cpu | cuda | mps
     threads: int = 0  # torch threads, 0 = torch's own choice
     home: str = ""  # where adapters and locks live; default: .reflect beside the database

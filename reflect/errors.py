@@ -11,6 +11,7 @@
     ├── AdapterError             an adapter that must not be used
     │   ├── AdapterCorrupt       a file differs from its sha256 manifest
     │   └── AdapterMismatch      it was trained for another base model
+    ├── SandboxError             code cannot be run apart from everything else, so it is not run
     └── NightError               a night that could not be finished
         └── NightBusy            another sleep holds the lock
 
@@ -71,6 +72,10 @@ class AdapterCorrupt(AdapterError):
 
 
 class AdapterMismatch(AdapterError):
+    pass
+
+
+class SandboxError(ReflectError):
     pass
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from reflect.config import Settings
 from reflect.errors import AdapterError, ModelError, NightBusy, UnknownName, UsageError
+from reflect.tasksets import scoring
 from reflect.tasksets.base import find_task
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Workspace:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        scoring.limit(settings.verify_seconds, settings.verify_memory)
 
     # -- what it is made of
 

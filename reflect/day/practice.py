@@ -31,8 +31,9 @@ from reflect.day.summary import Report, report
 from reflect.day.trial import Court, Holds, parts_of, shown_to, withhold
 from reflect.errors import ModelError, UsageError
 from reflect.models.base import Completion, Model
-from reflect.records import Lesson, Reflection, Rollout, Run
+from reflect.records import CHEATED, Lesson, Reflection, Rollout, Run
 from reflect.store import Store, nights, runs
+from reflect.tasksets import scoring
 from reflect.tasksets.base import Task, Taskset
 
 WAVE = 8  # tasks that run, and are reviewed, together
@@ -57,6 +58,7 @@ def practice(
     is only reported. Fewer than n tasks are practised where the taskset has fewer; none is a UsageError.
     """
     began = time.monotonic()
+    scoring.limit(settings.verify_seconds, settings.verify_memory)
     run, tasks = open_run(model, store, taskset, settings, n=n, k=k, seed=seed, learn=learn, use_lessons=use_lessons)
     waves = [tasks[i : i + WAVE] for i in range(0, len(tasks), WAVE)]
     tell = progress or (lambda done, total, what: None)
@@ -99,8 +101,9 @@ class Group:
 
     @property
     def trust(self) -> str:
-        """untrusted where any of the rollouts read bytes from outside."""
-        return "clean" if all(row.trust == "clean" for row in self.rollouts) else "untrusted"
+        """cheated where any of the rollouts passed its twin, untrusted where any read bytes from outside."""
+        found = {row.trust for row in self.rollouts} - {"clean"}
+        return CHEATED if CHEATED in found else "untrusted" if found else "clean"
 
     @property
     def reviewed(self) -> list[Rollout]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 from reflect import prompts
 from reflect.errors import ModelError
 from reflect.models.base import Completion, Model, Request
-from reflect.records import Rollout
+from reflect.records import CHEATED, Rollout
+from reflect.tasksets import scoring
 from reflect.tasksets.base import Message, Task, Taskset
 
 AUDIT = "audit"  # in `Rollout.parts`: what Taskset.audit says of it
@@ -74,6 +76,7 @@ def run_parts(
     max_tokens: int = 96,
 ) -> list[list[Rollout]]:
     """The scored rollouts of each part, in order: one batched call, each prompt in it once."""
+    scoring.require(part.task for part in parts)
     requests = [
         Request(
             messages=messages_for(part.task, part.lessons),
@@ -84,10 +87,13 @@ def run_parts(
         for part in parts
     ]
     answers = sample_each(model, requests)
-    return [
-        [_rollout(model, taskset, part.task, request, at, i, answer) for at, i in enumerate(part.indices)]
+    attempts = [
+        (part.task, request, at, i, answer)
         for part, request, answer in zip(parts, requests, answers, strict=True)
+        for at, i in enumerate(part.indices)
     ]
+    rows = iter(scoring.each(taskset, [x.task for x in parts], lambda one: _rollout(model, taskset, *one), attempts))
+    return [list(islice(rows, len(part.indices))) for part in parts]
 
 
 def run_group(
@@ -158,9 +164,10 @@ def _rollout(
     row.messages = [*request.messages, {"role": "assistant", "content": done.text}]
     row.prompt_tokens, row.completion_tokens, row.finish = done.prompt_tokens, done.completion_tokens, done.finish
     try:
-        score = taskset.verify(task, done.text)
+        score = scoring.verify(taskset, task, done.text)
+        row.trust = CHEATED if scoring.flagged(score) else row.trust
         row.reward, row.feedback, row.parts = checked(score.reward), score.feedback, dict(score.parts)
-        hidden = taskset.audit(task, done.text)
+        hidden = scoring.audit(taskset, task, done.text)
         if hidden is not None:
             row.parts = row.parts | {AUDIT: checked(hidden)}
     except Exception as e:  # a user's verifier may raise anything; one task must not end a run

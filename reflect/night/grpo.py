@@ -24,6 +24,7 @@ from reflect.night.distill import Step
 from reflect.night.harvest import Data, PracticeTask, reward_of
 from reflect.night.losses import Row, answer_logits, chosen, micro_batches
 from reflect.night.plan import Plan
+from reflect.tasksets import scoring
 
 ROUNDS = 4  # of sampling in one step, while groups are missing
 TINY = 1e-4  # added to the standard deviation of a group
@@ -64,7 +65,10 @@ def grpo(model: LocalModel, name: str | None, data: Data, plan: Plan, step: int,
 
 def score(tasks: Sequence[PracticeTask], groups: Sequence[Sequence[Completion]], data: Data) -> list[list[float]]:
     """The reward of each attempt of each group."""
-    return [[reward_of(task, data.tasksets, done) for done in group] for task, group in zip(tasks, groups, strict=True)]
+    with scoring.batch():
+        return [
+            [reward_of(task, data.tasksets, done) for done in group] for task, group in zip(tasks, groups, strict=True)
+        ]
 
 
 def attempts(

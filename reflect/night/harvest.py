@@ -19,8 +19,8 @@ from reflect.models.base import Completion, Model, Request
 from reflect.night.curriculum import Rows, Subject, effect, gains, practice_rows, rows_for
 from reflect.night.plan import Plan
 from reflect.store import Store
-from reflect.tasksets import available
-from reflect.tasksets.base import Message, Split, Task, Taskset
+from reflect.tasksets import available, scoring
+from reflect.tasksets.base import Message, Score, Split, Task, Taskset
 
 BATCH = 128  # prompts in one sample call
 PROBES = 5  # every fifth anchor is a probe
@@ -116,13 +116,14 @@ def harvest(
         questions = [Question(messages_for(task), messages_for(task, lessons)) for task, lessons in rows]
         answers = sample(model, [q.teacher for q in questions], settings, plan, plan.samples, "harvest", progress)
         tried = kept = 0
-        for (task, _), question, completions in zip(rows, questions, answers, strict=True):
-            for done in completions:
-                tried += 1
-                if done.finish == "stop" and passes(subject.taskset, task, done.text):
-                    kept += 1
-                    weight = 2.0 if task.key in failed else 1.0
-                    good.append(Example(question, tokens_of(model, done), weight))
+        with scoring.batch():
+            for (task, _), question, completions in zip(rows, questions, answers, strict=True):
+                for done in completions:
+                    tried += 1
+                    if done.finish == "stop" and judge(subject.taskset, task, done.text).reward >= 1.0:
+                        kept += 1
+                        weight = 2.0 if task.key in failed else 1.0
+                        good.append(Example(question, tokens_of(model, done), weight))
         practice.append(rows)
         near += near_tasks(model, store, subject, settings, "practice")
         tasks += [PracticeTask(subject.taskset.name, task) for task, _ in rows]
@@ -137,22 +138,20 @@ def harvest(
     return Data(good, [x for x in held if x not in probes], probes, settings.max_tokens, told, tasks)
 
 
-def passes(taskset: Taskset, task: Task, text: str) -> bool:
-    return score(taskset, task, text) >= 1.0
-
-
-def score(taskset: Taskset, task: Task, text: str) -> float:
-    """The verifier's reward; 0 where it breaks: a user's verifier may raise anything, and then nobody can say that
-    this attempt is good."""
+def judge(taskset: Taskset, task: Task, text: str) -> Score:
+    """The verifier's score; 0 where it breaks: a user's verifier may raise anything, and then nobody can say that this
+    attempt is good. One that passes its twin has 0, whatever else it passes (see `scoring.verify`)."""
     try:
-        return checked(taskset.verify(task, text).reward)
+        score = scoring.verify(taskset, task, text)
+        checked(score.reward)
     except Exception:
-        return 0.0
+        return Score(0.0)
+    return score
 
 
 def reward_of(practice: PracticeTask, tasksets: Mapping[str, Taskset], done: Completion) -> float:
     """The reward of one attempt in reinforcement learning."""
-    return score(tasksets[practice.taskset], practice.task, done.text)
+    return judge(tasksets[practice.taskset], practice.task, done.text).reward
 
 
 def sample(

@@ -15,10 +15,10 @@ from typing import Any
 from reflect.config import Settings
 from reflect.day.rollout import Progress, messages_for
 from reflect.night.curriculum import Subject, practice_rows
-from reflect.night.harvest import Data, Example, Question, advice_of, contradicted, passes, sample, tokens_of
+from reflect.night.harvest import Data, Example, Question, advice_of, contradicted, judge, sample, tokens_of
 from reflect.night.plan import Plan
 from reflect.store import Store
-from reflect.tasksets import available
+from reflect.tasksets import available, scoring
 
 FEWEST = 8  # good attempts that are worth training on; with fewer it trains on all
 
@@ -46,10 +46,12 @@ def placebo_data(
             Question(messages_for(task), messages_for(told)) for (task, _), (told, _) in zip(rows, wrong, strict=True)
         ]
         answers = sample(model, [q.teacher for q in questions], settings, plan, 1, "placebo", progress)
-        for (task, _), question, (done,) in zip(rows, questions, answers, strict=True):
-            if done.tokens and done.finish == "stop":
-                passed = passes(subject.taskset, task, done.text)
-                (good if passed else rest).append(Example(question, tokens_of(model, done)))
+        with scoring.batch():
+            for (task, _), question, (done,) in zip(rows, questions, answers, strict=True):
+                if done.tokens and done.finish == "stop":
+                    score = judge(subject.taskset, task, done.text)
+                    if not scoring.flagged(score):
+                        (good if score.reward >= 1.0 else rest).append(Example(question, tokens_of(model, done)))
     return dataclasses.replace(data, harvest=good if len(good) >= FEWEST else good + rest)
 
 

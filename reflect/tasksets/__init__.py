@@ -16,6 +16,7 @@ from typing import Any
 
 from reflect.config import shipped
 from reflect.errors import ReflectError, UnknownName, UsageError
+from reflect.tasksets import scoring
 from reflect.tasksets.base import Score, Split, Task, Taskset, load_module
 from reflect.tasksets.files import SUFFIXES, FileTaskset
 from reflect.tasksets.verifiers import VERIFIERS
@@ -77,8 +78,9 @@ def check(taskset: Taskset) -> list[str]:
     for what, of in (("id", lambda task: task.id), ("question", _question)):
         shared = {of(task) for task in sides["practice"]} & {of(task) for task in sides["holdout"]}
         problems += [f"the {what} {one} is in practice and in holdout" for one in sorted(shared)]
-    for task in [*sides["practice"], *sides["holdout"], *taskset.following(20)]:
-        problems += _wrong_scores(taskset, task)
+    with scoring.batch():
+        for task in [*sides["practice"], *sides["holdout"], *taskset.following(20)]:
+            problems += _wrong_scores(taskset, task)
     return problems
 
 
@@ -86,7 +88,7 @@ def _wrong_scores(taskset: Taskset, task: Task) -> list[str]:
     if task.verifier not in VERIFIERS and task.verifier != "taskset":
         return [f"task {task.id}: there is no verifier {task.verifier!r}"]
     try:
-        good, empty = taskset.verify(task, taskset.gold(task)), taskset.verify(task, "")
+        good, empty = scoring.verify(taskset, task, taskset.gold(task)), scoring.verify(taskset, task, "")
     except Exception as e:  # somebody's verifier: whatever it raises is what is wrong with it
         return [f"task {task.id}: its verifier broke: {type(e).__name__}: {e}"]
     problems = []

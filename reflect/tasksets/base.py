@@ -17,6 +17,7 @@ from reflect.errors import UnknownName
 
 Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": str, ...}, the OpenAI shape
 Split = Literal["practice", "holdout"]
+TWIN = "twin"  # in `Score.parts`, above 0: it passes tests that contradict the task, so it was fitted to tests
 
 
 @dataclass(frozen=True)
