@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -225,8 +225,8 @@ def anchor_prompts(
         for task, _ in contradicted(rows, advice_of(subject), rng)
     ]
     everything = {t.name: t for t in (*available(), *(subject.taskset for subject in subjects))}
-    new = [task for t in everything.values() for task in t.following(n, rng.getrandbits(30))]
-    other = [task for t in alone for task in t.tasks("practice", n, rng.getrandbits(30))]
+    new = _clean(task for t in everything.values() for task in t.following(n, rng.getrandbits(30)))
+    other = _clean(task for t in alone for task in t.tasks("practice", n, rng.getrandbits(30)))
     sources = [
         _some([Question(m, m) for m in map(messages_for, new)], 3 * n // 8, rng),
         _some([Question(m, m) for m in map(messages_for, other)], n // 4, rng),
@@ -241,7 +241,7 @@ def near_tasks(model: Model, store: Store, subject: Subject, settings: Settings,
     """The tasks of its taskset in whose prompt no lesson of the night stands."""
     tasks = subject.taskset.tasks(split)
     touched = {task.key for task, _ in rows_for(model, store, subject, settings, tasks, len(tasks))}
-    return [task for task in tasks if task.key not in touched]
+    return [task for task in _clean(tasks) if task.key not in touched]
 
 
 def advice_of(subject: Subject) -> list[str]:
@@ -259,6 +259,11 @@ def contradicted(rows: Rows, advice: Sequence[str], rng: random.Random) -> Rows:
         told = tuple((lesson.when, rng.choice([do for do in advice if do != lesson.do])) for lesson in own)
         wrong.append((dataclasses.replace(task, lessons=told), []))
     return wrong
+
+
+def _clean(tasks: Iterable[Task]) -> list[Task]:
+    """Those without outside bytes: what these say, and what the base says to it, is nothing to go on saying."""
+    return [task for task in tasks if not task.untrusted]
 
 
 def _some(rows: list[Question], n: int, rng: random.Random) -> list[Question]:
