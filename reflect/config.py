@@ -63,6 +63,8 @@ class Settings:
     budget_cost: float = 0.0  # the same, in the money of `prices`
     sleep_lessons: int = 1  # `reflect sleep --if-due`: a night is due when so many lessons are new
     sleep_hours: float = 20.0  # and the last one ended so long ago
+    verify_seconds: float = 10.0  # to score one rollout; a verifier that needs longer is ended
+    verify_memory: int = 4096  # MiB that this may take
     device: str = "auto"  # auto | cpu | cuda | mps
     dtype: str = "auto"  # of a local model's weights: auto | float32 | bfloat16 | float16
     device_map: str = ""  # "auto": a local model is spread over all GPUs

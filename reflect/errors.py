@@ -13,6 +13,7 @@
     │   ├── AdapterCorrupt       a file differs from its sha256 manifest
     │   └── AdapterMismatch      it was trained for another base model
     ├── ServeError               a server that cannot start
+    ├── SandboxError             code cannot be run apart from everything else, so it is not run
     └── NightError               a night that could not be finished
         └── NightBusy            another sleep holds the lock
 
@@ -81,6 +82,10 @@ class AdapterMismatch(AdapterError):
 
 
 class ServeError(ReflectError):
+    pass
+
+
+class SandboxError(ReflectError):
     pass
 
 

@@ -21,6 +21,7 @@ SHOWN_STATUSES = ("candidate", "active")  # the statuses that may stand in a pro
 RUN_STATUSES = ("running", "done")
 NIGHT_STATUSES = ("running", "promoted", "rejected", "nothing", "failed")
 RULE_KINDS = ("words", "regex")
+CHEATED = "cheated"  # a rollout's trust where it was fitted to tests that contradict its task
 ADAPTER_STATUSES = ("candidate", "promoted", "rejected", "rolled_back")
 SEED: Any = BigInteger().with_variant(Integer(), "sqlite")  # 63 bits, which every INTEGER of SQLite has
 
@@ -88,7 +89,7 @@ class Rollout(SQLModel, table=True):
     model: str = ""
     adapter_id: int | None = Field(default=None, foreign_key="adapter.id")
     error: str | None = None
-    trust: str = "clean"  # clean | untrusted: it read outside bytes
+    trust: str = "clean"  # clean | untrusted: it read outside bytes | cheated
     bundle_shown: bool = True  # False: all its lessons were withheld together
     bundle_probability: float = 1.0  # the chance that they were not
     created: datetime = Field(default_factory=now)
@@ -124,7 +125,7 @@ class Lesson(SQLModel, table=True):
     tags: list[str] = Field(default_factory=list, sa_column=json_column())
     status: str = "candidate"
     pinned: bool = False  # a human's text: no merge or revision touches it
-    trust: str = "clean"  # clean | untrusted: learned from a rollout that read outside bytes
+    trust: str = "clean"  # clean | untrusted: learned from a rollout that read outside bytes, or cheated
     tokens: int = 0  # cost of its line in a prompt
     created: datetime = Field(default_factory=now)
     updated: datetime = Field(default_factory=now)

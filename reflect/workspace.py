@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from reflect.config import Settings
 from reflect.errors import NightBusy, UnknownName, UsageError
 from reflect.shelf import Shelf
+from reflect.tasksets import scoring
 from reflect.tasksets.base import find_task
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Workspace(Shelf):
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.complaints = []
+        scoring.limit(settings.verify_seconds, settings.verify_memory)
 
     # -- what it is made of
 

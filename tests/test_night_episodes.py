@@ -92,9 +92,7 @@ def test_the_stages_of_a_night_train_on_the_turns(store, tiny: LocalModel) -> No
 def test_a_placebo_of_episodes_has_no_lesson_in_its_prompts(store):
     lessons = tuple(x for x in curriculum.pick(store, "default") if x.scope == "shop")
     subject = curriculum.Subject(SHOP, lessons)
-    told = placebo.placebo_data(
-        WorldModel(), store, [subject], harvested(store, SHOP), SETTINGS, make_plan(1, **SMALL)
-    )
+    told = placebo.placebo_data(WorldModel(), store, [subject], harvested(store, SHOP), SETTINGS, make_plan(1, **SMALL))
     assert len(told.harvest) >= 10
     assert all("Lessons" not in texts(x.question.student) for x in told.harvest)
     assert all("Lessons" in texts(x.question.teacher) for x in told.harvest)

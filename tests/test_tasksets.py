@@ -69,7 +69,7 @@ def test_verifiers(verifier: str, text: str, answer: object, reward: float) -> N
     assert VERIFIERS[verifier](text, answer).reward == reward
 
 
-@pytest.mark.parametrize("verifier", VERIFIERS)
+@pytest.mark.parametrize("verifier", sorted(set(VERIFIERS) - {"code"}))
 @pytest.mark.parametrize(
     "text", ["", "answer:", "no idea", "answer: zebra!", "answer: 17", "\x00\ud800 answer: \u202e"]
 )

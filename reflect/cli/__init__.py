@@ -41,7 +41,8 @@ from reflect.cli.output import say
 from reflect.errors import ReflectError
 
 ORDER = (
-    "demo run eval prompt tasks grade judge lessons trial runs sleep nights schedule adapters profiles serve doctor init"
+    "demo run eval prompt tasks grade judge lessons trial runs sleep nights schedule adapters profiles serve "
+    "doctor init"
 ).split()
 
 

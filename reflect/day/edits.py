@@ -10,7 +10,6 @@ from sqlmodel import Session
 
 from reflect.day.corroboration import corroborated
 from reflect.day.evidence import (
-    NOTHING,
     TASK_TAG,
     WAITS,
     Evidence,
@@ -118,7 +117,7 @@ def _again(s: Session, edit: Edit, evidence: Evidence, lesson: Lesson, standing:
     if lesson.pinned or db.history(s, lesson.id)[-1].author == "human":
         return Outcome(edit, "refused", f"a person retired lesson {lesson.id}", lesson.id, lesson.version)
     if evidence.trust != "clean":
-        return Outcome(edit, "refused", f"lesson {lesson.id} is retired: {NOTHING}", lesson.id, lesson.version)
+        return Outcome(edit, "refused", f"lesson {lesson.id} is retired: {evidence.nothing}", lesson.id, lesson.version)
     if evidence.review:
         return Outcome(edit, "refused", f"{WAITS}: reflect lessons approve {lesson.id}", lesson.id, lesson.version)
     if (into := successor(s, lesson.id)) and (heir := db.get(s, into)).status in STANDING and alike(heir, lesson):
@@ -200,7 +199,7 @@ def _retire(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
     if isinstance(head, Outcome):
         return head
     if evidence.trust != "clean":
-        return Outcome(edit, "refused", NOTHING, head.id, head.version)
+        return Outcome(edit, "refused", evidence.nothing, head.id, head.version)
     if evidence.review:
         reason = f"a person decides: reflect lessons reject {head.id} --why ..."
         return Outcome(edit, "refused", reason, head.id, head.version)

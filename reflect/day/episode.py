@@ -20,7 +20,8 @@ from reflect.day.lessons import Stepwise
 from reflect.day.transcript import LESSONS, STEPS, TOOL_ERRORS, TURNS
 from reflect.errors import ModelError, ModelHalted
 from reflect.models.base import Completion, Model
-from reflect.records import Rollout
+from reflect.records import CHEATED, Rollout
+from reflect.tasksets import scoring
 from reflect.tasksets.base import HUMAN, JUDGE, Message, Score, Task, Taskset
 from reflect.tasksets.environment import Environment, Step
 from reflect.tasksets.tools import schema, shortened
@@ -187,9 +188,10 @@ class Episode:
         if given is None and self.task.verifier in (JUDGE, HUMAN):
             return  # scored later: by a model, all of a wave together, or by a person
         try:
-            score = self.taskset.verify(self.task, text) if given is None else given
+            score = scoring.verify(self.taskset, self.task, text) if given is None else given
+            row.trust = CHEATED if scoring.flagged(score) else row.trust
             row.reward, row.feedback, row.parts = checked(score.reward), score.feedback, dict(score.parts)
-            hidden = self.taskset.audit(self.task, text)
+            hidden = scoring.audit(self.taskset, self.task, text)
             if hidden is not None:
                 row.parts = row.parts | {AUDIT: checked(hidden)}
         except Exception as e:  # a user's verifier may raise anything; one task must not end a run

@@ -13,13 +13,19 @@ from reflect.day.corroboration import OUTSIDE
 from reflect.day.keeping import defended
 from reflect.day.lessons import POOL
 from reflect.day.reflection import Edit, normal
-from reflect.records import Lesson
+from reflect.records import CHEATED, Lesson
 from reflect.store import lessons as db
 from reflect.store.links import link
 from reflect.store.support import other_tasks
 from reflect.tasksets.base import Task
 
-NOTHING = "the attempts read bytes from outside, which change no lesson"
+OF_NO_USE = {  # by trust: why it changes no lesson, and why a new one waits
+    "untrusted": ("the attempts read bytes from outside, which change no lesson", OUTSIDE),
+    CHEATED: (
+        "the attempts were fitted to tests that contradict the task, which changes no lesson",
+        "it was learned from attempts that were fitted to tests which contradict the task",
+    ),
+}
 WAITS = "it waits for a person's approval"
 TASK_TAG = "task:"  # with a task's key: the lesson is for that task only
 
@@ -32,7 +38,8 @@ class Evidence:
     `contrast`: some attempts went better than others. `review`: nothing is shown, changed or retired before a person
     has approved it; what the model wants is stored as quarantined lessons. `task` is None where no attempts stand
     behind it: lessons were compared with each other (`reflect.day.merge`). `trust`: "untrusted" where an attempt read
-    bytes from outside; what such a group teaches waits in quarantine too, and it changes and retires nothing.
+    bytes from outside, CHEATED where one passed its twin; what such a group teaches waits in quarantine too, and it
+    changes and retires nothing.
     """
 
     task: Task | None
@@ -44,6 +51,11 @@ class Evidence:
     reflection_id: int | None = None
     review: bool = False  # a person approves first
     trust: str = "clean"
+
+    @property
+    def nothing(self) -> str:
+        """Why it may not change a lesson that stands; only where the trust is not clean."""
+        return OF_NO_USE[self.trust][0]
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,8 @@ def new_lesson(
 ) -> Outcome:
     """A new lesson: a candidate, or quarantined for a reason. `instead_of`: what a person's approval of it retires."""
     if evidence.trust != "clean":
-        suspect = f"{suspect}; {OUTSIDE}" if suspect else OUTSIDE
+        origin = OF_NO_USE[evidence.trust][1]
+        suspect = f"{suspect}; {origin}" if suspect else origin
     lesson = db.add(
         s,
         when=edit.when,
@@ -123,7 +136,7 @@ def new_lesson(
         tags=tags_of(s, edit, evidence),
         status="quarantined" if suspect else "candidate",
         profile=evidence.profile,
-        trust=evidence.trust,
+        trust="clean" if evidence.trust == "clean" else "untrusted",
         tokens=tokens,
         reflection_id=evidence.reflection_id,
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 from reflect.prompts import ROLE_TOKEN
 from reflect.tasksets.base import Task
+from reflect.tasksets.code import hardcodes
 
 SUSPICIOUS = {
     "a web address": r"https?://|\bwww\.|\b[\w-]+\.(?:com|org|net|io|dev|ai|app|xyz)\b",
@@ -47,8 +48,11 @@ def leaks(text: str, task: Task) -> str | None:
 
     It does when it holds the whole answer (of which a single word may stand in the task itself), three or more words
     of it in a row, or a number of it that the task does not name; or when it names the whole task beside any of it.
+    That of a code task it gives away when it names what goes into a case and what must come back.
     """
     said = words(text)
+    if task.verifier == "code":
+        return "it names what a case of its task gives and expects" if hardcodes(said, task.answer, words) else None
     given = words(" ".join(str(m.get("content", "")) for m in task.messages))
     beside = _without(said, words(task.text))
     for answer in filter(None, _answers(task.answer)):

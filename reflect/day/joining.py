@@ -10,7 +10,6 @@ from typing import Any
 from sqlmodel import Session
 
 from reflect.day.evidence import (
-    NOTHING,
     WAITS,
     Evidence,
     Outcome,
@@ -36,7 +35,7 @@ def merge(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
     again. Words that are pinned, proven or in the weights stay as they are, and the others are merged into them."""
     shown = {lesson.id: lesson for lesson in evidence.shown}
     if evidence.trust != "clean":
-        return Outcome(edit, "refused", NOTHING)
+        return Outcome(edit, "refused", evidence.nothing)
     if strange := [str(i) for i in edit.lesson_ids if i not in shown]:
         return Outcome(edit, "refused", f"lesson {strange[0]} is not among the lessons it was shown")
     heads = [db.get(s, lesson_id) for lesson_id in sorted(edit.lesson_ids)]

@@ -31,6 +31,7 @@ from reflect.errors import ModelHalted, UsageError
 from reflect.models.base import Model
 from reflect.records import Exposure, Run
 from reflect.store import Store, nights, runs, trials
+from reflect.tasksets import scoring
 from reflect.tasksets.base import Task, Taskset
 from reflect.tasksets.environment import plays
 
@@ -58,6 +59,7 @@ def practice(
     reviews the attempts, by default the model itself. ModelHalted where one of them answers nothing more.
     """
     began = time.monotonic()
+    scoring.limit(settings.verify_seconds, settings.verify_memory)
     flags: dict[str, Any] = {"learn": learn, "use_lessons": use_lessons, "reflector": reflector}
     run, tasks = open_run(model, store, taskset, settings, n=n, k=k, seed=seed, **flags)
     purse = Purse(run, model, reflector)

@@ -16,7 +16,7 @@ from reflect.day.reflection import Edit, contrast, parse_edits, reflection_messa
 from reflect.day.rollout import using
 from reflect.errors import ModelError, ModelHalted
 from reflect.models.base import Model
-from reflect.records import Lesson, Reflection, Rollout, Run
+from reflect.records import CHEATED, Lesson, Reflection, Rollout, Run
 from reflect.store import Store, runs
 from reflect.tasksets.base import Task
 
@@ -43,8 +43,9 @@ class Group:
 
     @property
     def trust(self) -> str:
-        """untrusted where any of the rollouts read bytes from outside."""
-        return "clean" if all(row.trust == "clean" for row in self.rollouts) else "untrusted"
+        """cheated where any of the rollouts passed its twin, untrusted where any read bytes from outside."""
+        found = {row.trust for row in self.rollouts} - {"clean"}
+        return CHEATED if CHEATED in found else "untrusted" if found else "clean"
 
     @property
     def reviewed(self) -> list[Rollout]:

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 from reflect.config import Limits
 from reflect.day import judge
-from reflect.day.asking import ask, sample_each
+from reflect.day.asking import Answer, ask, sample_each
 from reflect.day.episode import AUDIT, HALTED, Advice, Episode, checked, messages_for, rollout_seed
 from reflect.errors import ModelHalted
 from reflect.models.base import Model, Request
 from reflect.records import Rollout
+from reflect.tasksets import scoring
 from reflect.tasksets.base import Message, Task, Taskset
 
 __all__ = ["AUDIT", "HALTED", "Advice", "Part", "Progress", "Stopped", "checked", "messages_for", "play"]
@@ -64,6 +65,7 @@ def run_parts(
 ) -> list[list[Rollout]]:
     """The scored rollouts of each part, in order: one batched call a turn, each prompt in it once. Raises Stopped where
     the model answers nothing more."""
+    scoring.require(part.task for part in parts)
     options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "limits": limits}
     episodes = play(model, taskset, parts, seed=seed, **options)
     rollouts = [[episode.row for episode in group] for group in episodes]
@@ -98,6 +100,11 @@ def play(
 ) -> list[list[Episode]]:
     """The episodes of each part, in order, each at its end. Those that still run are asked together, turn by turn;
     rollouts of a part whose conversations are the same so far share a request."""
+
+    def take(one: tuple[Episode, list[Message], Answer]) -> None:
+        episode, prompt, answer = one
+        episode.take(prompt, answer, limits, model.context - max_tokens)
+
     groups = [[Episode(model, taskset, part.task, part.lessons, i, seed) for i in part.indices] for part in parts]
     while alike := [members for group in groups for members in _alike(group)]:
         requests = [
@@ -110,9 +117,12 @@ def play(
             )
             for prompt, members in alike
         ]
-        for (prompt, members), answers in zip(alike, ask(model, requests), strict=True):
-            for episode, answer in zip(members, answers, strict=True):
-                episode.take(prompt, answer, limits, model.context - max_tokens)
+        taken = [
+            (episode, prompt, answer)
+            for (prompt, members), answers in zip(alike, ask(model, requests), strict=True)
+            for episode, answer in zip(members, answers, strict=True)
+        ]
+        scoring.each(taskset, [x.task for x in parts], take, taken)
     return groups
 
 

@@ -27,6 +27,7 @@ from reflect.night.examples import Example, PracticeTask, Question
 from reflect.night.harvest import Data, reward_of
 from reflect.night.losses import Row, View, chosen, compare, micro_batches
 from reflect.night.plan import Plan
+from reflect.tasksets import scoring
 
 ROUNDS = 4  # of sampling in one step, while groups are missing
 TINY = 1e-4  # added to the standard deviation of a group
@@ -84,7 +85,10 @@ def tried(
 
 def score(tasks: Sequence[PracticeTask], groups: Sequence[Sequence[Completion]], data: Data) -> list[list[float]]:
     """The reward of each attempt of each group."""
-    return [[reward_of(task, data.tasksets, done) for done in group] for task, group in zip(tasks, groups, strict=True)]
+    with scoring.batch():
+        return [
+            [reward_of(task, data.tasksets, done) for done in group] for task, group in zip(tasks, groups, strict=True)
+        ]
 
 
 def attempts(

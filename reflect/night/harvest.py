@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,8 @@ from reflect.night.episodes import tokens_of
 from reflect.night.examples import Example, PracticeTask, Question
 from reflect.night.plan import Plan
 from reflect.store import Store
-from reflect.tasksets import available
-from reflect.tasksets.base import Message, Split, Task, Taskset
+from reflect.tasksets import available, scoring
+from reflect.tasksets.base import Message, Score, Split, Task, Taskset
 from reflect.tasksets.environment import plays
 
 BATCH = 128  # prompts in one sample call
@@ -95,10 +95,11 @@ def harvest(
         rows = practice_rows(model, store, subject, settings, plan)
         attempts = episodes_of if plays(subject.taskset) else answers_of
         tried = kept = 0
-        for task, made in attempts(model, subject.taskset, rows, settings, plan, progress):
-            tried += 1
-            kept += bool(made)
-            good += [dataclasses.replace(example, weight=2.0 if task.key in failed else 1.0) for example in made]
+        with scoring.batch():
+            for task, made in attempts(model, subject.taskset, rows, settings, plan, progress):
+                tried += 1
+                kept += bool(made)
+                good += [dataclasses.replace(example, weight=2.0 if task.key in failed else 1.0) for example in made]
         practice.append(rows)
         near += near_tasks(model, store, subject, settings, "practice")
         tasks += [PracticeTask(subject.taskset.name, task) for task, _ in rows]
@@ -139,21 +140,23 @@ def episodes_of(
 
 
 def passes(taskset: Taskset, task: Task, text: str) -> bool:
-    return score(taskset, task, text) >= 1.0
+    return scored(taskset, task, text).reward >= 1.0
 
 
-def score(taskset: Taskset, task: Task, text: str) -> float:
-    """The verifier's reward; 0 where it breaks: a user's verifier may raise anything, and then nobody can say that
-    this attempt is good."""
+def scored(taskset: Taskset, task: Task, text: str) -> Score:
+    """The verifier's score; 0 where it breaks: a user's verifier may raise anything, and then nobody can say that this
+    attempt is good. One that passes its twin has 0, whatever else it passes (see `scoring.verify`)."""
     try:
-        return checked(taskset.verify(task, text).reward)
+        score = scoring.verify(taskset, task, text)
+        checked(score.reward)
     except Exception:
-        return 0.0
+        return Score(0.0)
+    return score
 
 
 def reward_of(practice: PracticeTask, tasksets: Mapping[str, Taskset], done: Completion) -> float:
     """The reward of one attempt in reinforcement learning."""
-    return score(tasksets[practice.taskset], practice.task, done.text)
+    return scored(tasksets[practice.taskset], practice.task, done.text).reward
 
 
 def sample(
@@ -234,8 +237,8 @@ def anchor_prompts(
         for subject, rows in zip(subjects, practice, strict=True)
         for task, _ in contradicted(rows, advice_of(subject), rng)
     ]
-    new = [task for t in guarded(subjects) for task in t.following(n, rng.getrandbits(30))]
-    other = [task for t in alone for task in t.tasks("practice", n, rng.getrandbits(30))]
+    new = _clean(task for t in guarded(subjects) for task in t.following(n, rng.getrandbits(30)))
+    other = _clean(task for t in alone for task in t.tasks("practice", n, rng.getrandbits(30)))
     sources = [
         _some([Question(m, m) for m in map(messages_for, new)], 3 * n // 8, rng),
         _some([Question(m, m) for m in map(messages_for, other)], n // 4, rng),
@@ -250,7 +253,7 @@ def near_tasks(model: Model, store: Store, subject: Subject, settings: Settings,
     """The tasks of its taskset in whose prompt no lesson of the night stands."""
     tasks = subject.taskset.tasks(split)
     touched = {task.key for task, _ in rows_for(model, store, subject, settings, tasks, len(tasks))}
-    return [task for task in tasks if task.key not in touched]
+    return [task for task in _clean(tasks) if task.key not in touched]
 
 
 def advice_of(subject: Subject) -> list[str]:
@@ -268,6 +271,11 @@ def contradicted(rows: Rows, advice: Sequence[str], rng: random.Random) -> Rows:
         told = tuple((lesson.when, rng.choice([do for do in advice if do != lesson.do])) for lesson in own)
         wrong.append((dataclasses.replace(task, lessons=told), []))
     return wrong
+
+
+def _clean(tasks: Iterable[Task]) -> list[Task]:
+    """Those without outside bytes: what these say, and what the base says to it, is nothing to go on saying."""
+    return [task for task in tasks if not task.untrusted]
 
 
 def _some(rows: list[Question], n: int, rng: random.Random) -> list[Question]:

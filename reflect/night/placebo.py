@@ -18,9 +18,10 @@ from reflect.night import episodes
 from reflect.night.curriculum import Subject, practice_rows
 from reflect.night.episodes import tokens_of
 from reflect.night.examples import Example, Question
-from reflect.night.harvest import Data, advice_of, contradicted, guarded, passes, sample
+from reflect.night.harvest import Data, advice_of, contradicted, guarded, sample, scored
 from reflect.night.plan import Plan
 from reflect.store import Store
+from reflect.tasksets import scoring
 from reflect.tasksets.environment import plays
 
 FEWEST = 8  # good attempts that are worth training on; with fewer it trains on all
@@ -47,7 +48,7 @@ def placebo_data(
             continue
         if plays(subject.taskset):
             for group in episodes.teach(model, subject.taskset, wrong, settings, plan, 1, "placebo", progress):
-                for one in group:
+                for one in (one for one in group if one.row.trust == "clean"):
                     bare = dataclasses.replace(one.task, lessons=())
                     (good if episodes.passed(one) else rest).extend(episodes.examples(model, one, bare))
             continue
@@ -55,10 +56,12 @@ def placebo_data(
             Question(messages_for(task), messages_for(told)) for (task, _), (told, _) in zip(rows, wrong, strict=True)
         ]
         answers = sample(model, [q.teacher for q in questions], settings, plan, 1, "placebo", progress)
-        for (task, _), question, (done,) in zip(rows, questions, answers, strict=True):
-            if done.tokens and done.finish == "stop":
-                passed = passes(subject.taskset, task, done.text)
-                (good if passed else rest).append(Example(question, tokens_of(model, done)))
+        with scoring.batch():
+            for (task, _), question, (done,) in zip(rows, questions, answers, strict=True):
+                if done.tokens and done.finish == "stop":
+                    score = scored(subject.taskset, task, done.text)
+                    if not scoring.flagged(score):
+                        (good if score.reward >= 1.0 else rest).append(Example(question, tokens_of(model, done)))
     return dataclasses.replace(data, harvest=good if len(good) >= FEWEST else good + rest)
 
 

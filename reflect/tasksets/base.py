@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": str, ...}, the OpenAI shape
 Split = Literal["practice", "holdout"]
 JUDGE, HUMAN = "judge", "human"  # who scores where no program can: a model by a rubric, a person by `reflect grade`
+TWIN = "twin"  # in `Score.parts`, above 0: it passes tests that contradict the task, so it was fitted to tests
 
 
 @dataclass(frozen=True)

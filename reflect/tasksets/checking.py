@@ -7,6 +7,7 @@ from collections import Counter
 
 from reflect import prompts
 from reflect.errors import UsageError
+from reflect.tasksets import scoring
 from reflect.tasksets.base import HUMAN, JUDGE, Split, Task, Taskset
 from reflect.tasksets.environment import replay
 from reflect.tasksets.verifiers import VERIFIERS
@@ -28,8 +29,9 @@ def check(taskset: Taskset, n: int | None = None) -> list[str]:
             problems.append(f"there is no {side} task")
         if afresh.tasks(side, 3, 7) != taskset.tasks(side, n and max(n, 3), 7)[:3]:
             problems.append(f"{side}: the order depends on more than the seed")
-    for task in [*sides["practice"], *sides["holdout"], *taskset.following(20)]:
-        problems += _wrong_scores(taskset, task)
+    with scoring.batch():
+        for task in [*sides["practice"], *sides["holdout"], *taskset.following(20)]:
+            problems += _wrong_scores(taskset, task)
     return problems
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from reflect.tasksets import scoring
 from reflect.tasksets.base import Message, Score, Task, Taskset
 from reflect.tasksets.tools import Result, Tool, call_all
 
@@ -96,12 +97,12 @@ def replay(taskset: Taskset, task: Task, texts: str | Sequence[str]) -> Score:
     env = taskset.environment(task)
     said = [texts] if isinstance(texts, str) else list(texts)
     if env is None:
-        return taskset.verify(task, said[-1] if said else "")
+        return scoring.verify(taskset, task, said[-1] if said else "")
     env.reset(task)
     reward, feedback = None, ""
     for text in said:
         step = env.step({"role": "assistant", "content": text})
         reward, feedback = reward if step.reward is None else step.reward, step.feedback
         if step.done:
-            return taskset.verify(task, text) if reward is None else Score(reward, feedback)
+            return scoring.verify(taskset, task, text) if reward is None else Score(reward, feedback)
     return Score(reward or 0.0, "the episode did not end")

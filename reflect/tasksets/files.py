@@ -7,12 +7,14 @@ Fields: `prompt` (text) or `messages` ([{role, content}]); `answer` (text or num
 (exact when absent); `id` (a hash of the task when absent); `split` (by hash of the messages when absent, about 70 %
 practice, so that a question never stands on both sides); `gold` (a known-good final text, needed only for a pattern of
 which no example can be made); `untrusted` (true for a task that carries outside bytes); `rubric` (by what a judge
-grades it; `answer` is then a reference and may be missing). Other fields are ignored. A task without an id that stands
-there twice counts once.
+grades it; `answer` is then a reference and may be missing). A task with the verifier `code` has `cases` instead of an
+answer, and more (see `reflect.tasksets.code`). Other fields are ignored. A task without an id that stands there twice
+counts once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -25,14 +27,16 @@ from typing import Any, NamedTuple, NoReturn
 
 from reflect import prompts
 from reflect.errors import BadTaskFile, UnknownName
+from reflect.tasksets import code
 from reflect.tasksets.base import HUMAN, JUDGE, Message, Split, Task, Taskset
 from reflect.tasksets.example import example
 from reflect.tasksets.verifiers import VERIFIERS, judged, last_number
 
 SUFFIXES = (".jsonl", ".json", ".yaml", ".yml")
-FIELDS = ("id", "prompt", "messages", "verifier", "answer", "split", "gold", "untrusted", "rubric")
+FIELDS = ("id", "prompt", "messages", "verifier", "answer", "split", "gold", "untrusted", "rubric", *code.FIELDS)
 ROLES = ("system", "user", "assistant", "tool")
 PRACTICE_SHARE = 0.7
+LARGEST = 100_000  # values in one task of a YAML file, its aliases written out
 
 
 class Row(NamedTuple):
@@ -100,14 +104,16 @@ def _read_tasks(path: Path) -> list[tuple[Task, str]]:
 def task_of(row: Row, messages: list[Message], split: Split, own: bool = False) -> tuple[Task, str]:
     """The task and its known-good text. `own`: a verifier of the taskset scores it, and its answer may be anything."""
     verifier = "taskset" if own else _verifier(row)
-    answer = row.fields.get("answer") if own else _answer(row, verifier)
+    answer = row.fields.get("answer") if own else _code(row) if verifier == "code" else _answer(row, verifier)
     name = row.fields.get("id", _hash([messages, verifier, answer])[:8])
     if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
         row.fail("id", f"{name!r} is no id", "Give a short text or a number, or leave the field out.")
     gold = row.fields.get("gold")
     if gold is not None and not isinstance(gold, str):
         row.fail("gold", "it is not a text", "Give one final text that must score 1.")
-    if gold is None:
+    if gold is None and verifier == "code":
+        gold = ""  # `reflect tasks check` asks for one
+    elif gold is None:
         gold = f"answer: {(example(str(answer)) or '') if verifier == 'regex' else answer}"
     words: dict[str, Any] = {"answer": answer, "split": split, "untrusted": _untrusted(row)}
     rubric = row.fields.get("rubric", "").strip()
@@ -141,6 +147,15 @@ def _untrusted(row: Row) -> bool:
     return words[value]
 
 
+def _code(row: Row) -> dict[str, Any]:
+    if "answer" in row.fields:
+        row.fail("answer", "a code task has none", "Say in 'cases' what goes in and what must come back.")
+    try:
+        return code.answer_of(row.fields)
+    except code.Bad as e:
+        row.fail(*e.args)
+
+
 def _answer(row: Row, verifier: str) -> str | int | float:
     answer = row.fields.get("answer")
     if answer is None and verifier in (JUDGE, HUMAN):
@@ -170,8 +185,9 @@ def _answer(row: Row, verifier: str) -> str | int | float:
 
 def messages_of(row: Row) -> list[Message]:
     """The conversation of a row, from `prompt` or `messages`. A misspelt field is reported before it is missed."""
+    known = FIELDS if row.fields.get("verifier") == "code" else [name for name in FIELDS if name not in code.FIELDS]
     for field in set(row.fields) - set(FIELDS):
-        near = next(iter(difflib.get_close_matches(field, FIELDS, n=1, cutoff=0.75)), None)
+        near = next(iter(difflib.get_close_matches(field, known, n=1, cutoff=0.75)), None)
         if near and near not in row.fields:
             row.fail(field, "it is not known", f"Rename it to '{near}'.")
     prompt, messages = row.fields.get("prompt"), row.fields.get("messages")
@@ -233,6 +249,8 @@ def rows_of(path: Path) -> Iterator[Row]:
             json.dumps(fields, ensure_ascii=False).encode()
         except UnicodeEncodeError as e:
             raise BadTaskFile(f"{where}: it holds half a character (\\ud...).", "Write that character whole.") from e
+        except RecursionError as e:
+            raise BadTaskFile(f"{where}: it is nested too deeply.", "Write it flat.") from e
         yield Row(where, {str(name): value for name, value in fields.items() if value is not None})
 
 
@@ -264,7 +282,8 @@ def _told(e: Exception) -> str:
 
 
 def _yaml(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """Plain texts only (BaseLoader): `answer: no` is the word no, `answer: 010` is 010."""
+    """Plain texts only (BaseLoader): `answer: no` is the word no, `answer: 010` is 010. But `args` and `returns` of a
+    code task's cases are JSON values: 2 is a number there, and "2" a text."""
     import yaml
 
     try:
@@ -273,14 +292,40 @@ def _yaml(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         mark = getattr(e, "problem_mark", None)
         line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise BadTaskFile(f"{path}{line}: {getattr(e, 'problem', None) or e}.", "Mend the YAML there.") from e
+    except RecursionError as e:
+        raise BadTaskFile(f"{path}: it is nested too deeply.", "Write it flat.") from e
     if root is None:
         return
     if not isinstance(root, yaml.SequenceNode):
         raise BadTaskFile(f"{path} is not a list of tasks.", "Begin each task with '- prompt: ...'.")
-    maker = yaml.BaseLoader("")
+    sizes: dict[int, float] = {}
     for node in root.value:
         where = f"{path}, line {node.start_mark.line + 1}"
-        try:
-            yield where, maker.construct_object(node, deep=True)
-        except yaml.YAMLError as e:
-            raise BadTaskFile(f"{where}: {getattr(e, 'problem', None) or e}.", "Mend the YAML there.") from e
+        if _size(node, sizes) > LARGEST:
+            raise BadTaskFile(f"{where}: its aliases (*name) make it endless.", "Write out what they stand for.")
+        yield where, _plain(node)
+
+
+def _size(node: Any, sizes: dict[int, float]) -> float:
+    """How many nodes it is with its aliases written out: few lines can be billions, or one that holds itself."""
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf  # while it is being counted: who meets it again is inside it
+        parts = node.value if isinstance(node.value, list) else []
+        flat = [part for item in parts for part in (item if isinstance(item, tuple) else (item,))]
+        sizes[id(node)] = 1 + sum(_size(part, sizes) for part in flat)
+    return sizes[id(node)]
+
+
+def _plain(node: Any, typed: bool = False) -> Any:
+    """The value of a YAML node: texts, lists and tables; where it is `typed`, a bare word of JSON is what it is there.
+    The nodes are no deeper than the parser of YAML went."""
+    if isinstance(node.value, str):
+        if typed and node.style is None:
+            with contextlib.suppress(ValueError):
+                return json.loads(node.value)
+        return node.value
+    if node.value and not isinstance(node.value[0], tuple):
+        return [_plain(item, typed) for item in node.value]
+    if node.id == "sequence":
+        return []
+    return {str(_plain(k)): _plain(v, typed or k.value in ("args", "returns")) for k, v in node.value}

@@ -75,8 +75,8 @@ class FunctionTaskset(Taskset):
             return as_score(self.verifier(text, task.answer), self.verifier.__name__)
         return super().verify(task, text)
 
-    def gold(self, task: Task) -> str:
-        return self.golds.get(task.id, super().gold(task))
+    def gold(self, task: Task) -> str | Sequence[str]:
+        return self.golds[task.id] if task.id in self.golds else super().gold(task)
 
     def rules(self) -> Sequence[Any]:
         return [*super().rules(), *([self.verifier] if self.verifier else [])]

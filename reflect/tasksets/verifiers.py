@@ -1,11 +1,12 @@
-"""Score the final text of a rollout: exact | number | contains | regex.
+"""Score the final text of a rollout: exact | number | contains | regex | code.
 
 What is judged is the text after the last "answer:", or the whole text when there is none. Feedback speaks of the form
 only ("there is no number") and never holds the answer.
 
     VERIFIERS["number"]("s t a r, so 1.  answer: 1", 1)   ->  Score(reward=1.0)
 
-Not covered: a pattern that takes for ever. `regex` runs without a time limit, so trust the patterns in a task file.
+They run under the limits of `reflect.tasksets.scoring`: a pattern that takes for ever ends with its worker. `code` runs
+in the sandbox (see `reflect.tasksets.code`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from decimal import Decimal
 from typing import Any
 
 from reflect.tasksets.base import Score
+from reflect.tasksets.code import code
 
 MARKER = re.compile(r"\banswer:(?:\*\*)?", re.IGNORECASE)  # also "**Answer:** 4"
 # A sign counts only where no word or number ends right before it: "10-3" ends in 3, "x = -3" in -3.
@@ -74,6 +76,7 @@ VERIFIERS: dict[str, Callable[[str, Any], Score]] = {
     "number": number,
     "contains": contains,
     "regex": regex,
+    "code": code,
 }
 
 
