@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from reflect.cli.common import BaseUrl, Db, Json, Profile, noun, workspace
 from reflect.cli.output import emit, progress, shape, table
 from reflect.cli.run import in_words, spent_in_words, tell_report
 from reflect.errors import UsageError
+
+if TYPE_CHECKING:
+    from reflect.records import Run
 
 app = noun("Runs: the practice so far.")
 
@@ -27,7 +30,7 @@ def list_(
     with workspace(db).store.read() as s:
         rows = runs.list_runs(s, limit=limit)
     if json:
-        return emit([shape(row) for row in rows])
+        return emit([told(row) for row in rows])
     cells = [[r.id, r.taskset, r.n, r.k, r.seed, r.status, r.model, r.adapter_id, f"{r.started:%F %R}"] for r in rows]
     table(cells, ["id", "taskset", "n", "k", "seed", "status", "model", "adapter", "started (UTC)"])
 
@@ -52,7 +55,7 @@ def show(
         figures = runs.figures(s, run_id)
     if json:
         data = {**figures._asdict(), "reflections": [shape(review) for review in reviews]}
-        return emit(shape(run) | data | ({"attempts": [shape(row) for row in attempts]} if rollouts else {}))
+        return emit(told(run) | data | ({"attempts": [shape(row) for row in attempts]} if rollouts else {}))
     about = f"{run.taskset}, seed {run.seed}, {run.status}, model {run.model}, adapter {run.adapter_id or '-'}"
     print(f"run {run.id}: {about}")
     asked = f" of {run.n * run.k}" if run.k else ""  # a run from traffic has what came
@@ -76,6 +79,12 @@ def show(
         for message in row.messages:
             print(f"{message['role']}: {message['content']}")
         print(f"feedback: {row.feedback or row.error or '-'}")
+
+
+def told(run: Run) -> dict[str, Any]:
+    """A run as JSON, without what it remembers for the next one (see `reflect.day.heard`)."""
+    row = shape(run)
+    return row | {"config": {name: value for name, value in row["config"].items() if name != "heard"}}
 
 
 def _counts(rewards: list[float | None]) -> tuple[float | None, str]:

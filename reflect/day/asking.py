@@ -13,8 +13,8 @@ Answer = Completion | ModelError
 def ask(model: Model, requests: Sequence[Request]) -> list[list[Answer]]:
     """For each request one answer, or an error of its own, per seed.
 
-    A model with a method `answer_each` (one whose answers cost something) says so itself, each request asked once. Of any
-    other, one request that cannot be answered does not take the others with it: they are asked again, one by one.
+    A model with a method `answer_each` (one whose answers cost something) says so itself, each request asked once. Of
+    any other, one request that cannot be answered does not take the others with it: they are asked again, one by one.
     """
     answer = getattr(model, "answer_each", None)
     if answer is not None:

@@ -25,6 +25,7 @@ from sqlmodel import Session
 
 from reflect.config import Settings
 from reflect.day.effect import USEFUL, Contrast, Effect
+from reflect.day.heard import Heard, state_of
 from reflect.records import SHOWN_STATUSES, Exposure, Lesson, Run
 from reflect.store import lessons as db
 from reflect.store import runs, trials
@@ -57,19 +58,34 @@ class Bundle:
         self.run = run
         self._contrast = Contrast()
         self._seeds: set[tuple[str, int]] = set()
-        self._since, self._last = 0, 0
+        self._since, self._last = -1, 0
+        words = {name: getattr(run, name) for name in ("model_fingerprint", "adapter_id", "measure", "profile")}
+        self._heard: Heard | None = Heard(words)
 
     def hear(self, s: Session) -> Effect:
         """All evidence since the bundle was last found to do harm."""
         since = trials.bundle_since(s, self.run)
         if since > self._since:
             self._contrast, self._seeds, self._since, self._last = Contrast(), set(), since, since
-        for row in trials.bundle_observations(s, self.run, self._last):
+            state = self._heard.begin(s, f"bundle of {self.run.taskset}") if self._heard else {}
+            if state and state["since"] == since:
+                self._contrast, self._last = Contrast.of(state), state["last"]
+        rows = trials.bundle_observations(s, self.run, self._last)
+        if self._heard and self._heard.twins(s, {row.run_id for row in rows}):
+            self._heard, self._since = None, -1  # all anew, draw by draw
+            return self.hear(s)
+        for row in rows:
             self._last = row.rollout_id
             if (row.task_key, row.seed) not in self._seeds:
                 self._seeds.add((row.task_key, row.seed))
                 self._contrast.update((row.run_id, row.task_key), row.shown, row.probability, row.reward)
         return self._contrast.result()
+
+    def states(self) -> dict[str, Any]:
+        """What it has heard, by stream."""
+        if not self._contrast.n:
+            return {}
+        return {f"bundle of {self.run.taskset}": state_of(self._contrast, self._last, since=self._since)}
 
     def judge(self, s: Session, *, move: bool = True) -> None:
         """Write down what the bundle is worth, inside the transaction that saves the rollouts; where it does harm,

@@ -25,7 +25,7 @@ import math
 import random
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Verdict = Literal["accept", "reject", "undecided"]
 
@@ -40,6 +40,7 @@ LOG_WEIGHTS = tuple(map(math.log, WEIGHTS))
 LOG_STAKES = math.log(len(STAKES))
 REGRET = -math.log(0.4)  # of the mixture against its best stakes, for plans
 
+DIGITS = 9  # of a state that is put down: the last bits depend on how many rollouts were summed at a time
 CHUNK = 200  # increments in one product: neither 0.2 nor 1.8 to the power of it leaves the range of a float
 SHRINK = 3.0  # rollouts of a group that the mean of all groups is worth
 CAUTION = 5.0  # weight of "no effect" in the running effect that corrects m
@@ -82,6 +83,20 @@ class Bets:
         self._up = list(LOG_WEIGHTS)  # log wealth of each stake on h
         self._down = list(LOG_WEIGHTS)  # and on -h
         self._new: list[float] = []  # increments that are not yet in the wealth
+
+    def state(self) -> dict[str, Any]:
+        """All that it knows, as JSON; `of` makes the same bets of it."""
+        self._settle()
+        sums = {"sum": self.sum, "squares": self.squares, "weight": self.weight}
+        wealth = {"up": [round(x, DIGITS) for x in self._up], "down": [round(x, DIGITS) for x in self._down]}
+        return {"n": self.n} | {name: round(x, DIGITS) for name, x in sums.items()} | wealth
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Bets:
+        bets = cls()
+        bets.n, bets.sum, bets.squares, bets.weight = (state[key] for key in ("n", "sum", "squares", "weight"))
+        bets._up, bets._down = list(state["up"]), list(state["down"])
+        return bets
 
     def add(self, h: float, weight: float) -> None:
         self.n += 1
@@ -166,6 +181,18 @@ class Contrast:
         self._rewards = 0.5  # sum over all rollouts, with one rollout of 0.5 to begin with
         self._noise = 0.0  # sum of (R - m)^2
         self._groups: dict[Hashable, tuple[int, float, float]] = {}  # rollouts, sum of rewards, sum of A - (1 - p)
+
+    def state(self) -> dict[str, Any]:
+        """All that it knows but its groups, as JSON: those that are complete say nothing more."""
+        rewards, noise = round(self._rewards, DIGITS), round(self._noise, DIGITS)
+        return {"bets": self.bets.state(), "rewards": rewards, "noise": noise}
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Contrast:
+        contrast = cls()
+        contrast.bets = Bets.of(state["bets"])
+        contrast._rewards, contrast._noise = state["rewards"], state["noise"]
+        return contrast
 
     def update(self, group: Hashable, shown: bool, p: float, reward: float) -> None:
         """One rollout. `group`: what the rollouts of one task in one run share. 0 < p < 1."""

@@ -20,6 +20,7 @@ from sqlmodel import Session
 
 from reflect.config import Settings
 from reflect.day.bundle import Bundle, draw
+from reflect.day.heard import remember
 from reflect.day.lessons import Stepwise, lessons_for
 from reflect.day.measure import measure
 from reflect.day.purse import Purse, server_of, stopped
@@ -81,6 +82,8 @@ def practice(
         purse.note(store)
         done += len(wave)
     with store.write() as s:
+        if run.status != "done":
+            remember(s, runs.get_run(s, run.id), court.states() | bundle.states())
         runs.finish_run(s, run.id)
     tell(len(tasks), len(tasks), "done")
     return report(store, run, waves, time.monotonic() - began)
@@ -104,7 +107,7 @@ def roll_out(
     batch; save them in one transaction with what they say of the bundle, and the verdicts of the court, if there is
     one."""
     with store.read() as s:
-        saved = {task.key: runs.rollouts(s, run.id, task.key) for task in wave}
+        saved = runs.groups(s, run.id, [task.key for task in wave])
         missing = [task for task in wave if len(saved[task.key]) < run.k]
         chosen = {task.key: lessons_for(model, s, taskset, task, settings) if use_lessons else [] for task in missing}
     drawn: dict[str, list[list[Exposure]]] = {}
@@ -159,10 +162,8 @@ def groups_of(
     with store.read() as s:
         shown = shown_to(s, run.id, [task.key for task in wave])
         held = {task.key: lessons_for(model, s, taskset, task, settings, slept) if slept else [] for task in wave}
-        return [
-            Group(task, shown[task.key][0], held[task.key], runs.rollouts(s, run.id, task.key), shown[task.key][1])
-            for task in wave
-        ]
+        made = runs.groups(s, run.id, [task.key for task in wave])
+        return [Group(task, shown[task.key][0], held[task.key], made[task.key], shown[task.key][1]) for task in wave]
 
 
 # -- the run -----------------------------------------------------------------------------------------------------------

@@ -72,7 +72,8 @@ def review(model: Model, store: Store, settings: Settings, run: Run, groups: Seq
     """
     with store.read() as s:
         # Where all goes well with the lessons, the failures of attempts that missed one ask for nothing new.
-        saved = [(g, runs.get_reflection(s, run.id, g.task.key)) for g in groups if teaches(g.complete)]
+        found = runs.reflections_of(s, run.id, [g.task.key for g in groups])
+    saved = [(g, found.get(g.task.key)) for g in groups if teaches(g.complete)]
     waiting = [Review(g, row, *parse_edits(row.raw, complete=_ended(row))) for g, row in saved if row and _waits(row)]
     todo = [g for g, row in saved if row is None]
     size = settings.reflect_tokens
@@ -138,11 +139,14 @@ def edit_lessons(
     ]
     elected = {g.task.key: stands for g, stands in zip(groups, elect(ballots), strict=True)}
     with store.write() as s:
+        saved = runs.reflections_of(s, run.id, [r.group.task.key for r in reviews])
         fresh = []
         for r in reviews:
-            standing = runs.get_reflection(s, run.id, r.group.task.key)
+            standing = saved.get(r.group.task.key)
             if standing is None or _waits(standing):  # else another process was faster
-                fresh.append(replace(r, row=standing or runs.save_reflection(s, r.row)))
+                fresh.append(replace(r, row=standing or r.row))
+        s.add_all(r.row for r in fresh)
+        s.flush()
         wave = Consolidation(s, run.profile)
         for r in fresh:
             evidence = Evidence(

@@ -40,15 +40,16 @@ class Report:
 def report(store: Store, run: Run, waves: Sequence[Sequence[Task]], seconds: float = 0.0) -> Report:
     """Sum up a run whose tasks ran in `waves`."""
     with store.read() as s:
-        rows = [[row for task in wave for row in runs.rollouts(s, run.id, task.key)] for wave in waves]
-        found = [runs.get_reflection(s, run.id, task.key) for wave in waves for task in wave]
+        keys = [task.key for wave in waves for task in wave]
+        made, found = runs.groups(s, run.id, keys), runs.reflections_of(s, run.id, keys)
+        rows = [[row for task in wave for row in made[task.key]] for wave in waves]
         missed = trials.missed(s, run.id)
         verdicts = [verdict_row(trial.verdict, version) for trial, version in trials.moves(s, run.id)]
         now = runs.get_run(s, run.id)
         bundle, spent = now.bundle, now.config.get("spent", {})
         gone = [pair for harm in bundle.get("harm", ()) for pair in harm["retired"]]
         verdicts += [verdict_row("reject", lessons.version(s, lesson_id, number)) for lesson_id, number in gone]
-    reflections = [reflection for reflection in found if reflection]
+    reflections = [found[key] for key in keys if key in found]
     every = [row for wave in rows for row in wave]
     changes = [edit for reflection in reflections for edit in reflection.edits] + verdicts
     seen = [[row for row in wave if row.id not in missed] or wave for wave in rows]

@@ -16,9 +16,10 @@ from sqlmodel import Session
 from reflect.config import Settings
 from reflect.day.bundle import Draw
 from reflect.day.effect import USEFUL, Contrast, Effect, Paired
+from reflect.day.heard import Heard, state_of
 from reflect.day.lessons import Stepwise
 from reflect.day.rollout import AUDIT, Part
-from reflect.records import SHOWN_STATUSES, Exposure, Lesson, Trial
+from reflect.records import SHOWN_STATUSES, Exposure, Lesson, LessonVersion, Trial
 from reflect.store import lessons as db
 from reflect.store import trials
 from reflect.tasksets.base import Task
@@ -93,9 +94,13 @@ def shown_to(
     """task -> (the lessons that its rollouts saw and that still stand, the rollouts that missed one of theirs). Read
     from the rows, so that a run that is continued after a verdict reviews what one that was not would review."""
     found = {}
+    texts: dict[tuple[int, int], tuple[Lesson, LessonVersion]] = {}  # most tasks of a wave have the same lessons
     for key, rows in trials.exposed(s, run_id, task_keys).items():
         seen = {exposure.lesson_id: exposure.version for _, exposure in rows if exposure.shown}
-        heads = [(db.get(s, lesson_id), db.version(s, lesson_id, number)) for lesson_id, number in sorted(seen.items())]
+        for pair in seen.items():
+            if pair not in texts:
+                texts[pair] = db.get(s, pair[0]), db.version(s, *pair)
+        heads = [texts[pair] for pair in sorted(seen.items())]
         lessons = [
             head for head, was in heads if head.status in SHOWN_STATUSES and (head.when, head.do) == (was.when, was.do)
         ]
@@ -122,19 +127,23 @@ class Holds:
 
 class Court:
     """The evidence on lessons, for one model, adapter and measure. It remembers what it has read, so that a wave reads
-    its own rows only."""
+    its own rows only, and a run those that the last one has not (see `heard`)."""
 
     def __init__(self, holds: Holds) -> None:
         self.holds = holds
         self._seen: dict[tuple[int, int], tuple[Contrast, set[tuple[str, int]], int]] = {}
         self._audits: dict[tuple[int, int], Contrast] = {}
+        self._heard: Heard | None = Heard(holds.words())
 
     def hear(self, s: Session, lesson: Lesson) -> tuple[int, Contrast]:
         """(the version from which on evidence counts, all of it so far)."""
         version = trials.since(s, lesson)
         key = (lesson.id or 0, version)
-        contrast, seeds, last = self._seen.get(key, (Contrast(), set(), 0))
+        contrast, seeds, last = self._seen[key] if key in self._seen else self._begin(s, key)
         rows = trials.observations(s, lesson.id, version, **self.holds.words(), after=last)
+        if self._heard and self._heard.twins(s, {row.run_id for row in rows}):
+            self._heard, self._seen, self._audits = None, {}, {}  # all anew, draw by draw
+            return self.hear(s, lesson)
         for row in rows:
             draw = (row.task_key, row.seed)
             if draw not in seeds:  # two runs with one seed hold the same draws: once is all they say
@@ -147,6 +156,22 @@ class Court:
         if rows:
             self._seen[key] = contrast, seeds, rows[-1].exposure_id
         return version, contrast
+
+    def _begin(self, s: Session, key: tuple[int, int]) -> tuple[Contrast, set[tuple[str, int]], int]:
+        state = self._heard.begin(s, f"{key[0]}:{key[1]}") if self._heard else {}
+        if not state:
+            return Contrast(), set(), 0
+        if "audit" in state:
+            self._audits[key] = Contrast.of(state["audit"])
+        return Contrast.of(state), set(), state["last"]
+
+    def states(self) -> dict[str, Any]:
+        """What it has heard, by stream."""
+        found = {}
+        for key, (contrast, _, last) in self._seen.items():
+            audit = {"audit": self._audits[key].state()} if key in self._audits else {}
+            found[f"{key[0]}:{key[1]}"] = state_of(contrast, last, **audit)
+        return found
 
     def judge(self, s: Session, lesson_ids: Sequence[int], run_id: int | None, *, move: bool = True) -> None:
         """Write down the effect of these lessons and, where a verdict has fallen, move them: inside the transaction

@@ -62,8 +62,8 @@ class Model(Protocol):
         """One list per request, one completion per seed, in order. Raises ModelError when the model cannot answer,
         UnknownName when a request names an adapter that is not loaded. A model without adapters is always bare.
 
-        A model whose answers cost something has `answer_each(requests)` too: for each request and seed a completion or its
-        own ModelError, so that nothing which was answered is lost (see `reflect.day.asking`)."""
+        A model whose answers cost something has `answer_each(requests)` too: for each request and seed a completion or
+        its own ModelError, so that nothing which was answered is lost (see `reflect.day.asking`)."""
         ...
 
     def count_tokens(self, text: str) -> int: ...

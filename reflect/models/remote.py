@@ -94,9 +94,8 @@ class RemoteModel:
             if getattr(e, "status_code", None) in (400, 404, 405, 501):
                 return {}  # a server without a list
             why = refusal(e, self._server())
-            if isinstance(why, ModelHalted):
-                raise why from e
-            raise ModelHalted(why.message, why.hint) from e
+            # From None: a traceback would print the server's own words, and some servers repeat the key.
+            raise ModelHalted(why.message, why.hint) from None
         rows = found.get("data") if isinstance(found, dict) else None
         return {row["id"]: row for row in rows or () if isinstance(row, dict) and isinstance(row.get("id"), str)}
 

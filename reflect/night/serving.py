@@ -105,9 +105,9 @@ class Server:
                 text = reply.read().decode(errors="replace")
         except urllib.error.HTTPError as e:
             said = " ".join(hide(e.read().decode(errors="replace"), key).split())[:300]
-            raise ModelError(f"{what} failed ({e.code}): {said}", AGAIN) from e
+            raise ModelError(f"{what} failed ({e.code}): {said}", AGAIN) from None  # the server may repeat the key
         except OSError as e:  # URLError is one
-            raise ModelError(f"{what} does not answer: {getattr(e, 'reason', None) or e}.", AGAIN) from e
+            raise ModelError(f"{what} does not answer: {getattr(e, 'reason', None) or e}.", AGAIN) from None
         try:
             return json.loads(text)
         except ValueError:

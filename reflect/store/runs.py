@@ -126,9 +126,11 @@ def next_seed(s: Session, taskset: str, profile: str = "default") -> int:
 
 
 def note(s: Session, run_id: int | None, **words: Any) -> None:
-    """Put something down in the run's config beside what was asked for."""
+    """Put something down in the run's config beside what was asked for; None takes it out."""
     run = get_run(s, run_id)
-    run.config = {**run.config, **words}  # a new dict: SQLAlchemy does not see changes inside one
+    run.config = {
+        name: value for name, value in {**run.config, **words}.items() if value is not None
+    }  # a new dict: SQLAlchemy does not see changes inside one
     s.add(run)
     s.flush()
 
@@ -202,17 +204,27 @@ def rollouts(s: Session, run_id: int | None, task_key: str | None = None) -> lis
     return list(s.exec(found.where(Rollout.task_key == task_key).order_by(col(Rollout.index))))
 
 
+def groups(s: Session, run_id: int | None, task_keys: Sequence[str]) -> dict[str, list[Rollout]]:
+    """The rollouts of some tasks of a run, each by index; [] for a task that has none."""
+    found: dict[str, list[Rollout]] = {key: [] for key in task_keys}
+    for i in range(0, len(task_keys), CHUNK):
+        some = select(Rollout).where(Rollout.run_id == run_id, col(Rollout.task_key).in_(task_keys[i : i + CHUNK]))
+        for row in s.exec(some.order_by(col(Rollout.task_key), col(Rollout.index))):
+            found[row.task_key].append(row)
+    return found
+
+
 def save_rollouts(s: Session, rollouts: Sequence[Rollout], exposures: Sequence[Sequence[Exposure]]) -> int:
     """Save those whose (run, task, index) is not there yet, each with its exposures. Returns how many were new.
 
     `exposures` has one list per rollout; their `rollout_id` is set here.
     """
     pairs = list(zip(rollouts, exposures, strict=True))
-    standing = {
-        (run_id, *key)
-        for run_id in {row.run_id for row in rollouts}
-        for key in s.exec(select(Rollout.task_key, Rollout.index).where(Rollout.run_id == run_id))
-    }
+    tasks: dict[int, set[str]] = {}
+    for row in rollouts:
+        tasks.setdefault(row.run_id, set()).add(row.task_key)
+    standing = {(run_id, row.task_key, row.index) for run_id, keys in tasks.items()
+                for group in groups(s, run_id, sorted(keys)).values() for row in group}  # fmt: skip
     new: dict[tuple[int, str, int], tuple[Rollout, Sequence[Exposure]]] = {}
     for row, shown in pairs:
         key = (row.run_id, row.task_key, row.index)
@@ -239,6 +251,15 @@ def exposures(s: Session, lesson_id: int | None) -> list[Exposure]:
 def get_reflection(s: Session, run_id: int | None, task_key: str) -> Reflection | None:
     """The reflection over one group, None when there is none yet."""
     return s.exec(select(Reflection).where(Reflection.run_id == run_id, Reflection.task_key == task_key)).first()
+
+
+def reflections_of(s: Session, run_id: int | None, task_keys: Sequence[str]) -> dict[str, Reflection]:
+    """task -> the reflection over its group, of those of these tasks that have one."""
+    found: dict[str, Reflection] = {}
+    for i in range(0, len(task_keys), CHUNK):
+        some = select(Reflection).where(col(Reflection.task_key).in_(task_keys[i : i + CHUNK]))
+        found |= {row.task_key: row for row in s.exec(some.where(Reflection.run_id == run_id))}
+    return found
 
 
 def reflection(s: Session, reflection_id: int | None) -> Reflection:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import or_, text
+from sqlalchemy import String, cast, or_, text
+from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, func, select
 
 from reflect.records import SHOWN_STATUSES, Exposure, Lesson, LessonVersion, Rollout, Run, Trial
@@ -182,6 +183,32 @@ def proven_effects(s: Session, lesson_ids: Sequence[int]) -> dict[int, float]:
     return ends
 
 
+# -- what was heard already --------------------------------------------------------------------------------------------
+
+
+def holders(s: Session, words: dict[str, Any]) -> list[Run]:
+    """The runs that hold what was made of the evidence so far (see `reflect.day.heard`), oldest first. `words`:
+    model_fingerprint, adapter_id, measure and perhaps profile."""
+    same = [col(getattr(Run, name)).is_not_distinct_from(value) for name, value in words.items()]
+    found = select(Run).where(*same, cast(Run.config, String).contains('"heard": {'), Run.status == "done")
+    return list(s.exec(found.order_by(col(Run.id))))
+
+
+def twins(s: Session, run_ids: set[int]) -> bool:
+    """Has another run of the same taskset the seed of one of these?"""
+    other = aliased(Run)
+    pair = (
+        (col(other.seed) == col(Run.seed)) & (col(other.taskset) == col(Run.taskset)) & (col(other.id) != col(Run.id))
+    )
+    return s.exec(select(Run.id).join(other, pair).where(col(Run.id).in_(run_ids)).limit(1)).first() is not None
+
+
+def streams(s: Session, profile: str) -> set[str]:
+    """The names of the streams of evidence on the lessons that stand in prompts: `ID:VERSION`."""
+    found = s.exec(select(Lesson).where(Lesson.profile == profile, col(Lesson.status).in_(SHOWN_STATUSES)))
+    return {f"{lesson.id}:{since(s, lesson)}" for lesson in found}
+
+
 # -- all lessons together ----------------------------------------------------------------------------------------------
 
 
@@ -215,7 +242,8 @@ def bundle_observations(s: Session, run: Run, after: int = 0) -> list[Together]:
 
 def bundle_since(s: Session, run: Run) -> int:
     """The last rollout that counted when lessons were retired because their bundle did harm; 0 where none were."""
-    harm = [harm for bundle in s.exec(select(Run.bundle).where(*_like(run))) for harm in bundle.get("harm", ())]
+    told = select(Run.bundle).where(*_like(run), cast(Run.bundle, String).contains('"harm"'))
+    harm = [harm for bundle in s.exec(told) for harm in bundle.get("harm", ())]
     return max((int(one["since"]) for one in harm), default=0)
 
 

@@ -54,7 +54,7 @@ class Task:
                 row.pop(name)
         return row
 
-    @property
+    @functools.cached_property  # a run asks for it some six times a rollout
     def key(self) -> str:
         """Content hash, 16 hex digits: the same task text and answer is the same task wherever it stands."""
         text = json.dumps(self.shape(), sort_keys=True, ensure_ascii=False)
