@@ -73,6 +73,28 @@ def test_rows_that_join_and_leave_say_what_they_say_alone(tiny: LocalModel) -> N
     assert [tiny.completion(row, request) for row, request in zip(rows, asked, strict=True)] == want
 
 
+def test_what_a_running_row_has_read_is_not_read_again(tiny: LocalModel) -> None:
+    lessons = " ".join(f"w{i}" for i in range(2, 40))
+    asked = [
+        Request([{"role": "system", "content": lessons}, {"role": "user", "content": f"w{i} " * i}], (i,), 20)
+        for i in (1, 1, 5, 2)
+    ]
+    want = [tiny.sample([request])[0][0] for request in asked]
+    batch = tiny.running()
+    rows = [tiny.rows(request)[0] for request in asked]
+    read: list[int] = []
+    inner = tiny.network.forward
+    tiny.network.forward = lambda **words: (read.append(words["input_ids"].numel()), inner(**words))[1]
+    for row in rows:
+        batch.join([row])
+        batch.step()
+    while batch.rows:
+        batch.step()
+    tiny.network.forward = inner
+    assert [tiny.completion(row, request) for row, request in zip(rows, asked, strict=True)] == want
+    assert read[0] == len(rows[0].prompt) and max(read[1:]) < 12
+
+
 def test_a_row_that_is_dropped_leaves_the_others_alone(tiny: LocalModel) -> None:
     requests = [Request([{"role": "user", "content": f"w{i}"}], (i,), 12) for i in range(6)]
     want = [tiny.sample([request])[0][0].tokens for request in requests]

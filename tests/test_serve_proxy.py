@@ -142,17 +142,16 @@ def test_a_stream_passes_through_while_it_comes(upstream: tuple[Upstream, str], 
         assert [row.messages[-1]["content"] for row in traffic.waiting(s, "default")] == ["one two"]
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503])
-@pytest.mark.parametrize("stream", [False, True])
-def test_upstream_errors_are_passed_on_unwrapped(
-    upstream: tuple[Upstream, str], folder: Path, status: int, stream: bool
-) -> None:
+def test_upstream_errors_are_passed_on_unwrapped(upstream: tuple[Upstream, str], folder: Path) -> None:
     up, url = upstream
-    up.status = status
     with serving("lessons.db", upstream=url) as base:
-        reply = post(base, "chat/completions", ask("hi", stream=stream))
-        assert (reply.status_code, reply.json(), reply.headers["retry-after"]) == (status, {"detail": "as it is"}, "7")
-        assert len(up.seen) == 1, "who retries is the client's to say"
+        for up.status in (400, 401, 404, 429, 500, 503):
+            for stream in (False, True):
+                up.seen.clear()
+                reply = post(base, "chat/completions", ask("hi", stream=stream))
+                assert (reply.status_code, reply.json()) == (up.status, {"detail": "as it is"})
+                assert reply.headers["retry-after"] == "7"
+                assert len(up.seen) == 1, "who retries is the client's to say"
 
 
 def test_keys_of_the_two_sides(upstream: tuple[Upstream, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,43 +201,51 @@ def test_a_port_in_use_is_one_clear_error(folder: Path, capsys: pytest.CaptureFi
     assert len(err.strip().splitlines()) == 2
 
 
-@pytest.fixture
-def process(folder: Path) -> Iterator[tuple[subprocess.Popen, str]]:
-    env = os.environ | {"REFLECT_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen, str, Path]]:
+    """The command itself: (process, base URL, its folder)."""
+    folder = tmp_path_factory.mktemp("served")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("REFLECT_")}
+    env |= {"REFLECT_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-m", "reflect", "serve", "--port", "0"]
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as one:
+    with subprocess.Popen(
+        command, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as one:
         assert one.stdout
-        yield one, one.stdout.readline().strip()
+        yield one, one.stdout.readline().strip(), folder
         one.kill()
 
 
-def test_it_finishes_what_runs_and_then_ends(process: tuple[subprocess.Popen, str]) -> None:
-    """And what the pocket model says in a process of its own is what it says here, for the same seeds."""
-    one, base = process
-    found: list[httpx2.Response] = []
-    body = ask("How many r are in strawberry?", n=100, max_tokens=200, seed=1)
-    thread = threading.Thread(target=lambda: found.append(post(base, "chat/completions", body)))
-    thread.start()
-    time.sleep(0.5)
-    one.send_signal(signal.SIGTERM)
-    thread.join()
-    assert found[0].status_code == 200 and len(found[0].json()["choices"]) == 100
-    assert one.wait(30) == 143
-    with pytest.raises(httpx2.ConnectError):
-        post(base, "chat/completions", body)
-    with Store("lessons.db").read() as s:
-        assert traffic.count(s, "default") == 100
-
-
-def test_a_run_through_the_server_is_the_run_at_home(process: tuple[subprocess.Popen, str], pocket: LocalModel) -> None:
+def test_a_run_through_the_server_is_the_run_at_home(
+    process: tuple[subprocess.Popen, str, Path], pocket: LocalModel, folder: Path
+) -> None:
     """The same lessons and the same rewards, attempt by attempt, for the same seeds."""
     pytest.importorskip("reflect.models.remote", reason="models behind an API are not in this build")
-    _, base = process
+    _, base, _ = process
     words = ["letters", "-n", "8", "-k", "4", "--seed", "3"]
     assert run_command(["run", *words, "--db", "home.db"]) == 0
     assert run_command(["run", *words, "--db", "away.db", "--model", "openai:pocket", "--base-url", base]) == 0
     home, away = (_rows(name) for name in ("home.db", "away.db"))
     assert home == away and home[0]
+
+
+def test_it_finishes_what_runs_and_then_ends(process: tuple[subprocess.Popen, str, Path]) -> None:
+    one, base, home = process
+    with Store(home / "lessons.db").read() as s:
+        before = traffic.count(s, "default")
+    found: list[httpx2.Response] = []
+    body = ask("How many r are in strawberry?", n=60, max_tokens=200, seed=1)
+    thread = threading.Thread(target=lambda: found.append(post(base, "chat/completions", body)))
+    thread.start()
+    time.sleep(0.3)
+    one.send_signal(signal.SIGTERM)
+    thread.join()
+    assert found[0].status_code == 200 and len(found[0].json()["choices"]) == 60
+    assert one.wait(30) == 143
+    with pytest.raises(httpx2.ConnectError):
+        post(base, "chat/completions", body)
+    with Store(home / "lessons.db").read() as s:
+        assert traffic.count(s, "default") == before + 60
 
 
 def _rows(name: str) -> tuple[list, list]:

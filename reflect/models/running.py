@@ -13,6 +13,7 @@ Suffixes: R rows of the batch, T columns, V vocabulary.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from reflect.models.sampling import GREEDY, Row, _append, _prefill, pick
+from reflect.models.sampling import GREEDY, SHARED, Row, _append, _prefill, pick
 
 SPARE = 32  # columns beyond what is needed when the buffers grow
 
@@ -94,7 +95,7 @@ class Running:
             return
         with torch.inference_mode():
             prompts = list(dict.fromkeys(tuple(row.prompt) for row in rows))
-            fresh, logits_PV, _, _ = _prefill(self.network, prompts, self.pad)
+            fresh, logits_PV, _, _ = _prefill(self.network, prompts, self.pad, self._known(prompts))
             owners = [prompts.index(tuple(row.prompt)) for row in rows]
             if self._cache is None:
                 self._cache = DynamicCache(config=self.network.config)
@@ -108,6 +109,17 @@ class Running:
         self.rows += rows
         self._draws += [random.Random(row.seed) for row in rows]
         self._lengths += lengths
+
+    def _known(self, prompts: Sequence[tuple[int, ...]]) -> list[tuple[torch.Tensor, ...]]:
+        """Keys and values of the longest beginning of all these prompts that a running row has read, such as the same
+        lessons; [] where it is short. At least one token of each prompt is left to read."""
+        ends = [min(prompts), max(prompts)]
+        most = min(map(len, prompts)) - 1
+        found = [len(os.path.commonprefix([*ends, tuple(row.prompt)])[:most]) for row in self.rows]
+        if not found or max(found) < SHARED:
+            return []
+        i, width = found.index(max(found)), max(found)
+        return [tuple(buffer[i : i + 1, :, :width] for buffer in layer.buffers) for layer in self._cache.layers]
 
     def step(self) -> list[Row]:
         """One token for every row. Returns the rows that are done; they have left. ModelError when the output is not

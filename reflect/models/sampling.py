@@ -175,17 +175,23 @@ def _decode(network: Any, rows: list[Row], ends: frozenset[int], pad: int) -> No
         logits_RV = out.logits.flatten(0, 1)
 
 
-def _prefill(network: Any, prompts: list[tuple[int, ...]], pad: int) -> tuple[Any, ...]:
+def _prefill(network: Any, prompts: list[tuple[int, ...]], pad: int, known: Any = ()) -> tuple[Any, ...]:
     """(cache, logits of the last token [P, V], which tokens are no padding [P, T], lengths [P]).
 
-    What all prompts begin with, such as the same lessons, is read once; the rest is padded on the left.
+    What all prompts begin with, such as the same lessons, is read once; the rest is padded on the left. `known`: keys
+    and values, layer by layer, of a beginning of all prompts that somebody has read already: it is not read again.
     """
     device = next(network.parameters()).device
     cache = DynamicCache(config=network.config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     width, shortest = max(map(len, prompts)), min(map(len, prompts))
     shared = min(len(os.path.commonprefix([min(prompts), max(prompts)])), shortest - 1)
-    if len(prompts) == 1 or shared < SHARED or not _plain(cache):
+    if known:
+        shared = known[0][0].shape[2]
+        for layer, states in zip(cache.layers, known, strict=True):
+            layer.update(*states)
+        cache.reorder_cache(torch.zeros(len(prompts), dtype=torch.long, device=device))
+    elif len(prompts) == 1 or shared < SHARED or not _plain(cache):
         shared = 0  # also where padding between the two would count, as it does in a sliding window
     else:
         ids = torch.tensor([prompts[0][:shared]], device=device)
