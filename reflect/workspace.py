@@ -174,11 +174,12 @@ class Workspace:
 
     def prompt(self, taskset: str | Path | Taskset, task: str | Task | None = None) -> Prompt:
         """What the model will see of a task, given by itself or its id; by default of the first holdout task."""
+        from reflect.day.episode import messages_for, opening
         from reflect.day.lessons import choose
-        from reflect.day.rollout import messages_for
 
         found = self.taskset(taskset)
         task = find_task(found, task) if task is None or isinstance(task, str) else task
+        said, state = opening(found, task)
         with self.store.read() as s:
             lessons = choose(
                 s,
@@ -188,8 +189,9 @@ class Workspace:
                 budget=self.settings.lesson_budget,
                 limit=self.settings.lesson_limit,
                 count_tokens=self.count_tokens,
+                state=state,
             )
-        return Prompt(found.name, task, messages_for(task, lessons), lessons)
+        return Prompt(found.name, task, messages_for(task, lessons, said), lessons)
 
     # -- measuring
 

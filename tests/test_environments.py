@@ -128,7 +128,9 @@ def test_an_environment_that_never_ends_meets_the_turn_limit_and_is_recorded_so(
     row = one(endless, limits=Limits(turns=7))
     assert (row.finish, row.reward, row.error) == ("turns", 0.0, None)
     assert row.feedback == "it did not end in 7 turns" and row.parts["turns"] == 7
-    assert one(game(lambda e, m: Step([{"role": "user", "content": "What is 2 * 3 + 4?"}]), turns=3)).parts["turns"] == 3
+    assert (
+        one(game(lambda e, m: Step([{"role": "user", "content": "What is 2 * 3 + 4?"}]), turns=3)).parts["turns"] == 3
+    )
     earned = game(lambda e, m: Step([{"role": "user", "content": "What is 2 * 3 + 4?"}], reward=0.5))
     assert one(earned, limits=Limits(turns=2)).reward == 0.5  # what the environment has given so far
 

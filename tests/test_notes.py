@@ -98,7 +98,9 @@ def test_small_groups_are_left_alone_and_a_long_single_answer_is_read_in_pieces_
     assert take_notes(model, [(TASK, [], [rollout(4, 0.0)] * 4)], 100) == [None] and not model.requests
     said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "w1 " * 5000}]
     alone = Rollout(run_id=1, task_key="t", index=0, messages=said, reward=0.0)
-    brief = Rollout(run_id=1, task_key="t", index=1, messages=[said[0], {"role": "assistant", "content": "left"}], reward=1.0)
+    brief = Rollout(
+        run_id=1, task_key="t", index=1, messages=[said[0], {"role": "assistant", "content": "left"}], reward=1.0
+    )
     (noted,) = take_notes(model, [(TASK, [], [alone, brief])], 100)
     assert noted.attempts[0].text.startswith("numbers w1") and noted.attempts[1].text == "left"
     assert noted.cut == "all but notes on attempts 1"

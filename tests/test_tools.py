@@ -155,7 +155,11 @@ def _flood():
 
 
 def test_text_from_outside_is_known_as_such_and_so_are_the_errors_of_its_tools() -> None:
-    assert [r.outside for r in lines("call: web('a')\ncall: web('')\ncall: plus(1, 2)", web, plus)] == [True, True, False]
+    assert [r.outside for r in lines("call: web('a')\ncall: web('')\ncall: plus(1, 2)", web, plus)] == [
+        True,
+        True,
+        False,
+    ]
     assert lines("call: sometimes()", _sometimes())[0].outside
 
 

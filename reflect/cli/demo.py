@@ -16,7 +16,9 @@ from reflect.cli.output import emit, say
 def demo(
     tasksets: Annotated[
         list[str] | None,
-        typer.Option("--taskset", metavar="NAME", help="Another taskset; may be given often. [default: letters, dialect]"),
+        typer.Option(
+            "--taskset", metavar="NAME", help="Another taskset; may be given often. [default: letters, dialect]"
+        ),
     ] = None,
     nights: Annotated[int, typer.Option(min=1, max=20, help="New lessons on each day, all of them held.")] = 1,
     seed: Seed = 0,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from reflect.tasksets.base import Task
 
 Tell = Callable[[str], None]
-DAY = {"letters": (24, 8), "dialect": (32, 8), "shop": (32, 4)}  # tasks, and attempts at each
+DAY = {"letters": (24, 8), "dialect": (32, 8), "shop": (48, 3)}  # tasks, and attempts at each
 ANY_DAY = (32, 8)  # of other tasksets
 EXAM = 96  # holdout tasks of each taskset, the same in every arm
 ABOUT = {

@@ -18,7 +18,7 @@ from reflect import prompts
 from reflect.config import Limits
 from reflect.day.lessons import Stepwise
 from reflect.day.transcript import LESSONS, STEPS, TOOL_ERRORS, TURNS
-from reflect.errors import ModelError
+from reflect.errors import ModelError, UsageError
 from reflect.models.base import Completion, Model
 from reflect.records import Rollout
 from reflect.tasksets.base import Message, Score, Task, Taskset
@@ -65,6 +65,20 @@ def checked(reward: float) -> float:
     if not 0.0 <= float(reward) <= 1.0:
         raise ValueError(f"the reward {reward} is not between 0 and 1")
     return float(reward)
+
+
+def opening(taskset: Taskset, task: Task) -> tuple[list[Message], str]:
+    """What a rollout of the task begins with, and the words by which lessons for its first turn are chosen. UsageError
+    where its environment breaks."""
+    try:
+        env = taskset.environment(task)
+        if env is None:
+            return list(task.messages), task.text
+        said = _messages(env.reset(task))
+        return said, (env.state() or str(said[-1]["content"])) if taskset.stepwise else task.text
+    except Exception as e:
+        told = f"The environment of the task {task.id} does not begin: {type(e).__name__}: {e}."
+        raise UsageError(told, f"Mend it; then: reflect tasks check {taskset.name}") from e
 
 
 class Episode:
