@@ -97,6 +97,7 @@ class Episode:
         self._chosen = lessons
         self.tools: tuple[dict[str, Any], ...] = ()
         self._env: Environment | None = None
+        self._state = ""
         self._began = time.monotonic()
         self._reward: float | None = None
         self._steps: list[list[Any]] = []
@@ -115,6 +116,7 @@ class Episode:
             if self._env is not None:
                 self.said = _messages(self._env.reset(task))
                 self.tools = () if self._env.lines else tuple(schema(tool) for tool in self._env.tools)
+                self._state = str(self._env.state())
         except (Exception, SystemExit) as e:  # a user's environment may raise anything; one task must not end a run
             self._broke(e)
 
@@ -131,7 +133,7 @@ class Episode:
     def prompt(self) -> list[Message]:
         """The messages of the next turn."""
         if isinstance(self.lessons, Stepwise):
-            self._chosen = self.lessons.at((self._env.state() if self._env else "") or str(self.said[-1]["content"]))
+            self._chosen = self.lessons.at(self._state or str(self.said[-1]["content"]))
         return messages_for(self.task, self._chosen, self.said)
 
     def asked(self, turn: Turn) -> list[Message]:
@@ -158,27 +160,34 @@ class Episode:
             self._score()
             return self._end()
         try:
-            step = _step(self._env.step(message))
+            step = self._heed(self._env.step(message))
+            stopped = "" if step.done else self._limit(answer, step.messages, limits, room)
+            self._state = "" if step.done or stopped else str(self._env.state())
         except (Exception, SystemExit) as e:
             return self._broke(e)
-        back = _messages(step.messages) if step.messages else []
-        self.said, row.messages = [*self.said, *back], [*row.messages, *back]
-        self._heed(step)
         if step.done:
             self._score(None if self._reward is None else Score(self._reward, step.feedback))
             self._end()
-        elif stopped := self._limit(answer, back, limits, room):
+        elif stopped:
             row.finish = stopped
             self._score(Score(self._reward or 0.0, LIMITS[stopped].format(len(self.turns))))
             self._end()
 
-    def _heed(self, step: Step) -> None:
+    def _heed(self, step: Any) -> Step:
+        """Take in what came back; TypeError, ValueError where it is not what a step gives back."""
+        if not isinstance(step, Step):
+            raise TypeError(f"step gave back {type(step).__name__}, not a Step")
+        if not step.done and not step.messages:
+            raise ValueError("it is not done, and says nothing")
+        back = _messages(step.messages) if step.messages else []
+        self.said, self.row.messages = [*self.said, *back], [*self.row.messages, *back]
         self._reward = self._reward if step.reward is None else step.reward
         if step.feedback:
             self._steps.append([len(self.turns), shortened(step.feedback, 1000)])
         self._errors += step.errors[: max(0, MOST_ERRORS - len(self._errors))]
         if step.untrusted:
             self.row.trust = "untrusted"
+        return step
 
     def _limit(self, answer: Completion, back: Sequence[Message], limits: Limits, room: int) -> str:
         """The limit that it has met, "" while it may go on."""
@@ -227,16 +236,6 @@ def _messages(rows: Any) -> list[Message]:
     if not good:
         raise ValueError(f"{str(rows)[:80]} is no list of messages with role and content")
     return [dict(m) for m in rows]
-
-
-def _step(step: Any) -> Step:
-    if not isinstance(step, Step):
-        raise TypeError(f"step gave back {type(step).__name__}, not a Step")
-    if not step.done and not step.messages:
-        raise ValueError("it is not done, and says nothing")
-    if step.messages:
-        _messages(step.messages)
-    return step
 
 
 def _hash(words: str) -> int:
