@@ -183,11 +183,12 @@ class Workspace(Shelf):
 
     def prompt(self, taskset: str | Path | Taskset, task: str | Task | None = None) -> Prompt:
         """What the model will see of a task, given by itself or its id; by default of the first holdout task."""
+        from reflect.day.episode import messages_for, opening
         from reflect.day.lessons import choose, room_for_lessons
-        from reflect.day.rollout import messages_for
 
         found = self.taskset(taskset)
         task = find_task(found, task) if task is None or isinstance(task, str) else task
+        said, state = opening(found, task)
         with self.store.read() as s:
             lessons = choose(
                 s,
@@ -197,8 +198,9 @@ class Workspace(Shelf):
                 budget=room_for_lessons(task, self.settings, self._sizes.context, self.count_tokens),
                 limit=self.settings.lesson_limit,
                 count_tokens=self.count_tokens,
+                state=state,
             )
-        return Prompt(found.name, task, messages_for(task, lessons), lessons)
+        return Prompt(found.name, task, messages_for(task, lessons, said), lessons)
 
     # -- measuring
 

@@ -38,14 +38,13 @@ class Advice:
 TELLS = [Advice("the task is arithmetic", CALL)]
 
 
-def game(step, *, turns=None, reset=None, tools=(), task_turns=True) -> Taskset:
+def game(step, *, turns=None, reset=None, tools=(), state=None) -> Taskset:
     """A taskset of one task with an environment that does this."""
 
     class Env(Environment):
         def __init__(self):
             self.turns, self.tools = turns, tools
-            if reset:
-                self.reset = reset
+            self.reset, self.state = reset or self.reset, state or self.state
 
         def step(self, message):
             return step(self, message)
@@ -165,6 +164,9 @@ def quits(*_):
         (game(lambda e, m: Step()), "ValueError: it is not done, and says nothing"),
         (game(lambda e, m: Step([{"role": "user"}])), "is no list of messages"),
         (game(lambda e, m: Step(["text"])), "is no list of messages"),
+        (game(lambda e, m: Step([{"role": "user", "content": "x"}], feedback=7)), "TypeError"),
+        (game(lambda e, m: Step(done=True, reward="much")), "could not convert"),
+        (game(lambda e, m: Step([{"role": "user", "content": "x"}]), state=raises), "RuntimeError"),
         (game(lambda e, m: Step(done=True), reset=raises), "RuntimeError"),
         (game(lambda e, m: Step(done=True), reset=lambda task: []), "is no list of messages"),
         (game(lambda e, m: Step(done=True), tools=(lambda *a: 1,)), "takes *a"),
@@ -172,8 +174,8 @@ def quits(*_):
 )
 def test_a_broken_environment_is_data(taskset, says):
     row = one(taskset)
-    assert row.error.startswith("environment: ") and says in row.error
-    assert (row.reward, row.finish) == (None, "error")
+    assert row.error.startswith(("environment: ", "verifier: ")) and says in row.error
+    assert row.reward is None
 
 
 def test_a_reward_out_of_range_and_a_model_that_breaks_in_the_middle_are_data():

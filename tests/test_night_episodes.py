@@ -15,9 +15,10 @@ from reflect.night import curriculum, distill, grpo, placebo, training
 from reflect.night.examples import PracticeTask
 from reflect.night.harvest import Data, guarded, harvest
 from reflect.night.plan import make_plan
+from reflect.night.sleep import sleep
 from reflect.store import Store
 from reflect.store import lessons as db
-from reflect.tasksets import Environment, Outside, Step, Task, Taskset, Toolbox, load_taskset
+from reflect.tasksets import Environment, Outside, Step, Task, Taskset, Toolbox, check, load_taskset
 
 SETTINGS = Settings()
 CALC, SHOP = load_taskset("calc"), load_taskset("shop")
@@ -139,6 +140,60 @@ def test_a_planned_comparison_holds_one_lesson_back_through_whole_episodes(store
     assert 0 < len(shown) < len(model.requests) / 2
 
 
+# -- a whole night
+
+
+class Relay(Taskset):
+    """Three requests of dialect one after the other in one episode; the reward is the share that was answered right.
+    The pocket model was trained on such chats, so it can play this, and sleep over it."""
+
+    name = "dialect"  # its lessons
+    stepwise = True  # each request speaks of another verb
+    inner = load_taskset("dialect")
+
+    def tasks(self, split, n=None, seed=0):
+        rows = self.inner.tasks(split, None, seed)
+        groups = [rows[i : i + 3] for i in range(0, len(rows) - 2, 3)][:n]
+        return [
+            Task("+".join(t.id for t in group), group[0].messages, "taskset", [t.answer for t in group], split)
+            for group in groups
+        ]
+
+    def gold(self, task):
+        return [f"answer: {answer}" for answer in task.answer]
+
+    def environment(self, task):
+        every = {t.id: t for split in ("practice", "holdout") for t in self.inner.tasks(split)}
+        return Leg([every[one] for one in task.id.split("+")])
+
+
+class Leg(Environment):
+    def __init__(self, legs):
+        self.legs, self.n, self.right = legs, 0, 0.0
+
+    def step(self, message):
+        self.right += Relay.inner.verify(self.legs[self.n], message["content"]).reward
+        self.n += 1
+        if self.n == len(self.legs):
+            return Step(done=True, reward=self.right / self.n)
+        return Step(self.legs[self.n].messages)
+
+
+@pytest.mark.slow
+def test_a_night_over_episodes_moves_lessons_into_the_weights(pocket: LocalModel, tmp_path) -> None:
+    settings = Settings(db=str(tmp_path / "lessons.db"))
+    store, relay = Store(settings.db), Relay()
+    assert check(relay) == []
+    with store.write() as s:
+        for verb, op in relay.inner.meanings.items():
+            db.add(s, when=f"the task says {verb}", do=f"use {op}", author="human", scope="dialect")
+    report = sleep(pocket, store, settings, tasksets=[relay], budget=1.0)
+    assert report.status == "promoted", report.reason
+    arms = {name: arm["reward"] for name, arm in report.stages["gate"]["arms"]["dialect"].items()}
+    print(arms, report.stages["harvest"], round(report.seconds))
+    assert arms["base_out"] < 0.4 and arms["base_in"] > 0.8 and arms["adapter_out"] > 0.8
+
+
 # -- rewards alone
 
 
@@ -177,4 +232,5 @@ def test_every_turn_of_an_episode_has_the_advantage_of_the_whole(tiny: LocalMode
     assert len(by_length) >= 3, "each turn with the conversation before it"
     advantages = [row.advantage for row in step.rows]
     assert sum(map(abs, advantages)) > 0 and len(set(advantages)) <= len(step.rows) // 3 + 1
-    training.fit(tiny, "x", list(tiny.adapter_parameters("x")), data, make_plan(1, method="grpo", group=4, batch=8, budget=0.05), None)  # fmt: skip
+    plan = make_plan(1, method="grpo", group=4, batch=8, budget=0.05)
+    assert training.fit(tiny, "x", list(tiny.adapter_parameters("x")), data, plan, None)["rollouts"] > 0

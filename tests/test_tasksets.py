@@ -14,7 +14,7 @@ from reflect.tasksets.base import Score, Task, Taskset
 from reflect.tasksets.example import example
 from reflect.tasksets.verifiers import VERIFIERS, last_number
 
-NAMES = ["letters", "dialect", "dialect:2", "skills"]
+NAMES = ["letters", "dialect", "dialect:2", "skills", "calc", "shop", "shop:2"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -44,6 +44,7 @@ def show(
 ) -> None:
     """One run: its figures, what it changed, and with --rollouts every attempt."""
     from reflect.day import bundle
+    from reflect.day.transcript import words_of
     from reflect.store import runs
 
     with workspace(db).store.read() as s:
@@ -77,8 +78,10 @@ def show(
     for row in attempts if rollouts else ():
         print(f"\n-- {tasks[row.task_key].task_id}, attempt {row.index + 1}, reward {row.reward}")
         for message in row.messages:
-            print(f"{message['role']}: {message['content']}")
+            print(f"{message['role']}: {words_of(message)}")
         print(f"feedback: {row.feedback or row.error or '-'}")
+        for turn, text in row.parts.get("steps", []):
+            print(f"feedback on turn {turn}: {text}")
 
 
 def told(run: Run) -> dict[str, Any]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from reflect.tasksets.base import Task
 
 Tell = Callable[[str], None]
-DAY = {"letters": (24, 8), "dialect": (32, 8), "shop": (32, 4)}  # tasks, and attempts at each
+DAY = {"letters": (24, 8), "dialect": (32, 8), "shop": (48, 3)}  # tasks, and attempts at each
 ANY_DAY = (32, 8)  # of other tasksets
 EXAM = 96  # holdout tasks of each taskset, the same in every arm
 ABOUT = {
@@ -230,8 +230,8 @@ def sum_of_adapter_out(now: dict[str, Any], of: dict[str, Any]) -> float:
 
 
 def following(ws: Workspace, names: Sequence[str], seed: int) -> dict[str, float]:
-    """Mean reward on tasks that bring a lesson never seen before: the bare base and the adapter. Where the tasksets have
-    no such tasks, those of dialect."""
+    """Mean reward on tasks that bring a lesson never seen before: the bare base and the adapter. Those of dialect, where
+    the tasksets have none."""
     first = list(dict.fromkeys(name.partition(":")[0] for name in names))
     first = [name for name in first if ws.taskset(name).following(1)] or ["dialect"]
     found = {}

@@ -18,7 +18,7 @@ from reflect import prompts
 from reflect.config import Limits
 from reflect.day.lessons import Stepwise
 from reflect.day.transcript import LESSONS, STEPS, TOOL_ERRORS, TURNS
-from reflect.errors import ModelError, ModelHalted
+from reflect.errors import ModelError, ModelHalted, UsageError
 from reflect.models.base import Completion, Model
 from reflect.records import CHEATED, Rollout
 from reflect.tasksets import scoring
@@ -69,6 +69,20 @@ def checked(reward: float) -> float:
     return float(reward)
 
 
+def opening(taskset: Taskset, task: Task) -> tuple[list[Message], str]:
+    """What a rollout of the task begins with, and the words by which lessons for its first turn are chosen. UsageError
+    where its environment breaks."""
+    try:
+        env = taskset.environment(task)
+        if env is None:
+            return list(task.messages), task.text
+        said = _messages(env.reset(task))
+        return said, (env.state() or str(said[-1]["content"])) if taskset.stepwise else task.text
+    except Exception as e:
+        told = f"The environment of the task {task.id} does not begin: {type(e).__name__}: {e}."
+        raise UsageError(told, f"Mend it; then: reflect tasks check {taskset.name}") from e
+
+
 class Episode:
     """A rollout while it runs: `prompt` and `take` in turn until it is `over`; then `row` is complete.
 
@@ -86,6 +100,7 @@ class Episode:
         self._chosen = lessons
         self.tools: tuple[dict[str, Any], ...] = ()
         self._env: Environment | None = None
+        self._state = ""
         self._began = time.monotonic()
         self._reward: float | None = None
         self._steps: list[list[Any]] = []
@@ -104,6 +119,7 @@ class Episode:
             if self._env is not None:
                 self.said = _messages(self._env.reset(task))
                 self.tools = () if self._env.lines else tuple(schema(tool) for tool in self._env.tools)
+                self._state = str(self._env.state())
         except (Exception, SystemExit) as e:  # a user's environment may raise anything; one task must not end a run
             self._broke(e)
 
@@ -120,7 +136,7 @@ class Episode:
     def prompt(self) -> list[Message]:
         """The messages of the next turn."""
         if isinstance(self.lessons, Stepwise):
-            self._chosen = self.lessons.at((self._env.state() if self._env else "") or str(self.said[-1]["content"]))
+            self._chosen = self.lessons.at(self._state or str(self.said[-1]["content"]))
         return messages_for(self.task, self._chosen, self.said)
 
     def asked(self, turn: Turn) -> list[Message]:
@@ -149,27 +165,34 @@ class Episode:
             self._score()
             return self._end()
         try:
-            step = _step(self._env.step(message))
+            step = self._heed(self._env.step(message))
+            stopped = "" if step.done else self._limit(answer, step.messages, limits, room)
+            self._state = "" if step.done or stopped else str(self._env.state())
         except (Exception, SystemExit) as e:
             return self._broke(e)
-        back = _messages(step.messages) if step.messages else []
-        self.said, row.messages = [*self.said, *back], [*row.messages, *back]
-        self._heed(step)
         if step.done:
             self._score(None if self._reward is None else Score(self._reward, step.feedback))
             self._end()
-        elif stopped := self._limit(answer, back, limits, room):
+        elif stopped:
             row.finish = stopped
             self._score(Score(self._reward or 0.0, LIMITS[stopped].format(len(self.turns))))
             self._end()
 
-    def _heed(self, step: Step) -> None:
+    def _heed(self, step: Any) -> Step:
+        """Take in what came back; TypeError, ValueError where it is not what a step gives back."""
+        if not isinstance(step, Step):
+            raise TypeError(f"step gave back {type(step).__name__}, not a Step")
+        if not step.done and not step.messages:
+            raise ValueError("it is not done, and says nothing")
+        back = _messages(step.messages) if step.messages else []
+        self.said, self.row.messages = [*self.said, *back], [*self.row.messages, *back]
         self._reward = self._reward if step.reward is None else step.reward
         if step.feedback:
             self._steps.append([len(self.turns), shortened(step.feedback, 1000)])
         self._errors += step.errors[: max(0, MOST_ERRORS - len(self._errors))]
         if step.untrusted:
             self.row.trust = "untrusted"
+        return step
 
     def _limit(self, answer: Completion, back: Sequence[Message], limits: Limits, room: int) -> str:
         """The limit that it has met, "" while it may go on."""
@@ -221,16 +244,6 @@ def _messages(rows: Any) -> list[Message]:
     if not good:
         raise ValueError(f"{str(rows)[:80]} is no list of messages with role and content")
     return [dict(m) for m in rows]
-
-
-def _step(step: Any) -> Step:
-    if not isinstance(step, Step):
-        raise TypeError(f"step gave back {type(step).__name__}, not a Step")
-    if not step.done and not step.messages:
-        raise ValueError("it is not done, and says nothing")
-    if step.messages:
-        _messages(step.messages)
-    return step
 
 
 def _hash(words: str) -> int:

@@ -5,3 +5,5 @@ from reflect.tasksets.base import load_module
 
 letters = load_module(shipped("tasks") / "letters.py")
 dialect = load_module(shipped("tasks") / "dialect.py")
+calc = load_module(shipped("tasks") / "calc.py")
+shop = load_module(shipped("tasks") / "shop.py")
