@@ -33,6 +33,7 @@ class Report:
     outcomes: dict[str, int]
     changes: list[dict[str, Any]] = field(default_factory=list)  # each edit with its outcome, then the verdicts
     bundle: dict[str, Any] = field(default_factory=dict)  # all lessons together, see `reflect.day.bundle`
+    ungraded: int = 0  # rollouts that wait for a person's grade
     seconds: float = 0.0
 
 
@@ -65,6 +66,7 @@ def report(store: Store, run: Run, waves: Sequence[Sequence[Task]], seconds: flo
         outcomes=dict(Counter(edit["outcome"] for edit in changes)),
         changes=changes,
         bundle=bundle,
+        ungraded=sum(row.reward is None and row.error is None for row in every),
         seconds=seconds,
     )
 
