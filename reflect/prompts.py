@@ -27,13 +27,13 @@ def clean(text: str) -> str:
     return " ".join(text.split())
 
 
-def fence(*texts: str) -> str:
+def fence(*texts: str, digits: int = 4) -> str:
     """A short nonce that depends on what it fences and cannot be guessed by who wrote only a part of it.
 
     Derived, not drawn: the same prompt is the same bytes every time, so that rollback restores it and caches hit.
     """
     for salt in range(100):
-        nonce = hashlib.sha256("\x00".join((str(salt), *texts)).encode()).hexdigest()[:4]
+        nonce = hashlib.sha256("\x00".join((str(salt), *texts)).encode()).hexdigest()[:digits]
         if not any(nonce in text for text in texts):
             return nonce
     return nonce

@@ -118,6 +118,8 @@ def tell_report(report: Report) -> None:
         print(f"bundle {report.taskset}: {text}")
     if report.spent:
         say(spent_in_words(report.spent))
+    if report.ungraded:
+        say(f"{report.ungraded} rollouts wait for a person's grade: reflect grade list --run {report.run_id}")
     if report.errors:
         say(f"{report.errors} rollouts broke: reflect runs show {report.run_id}")
 

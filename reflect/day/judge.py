@@ -3,8 +3,8 @@
 The bare base grades, greedily, with prompts/judge.jinja: it sees the task, the rubric, the reference where the task has
 one, and the answer within a fence whose nonce the answer cannot hold. Its grade counts only in a line with that nonce:
 
-    why a3f9: polite, but it names no date
-    reward a3f9: 0.5
+    why a3f90c41: polite, but it names no date
+    reward a3f90c41: 0.5
 
 It fails closed: what cannot be read is an error of that rollout, never a guessed reward.
 
@@ -142,11 +142,11 @@ def grade(model: Model, taskset: Taskset, pairs: Sequence[tuple[Task, Rollout]])
 
 
 def _prompt(template: str, task: Task, **answers: str) -> tuple[str, str]:
-    """(prompt, its nonce). No answer holds the nonce, whatever its author tried."""
+    """(prompt, its nonce). No answer holds it, whatever its author tried: there are more nonces than room for them."""
     reference = "" if task.answer is None else str(task.answer)
     rubric = prompts.rubric(task.rubric, task.text, reference)
     shown = {name: _safe(text) for name, text in answers.items()}
-    nonce = prompts.fence(task.text, rubric, reference, *shown.values())
+    nonce = prompts.fence(task.text, rubric, reference, *shown.values(), digits=8)
     words = {"task": _safe(task.text), "rubric": rubric, "reference": reference, "fence": nonce}
     return prompts.render(template, **words, **shown), nonce
 

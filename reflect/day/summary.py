@@ -34,6 +34,7 @@ class Report:
     changes: list[dict[str, Any]] = field(default_factory=list)  # each edit with its outcome, then the verdicts
     bundle: dict[str, Any] = field(default_factory=dict)  # all lessons together, see `reflect.day.bundle`
     spent: dict[str, Any] = field(default_factory=dict)  # on models behind an API, see `reflect.models.budget`
+    ungraded: int = 0  # rollouts that wait for a person's grade
     seconds: float = 0.0
 
 
@@ -69,6 +70,7 @@ def report(store: Store, run: Run, waves: Sequence[Sequence[Task]], seconds: flo
         changes=changes,
         bundle=bundle,
         spent=spent,
+        ungraded=sum(row.reward is None and row.error is None for row in every),
         seconds=seconds,
     )
 

@@ -29,7 +29,7 @@ class Worker:
 
     def entry(self, name: str, settings: Mapping[str, Any], index: int) -> dict[str, Any]:
         """Item `index` of a generator: {question, answer, metadata}. ReflectError where it cannot be made."""
-        if self.process is None or self.process.poll() is not None:
+        if self.process is None or self.owner != os.getpid() or self.process.poll() is not None:
             words = [sys.executable, "-m", "reflect.tasksets.gymworker"]
             env = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
             pipe, self.owner = subprocess.PIPE, os.getpid()
