@@ -35,11 +35,11 @@ def runs(program: str, stdin: bytes = b"", **limits) -> sandbox.Ended:
     return sandbox.run([sandbox.python(), *sandbox.ISOLATED, "-c", program], stdin, sandbox.Limits(**limits))
 
 
-# -- without bubblewrap: always tested -----------------------------------------------------------------------------------
+# -- without bubblewrap: always tested ---------------------------------------------------------------------------------
 
 
 def test_without_bubblewrap_a_run_is_refused_and_nothing_was_run(folder, monkeypatch, capsys):
-    row = {"verifier": "code", **DOUBLE}
+    row = {"verifier": "code", "gold": GOOD, **DOUBLE}
     (folder / "t.jsonl").write_text("\n".join(json.dumps(row | {"prompt": p}) for p in ("Write double.", "Double it.")))
     monkeypatch.setenv("PATH", str(folder))
     assert run_command(["run", "t.jsonl", "-n", "1", "-k", "2", "--db", "lessons.db"]) == 1
@@ -182,8 +182,10 @@ def test_a_program_that_reads_and_prints(bwrap):
 
 # One of each kind; scripts/proof_sandbox has them all.
 @pytest.mark.parametrize(
-    "name", ["_exit 0", "equal to all", "a mark on every file", "two documents", "conftest.py", "json", "the answer in the frames"]
-)  # fmt: skip
+    "name",
+    ["_exit 0", "equal to all", "a mark on every file", "two documents", "conftest.py", "json"]
+    + ["the answer in the frames"],
+)
 def test_a_forgery_is_worth_nothing(bwrap, name):
     answer = answer_of({"entry": "secret", "cases": [{"args": [7], "returns": 4242871}]})
     assert code(FORGERIES[name], answer).reward == 0.0
