@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import sqlite3
 import time
@@ -298,3 +299,19 @@ def test_a_lesson_that_names_a_case_leaks_and_one_with_a_number_does_not():
     assert guards.leaks("when: doubling do: for 2 give back 4", task)
     assert not guards.leaks("when: doubling do: multiply by 2", task)
     assert not guards.leaks("when: a list is empty do: give back 0 at once", task)
+
+
+def test_the_tasks_of_the_docs_work_as_printed(bwrap, tmp_path):
+    docs = (Path(__file__).parent.parent / "docs" / "sandbox.md").read_text()
+    rows, decoder = [], json.JSONDecoder()
+    for block in re.findall(r"^```json\n(.*?)^```", docs, re.DOTALL | re.MULTILINE):
+        while block := block.strip():
+            row, end = decoder.raw_decode(block)
+            rows.append(json.dumps(row | {"seconds": 20}))
+            block = block[end:]
+    (tmp_path / "docs.jsonl").write_text("\n".join(rows))
+    assert len(rows) == 3 and check(load_taskset(tmp_path / "docs.jsonl")) == []
+    (yaml,) = re.findall(r"^```yaml\n(.*?)^```", docs, re.DOTALL | re.MULTILINE)
+    (tmp_path / "docs.yaml").write_text(yaml)
+    (task,) = load_taskset(tmp_path / "docs.yaml").tasks("practice")
+    assert code("def double(n): return n + n", task.answer).reward == 1.0
