@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import sqlite3
 import time
@@ -35,11 +36,11 @@ def runs(program: str, stdin: bytes = b"", **limits) -> sandbox.Ended:
     return sandbox.run([sandbox.python(), *sandbox.ISOLATED, "-c", program], stdin, sandbox.Limits(**limits))
 
 
-# -- without bubblewrap: always tested -----------------------------------------------------------------------------------
+# -- without bubblewrap: always tested ---------------------------------------------------------------------------------
 
 
 def test_without_bubblewrap_a_run_is_refused_and_nothing_was_run(folder, monkeypatch, capsys):
-    row = {"verifier": "code", **DOUBLE}
+    row = {"verifier": "code", "gold": GOOD, **DOUBLE}
     (folder / "t.jsonl").write_text("\n".join(json.dumps(row | {"prompt": p}) for p in ("Write double.", "Double it.")))
     monkeypatch.setenv("PATH", str(folder))
     assert run_command(["run", "t.jsonl", "-n", "1", "-k", "2", "--db", "lessons.db"]) == 1
@@ -182,8 +183,10 @@ def test_a_program_that_reads_and_prints(bwrap):
 
 # One of each kind; scripts/proof_sandbox has them all.
 @pytest.mark.parametrize(
-    "name", ["_exit 0", "equal to all", "a mark on every file", "two documents", "conftest.py", "json", "the answer in the frames"]
-)  # fmt: skip
+    "name",
+    ["_exit 0", "equal to all", "a mark on every file", "two documents", "conftest.py", "json"]
+    + ["the answer in the frames"],
+)
 def test_a_forgery_is_worth_nothing(bwrap, name):
     answer = answer_of({"entry": "secret", "cases": [{"args": [7], "returns": 4242871}]})
     assert code(FORGERIES[name], answer).reward == 0.0
@@ -296,3 +299,19 @@ def test_a_lesson_that_names_a_case_leaks_and_one_with_a_number_does_not():
     assert guards.leaks("when: doubling do: for 2 give back 4", task)
     assert not guards.leaks("when: doubling do: multiply by 2", task)
     assert not guards.leaks("when: a list is empty do: give back 0 at once", task)
+
+
+def test_the_tasks_of_the_docs_work_as_printed(bwrap, tmp_path):
+    docs = (Path(__file__).parent.parent / "docs" / "sandbox.md").read_text()
+    rows, decoder = [], json.JSONDecoder()
+    for block in re.findall(r"^```json\n(.*?)^```", docs, re.DOTALL | re.MULTILINE):
+        while block := block.strip():
+            row, end = decoder.raw_decode(block)
+            rows.append(json.dumps(row | {"seconds": 20}))
+            block = block[end:]
+    (tmp_path / "docs.jsonl").write_text("\n".join(rows))
+    assert len(rows) == 3 and check(load_taskset(tmp_path / "docs.jsonl")) == []
+    (yaml,) = re.findall(r"^```yaml\n(.*?)^```", docs, re.DOTALL | re.MULTILINE)
+    (tmp_path / "docs.yaml").write_text(yaml)
+    (task,) = load_taskset(tmp_path / "docs.yaml").tasks("practice")
+    assert code("def double(n): return n + n", task.answer).reward == 1.0

@@ -1,4 +1,4 @@
-"""Verifiers under limits: one that hangs, loops, blows up or ends its process costs its own rollout and nothing else."""
+"""Verifiers under limits: one that hangs, loops, blows up or ends its process costs its own rollout alone."""
 
 from __future__ import annotations
 
@@ -252,6 +252,6 @@ def test_a_task_file_that_is_a_bomb_is_refused(tmp_path, name, text, says):
 
 def test_aliases_in_a_task_file_stand_for_what_they_name(tmp_path):
     (tmp_path / "t.yaml").write_text("- {prompt: &p the same, answer: a}\n- {prompt: other, answer: *p}\n")
-    assert {task.answer for split in ("practice", "holdout") for task in load_taskset(tmp_path / "t.yaml").tasks(split)} == {
-        "a", "the same"
-    }  # fmt: skip
+    taskset = load_taskset(tmp_path / "t.yaml")
+    tasks = [*taskset.tasks("practice"), *taskset.tasks("holdout")]
+    assert {task.answer for task in tasks} == {"a", "the same"}

@@ -43,6 +43,7 @@ from reflect.tasksets import sandbox
 from reflect.tasksets.base import TWIN, Score, Task, Taskset
 
 AT_ONCE = 4  # rollouts that are scored at the same time, where that takes a process each
+PATIENCE = 0.05  # seconds to wait for a worker that is busy before another is made
 SHORT = 20_000  # characters of a text, or of an answer, that the named verifiers read in no time
 QUICK = ("exact", "number", "contains")  # their time grows with the text alone; a pattern's has no bound
 MIB = 1 << 20
@@ -62,7 +63,8 @@ class Limits:
 _limits = Limits()
 _pool: list[_Worker] = []  # idle workers of the open batch
 _open = 0  # batches within each other
-_lock = threading.Lock()
+_busy = 0  # workers that score something in it
+_turn = threading.Condition()  # guards the three, and tells of a worker that is idle again
 
 
 def limit(seconds: float, memory: int) -> None:
@@ -112,12 +114,12 @@ def each(taskset: Taskset, tasks: Iterable[Task], work: Callable[[One], Got], it
 def batch() -> Iterator[None]:
     """Keep workers until this ends, for the rollouts that are scored in it."""
     global _open
-    with _lock:
+    with _turn:
         _open += 1
     try:
         yield
     finally:
-        with _lock:
+        with _turn:
             _open -= 1
             idle = [_pool.pop() for _ in range(len(_pool))] if not _open else []
         for worker in idle:
@@ -148,21 +150,21 @@ def _is_apart(taskset: Taskset, name: str, task: Task, text: str) -> bool:
 
 def _call(taskset: Taskset, name: str, task: Task, text: str) -> Any:
     """What the method says, from a worker of this taskset: an idle one, or a new one."""
-    with _lock:
-        mine = [worker for worker in _pool if worker.taskset is taskset]
-        if mine:
-            _pool.remove(mine[0])
-    worker = mine[0] if mine else _Worker(taskset, _limits)
-    keep = False
+    global _busy
+    worker, keep = _idle(taskset), False
+    end = time.monotonic() + _limits.seconds  # its start is a part of it
     try:
-        reply = worker.ask((name, task, text))
+        worker = worker or _Worker(taskset, _limits)
+        reply = worker.ask((name, task, text), end)
         keep = True
     finally:
-        with _lock:
+        with _turn:
+            _busy -= 1
             keep = keep and _open > 0 and len(_pool) < AT_ONCE
-            if keep:
+            if keep and worker:
                 _pool.append(worker)
-        if not keep:
+            _turn.notify_all()
+        if worker and not keep:
             worker.end()
     if "error" in reply:
         kind, message = reply["error"]
@@ -170,6 +172,23 @@ def _call(taskset: Taskset, name: str, task: Task, text: str) -> Any:
             message = f"it took more than {worker.limits.memory} MiB (verify_memory)"
         raise type(kind, (Broke,), {})(message)
     return reply["result"]
+
+
+def _idle(taskset: Taskset) -> _Worker | None:
+    """An idle worker of that taskset; None where a new one must be made. While the others are quick, it is worth
+    waiting for one of them: forking takes milliseconds."""
+    global _busy
+
+    def mine() -> list[_Worker]:
+        return [worker for worker in _pool if worker.taskset is taskset]
+
+    with _turn:
+        _turn.wait_for(lambda: mine() or not _busy, PATIENCE)
+        found = next(iter(mine()), None)
+        if found:
+            _pool.remove(found)
+        _busy += 1
+        return found
 
 
 class _Worker:
@@ -187,9 +206,8 @@ class _Worker:
         os.close(there)
         os.close(back)
 
-    def ask(self, call: tuple[str, Task, str]) -> dict[str, Any]:
-        """{"result": ...} or {"error": [kind, message]} of that call. TimeoutError, ChildProcessError."""
-        end = time.monotonic() + self.limits.seconds
+    def ask(self, call: tuple[str, Task, str], end: float) -> dict[str, Any]:
+        """{"result": ...} or {"error": [kind, message]} of that call. TimeoutError at `end`, ChildProcessError."""
         asked = pickle.dumps(call)
         try:
             _send(self.asks, len(asked).to_bytes(8) + asked, end)
