@@ -89,7 +89,7 @@ def learn_from_traffic(ws: Workspace, dry_run: bool, json: bool) -> None:
     from reflect.day.traffic import learn
 
     with progress() as tell:
-        reports = learn(ws.model, ws.store, ws.settings, progress=tell)
+        reports = learn(ws.reflector or ws.model, ws.store, ws.settings, progress=tell)
     if json:
         return emit([asdict(report) for report in reports])
     for report in reports:

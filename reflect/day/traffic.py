@@ -24,7 +24,8 @@ from typing import Any
 from reflect.config import Settings
 from reflect.day.bundle import Bundle
 from reflect.day.lessons import lessons_for
-from reflect.day.practice import WAVE, Group, edit_lessons, review
+from reflect.day.practice import WAVE
+from reflect.day.review import Group, edit_lessons, review
 from reflect.day.rollout import Progress
 from reflect.day.summary import Report, report
 from reflect.day.trial import Court, Holds, shown_to

@@ -279,7 +279,8 @@ class RemoteModel:
     def _client(self) -> Any:
         from openai import AsyncOpenAI
 
-        words = {"timeout": self.settings.timeout, "max_retries": self.settings.retries}
+        words: dict[str, Any] = {"timeout": self.settings.timeout, "max_retries": self.settings.retries}
+        words["default_headers"] = {"x-reflect-lessons": "off"}  # to `reflect serve`: the prompt is whole as it stands
         return AsyncOpenAI(api_key=self._key or "none", base_url=self.url, **words)  # type: ignore[arg-type]
 
 
