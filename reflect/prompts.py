@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
-from pathlib import Path
 from typing import Any
 
 from reflect.config import shipped
@@ -39,8 +39,14 @@ def fence(*texts: str, digits: int = 4) -> str:
     return nonce
 
 
-def _folders() -> list[str]:
-    return [str(p) for p in (Path.cwd() / "prompts", shipped("prompts")) if p.is_dir()]
+def _folders() -> tuple[str, ...]:
+    own = os.path.join(os.getcwd(), "prompts")
+    return (own, *_shipped()) if os.path.isdir(own) else _shipped()
+
+
+@functools.cache
+def _shipped() -> tuple[str, ...]:
+    return (str(shipped("prompts")),)
 
 
 @functools.lru_cache(maxsize=8)
@@ -55,7 +61,7 @@ def render(name: str, **values: Any) -> str:
     """Render prompts/NAME.jinja. A broken or incomplete template is a UsageError that names the file."""
     from jinja2 import TemplateError
 
-    env = _environment(tuple(_folders()))
+    env = _environment(_folders())
     try:
         return env.get_template(f"{name}.jinja").render(**values).strip()
     except TemplateError as e:
@@ -88,7 +94,7 @@ def rubric_problem(text: str) -> str:
 
 def version(name: str) -> str:
     """Hash of the template's text, stored with what it produced."""
-    env = _environment(tuple(_folders()))
+    env = _environment(_folders())
     source, _, _ = env.loader.get_source(env, f"{name}.jinja")
     return hashlib.sha256(source.encode()).hexdigest()[:12]
 

@@ -25,7 +25,7 @@ from sqlmodel import Session
 
 from reflect.config import Settings
 from reflect.day.effect import USEFUL, Contrast, Effect
-from reflect.day.heard import Heard, state_of
+from reflect.day.heard import AT_ONCE, Heard, state_of
 from reflect.records import SHOWN_STATUSES, Exposure, Lesson, Run
 from reflect.store import lessons as db
 from reflect.store import runs, trials
@@ -70,15 +70,17 @@ class Bundle:
             state = self._heard.begin(s, f"bundle of {self.run.taskset}") if self._heard else {}
             if state and state["since"] == since:
                 self._contrast, self._last = Contrast.of(state), state["last"]
-        rows = trials.bundle_observations(s, self.run, self._last)
-        if self._heard and self._heard.twins(s, {row.run_id for row in rows}):
-            self._heard, self._since = None, -1  # all anew, draw by draw
-            return self.hear(s)
-        for row in rows:
-            self._last = row.rollout_id
-            if (row.task_key, row.seed) not in self._seeds:
-                self._seeds.add((row.task_key, row.seed))
-                self._contrast.update((row.run_id, row.task_key), row.shown, row.probability, row.reward)
+        while rows := trials.bundle_observations(s, self.run, self._last, AT_ONCE):
+            if self._heard and self._heard.twins(s, {row.run_id for row in rows}):
+                self._heard, self._since = None, -1  # all anew, draw by draw
+                return self.hear(s)
+            for row in rows:
+                if (row.task_key, row.seed) not in self._seeds:
+                    self._seeds.add((row.task_key, row.seed))
+                    self._contrast.update((row.run_id, row.task_key), row.shown, row.probability, row.reward)
+            self._last = rows[-1].rollout_id
+            if len(rows) < AT_ONCE:
+                break
         return self._contrast.result()
 
     def states(self) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from reflect.day.effect import Contrast
 from reflect.records import Run
 from reflect.store import runs, trials
 
+AT_ONCE = 10_000  # rollouts that are read at once
+
 
 class Heard:
     """The streams by their names, for one model, adapter, measure and profile. `words`: as in a Run."""

@@ -16,7 +16,7 @@ from sqlmodel import Session
 from reflect.config import Settings
 from reflect.day.bundle import Draw
 from reflect.day.effect import USEFUL, Contrast, Effect, Paired
-from reflect.day.heard import Heard, state_of
+from reflect.day.heard import AT_ONCE, Heard, state_of
 from reflect.day.lessons import Stepwise
 from reflect.day.rollout import AUDIT, Part
 from reflect.records import SHOWN_STATUSES, Exposure, Lesson, LessonVersion, Trial
@@ -140,21 +140,24 @@ class Court:
         version = trials.since(s, lesson)
         key = (lesson.id or 0, version)
         contrast, seeds, last = self._seen[key] if key in self._seen else self._begin(s, key)
-        rows = trials.observations(s, lesson.id, version, **self.holds.words(), after=last)
-        if self._heard and self._heard.twins(s, {row.run_id for row in rows}):
-            self._heard, self._seen, self._audits = None, {}, {}  # all anew, draw by draw
-            return self.hear(s, lesson)
-        for row in rows:
-            draw = (row.task_key, row.seed)
-            if draw not in seeds:  # two runs with one seed hold the same draws: once is all they say
-                seeds.add(draw)
-                group = (row.run_id, row.task_key)
-                contrast.update(group, row.shown, row.probability, row.reward)
-                if AUDIT in row.parts:
-                    audit = self._audits.setdefault(key, Contrast())
-                    audit.update(group, row.shown, row.probability, row.parts[AUDIT])
-        if rows:
-            self._seen[key] = contrast, seeds, rows[-1].exposure_id
+        words = {**self.holds.words(), "limit": AT_ONCE}
+        while rows := trials.observations(s, lesson.id, version, **words, after=last):
+            if self._heard and self._heard.twins(s, {row.run_id for row in rows}):
+                self._heard, self._seen, self._audits = None, {}, {}  # all anew, draw by draw
+                return self.hear(s, lesson)
+            for row in rows:
+                draw = (row.task_key, row.seed)
+                if draw not in seeds:  # two runs with one seed hold the same draws: once is all they say
+                    seeds.add(draw)
+                    group = (row.run_id, row.task_key)
+                    contrast.update(group, row.shown, row.probability, row.reward)
+                    if AUDIT in row.parts:
+                        audit = self._audits.setdefault(key, Contrast())
+                        audit.update(group, row.shown, row.probability, row.parts[AUDIT])
+            last = rows[-1].exposure_id
+            self._seen[key] = contrast, seeds, last
+            if len(rows) < AT_ONCE:
+                break
         return version, contrast
 
     def _begin(self, s: Session, key: tuple[int, int]) -> tuple[Contrast, set[tuple[str, int]], int]:

@@ -59,9 +59,10 @@ def observations(
     adapter_id: int | None = None,
     measure: str = "",
     after: int = 0,
+    limit: int | None = None,
 ) -> list[Observation]:
     """The randomised exposures of a lesson from that version on, for one model, adapter and measure, in the order in
-    which they were saved; `after` an exposure's id."""
+    which they were saved; the first `limit` after an exposure's id."""
     found = (
         select(  # type: ignore[call-overload]  # sqlmodel types four columns at most
             Exposure.id, Rollout.run_id, Rollout.task_key, Rollout.seed, Exposure.shown, Exposure.probability,
@@ -73,7 +74,7 @@ def observations(
         .where(Exposure.probability > 0.0, Exposure.probability < 1.0)
         .where(Run.model_fingerprint == model_fingerprint, Run.measure == measure)
         .where(col(Rollout.adapter_id).is_not_distinct_from(adapter_id), SAYS)
-        .order_by(col(Exposure.id))
+        .order_by(col(Exposure.id)).limit(limit)
     )  # fmt: skip
     return [Observation(*row) for row in s.exec(found)]
 
@@ -224,9 +225,9 @@ class Together(NamedTuple):
     reward: float
 
 
-def bundle_observations(s: Session, run: Run, after: int = 0) -> list[Together]:
-    """The rollouts with lessons of all runs like this one (see `_like`), in the order in which they were saved; `after`
-    a rollout's id."""
+def bundle_observations(s: Session, run: Run, after: int = 0, limit: int | None = None) -> list[Together]:
+    """The rollouts with lessons of all runs like this one (see `_like`), in the order in which they were saved; the
+    first `limit` after a rollout's id."""
     found = (
         select(  # type: ignore[call-overload]  # sqlmodel types four columns at most
             Rollout.id, Rollout.run_id, Rollout.task_key, Rollout.seed, Rollout.bundle_shown,
@@ -235,7 +236,7 @@ def bundle_observations(s: Session, run: Run, after: int = 0) -> list[Together]:
         .join(Run, col(Run.id) == col(Rollout.run_id))
         .where(*_like(run), col(Rollout.id) > after)
         .where(Rollout.bundle_probability > 0.0, Rollout.bundle_probability < 1.0, SAYS)
-        .order_by(col(Rollout.id))
+        .order_by(col(Rollout.id)).limit(limit)
     )  # fmt: skip
     return [Together(*row) for row in s.exec(found)]
 
