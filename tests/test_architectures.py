@@ -174,3 +174,21 @@ def test_the_drift_is_the_same_in_pieces(model: LocalModel, monkeypatch: pytest.
     monkeypatch.setattr(losses, "LOGITS", 3 * len(model.tokenizer))
     for mine, its in zip(training.probe(model, "a", data, make_plan(10)), whole, strict=True):
         assert mine == pytest.approx(its, rel=1e-4) and its[1] > 0
+
+
+def test_of_a_model_that_sees_the_language_alone_learns(tmp_path: Path) -> None:
+    import transformers
+
+    folder = architectures.build(tmp_path / "m", "gemma3")
+    text = transformers.Gemma3TextConfig.from_pretrained(folder)
+    eyes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    eyes |= {"image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(text_config=text.to_dict(), vision_config=eyes, mm_tokens_per_image=4)
+    network = transformers.Gemma3ForConditionalGeneration(config)
+    network.generation_config = transformers.GenerationConfig(eos_token_id=0, pad_token_id=2)
+    network.save_pretrained(folder)
+    model = load_model(str(folder))
+    model.new_adapter("a", rank=2)
+    layers = {name.split(".lora_")[0] for name, _ in model.network.named_parameters() if ".lora_" in name}
+    assert len(layers) == 14 and not any("vision" in name or "projector" in name for name in layers)
+    assert model.sample([Request(messages(1), (1,), 6)])[0][0].tokens
