@@ -10,6 +10,7 @@ from sqlmodel import Session, col, select
 
 from reflect.errors import UnknownName, UsageError
 from reflect.records import Rollout, TaskRow, now
+from reflect.store import runs, trials
 
 GRADES = "grades"  # in `Rollout.parts`
 
@@ -49,6 +50,10 @@ def give(s: Session, rollout_id: int, reward: float, feedback: str | None, by: s
     row.parts = {**row.parts, GRADES: history}
     s.add(row)
     s.flush()
+    run = runs.get_run(s, row.run_id)
+    words = {name: getattr(run, name) for name in ("model_fingerprint", "adapter_id", "measure")}
+    for holder in trials.holders(s, words):  # the evidence is another now: it is heard from its beginning
+        runs.note(s, holder.id, heard=None)
     return row
 
 
