@@ -29,7 +29,7 @@ def day(store, model=None, **words):
 
 
 def rows_of(store) -> str:
-    """Everything that a day stores, without ids of its own and times."""
+    """Everything that a day stores, without ids of its own and times, and without what it remembers of the evidence."""
     with store.read() as s:
         every = [
             row
@@ -37,6 +37,8 @@ def rows_of(store) -> str:
             for row in s.exec(select(table))
         ]
     dumped = [(type(row).__name__, row.model_dump(exclude={"created", "updated", "started", "ended"})) for row in every]
+    for _, row in dumped:
+        row.get("config", {}).pop("heard", None)  # a memory and no record: see `reflect.day.heard`
     return json.dumps(dumped, indent=1, default=str)
 
 

@@ -55,7 +55,8 @@ def remember(s: Session, run: Run, states: dict[str, Any]) -> None:
         kept |= holder.config["heard"]
         runs.note(s, holder.id, heard=None)
     standing = trials.streams(s, run.profile)
-    states = {name: state for name, state in (kept | states).items() if name in standing or not name[0].isdigit()}
+    heard = sorted((kept | states).items())  # in an order that does not depend on what was heard first
+    states = {name: state for name, state in heard if name in standing or not name[0].isdigit()}
     if states:
         runs.note(s, run.id, heard=states)
 
