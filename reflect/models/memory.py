@@ -48,7 +48,7 @@ def out_of_memory(e: BaseException) -> bool:
 
 def release() -> None:
     """Give back what nobody uses. Call it outside the `except` block, whose error still holds tensors."""
-    gc.collect()
+    gc.collect(1)  # what the failed pass made is young; to go through everything takes a second
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
