@@ -3,8 +3,8 @@
 An effect was measured with a verifier, an audit and a system template. Where one of them changes it must be measured
 again. The hash holds the source of `verify`, `audit` and `environment` as the taskset has them and of the verifiers
 that its practice tasks name (`Taskset.rules`), with all that they reach by name in their own module: functions,
-methods, constants, tables that were read from a file. Comments and docstrings do not count. Code without a source counts by its
-bytecode.
+methods, constants, tables that were read from a file. Comments and docstrings do not count. Code without a source
+counts by its bytecode.
 
 Not covered: what a verifier reads or imports while it runs, and what it keeps in `self`.
 """
