@@ -22,7 +22,7 @@ from reflect.tasksets import Environment, Outside, Step, Task, Taskset, Toolbox,
 
 SETTINGS = Settings()
 CALC, SHOP = load_taskset("calc"), load_taskset("shop")
-SMALL = {"budget": 0.05, "tasks_per_lesson": 8, "fewest_tasks": 8, "anchors": 16, "batch": 8}
+SMALL = {"budget": 0.05, "tasks_per_lesson": 2, "fewest_tasks": 4, "anchors": 8, "batch": 8}
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_only_good_whole_and_trusted_episodes_are_imitated(store):
 
 def test_the_stages_of_a_night_train_on_the_turns(store, tiny: LocalModel) -> None:
     data = harvested(store, CALC)
-    plan = make_plan(1, **SMALL | {"budget": 0.15})
+    plan = make_plan(1, method="sft", **SMALL | {"budget": 0.07, "batch": 4})
     tiny.new_adapter("x", rank=2, alpha=32, seed=0)
     rows = distill.sft(tiny, "x", data, plan, 0, 6).rows + distill.distill(tiny, "x", data, plan, 0, 6).rows
     assert len(rows) >= 6 and all(len(row.teacher) > len(row.student) > 10 for row in rows)
@@ -187,7 +187,8 @@ def test_a_night_over_episodes_moves_lessons_into_the_weights(pocket: LocalModel
     with store.write() as s:
         for verb, op in relay.inner.meanings.items():
             db.add(s, when=f"the task says {verb}", do=f"use {op}", author="human", scope="dialect")
-    report = sleep(pocket, store, settings, tasksets=[relay], budget=1.0)
+    small = {"budget": 0.6, "anchors": 80, "tasks_per_lesson": 8, "fewest_tasks": 24, "gate_tasks": 24}
+    report = sleep(pocket, store, settings, tasksets=[relay], **small)
     assert report.status == "promoted", report.reason
     arms = {name: arm["reward"] for name, arm in report.stages["gate"]["arms"]["dialect"].items()}
     print(arms, report.stages["harvest"], round(report.seconds))
