@@ -40,7 +40,7 @@ from typing import Any, NoReturn, TypeVar
 
 from reflect.config import shipped
 from reflect.tasksets import sandbox
-from reflect.tasksets.base import TWIN, Score, Task, Taskset
+from reflect.tasksets.base import HUMAN, JUDGE, TWIN, Score, Task, Taskset
 
 AT_ONCE = 4  # rollouts that are scored at the same time, where that takes a process each
 PATIENCE = 0.05  # seconds to wait for a worker that is busy before another is made
@@ -133,8 +133,8 @@ class Broke(Exception):
 def _is_apart(taskset: Taskset, name: str, task: Task, text: str) -> bool:
     """Must it run in a worker?"""
     method = getattr(getattr(taskset, name), "__func__", getattr(taskset, name))
-    if method is Taskset.audit:
-        return False
+    if method is Taskset.audit or task.verifier in (JUDGE, HUMAN):
+        return False  # a judge is a model, which only this process has
     if method is Taskset.verify and task.verifier not in (*QUICK, "regex"):
         return False  # it has limits of its own, or needs what only this process has
     if len(text) > SHORT or len(str(task.answer)) > SHORT:
