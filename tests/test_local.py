@@ -318,7 +318,6 @@ def test_adapters_that_do_not_fit_are_refused_and_leave_nothing(tiny: LocalModel
 @pytest.mark.parametrize(
     ("name", "error", "words"),
     [("pockte", UnknownName, "no model 'pockte'"),
-     ("openai:gpt", UsageError, "later version"),
      ("hf:not a name!", UnknownName, "no name of a model"),
      (".", ModelError, "no config.json")],
 )  # fmt: skip
