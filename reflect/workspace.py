@@ -133,7 +133,7 @@ class Workspace(Shelf):
     def _files(self) -> Unloaded | None:
         from reflect.models import unloaded
 
-        return unloaded(self.settings.model)
+        return unloaded(self.settings.model, self.settings.max_context)
 
     # -- the day
 

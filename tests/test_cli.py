@@ -156,7 +156,7 @@ def test_tasks_are_checked_without_a_model(cli: Cli, folder: Path) -> None:
 
 def test_init_makes_a_folder_to_work_in_and_overwrites_nothing(cli: Cli, folder: Path) -> None:
     made = cli("init", "here", "--prompts").splitlines()
-    prompts = [f"prompts/{name}.jinja" for name in ("compare", "judge", "merge", "notes", "reflect", "system")]
+    prompts = [f"prompts/{name}.jinja" for name in ("compare", "judge", "merge", "notes", "reflect", "system", "tools")]
     assert made == [f"here/{name}" for name in ("reflect.toml", "example.jsonl", *prompts, "lessons.db")]
     (folder / "here" / "reflect.toml").write_text("k = 3\n")
     assert cli("init", "here") == ""

@@ -67,20 +67,21 @@ def find(name: str) -> Path:
 class Unloaded:
     """What a local model's files say of it: as `Model` has it, without waiting for torch."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, most: int = 0) -> None:
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         config = json.loads((folder / "config.json").read_text())
-        self.context = int((config.get("text_config") or config).get("max_position_embeddings") or UNTOLD)
+        said = int((config.get("text_config") or config).get("max_position_embeddings") or UNTOLD)
+        self.context = min(said, most) if most else said
 
     def count_tokens(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def unloaded(name: str) -> Unloaded | None:
+def unloaded(name: str, most: int = 0) -> Unloaded | None:
     """None where it must be loaded, or its server asked, to know."""
     if is_remote(name):
         return None
     folder = find(name)
-    return Unloaded(folder) if (folder / "tokenizer.json").is_file() else None
+    return Unloaded(folder, most) if (folder / "tokenizer.json").is_file() else None
