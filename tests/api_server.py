@@ -43,6 +43,7 @@ class Server:
     def __enter__(self) -> Server:
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"mine": self}))
         self.http.daemon_threads = True
+        self.http.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that hangs up is expected
         self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self.thread.start()
         return self

@@ -29,16 +29,17 @@ def day(store, model=None, **words):
 
 
 def rows_of(store) -> str:
-    """Everything that a day stores, without ids of its own and times, and without what it remembers of the evidence."""
+    """Everything that a day stores, without ids of its own, times, and what it remembers (see `heard`)."""
     with store.read() as s:
         every = [
             row
             for table in (Rollout, Reflection, Lesson, LessonVersion, Exposure, Run, Trial)
             for row in s.exec(select(table))
         ]
+    for row in every:
+        if isinstance(row, Run):
+            row.config = {name: value for name, value in row.config.items() if name != "heard"}
     dumped = [(type(row).__name__, row.model_dump(exclude={"created", "updated", "started", "ended"})) for row in every]
-    for _, row in dumped:
-        row.get("config", {}).pop("heard", None)  # a memory and no record: see `reflect.day.heard`
     return json.dumps(dumped, indent=1, default=str)
 
 
