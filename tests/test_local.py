@@ -11,7 +11,7 @@ import torch
 from conftest import TEMPLATE, save_tiny
 
 from reflect.config import Settings
-from reflect.errors import AdapterError, AdapterMismatch, ModelError, UnknownName, UsageError
+from reflect.errors import AdapterError, AdapterMismatch, ModelError, UnknownName
 from reflect.models import load_model
 from reflect.models.base import Request
 from reflect.models.local import LocalModel, batches
