@@ -230,7 +230,7 @@ def sum_of_adapter_out(now: dict[str, Any], of: dict[str, Any]) -> float:
 
 
 def following(ws: Workspace, names: Sequence[str], seed: int) -> dict[str, float]:
-    """Mean reward on tasks that bring a lesson never seen before: the bare base and the adapter. Those of dialect, where
+    """Mean reward on tasks that bring a lesson never seen before, by the bare base and the adapter; dialect's where
     the tasksets have none."""
     first = list(dict.fromkeys(name.partition(":")[0] for name in names))
     first = [name for name in first if ws.taskset(name).following(1)] or ["dialect"]
