@@ -61,6 +61,13 @@ def test_every_answer_of_a_good_episode_is_an_example_with_the_lessons_stripped(
     assert again == data and again.questions == data.questions
 
 
+def test_the_anchors_hold_every_turn(store):
+    data = harvested(store, SHOP)
+    held = [x.question for x in (*data.anchors, *data.probes)]
+    depth = {sum(m["role"] == "assistant" for m in q.student) for q in held if "keep a shop" in texts(q.student)}
+    assert depth and max(depth) > 1 and all(q.student == q.teacher for q in held)
+
+
 def test_only_good_whole_and_trusted_episodes_are_imitated(store):
     class Web(type(CALC)):
         def environment(self, task):
@@ -187,11 +194,11 @@ def test_a_night_over_episodes_moves_lessons_into_the_weights(pocket: LocalModel
     with store.write() as s:
         for verb, op in relay.inner.meanings.items():
             db.add(s, when=f"the task says {verb}", do=f"use {op}", author="human", scope="dialect")
-    small = {"budget": 0.6, "anchors": 80, "tasks_per_lesson": 8, "fewest_tasks": 24, "gate_tasks": 24}
-    report = sleep(pocket, store, settings, tasksets=[relay], **small)
-    assert report.status == "promoted", report.reason
+    report = sleep(pocket, store, settings, tasksets=[relay], budget=0.6, tasks_per_lesson=8, gate_tasks=24)
+    print([check["text"] for check in report.stages["gate"]["checks"]])
     arms = {name: arm["reward"] for name, arm in report.stages["gate"]["arms"]["dialect"].items()}
     print(arms, report.stages["harvest"], round(report.seconds))
+    assert report.status == "promoted", report.reason
     assert arms["base_out"] < 0.4 and arms["base_in"] > 0.8 and arms["adapter_out"] > 0.8
 
 

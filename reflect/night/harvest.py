@@ -105,7 +105,7 @@ def harvest(
         tasks += [PracticeTask(subject.taskset.name, task) for task, _ in rows]
         figures[subject.taskset.name] = {"tasks": len(rows), "attempts": tried, "kept": kept}
     alone = outside(model, store, subjects, settings, plan)
-    prompts = anchor_prompts(subjects, alone, plan, practice, near)
+    prompts = anchor_prompts(model, subjects, alone, settings, plan, practice, near)
     answers = sample(model, [q.student for q in prompts], settings, plan, 1, "anchors", progress)
     held = [Example(q, tokens_of(model, done)) for q, (done,) in zip(prompts, answers, strict=True)]
     held = [example for example in held if example.answer]
@@ -217,8 +217,10 @@ def _untouched(model: Model, taskset: Taskset, rows: Rows) -> bool:
 
 
 def anchor_prompts(
+    model: Model,
     subjects: Sequence[Subject],
     alone: Sequence[Taskset],
+    settings: Settings,
     plan: Plan,
     practice: Sequence[Rows],
     near: Sequence[Task],
@@ -231,12 +233,11 @@ def anchor_prompts(
     """
     rng = random.Random(f"anchor prompts {plan.seed}")
     n = plan.anchors
-    in_prompt = [messages_for(task, lessons) for rows in practice for task, lessons in rows]
-    against = [
-        messages_for(task)
-        for subject, rows in zip(subjects, practice, strict=True)
-        for task, _ in contradicted(rows, advice_of(subject), rng)
-    ]
+    in_prompt, against = [], []
+    for subject, rows in zip(subjects, practice, strict=True):
+        wrong = contradicted(rows, advice_of(subject), rng)
+        in_prompt += prompts_of(model, subject.taskset, rows, settings, plan, "anchors in prompt")
+        against += prompts_of(model, subject.taskset, wrong, settings, plan, "anchors against")
     new = _clean(task for t in guarded(subjects) for task in t.following(n, rng.getrandbits(30)))
     other = _clean(task for t in alone for task in t.tasks("practice", n, rng.getrandbits(30)))
     sources = [
@@ -247,6 +248,19 @@ def anchor_prompts(
         _some([Question(m, m) for m in against], n // 8, rng),
     ]
     return [question for source in sources for question in source]
+
+
+def prompts_of(
+    model: Model, taskset: Taskset, rows: Rows, settings: Settings, plan: Plan, what: str
+) -> list[list[Message]]:
+    """The prompts of the tasks with these lessons; of tasks of several turns those of every turn, as the base comes to
+    them: what is held at the first turn alone would be lost at the others."""
+    if not plays(taskset):
+        return [messages_for(task, lessons) for task, lessons in rows]
+    few = rows[: plan.anchors // 8]
+    groups = episodes.teach(model, taskset, few, settings, plan, 1, what, None)
+    clean = [one for group in groups for one in group if one.row.trust == "clean"]
+    return [one.asked(turn) for one in clean for turn in one.turns]
 
 
 def near_tasks(model: Model, store: Store, subject: Subject, settings: Settings, split: Split) -> list[Task]:
