@@ -18,7 +18,7 @@ from reflect.day.measure import measure
 from reflect.day.practice import practice
 from reflect.errors import BadTaskFile, UsageError
 from reflect.models.base import Completion, Request
-from reflect.night.harvest import passes, score
+from reflect.night.harvest import passes, scored
 from reflect.store import Store, runs, trials
 from reflect.tasksets import Task, check, load_taskset
 from reflect.tasksets.base import JUDGE
@@ -139,9 +139,9 @@ def test_a_night_asks_the_judge_too(asks: str) -> None:
     (one,) = found.tasks("practice", 1)
     with pytest.raises(UsageError, match="No program can score"):
         found.verify(one, "please")
-    assert score(found, one, "please") == 0.0
+    assert scored(found, one, "please").reward == 0.0
     bind(found, Settings(), Rules())
-    assert score(found, one, "please") == 0.5 and passes(found, one, "please, because")
+    assert scored(found, one, "please").reward == 0.5 and passes(found, one, "please, because")
 
 
 # -- fail closed -------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from reflect.night import adapters
 from reflect.records import Exchange, Lesson
 from reflect.serve.desk import Desk
 from reflect.serve.wire import parse
-from reflect.store import Store, doctor, lessons, nights, runs, traffic
+from reflect.store import Store, doctor, lessons, nights, runs, traffic, trials
 from reflect.tasksets import load_taskset
 from reflect.tasksets.base import Task
 
@@ -58,24 +58,27 @@ def tasks(n: int, skip: int = 0) -> list[Task]:
 
 
 def test_an_agent_gets_better_by_its_traffic_and_is_not_changed(pocket: LocalModel, folder: Path) -> None:
-    """40 rewarded exchanges, one run. Before, its reward is near 0.12. A candidate is shown to half of the requests, so
-    after it the mean of 40 is near 0.53: below 0.3 in fewer than one of 500 (binomial)."""
+    """40 rewarded exchanges, one run. Before, its reward is near 0.12; a candidate is shown to half of the requests, so
+    afterwards it is near 0.53. The server draws by chance: the difference has a standard deviation of 0.10, so it is
+    below 0.05 in fewer than one of 2,000 runs; fewer than 6 of 32 are shown it, or withheld, in one of 4,000."""
     with serving("lessons.db", pocket, trusted=True) as base:
         agent = Agent(base)
         before = agent.work(tasks(40))
         assert run_command(["run", "--from-traffic"]) == 0
         after = agent.work(tasks(32, skip=40))
-        assert before < 0.35 and after > before + 0.15, (before, after)
+        assert before < 0.35 and after > before + 0.05, (before, after)
         assert run_command(["run", "--from-traffic"]) == 0
     store = Store("lessons.db")
     with store.read() as s:
-        (lesson,) = lessons.listing(s, status="active")
+        (lesson,) = lessons.listing(s, status=("candidate", "active"))  # 32 exchanges may prove it, or not yet
         (first, second) = runs.list_runs(s)[::-1]
         assert (lesson.do, lesson.scope, lesson.trust) == ("use largest", "traffic", "clean")
         assert len(runs.rollouts(s, first.id)) == 40 and len(runs.rollouts(s, second.id)) == 32
         assert traffic.waiting(s, "default") == []
         shown = [one.shown for one in runs.exposures(s, lesson.id)]
-        assert len(shown) == 32 and 5 < sum(shown) < 27, "withheld from half: the trial that made it active"
+        assert len(shown) == 32 and 5 < sum(shown) < 27, "withheld from half: it is on trial"
+        ((_, (*_, trial)),) = trials.of_day(s, "default", lesson.id)
+        assert trial.effect > 0 and trial.verdict != "reject"
     assert doctor.check(store) == []
 
 

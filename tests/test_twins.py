@@ -14,7 +14,7 @@ from reflect.errors import SandboxError
 from reflect.models.base import Completion, Request
 from reflect.night import curriculum
 from reflect.night.curriculum import Subject
-from reflect.night.harvest import harvest, judge
+from reflect.night.harvest import harvest, scored
 from reflect.night.placebo import placebo_data
 from reflect.night.plan import make_plan
 from reflect.records import CHEATED, Reflection, Rollout
@@ -148,4 +148,4 @@ def test_a_verifier_of_ones_own_may_mark_too():
         def verify(self, task, text):
             return Score(1.0, "", {TWIN: 1.0})
 
-    assert judge(Own(), code_task(1), "x").reward == 0.0
+    assert scored(Own(), code_task(1), "x").reward == 0.0
