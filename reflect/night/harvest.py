@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reflect.config import Limits, Settings
+from reflect.day.lessons import Stepwise
 from reflect.day.rollout import ANYWAY, Progress, checked, messages_for, using
 from reflect.evaluate import run_arm
 from reflect.models.base import Completion, Model, Request
@@ -21,6 +22,7 @@ from reflect.night.curriculum import Rows, Subject, effect, gains, practice_rows
 from reflect.night.episodes import tokens_of
 from reflect.night.examples import Example, PracticeTask, Question
 from reflect.night.plan import Plan
+from reflect.records import Lesson
 from reflect.store import Store
 from reflect.tasksets import available, scoring
 from reflect.tasksets.base import Message, Score, Split, Task, Taskset
@@ -277,19 +279,31 @@ def advice_of(subject: Subject) -> list[str]:
 
 
 def contradicted(rows: Rows, advice: Sequence[str], rng: random.Random) -> Rows:
-    """The same tasks, each under its lessons' conditions with other advice; none where no other advice is known."""
+    """The same tasks, each under its lessons' conditions with other advice, chosen at each turn where the lessons are;
+    none where no other advice is known."""
     if len(advice) < 2:
         return []
     wrong: Rows = []
     for task, own in rows:
-        told = tuple((lesson.when, rng.choice([do for do in advice if do != lesson.do])) for lesson in own)
-        wrong.append((dataclasses.replace(task, lessons=told), []))
+        other = {lesson.id: rng.choice([do for do in advice if do != lesson.do]) for lesson in own}
+        if isinstance(own, Stepwise):
+            wrong.append((task, _other_advice(own, other)))
+        else:
+            told = tuple((lesson.when, other[lesson.id]) for lesson in own)
+            wrong.append((dataclasses.replace(task, lessons=told), []))
     return wrong
 
 
 def _clean(tasks: Iterable[Task]) -> list[Task]:
     """Those without outside bytes: what these say, and what the base says to it, is nothing to go on saying."""
     return [task for task in tasks if not task.untrusted]
+
+
+def _other_advice(own: Stepwise, other: Mapping[int | None, str]) -> Stepwise:
+    def told(lessons: Sequence[Lesson]) -> list[Lesson]:
+        return [Lesson(id=x.id, when=x.when, do=other[x.id]) for x in lessons if x.id in other]
+
+    return Stepwise(told(own), lambda state: told(own.at(state)))
 
 
 def _some(rows: list[Question], n: int, rng: random.Random) -> list[Question]:
