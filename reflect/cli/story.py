@@ -20,6 +20,7 @@ Tell = Callable[[str], None]
 DAY = {"letters": (24, 8), "dialect": (32, 8), "shop": (48, 3)}  # tasks, and attempts at each
 ANY_DAY = (32, 8)  # of other tasksets
 EXAM = 96  # holdout tasks of each taskset, the same in every arm
+EPISODES = 32  # the same of tasks of several turns
 ABOUT = {
     "letters": "How often is a letter in a word? The model reads whole words, never their letters.",
     "dialect": "Made-up verbs stand for operations on lists. What a verb means can only be found out by trying.",
@@ -157,8 +158,11 @@ def sleep(ws: Workspace, seed: int, tell: Tell) -> Any:
 
 def exam(ws: Workspace, name: str, arms: Sequence[str], seed: int) -> dict[str, ArmResult]:
     """Those arms on the same holdout tasks each time."""
+    from reflect.tasksets.environment import plays
+
+    n = EPISODES if plays(ws.taskset(name)) else EXAM
     with progress() as bar:
-        return {arm: ws.arm(name, arm, n=EXAM, seed=seed, progress=bar) for arm in arms}
+        return {arm: ws.arm(name, arm, n=n, seed=seed, progress=bar) for arm in arms}
 
 
 # -- the morning -------------------------------------------------------------------------------------------------------
