@@ -5,8 +5,8 @@ trains, and then do their share of every step: they sample a part of the answers
 network; gradients are summed, so that all take the same optimizer step. What one process alone would do is done
 here too, up to the rounding of sums.
 
-Each process holds the whole network (data parallel). Not covered: a network that does not fit one device (FSDP would
-have to wrap it), processes on machines that do not share the night's folder, and the answers of the gate, which the
+Each process holds the whole network (data parallel). Not covered: a network that does not fit one device (FSDP wants
+the same calls of the network in every process, and these sample different answers), processes on machines that do not share the night's folder, and the answers of the gate, which the
 first process samples alone.
 """
 
