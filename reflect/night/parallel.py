@@ -6,8 +6,8 @@ network; gradients are summed, so that all take the same optimizer step. What on
 here too, up to the rounding of sums.
 
 Each process holds the whole network (data parallel). Not covered: a network that does not fit one device (FSDP wants
-the same calls of the network in every process, and these sample different answers), processes on machines that do not share the night's folder, and the answers of the gate, which the
-first process samples alone.
+the same calls of the network in every process, and these sample different answers), processes on machines that do not
+share the night's folder, and the answers of the gate, which the first process samples alone.
 """
 
 from __future__ import annotations
