@@ -20,7 +20,9 @@ from typing import Any, Literal, NamedTuple
 
 from reflect import prompts
 from reflect.config import Settings
+from reflect.day.asking import sample_each
 from reflect.day.episode import HALTED
+from reflect.day.reflection import safe
 from reflect.errors import ModelError, ModelHalted, ReflectError
 from reflect.models import load_model
 from reflect.models.base import Completion, Model, Request
@@ -92,8 +94,6 @@ class Judge:
         return found
 
     def _ask(self, texts: Sequence[str]) -> list[Completion | ReflectError]:
-        from reflect.day.rollout import sample_each
-
         words: dict[str, Any] = {"max_tokens": MAX_TOKENS, "temperature": 0.0, "adapter": None}
         requests = [Request(messages=[{"role": "user", "content": text}], **words) for text in texts]
         answers = sample_each(self.model, requests)
@@ -145,16 +145,10 @@ def _prompt(template: str, task: Task, **answers: str) -> tuple[str, str]:
     """(prompt, its nonce). No answer holds it, whatever its author tried: there are more nonces than room for them."""
     reference = "" if task.answer is None else str(task.answer)
     rubric = prompts.rubric(task.rubric, task.text, reference)
-    shown = {name: _safe(text) for name, text in answers.items()}
+    shown = {name: safe(text) for name, text in answers.items()}
     nonce = prompts.fence(task.text, rubric, reference, *shown.values(), digits=8)
-    words = {"task": _safe(task.text), "rubric": rubric, "reference": reference, "fence": nonce}
+    words = {"task": safe(task.text), "rubric": rubric, "reference": reference, "fence": nonce}
     return prompts.render(template, **words, **shown), nonce
-
-
-def _safe(text: str) -> str:
-    """No role tokens, no control characters; its lines stay."""
-    text = prompts.ROLE_TOKEN.sub(" ", text)
-    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
 
 
 def _grade(reply: Completion, nonce: str) -> Grade | ReflectError:

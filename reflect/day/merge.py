@@ -17,13 +17,14 @@ from sqlmodel import Session
 
 from reflect import prompts
 from reflect.config import Settings
+from reflect.day.asking import sample_each
 from reflect.day.edits import Evidence, Outcome, apply_edits
 from reflect.day.evidence import tasks_of
 from reflect.day.keeping import Consolidation, firm
 from reflect.day.lessons import Count
 from reflect.day.likeness import families, telling
 from reflect.day.reflection import Edit, normal, parse_edits, request_for
-from reflect.day.rollout import sample_each, using
+from reflect.day.rollout import using
 from reflect.errors import ModelError
 from reflect.models.base import Model
 from reflect.records import Lesson

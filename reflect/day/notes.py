@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from reflect import prompts
+from reflect.day.asking import sample_each
 from reflect.day.packing import Attempt, reward_text
 from reflect.day.reflection import MARGIN, Noted, attempts_of, request_for, room_for, safe
-from reflect.day.rollout import sample_each
 from reflect.errors import ModelError
 from reflect.models.base import Completion, Model, Request
 from reflect.records import Lesson, Rollout

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from reflect.config import Limits
 from reflect.day import judge
-from reflect.day.asking import Answer, ask, sample_each
+from reflect.day.asking import Answer, ask
 from reflect.day.episode import AUDIT, HALTED, Advice, Episode, checked, messages_for, rollout_seed
 from reflect.errors import ModelHalted
 from reflect.models.base import Model, Request
@@ -22,7 +22,7 @@ from reflect.tasksets import scoring
 from reflect.tasksets.base import Message, Task, Taskset
 
 __all__ = ["AUDIT", "HALTED", "Advice", "Part", "Progress", "Stopped", "checked", "messages_for", "play"]
-__all__ += ["rollout_seed", "run_group", "run_groups", "run_parts", "sample_each", "using"]
+__all__ += ["rollout_seed", "run_group", "run_groups", "run_parts", "using"]
 
 Progress = Callable[[int, int, str], None]  # (done, total, what)
 ANYWAY = Limits()
