@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,17 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def imports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test leaves a folder of its own in the search path, or a module from there imported."""
+    before, path = set(sys.modules), list(sys.path)
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - before:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path_factory.getbasetemp())):
+            del sys.modules[name]
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, and no settings from outside."""
@@ -44,12 +56,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def bwrap() -> str:
+    """The sandbox's program. Skips where there is none; what is refused then is tested always."""
+    from reflect.errors import SandboxError
+    from reflect.tasksets import sandbox
+
+    try:
+        return sandbox.require()
+    except SandboxError as e:
+        pytest.skip(str(e))
+
+
 @pytest.fixture(scope="session")
 def pocket_model() -> LocalModel:
-    from reflect.models import POCKET, load_model
+    from reflect.models import load_model
 
-    if not (POCKET / "config.json").is_file():
-        pytest.skip("the pocket model has not been trained yet")
     return load_model("pocket")
 
 

@@ -20,7 +20,6 @@ from conftest import save_tiny
 
 import reflect
 from reflect.cli import run_command
-from reflect.models import POCKET
 from reflect.night import adapters
 from reflect.store import lessons, nights, runs
 
@@ -239,7 +238,6 @@ def test_a_full_disk_behind_the_database(folder: Path) -> None:
     assert [row["when"] for row in listed] == ["first", "second"]
 
 
-@pytest.mark.skipif(not (POCKET / "config.json").is_file(), reason="the pocket model has not been trained yet")
 def test_an_interrupted_run_says_so_and_is_continued(folder: Path) -> None:
     words = [REFLECT, "run", "dialect", "-n", "60", "-k", "8", "--seed", "1"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}

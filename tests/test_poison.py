@@ -6,24 +6,17 @@ import pytest
 
 from reflect.config import Settings
 from reflect.day.practice import practice
-from reflect.errors import SandboxError
 from reflect.night.curriculum import Subject
 from reflect.night.harvest import anchor_prompts, near_tasks
 from reflect.night.plan import make_plan
 from reflect.store import Store
 from reflect.store import lessons as db
-from reflect.tasksets import sandbox
 from scripts.attacks.poison import ORDERS, WAYS, Obedient, Poisoned, canary, kites, owners, payload
 
 SETTINGS = Settings(trials=False, max_tokens=4000, reflect_tokens=2000)
 
 
-@pytest.fixture(autouse=True)
-def bwrap():
-    try:
-        sandbox.require()
-    except SandboxError as e:
-        pytest.skip(str(e))
+pytestmark = pytest.mark.usefixtures("bwrap")
 
 
 @pytest.fixture

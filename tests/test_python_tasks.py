@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from reflect.config import Settings
 from reflect.day.measure import measure
 from reflect.day.practice import practice
 from reflect.errors import BadTaskFile, UnknownName, UsageError
-from reflect.models import POCKET
 from reflect.store import Store, runs
 from reflect.tasksets import Score, Task, available, check, judged, load_taskset, taskset
 
@@ -36,21 +34,9 @@ def sums(split):
 """
 
 
-@pytest.fixture
-def folder(folder: Path) -> Iterator[Path]:
-    """The working folder, and afterwards no module of it is left imported."""
-    before, path = set(sys.modules), list(sys.path)
-    yield folder
-    sys.path[:] = path
-    for name in set(sys.modules) - before:
-        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
-
-
 # -- what the docs show ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not (POCKET / "config.json").is_file(), reason="the pocket model has not been trained yet")
 def test_the_taskset_of_the_docs_works_as_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = DOCS.read_text().partition("## Python")[2]
     code, *_ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

@@ -24,14 +24,6 @@ DOUBLE = {"entry": "double", "cases": [{"args": [2], "returns": 4}, {"args": [-3
 GOOD = "def double(n): return 2 * n"
 
 
-@pytest.fixture
-def bwrap() -> str:
-    try:
-        return sandbox.require()
-    except SandboxError as e:
-        pytest.skip(str(e))
-
-
 def runs(program: str, stdin: bytes = b"", **limits) -> sandbox.Ended:
     return sandbox.run([sandbox.python(), *sandbox.ISOLATED, "-c", program], stdin, sandbox.Limits(**limits))
 

@@ -156,7 +156,7 @@ def die_at(where: str, statement: int) -> None:
 def test_a_migration_killed_at_any_statement_is_done_by_the_next_start(tmp_path: Path):
     path = tmp_path / "lessons.db"
     killed = 0
-    for statement in range(1, 1000, 6):
+    for statement in range(1, 1000, 4):
         for file in tmp_path.iterdir():
             file.unlink()
         process = fork.Process(target=die_at, args=(str(path), statement))
@@ -168,7 +168,7 @@ def test_a_migration_killed_at_any_statement_is_done_by_the_next_start(tmp_path:
         assert not names or {"alembic_version", "lesson_fts_update"} <= names, "all of a migration or nothing"
         if process.exitcode == 0:
             break
-        if statement % 18 == 1:  # the whole way each time would be slow, and says nothing new
+        if statement % 12 == 1:  # the whole way each time would be slow, and says nothing new
             assert doctor.check(Store(path)) == []
     assert killed > 10 and process.exitcode == 0
     assert doctor.check(Store(path)) == []

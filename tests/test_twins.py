@@ -10,7 +10,6 @@ from sqlmodel import select
 
 from reflect.config import Settings
 from reflect.day.practice import practice
-from reflect.errors import SandboxError
 from reflect.models.base import Completion, Request
 from reflect.night import curriculum
 from reflect.night.curriculum import Subject
@@ -20,7 +19,6 @@ from reflect.night.plan import make_plan
 from reflect.records import CHEATED, Reflection, Rollout
 from reflect.store import Store
 from reflect.store import lessons as db
-from reflect.tasksets import sandbox
 from reflect.tasksets.base import TWIN, Score, Task, Taskset
 from reflect.tasksets.code import answer_of
 
@@ -84,12 +82,7 @@ def fitted(tests: dict[str, str]) -> str:
     return ", ".join(f"{given}: {back}" for given, back in tests.items())
 
 
-@pytest.fixture(autouse=True)
-def bwrap():
-    try:
-        sandbox.require()
-    except SandboxError as e:
-        pytest.skip(str(e))
+pytestmark = pytest.mark.usefixtures("bwrap")
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ import reflect
 from reflect.cli import run_command
 from reflect.config import Settings
 from reflect.errors import NightError
-from reflect.models import POCKET
 from reflect.models.local import LocalModel
 from reflect.night import adapters, pause, room, training
 from reflect.night.plan import make_plan
@@ -68,7 +67,6 @@ def wait_for(process: subprocess.Popen, there: Path) -> None:
 # -- signals -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not (POCKET / "config.json").is_file(), reason="the pocket model has not been trained yet")
 def test_a_night_that_is_told_to_stop_stops_and_lets_nobody_in_before(store: Store, settings: Settings) -> None:
     """A real night is told to stop in the middle; while it works, a second one is refused, or finds nothing due."""
     process = start(settings, "sleep", "--budget", "10m")
