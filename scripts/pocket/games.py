@@ -107,7 +107,7 @@ def calc(rng: random.Random, level: float) -> Episode:
 
 
 def calc_review(rng: random.Random, level: float) -> Episode:
-    """2 to 6 attempts, of which one way is rewarded, mostly calling."""
+    """2 to 8 attempts, of which one way is rewarded, mostly calling."""
     truth = "call" if rng.random() < 0.7 else "at once"
     about = [rule_of_way(rng.choice(list(WAYS)))] if rng.random() < 0.35 else []
     shown = [*about, *others(rng)]
@@ -117,7 +117,7 @@ def calc_review(rng: random.Random, level: float) -> Episode:
     task = question(rng, level)
     tried, attempts = [], []
     mostly = rng.random()
-    for _ in range(rng.randint(2, 6)):
+    for _ in range(rng.choice([2, 3, 4, 5, 6, 8, 8, 8])):
         way = "call" if rng.random() < mostly else "at once"
         reward = float(way == truth)
         turns = played(calc_world.TASKSET.environment(task), task, calculated(task, way, rng))[1]
@@ -186,10 +186,11 @@ def shop(rng: random.Random, level: float) -> Episode:
 
 
 def shop_review(rng: random.Random, level: float) -> Episode:
-    """2 or 3 games of one shop: more do not fit: for each customer the highest price that was paid is the lesson. One that asks more, and
-    was seen to get nothing, is put right; where nothing was paid at all it goes."""
+    """Up to 3 games of one shop, more do not fit: for each customer the highest price that was paid is the lesson. One
+    that asks more, and was seen to get nothing, is put right; where nothing was paid at all it goes. Half of the games
+    are short: what has to be found in them is the same, and costs a third of the tokens."""
     limits = market(rng)
-    task, _ = opened(limits, rng)
+    task, _ = opened(limits, rng, 10 if rng.random() < 0.5 else rng.randint(1, 5))
     known = {kind: rng.randint(1, 9) for kind in limits if rng.random() < 0.25}
     rules = {kind: rule_of_price(kind, price) for kind, price in known.items()}
     for lesson, number in zip(rules.values(), rng.sample(range(1, 100), len(rules)), strict=True):
@@ -197,7 +198,7 @@ def shop_review(rng: random.Random, level: float) -> Episode:
     best: dict[str, int] = {}
     asked_for: set[tuple[str, int]] = set()
     attempts = []
-    for _ in range(rng.choice([2, 3, 3])):
+    for _ in range(rng.choice([1, 2, 3, 3, 3])):
         env = shop_world.Shop(task.answer.split(), limits)
         said = prices(task, {kind: price for kind, price in known.items() if rng.random() < 0.7}, rng)
         _, turns, reward = played(env, task, said)
@@ -225,9 +226,10 @@ def shop_review(rng: random.Random, level: float) -> Episode:
 
 
 GAMES = (calc, shop, calc_review, shop_review)
+SHARES = (0.2, 0.2, 0.25, 0.35)
 SHARE = 0.3  # of the episodes, where games are asked for
 
 
 def any_episode(rng: random.Random, level: float) -> Episode:
     """One of the curriculum with the games in it."""
-    return rng.choice(GAMES)(rng, level) if rng.random() < SHARE else episode(rng, level)
+    return rng.choices(GAMES, SHARES)[0](rng, level) if rng.random() < SHARE else episode(rng, level)
