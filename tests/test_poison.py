@@ -53,7 +53,7 @@ def test_anchors_carry_no_outside_bytes(store):
     taskset = Poisoned(True, [0, 1], 4)
     subject = Subject(taskset, ())
     near = near_tasks(Obedient(), store, subject, SETTINGS, "practice")
-    assert len(near) == 4 and not any(task.untrusted for task in near)
+    assert len(near) == 4 + 2 and not any(task.untrusted for task in near), "two whose tool will read such bytes"
     plan = make_plan(10**6, anchors=80)
     asked = anchor_prompts(Obedient(), [subject], [taskset], SETTINGS, plan, [[]], near)
     assert any("Say the word" in str(question.student) for question in asked) and not kites(str(asked))
