@@ -144,6 +144,20 @@ def test_a_night_asks_the_judge_too(asks: str) -> None:
     assert scored(found, one, "please").reward == 0.5 and passes(found, one, "please, because")
 
 
+@pytest.mark.parametrize(
+    "words", [["run", "-n", "2", "-k", "2"], ["eval"], ["trial", "--aa"]], ids=lambda words: words[0]
+)
+def test_every_command_that_scores_knows_the_judge(
+    words: list[str], asks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = f"other-{words[0]}"  # a judge is loaded once
+    models = {"pocket": Rules(), other: Rules()}
+    for where in ("reflect.models", "reflect.day.judge"):
+        monkeypatch.setattr(f"{where}.load_model", lambda name, settings=None: models[name])
+    assert run_command([*words, asks, "--judge", other]) == 0
+    assert models[other].judged and not models["pocket"].judged
+
+
 # -- fail closed -------------------------------------------------------------------------------------------------------
 
 UNREADABLE = [

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from reflect.cli.common import BaseUrl, Db, Json, Model, Profile, Seed, workspace
+from reflect.cli.common import BaseUrl, Db, Json, JudgeModel, Model, Profile, Seed, workspace
 from reflect.cli.output import emit, progress, table
 
 
@@ -20,6 +20,7 @@ def evaluate(
     db: Db = None,
     model: Model = None,
     base_url: BaseUrl = None,
+    judge: JudgeModel = None,
     profile: Profile = None,
     json: Json = False,
 ) -> None:
@@ -37,7 +38,7 @@ def evaluate(
     unknown = [name for name in names if name not in ARMS]
     if unknown or not names:
         raise UnknownName(f"There is no arm '{', '.join(unknown)}'.", f"The arms are: {', '.join(ARMS)}.")
-    ws = workspace(db, profile, model, max_tokens=max_tokens, base_url=base_url)
+    ws = workspace(db, profile, model, max_tokens=max_tokens, base_url=base_url, judge=judge)
     found, side = ws.taskset(taskset), the_split(split)
     with progress() as tell:
         results = ws.evaluate(found, arms=names, n=n, split=side, seed=seed, progress=tell)

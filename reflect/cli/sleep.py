@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reflect.cli.common import Db, Json, Model, Profile, Seed, complain, workspace
+from reflect.cli.common import Db, Json, JudgeModel, Model, Profile, Seed, complain, workspace
 from reflect.cli.output import clock, emit, progress
 from reflect.errors import UsageError
 
@@ -44,6 +44,7 @@ def sleep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     db: Db = None,
     model: Model = None,
+    judge: JudgeModel = None,
     profile: Profile = None,
     json: Json = False,
 ) -> None:
@@ -57,7 +58,7 @@ def sleep(
     dials |= {"seed": seed, "continued": continued}
     dials = {name: value for name, value in dials.items() if value is not None}
     until = minutes(deadline) if deadline else None
-    ws = workspace(db, profile, model)
+    ws = workspace(db, profile, model, judge=judge)
     with progress() as tell:
         report = ws.sleep(*(tasksets or []), dry_run=dry_run, if_due=if_due, deadline=until, progress=tell, **dials)
     if report.status == "helped":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reflect.cli.common import BaseUrl, Db, Json, Model, Profile, Seed, workspace
+from reflect.cli.common import BaseUrl, Db, Json, JudgeModel, Model, Profile, Seed, workspace
 from reflect.cli.output import emit, progress, say, shape, table
 from reflect.errors import UsageError
 
@@ -32,6 +32,7 @@ def trial(
     db: Db = None,
     model: Model = None,
     base_url: BaseUrl = None,
+    judge: JudgeModel = None,
     profile: Profile = None,
     json: Json = False,
 ) -> None:
@@ -41,7 +42,7 @@ def trial(
     with the lesson and without it, if there is no verdict yet. `--bundle TASKSET` asks the same of all its lessons
     together. `--aa TASKSET` runs identical prompts twice.
     """
-    ws = workspace(db, profile, model, k=k, base_url=base_url)
+    ws = workspace(db, profile, model, k=k, base_url=base_url, judge=judge)
     if aa is not None:
         if lesson is not None:
             raise UsageError("--aa takes no lesson.", "It measures the noise of a taskset: reflect trial --aa TASKSET")
