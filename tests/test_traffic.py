@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import openai
@@ -20,7 +21,7 @@ from reflect.day.trial import withhold
 from reflect.errors import UnknownName, UsageError
 from reflect.models.local import LocalModel
 from reflect.night import adapters
-from reflect.records import Exchange, Lesson
+from reflect.records import Exchange, Lesson, now
 from reflect.serve.desk import Desk
 from reflect.serve.wire import parse
 from reflect.store import Store, doctor, lessons, nights, runs, traffic
@@ -99,6 +100,24 @@ def test_an_agent_gets_better_by_its_traffic_and_is_not_changed(front: str, pock
 def proven() -> list[Lesson]:
     with Store("lessons.db").read() as s:
         return lessons.listing(s, status="active")
+
+
+def test_what_nobody_rewards_is_forgotten_after_a_while(store: Store) -> None:
+    one = tasks(1)[0]
+    old = {"created": now() - timedelta(days=31)}
+    given = [
+        ("old", None, old),
+        ("rewarded", 1.0, old),
+        ("new", None, {}),
+        ("of another", None, old | {"profile": "b"}),
+    ]
+    with store.write() as s:
+        traffic.save(s, [answered(one, "sort", reward, name=name, **words) for name, reward, words in given])
+        assert traffic.unrewarded(s, "default", 30) == 1 and traffic.unrewarded(s, "default", 32) == 0
+        assert traffic.forget(s, "default", 30) == 1
+        assert traffic.count(s, "default") == 2 and traffic.count(s, "b") == 1
+        with pytest.raises(UnknownName, match="There is no answer old"):
+            traffic.reward(s, "old", 1.0)
 
 
 # -- what is trusted ---------------------------------------------------------------------------------------------------

@@ -311,7 +311,7 @@ def test_pruning_keeps_the_runs_that_an_open_trial_rests_on(store, capsys):
     code, out, _ = told(capsys, "runs", "prune", "--keep", "0", "--db", path)
     assert code == 2 and "1 runs would be deleted" in out and "1 older ones stay" in out
     code, out, _ = told(capsys, "runs", "prune", "--keep", "0", "--yes", "--db", path, "--json")
-    assert code == 0 and json.loads(out) == {"gone": [1], "kept": [2], "deleted": True}
+    assert code == 0 and json.loads(out) == {"gone": [1], "kept": [2], "exchanges": 0, "deleted": True}
     with store.write() as s:
         assert [run.id for run in runs.list_runs(s)] == [2]
         db.revise(s, open_.id, author="human", status="retired")

@@ -112,24 +112,29 @@ def resume(
 @app.command()
 def prune(
     keep: Annotated[int, typer.Option(min=0, help="How many of the newest stay in any case.")] = 20,
+    days: Annotated[int, typer.Option(min=0, help="What was served goes after so long without a reward.")] = 30,
     yes: Annotated[bool, typer.Option("--yes", help="Delete them; else it is only said what would go.")] = False,
     db: Db = None,
     profile: Profile = None,
     json: Json = False,
 ) -> None:
-    """Delete old runs with their rollouts, unless a lesson or an open trial rests on them."""
-    from reflect.store import runs
+    """Delete old runs with their rollouts, unless a lesson or an open trial rests on them; and old traffic."""
+    from reflect.store import runs, traffic
 
     ws = workspace(db, profile)
+    mine = ws.settings.profile
     with ws.store.write() if yes else ws.store.read() as s:
-        found = runs.prunable(s, keep, ws.settings.profile)
+        found = runs.prunable(s, keep, mine)
         if yes:
             runs.delete_runs(s, found.gone)
+        exchanges = traffic.forget(s, mine, days) if yes else traffic.unrewarded(s, mine, days)
     if json:
-        return emit(found._asdict() | {"deleted": yes})
+        return emit(found._asdict() | {"exchanges": exchanges, "deleted": yes})
     done = "deleted" if yes else "would be deleted"
     print(f"{len(found.gone)} runs {done}")
+    if exchanges:
+        print(f"{exchanges} exchanges that nobody rewarded in {days} days {done}")
     if found.kept:
         print(f"{len(found.kept)} older ones stay: open trials rest on their rollouts")
-    if not yes and found.gone:
+    if not yes and (found.gone or exchanges):
         raise UsageError("Nothing was deleted.", "Say --yes to delete them.")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
-from sqlmodel import Session, col, func, select
+from sqlmodel import Session, col, delete, func, select
 
 from reflect.errors import Conflict, UnknownName, UsageError
-from reflect.records import Exchange
+from reflect.records import Exchange, now
 
 
 def save(s: Session, rows: Sequence[Exchange]) -> None:
@@ -46,6 +47,21 @@ def waiting(s: Session, profile: str) -> list[Exchange]:
 def of_run(s: Session, run_id: int | None) -> list[Exchange]:
     """The exchanges that a run reflected on, oldest first."""
     return list(s.exec(select(Exchange).where(Exchange.run_id == run_id).order_by(col(Exchange.id))))
+
+
+def unrewarded(s: Session, profile: str, days: float) -> int:
+    """How many exchanges have waited longer than that for a reward."""
+    return s.exec(select(func.count()).where(*_unrewarded(profile, days))).one()
+
+
+def forget(s: Session, profile: str, days: float) -> int:
+    """Delete these; how many they were. A reward that comes later finds no answer of its name."""
+    return s.exec(delete(Exchange).where(*_unrewarded(profile, days))).rowcount
+
+
+def _unrewarded(profile: str, days: float) -> tuple:
+    old = col(Exchange.created) < now() - timedelta(days=days)
+    return Exchange.profile == profile, col(Exchange.reward).is_(None), col(Exchange.run_id).is_(None), old
 
 
 def count(s: Session, profile: str) -> int:
