@@ -4,10 +4,12 @@
     Day 1, a sailor.                       the model: price: 4
     4 paid. Day 2, a baker.                the model: price: 9
     0 paid. Day 3, a sailor.               ...
+    4 paid. The shop closes. The book: sailor 4, baker 0.
 
 Each kind of customer pays up to a price that nobody tells, and buys nothing for more. The reward is what was earned in
-all, as a share of what could have been: one number for ten turns. What a kind pays can be found out by comparing
-episodes, stated as a lesson, and followed. Lessons are chosen again each day, by the day's customer.
+all, as a share of what could have been: one number for ten turns. In the end the shop's book says the highest price that
+each kind has paid; what a kind would pay can be found out by comparing episodes, stated as a lesson, and followed.
+Lessons are chosen again each day, by the day's customer.
 
 Practice and holdout have the same customers in other sequences. `shop:2` is the second shop, with other customers and
 prices, and so on. None of these customers occurs in the pocket model's pretraining.
@@ -44,19 +46,23 @@ class Shop(Environment):
     def __init__(self, days: list[str], limits: dict[str, int]) -> None:
         self.days, self.limits = days, limits
         self.day = self.earned = 0
+        self.book = dict.fromkeys(days, 0)  # the highest price that each kind has paid
 
     def step(self, message: Message) -> Step:
         asked = PRICE.findall(message["content"])
         price = int(asked[-1]) if len(asked) == 1 and len(asked[-1]) < 3 else 0
         feedback = "" if price in PRICES else "there is no price: with one number from 1 to 9"
-        got = paid(self.limits[self.days[self.day]], price) if not feedback else 0
+        kind = self.days[self.day]
+        got = paid(self.limits[kind], price) if not feedback else 0
+        self.book[kind] = max(self.book[kind], got)
         self.earned += got
         self.day += 1
         if self.day < len(self.days):
             said = f"{got} paid. Day {self.day + 1}, a {self.days[self.day]}."
             return Step([{"role": "user", "content": said}], feedback=feedback)
         best = sum(self.limits[kind] for kind in self.days)
-        said = f"{got} paid. The shop closes."
+        book = ", ".join(f"{kind} {most}" for kind, most in self.book.items())
+        said = f"{got} paid. The shop closes. The book: {book}."
         return Step([{"role": "user", "content": said}], True, self.earned / best, feedback)
 
     def state(self) -> str:

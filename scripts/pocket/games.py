@@ -186,7 +186,7 @@ def shop(rng: random.Random, level: float) -> Episode:
 
 
 def shop_review(rng: random.Random, level: float) -> Episode:
-    """Up to 3 games of one shop, more do not fit: for each customer the highest price that was paid is the lesson. One
+    """Up to 3 games of one shop, more do not fit: for each customer the highest price in the books is the lesson. One
     that asks more, and was seen to get nothing, is put right; where nothing was paid at all it goes. Half of the games
     are short: what has to be found in them is the same, and costs a third of the tokens."""
     limits = market(rng)
@@ -198,20 +198,17 @@ def shop_review(rng: random.Random, level: float) -> Episode:
     best: dict[str, int] = {}
     asked_for: set[tuple[str, int]] = set()
     attempts = []
-    for _ in range(rng.choice([1, 2, 3, 3, 3])):
+    for _ in range(rng.choice([1, 2, 3, 3])):
         env = shop_world.Shop(task.answer.split(), limits)
         said = prices(task, {kind: price for kind, price in known.items() if rng.random() < 0.7}, rng)
         _, turns, reward = played(env, task, said)
         attempts.append(Attempt("", reward, "", tuple(turns)))
-        for kind, text in zip(task.answer.split(), said, strict=True):
-            price = int(text.split()[-1])
-            asked_for.add((kind, price))
-            if price <= limits[kind]:
-                best[kind] = max(best.get(kind, 0), price)
+        asked_for |= {(kind, int(text.split()[-1])) for kind, text in zip(env.days, said, strict=True)}
+        best = {kind: max(most, best.get(kind, 0)) for kind, most in env.book.items()}
     order = list(dict.fromkeys(task.answer.split()))
     edits = []
     for kind in order:
-        price, told = best.get(kind, 0), known.get(kind, 0)
+        price, told = best[kind], known.get(kind, 0)
         failed = told > price and (kind, told) in asked_for
         if failed and not price:
             edits.append(f"RETIRE {rules[kind].id} why: nothing was paid")
@@ -219,15 +216,15 @@ def shop_review(rng: random.Random, level: float) -> Episode:
             new = rule_of_price(kind, price)
             text = f"when: {new.when()} do: {new.do()}"
             edits.append(f"REVISE {rules[kind].id} {text}" if kind in rules else f"ADD {text}")
-    note = "NOTE " + ", ".join(f"{kind} {best.get(kind, 'none')}" for kind in order)
+    note = "NOTE " + ", ".join(f"{kind} {best[kind]}" for kind in order)
     asked = review_prompt(task.text, list(rules.values()), attempts, rng)
     answer = "\n".join([note, *(edits or ["NONE"])])
     return Episode([{"role": "user", "content": asked}, {"role": "assistant", "content": answer}], [False, True])
 
 
 GAMES = (calc, shop, calc_review, shop_review)
-SHARES = (0.2, 0.2, 0.25, 0.35)
-SHARE = 0.3  # of the episodes, where games are asked for
+SHARES = (0.2, 0.2, 0.2, 0.4)
+SHARE = 0.35  # of the episodes, where games are asked for
 
 
 def any_episode(rng: random.Random, level: float) -> Episode:
