@@ -7,8 +7,8 @@
     4 paid. The shop closes. The book: sailor 4, baker 0.
 
 Each kind of customer pays up to a price that nobody tells, and buys nothing for more. The reward is what was earned in
-all, as a share of what could have been: one number for ten turns. In the end the shop's book says the highest price that
-each kind has paid; what a kind would pay can be found out by comparing episodes, stated as a lesson, and followed.
+all, as a share of what could have been: one number for ten turns. In the end the shop's book says the highest price
+that each kind has paid; what a kind would pay can be found out by comparing episodes, stated as a lesson, and followed.
 Lessons are chosen again each day, by the day's customer.
 
 Practice and holdout have the same customers in other sequences. `shop:2` is the second shop, with other customers and
