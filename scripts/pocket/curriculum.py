@@ -389,11 +389,13 @@ def review(rng: random.Random, level: float) -> Episode:
     return Episode([{"role": "user", "content": text}, {"role": "assistant", "content": answer}], [False, True])
 
 
-def review_prompt(asked: str, shown: list[Lesson], attempts: list[Attempt], rng: random.Random) -> str:
-    packed = pack(attempts, 10**9, len).text
+def review_prompt(asked: str, shown: list[Lesson], attempts: list[Attempt], rng: random.Random, room: int = 10**9) -> str:
+    """`room`: characters that the attempts may have; what is more is cut as at practice."""
+    made = pack(attempts, room, len)
+    packed = made.text
     rows = [{"id": lesson.id, "when": lesson.when(rng), "do": lesson.do(rng)} for lesson in shown]
     if rng.random() < 0.65:
-        return prompts.render("reflect", task=asked, lessons=rows, attempts=packed, cut="", fence=prompts.fence(packed))
+        return prompts.render("reflect", task=asked, lessons=rows, attempts=packed, cut=made.cut, fence=prompts.fence(packed))
     head = rng.choice(["Review these attempts at one task.", "Look at the attempts and their rewards.", "You learn from attempts at a task."])
     now = "\n".join(f"lesson {row['id']} when: {row['when']} do: {row['do']}" for row in rows)
     now = rng.choice(["Lessons now:\n", "Current lessons:\n"]) + now if rows else rng.choice(["No lessons yet.", "There are no lessons."])

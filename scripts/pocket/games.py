@@ -188,10 +188,12 @@ def shop(rng: random.Random, level: float) -> Episode:
 def shop_review(rng: random.Random, level: float) -> Episode:
     """Up to 3 games of one shop, more do not fit: for each customer the highest price in the books is the lesson. One
     that asks more, and was seen to get nothing, is put right; where nothing was paid at all it goes. Half of the games
-    are short: what has to be found in them is the same, and costs a third of the tokens."""
+    are short: what has to be found in them is the same, and costs a third of the tokens. Of others turns are cut, as
+    they are at practice; the books stand at their ends."""
     limits = market(rng)
     task, _ = opened(limits, rng, 10 if rng.random() < 0.5 else rng.randint(1, 5))
-    known = {kind: rng.randint(1, 9) for kind in limits if rng.random() < 0.25}
+    cut = len(task.answer.split()) == 10 and rng.random() < 0.6
+    known = {kind: rng.randint(1, 9) for kind in limits if not cut and rng.random() < 0.35}
     rules = {kind: rule_of_price(kind, price) for kind, price in known.items()}
     for lesson, number in zip(rules.values(), rng.sample(range(1, 100), len(rules)), strict=True):
         lesson.id = number
@@ -217,7 +219,9 @@ def shop_review(rng: random.Random, level: float) -> Episode:
             text = f"when: {new.when()} do: {new.do()}"
             edits.append(f"REVISE {rules[kind].id} {text}" if kind in rules else f"ADD {text}")
     note = "NOTE " + ", ".join(f"{kind} {best[kind]}" for kind in order)
-    asked = review_prompt(task.text, list(rules.values()), attempts, rng)
+    whole = sum(len(attempt.words()) for attempt in attempts)
+    room = int(whole * rng.uniform(0.45, 0.95)) if cut else 10**9
+    asked = review_prompt(task.text, list(rules.values()), attempts, rng, room)
     answer = "\n".join([note, *(edits or ["NONE"])])
     return Episode([{"role": "user", "content": asked}, {"role": "assistant", "content": answer}], [False, True])
 
