@@ -12,7 +12,7 @@ that each kind has paid; what a kind would pay can be found out by comparing epi
 Lessons are chosen again each day, by the day's customer.
 
 Practice and holdout have the same customers in other sequences. `shop:2` is the second shop, with other customers and
-prices, and so on. None of these customers occurs in the pocket model's pretraining.
+prices, and so on. In the pocket model's pretraining what each of them pays is drawn anew in every game.
 """
 
 from __future__ import annotations

@@ -31,6 +31,18 @@ def test_a_day_of_practice_shows_on_holdout(pocket, tmp_path, name):
         assert known == {verb: f"use {op}" for verb, op in taskset.meanings.items()}
 
 
+@pytest.mark.parametrize(("name", "n", "k"), [("calc", 16, 8), ("shop", 24, 3)])
+def test_a_day_of_games_shows_on_holdout(pocket, tmp_path, name, n, k):
+    store, taskset = Store(str(tmp_path / "lessons.db")), load_taskset(name)
+    report = practice(pocket, store, taskset, SETTINGS, n=n, k=k, seed=1)
+    assert report.rollouts == n * k and report.errors == 0
+    arms = evaluate(pocket, store, taskset, n=16, settings=SETTINGS)
+    assert arms["base"].reward <= 0.5 and arms["lessons"].reward >= arms["base"].reward + 0.2
+    with store.read() as s:
+        shown = [x for x in db.listing(s) if x.status in SHOWN_STATUSES]
+    assert all(x.do.startswith("call the" if name == "calc" else "ask price") for x in shown)
+
+
 def test_the_same_seed_is_the_same_day(pocket, tmp_path):
     days = []
     for i in range(2):

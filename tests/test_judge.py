@@ -18,7 +18,7 @@ from reflect.day.measure import measure
 from reflect.day.practice import practice
 from reflect.errors import BadTaskFile, UsageError
 from reflect.models.base import Completion, Request
-from reflect.night.harvest import passes, scored
+from reflect.night.harvest import scored
 from reflect.store import Store, runs, trials
 from reflect.tasksets import Task, check, load_taskset
 from reflect.tasksets.base import JUDGE
@@ -141,7 +141,7 @@ def test_a_night_asks_the_judge_too(asks: str) -> None:
         found.verify(one, "please")
     assert scored(found, one, "please").reward == 0.0
     bind(found, Settings(), Rules())
-    assert scored(found, one, "please").reward == 0.5 and passes(found, one, "please, because")
+    assert scored(found, one, "please").reward == 0.5 and scored(found, one, "please, because").reward == 1.0
 
 
 @pytest.mark.parametrize(

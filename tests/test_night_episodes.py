@@ -35,14 +35,26 @@ def store(tmp_path):
     return store
 
 
-def harvested(store: Store, taskset: Taskset, model: WorldModel | None = None) -> Data:
+def harvested(store: Store, taskset: Taskset, model: WorldModel | None = None, means: dict | None = None) -> Data:
     model, plan = model or WorldModel(), make_plan(1, **SMALL)
     lessons = [x for x in curriculum.pick(store, "default") if x.scope == taskset.name]
-    return harvest(model, store, [curriculum.Subject(taskset, tuple(lessons))], SETTINGS, plan, set())
+    subject = curriculum.Subject(taskset, tuple(lessons))
+    return harvest(model, store, [subject], SETTINGS, plan, set(), means=means)
 
 
 def texts(messages) -> str:
     return "\n".join(m["content"] for m in messages)
+
+
+def test_where_rewards_are_graded_what_is_as_good_as_the_mean_teaches(store):
+    """The teacher asks one kind too little, so no episode has the full reward."""
+    with store.write() as s:
+        lesson = next(x for x in db.listing(s) if x.when.endswith(max(SHOP.limits)))
+        db.revise(s, lesson.id, author="human", do=f"ask price {SHOP.limits[max(SHOP.limits)] - 1}")
+    assert harvested(store, SHOP).figures["tasksets"]["shop"]["kept"] == 0
+    told = harvested(store, SHOP, means={"shop": 0.5}).figures["tasksets"]["shop"]
+    assert told["kept"] == told["attempts"] > 0 and told["enough"] == 0.5
+    assert harvested(store, SHOP, means={"shop": 0.0}).figures["tasksets"]["shop"]["kept"] == 0, "nothing is no teacher"
 
 
 @pytest.mark.parametrize(("taskset", "turns", "rule"), [(CALC, 3, CALL), (SHOP, 10, "ask price")])

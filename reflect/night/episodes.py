@@ -48,11 +48,11 @@ def teach(
     return found
 
 
-def passed(episode: Episode) -> bool:
-    """Is it worth imitating: the full reward, every answer whole, and no bytes from outside?"""
+def good(episode: Episode, enough: float) -> bool:
+    """Is it worth imitating: enough reward, every answer whole, and no bytes from outside?"""
     row = episode.row
     whole = all(turn.done.finish != "length" for turn in episode.turns)
-    return (row.reward or 0.0) >= 1.0 and not row.error and whole and row.trust == "clean"
+    return (row.reward or 0.0) >= enough and not row.error and whole and row.trust == "clean"
 
 
 def examples(model: Any, episode: Episode, task: Task, weight: float = 1.0) -> list[Example]:

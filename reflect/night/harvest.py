@@ -83,10 +83,13 @@ def harvest(
     plan: Plan,
     failed: set[str],
     progress: Progress | None = None,
+    means: Mapping[str, float] | None = None,
 ) -> Data:
-    """The teacher's attempts that pass the verifier, with the lessons stripped; anchors beside them.
+    """The teacher's attempts that are worth imitating, with the lessons stripped; anchors beside them.
 
-    `failed`: keys of the tasks that the bare model fails; attempts at those weigh twice.
+    `failed`: keys of the tasks that the bare model fails; attempts at those weigh twice. `means`: taskset -> mean
+    reward with the lessons. Worth imitating is what has that at least: where tasks are passed or failed, what passes.
+    Without it the full reward is asked for.
     """
     good: list[Example] = []
     figures: dict[str, Any] = {}
@@ -96,16 +99,17 @@ def harvest(
     for subject in subjects:
         rows = practice_rows(model, store, subject, settings, plan)
         attempts = episodes_of if plays(subject.taskset) else answers_of
+        enough = (means or {}).get(subject.taskset.name) or 1.0
         tried = kept = 0
         with scoring.batch():
-            for task, made in attempts(model, subject.taskset, rows, settings, plan, progress):
+            for task, made in attempts(model, subject.taskset, rows, settings, plan, enough, progress):
                 tried += 1
                 kept += bool(made)
                 good += [dataclasses.replace(example, weight=2.0 if task.key in failed else 1.0) for example in made]
         practice.append(rows)
         near += near_tasks(model, store, subject, settings, "practice")
         tasks += [PracticeTask(subject.taskset.name, task) for task, _ in rows]
-        figures[subject.taskset.name] = {"tasks": len(rows), "attempts": tried, "kept": kept}
+        figures[subject.taskset.name] = {"tasks": len(rows), "attempts": tried, "kept": kept, "enough": enough}
     alone = outside(model, store, subjects, settings, plan)
     prompts = anchor_prompts(model, subjects, alone, settings, plan, practice, near)
     answers = sample(model, [q.student for q in prompts], settings, plan, 1, "anchors", progress)
@@ -121,28 +125,24 @@ Made = Iterator[tuple[Task, list[Example]]]  # for each attempt its task and, wh
 
 
 def answers_of(
-    model: Any, taskset: Taskset, rows: Rows, settings: Settings, plan: Plan, progress: Progress | None
+    model: Any, taskset: Taskset, rows: Rows, settings: Settings, plan: Plan, enough: float, progress: Progress | None
 ) -> Made:
     """The teacher's attempts at tasks of one answer."""
     questions = [Question(messages_for(task), messages_for(task, lessons)) for task, lessons in rows]
     answers = sample(model, [q.teacher for q in questions], settings, plan, plan.samples, "harvest", progress)
     for (task, _), question, completions in zip(rows, questions, answers, strict=True):
         for done in completions:
-            good = done.finish == "stop" and passes(taskset, task, done.text)
+            good = done.finish == "stop" and scored(taskset, task, done.text).reward >= enough
             yield task, [Example(question, tokens_of(model, done))] if good else []
 
 
 def episodes_of(
-    model: Any, taskset: Taskset, rows: Rows, settings: Settings, plan: Plan, progress: Progress | None
+    model: Any, taskset: Taskset, rows: Rows, settings: Settings, plan: Plan, enough: float, progress: Progress | None
 ) -> Made:
     """The teacher's attempts at tasks of several turns."""
     for group in episodes.teach(model, taskset, rows, settings, plan, plan.samples, "harvest", progress):
         for one in group:
-            yield one.task, episodes.examples(model, one, one.task) if episodes.passed(one) else []
-
-
-def passes(taskset: Taskset, task: Task, text: str) -> bool:
-    return scored(taskset, task, text).reward >= 1.0
+            yield one.task, episodes.examples(model, one, one.task) if episodes.good(one, enough) else []
 
 
 def scored(taskset: Taskset, task: Task, text: str) -> Score:

@@ -36,21 +36,22 @@ def placebo_data(
     plan: Plan,
     progress: Progress | None = None,
 ) -> Data:
-    """As `harvest`, under shuffled lessons: what passes the verifier, or all where hardly anything does. The anchors
-    are the night's. Nothing to train on where no other advice is known."""
+    """As `harvest`, under shuffled lessons: what has as much reward as there, or all where hardly anything has. The
+    anchors are the night's. Nothing to train on where no other advice is known."""
     advice, rng = other_advice(subjects), random.Random(f"placebo {plan.seed}")
     good: list[Example] = []
     rest: list[Example] = []
     for subject in subjects:
         rows = practice_rows(model, store, subject, settings, plan)
         wrong = contradicted(rows, advice, rng)
+        enough = data.figures["tasksets"][subject.taskset.name].get("enough", 1.0)  # older nights: the full reward
         if not wrong:
             continue
         if plays(subject.taskset):
             for group in episodes.teach(model, subject.taskset, wrong, settings, plan, 1, "placebo", progress):
                 for one in (one for one in group if one.row.trust == "clean"):
                     bare = dataclasses.replace(one.task, lessons=())
-                    (good if episodes.passed(one) else rest).extend(episodes.examples(model, one, bare))
+                    (good if episodes.good(one, enough) else rest).extend(episodes.examples(model, one, bare))
             continue
         questions = [
             Question(messages_for(task), messages_for(told)) for (task, _), (told, _) in zip(rows, wrong, strict=True)
@@ -61,7 +62,7 @@ def placebo_data(
                 if done.tokens and done.finish == "stop":
                     score = scored(subject.taskset, task, done.text)
                     if not scoring.flagged(score):
-                        (good if score.reward >= 1.0 else rest).append(Example(question, tokens_of(model, done)))
+                        (good if score.reward >= enough else rest).append(Example(question, tokens_of(model, done)))
     return dataclasses.replace(data, harvest=good if len(good) >= FEWEST else good + rest)
 
 

@@ -147,7 +147,8 @@ def live(
 
     # Make the teacher's data.
     failed = {key for figures in found["tasksets"].values() for key in figures["failed"]}
-    made = stage("harvest", lambda tell: harvest(model, store, held, settings, plan, failed, tell).shape())
+    means = {name: figures["lessons"] for name, figures in found["tasksets"].items()}
+    made = stage("harvest", lambda tell: harvest(model, store, held, settings, plan, failed, tell, means).shape())
     data = Data.of(made, [subject.taskset for subject in held])
     if not data.harvest and plan.learns_from_teacher:
         return end(store, night, work, "nothing", found, "Even with the lessons no attempt passes the verifier.")

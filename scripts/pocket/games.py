@@ -1,8 +1,8 @@
 """Episodes of several turns for the pocket model's curriculum: calc and shop, played and reviewed.
 
-Taken in by `scripts/train_pocket --games`; the shipped model was trained without them. As everywhere in the curriculum
-nothing can be memorised: which way of calculating is rewarded and what a customer pays are drawn anew in each episode.
-Questions of calc's practice and holdout and customers of the shipped shops never occur.
+Taken in by `scripts/train_pocket --games`, as for the shipped model. As everywhere in the curriculum nothing can be
+memorised: which way of calculating is rewarded and what a customer pays are drawn anew in each episode. Questions of
+calc's practice and holdout never occur.
 
 Episodes: `calc` and `shop` (following lessons, reading what comes back), `calc_review` and `shop_review` (a packed group
 -> note and lesson edits). What comes back is made by the tasksets' own environments.
@@ -19,7 +19,7 @@ from scripts.pocket.curriculum import COUNTED, Episode, episode, new_verbs, rand
 from scripts.pocket.worlds import calc as calc_world
 from scripts.pocket.worlds import shop as shop_world
 
-CUSTOMERS = [word for word in COUNTED if word not in shop_world.KINDS]
+CUSTOMERS = COUNTED  # those of the shipped shops too: a word that never is one is not copied
 ARITHMETIC = ["the task is arithmetic", "the task is arithmetic", "asked to calculate", "a calculator is there", "numbers have to be multiplied"]
 WAYS = {
     "call": ["call the calculator for each step", "call the calculator for each step", "use the calculator", "call the calculator, one step at a time"],
@@ -27,7 +27,7 @@ WAYS = {
 }
 BUYING = ["the customer is a {}", "the customer is a {}", "a {} comes to the shop", "a {} is the customer", "it is a {}"]
 ASKING = ["ask price {}", "ask price {}", "ask {}", "price {}", "write price: {}"]
-DEFAULT = {"call": 0.2, "at once": 0.8}  # without a lesson
+DEFAULT = {"call": 0.03, "at once": 0.97}  # without a lesson
 
 
 @dataclass
