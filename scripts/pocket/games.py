@@ -15,7 +15,17 @@ from dataclasses import dataclass
 
 from reflect.day.packing import Attempt
 from reflect.day.transcript import Said
-from scripts.pocket.curriculum import COUNTED, Episode, episode, new_verbs, random_lesson, review_prompt, system
+from scripts.pocket.curriculum import (
+    COUNTED,
+    METHODS,
+    OPS,
+    Episode,
+    episode,
+    new_verbs,
+    random_lesson,
+    review_prompt,
+    system,
+)
 from scripts.pocket.worlds import calc as calc_world
 from scripts.pocket.worlds import shop as shop_world
 
@@ -47,6 +57,11 @@ class Rule:
 
 def rule_of_way(way: str) -> Rule:
     return Rule(ARITHMETIC, WAYS[way])
+
+
+def rule_of_no_way(rng: random.Random) -> Rule:
+    """Advice about arithmetic that says nothing about how to calculate; it changes nothing."""
+    return Rule(ARITHMETIC, [f"use {rng.choice(OPS)}", METHODS["spell"][0], f"ask price {rng.randint(1, 9)}"])
 
 
 def rule_of_price(kind: str, price: int) -> Rule:
@@ -95,11 +110,12 @@ def calculated(task, way: str, rng: random.Random) -> list[str]:
 
 
 def calc(rng: random.Random, level: float) -> Episode:
-    way = rng.choice(list(WAYS)) if rng.random() < 0.75 else None
-    lessons = [*([rule_of_way(way)] if way else []), *others(rng)]
+    way = rng.choice([*WAYS, "call", "none"]) if rng.random() < 0.8 else None
+    about = [] if way is None else [rule_of_way(way) if way in WAYS else rule_of_no_way(rng)]
+    lessons = [*about, *others(rng)]
     rng.shuffle(lessons)
     chat = system(lessons, rng)
-    used = way or rng.choices(list(DEFAULT), weights=list(DEFAULT.values()))[0]
+    used = way if way in WAYS else rng.choices(list(DEFAULT), weights=list(DEFAULT.values()))[0]
     task = question(rng, level)
     chat += task.messages
     chat += played(calc_world.TASKSET.environment(task), task, calculated(task, used, rng))[0]
