@@ -122,7 +122,7 @@ def test_the_games_are_off_by_default_and_a_prompt_is_that_of_run_time() -> None
     assert not any("Calculator" in text(e) or "shop for" in text(e) for e in before)
     mixed = [games.any_episode(random.Random(seed), 1.0) for seed in range(200)]
     share = sum("Calculator" in text(e) or "shop for" in text(e) for e in mixed) / 200
-    assert 0.2 < share < 0.5  # 0.35; 200 draws miss this range once in 100 000
+    assert 0.15 < share < 0.45  # three in ten; 200 draws miss this range once in 100 000
     task = SHOP.tasks("practice", 1)[0]
     rule = games.rule_of_price("sailor", 4)
     (system, _) = with_lessons(task.messages, [{"when": rule.when(), "do": rule.do()}])
