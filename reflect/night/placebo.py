@@ -39,8 +39,8 @@ def placebo_data(
     """As `harvest`, under shuffled lessons: what has as much reward as there, or all where hardly anything has. The
     anchors are the night's. Nothing to train on where no other advice is known."""
     advice, rng = other_advice(subjects), random.Random(f"placebo {plan.seed}")
-    good: list[Example] = []
-    rest: list[Example] = []
+    good: list[list[Example]] = []  # for each attempt its answers
+    rest: list[list[Example]] = []
     for subject in subjects:
         rows = practice_rows(model, store, subject, settings, plan)
         wrong = contradicted(rows, advice, rng)
@@ -51,7 +51,7 @@ def placebo_data(
             for group in episodes.teach(model, subject.taskset, wrong, settings, plan, 1, "placebo", progress):
                 for one in (one for one in group if one.row.trust == "clean"):
                     bare = dataclasses.replace(one.task, lessons=())
-                    (good if episodes.good(one, enough) else rest).extend(episodes.examples(model, one, bare))
+                    (good if episodes.good(one, enough) else rest).append(episodes.examples(model, one, bare))
             continue
         questions = [
             Question(messages_for(task), messages_for(told)) for (task, _), (told, _) in zip(rows, wrong, strict=True)
@@ -62,8 +62,9 @@ def placebo_data(
                 if done.tokens and done.finish == "stop":
                     score = scored(subject.taskset, task, done.text)
                     if not scoring.flagged(score):
-                        (good if score.reward >= enough else rest).append(Example(question, tokens_of(model, done)))
-    return dataclasses.replace(data, harvest=good if len(good) >= FEWEST else good + rest)
+                        (good if score.reward >= enough else rest).append([Example(question, tokens_of(model, done))])
+    kept = good if len(good) >= FEWEST else good + rest
+    return dataclasses.replace(data, harvest=[example for made in kept for example in made])
 
 
 def other_advice(subjects: Sequence[Subject]) -> list[str]:
