@@ -12,6 +12,8 @@ import pytest
 from postgres import Missing, Server, server
 
 if TYPE_CHECKING:
+    from sqlmodel import Session
+
     from reflect.models.local import LocalModel
     from reflect.store import Store
 
@@ -158,3 +160,10 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         yield opened
         opened.close()
         postgres.drop(url)
+
+
+@pytest.fixture
+def s(store: Store) -> Iterator[Session]:
+    """A transaction on the test's store."""
+    with store.write() as session:
+        yield session

@@ -21,12 +21,6 @@ def store(tmp_path):
     return Store(str(tmp_path / "lessons.db"))
 
 
-@pytest.fixture
-def s(store):
-    with store.write() as session:
-        yield session
-
-
 # -- likeness ----------------------------------------------------------------------------------------------------------
 
 

@@ -19,12 +19,6 @@ def store(tmp_path):
     return Store(str(tmp_path / "lessons.db"))
 
 
-@pytest.fixture
-def s(store):
-    with store.write() as session:
-        yield session
-
-
 # -- contradiction -----------------------------------------------------------------------------------------------------
 
 
