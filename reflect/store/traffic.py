@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 from sqlmodel import Session, col, delete, func, select
 
@@ -59,7 +60,7 @@ def forget(s: Session, profile: str, days: float) -> int:
     return s.exec(delete(Exchange).where(*_unrewarded(profile, days))).rowcount
 
 
-def _unrewarded(profile: str, days: float) -> tuple:
+def _unrewarded(profile: str, days: float) -> tuple[Any, ...]:
     old = col(Exchange.created) < now() - timedelta(days=days)
     return Exchange.profile == profile, col(Exchange.reward).is_(None), col(Exchange.run_id).is_(None), old
 
