@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 import pytest
+import torch
 from conftest import save_tiny
 from serving import ask, post, running, serving
 
@@ -20,10 +21,11 @@ from reflect.config import Settings
 from reflect.models import load_model
 from reflect.models.base import Request
 from reflect.models.local import LocalModel
+from reflect.models.running import Running
 from reflect.models.sampling import Row
 from reflect.serve.app import build
 from reflect.serve.desk import Desk
-from reflect.serve.engine import Busy, Engine
+from reflect.serve.engine import GATHER, Busy, Engine, Job
 from reflect.serve.local import LocalChat, _settled
 from reflect.store import Store
 from reflect.tasksets import load_taskset
@@ -165,6 +167,40 @@ def test_a_full_queue_and_a_job_that_nobody_waits_for(tiny: LocalModel) -> None:
     jobs[1].done.result(60)
     assert not jobs[0].done.done() and engine.steps <= 101, "what nobody waits for is not computed"
     engine.close()
+
+
+def test_newcomers_are_read_together_and_none_is_forgotten(tiny: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.__dict__["ends"] = frozenset()
+    read: list[int] = []
+    inner = Running.join
+    monkeypatch.setattr(Running, "join", lambda batch, rows: (read.append(len(rows)), inner(batch, rows))[1])
+    engine = Engine(tiny, queue=100)
+    asked = [Request([{"role": "user", "content": f"w{i}"}], (i,), 6) for i in range(2 * GATHER)]
+    jobs: list[Job] = []
+
+    def tell(index: int, text: str) -> None:  # one comes at each step of the first
+        if len(jobs) < len(asked):
+            jobs.append(engine.submit(asked[len(jobs)]))
+
+    engine.submit(Request([{"role": "user", "content": "w9"}], (1,), 30), tell).done.result(60)
+    done = [job.done.result(60) for job in jobs]
+    engine.close()
+    assert [n for n in read if n] == [1, GATHER, GATHER]
+    assert done == tiny.sample(asked)
+
+
+def test_a_light_network_serves_on_one_thread(tiny: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        monkeypatch.setattr("reflect.models.local.LIGHT_BYTES", 10)
+        tiny.settle()
+        assert torch.get_num_threads() == 2, "a larger one keeps what it has"
+        monkeypatch.undo()
+        tiny.settle()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 # -- the API, by the official client -----------------------------------------------------------------------------------

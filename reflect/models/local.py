@@ -26,6 +26,7 @@ from reflect.tasksets.base import Message
 
 CACHE_BYTES = 2**28  # keys and values of one batch on the CPU: larger batches of the pocket model were slower
 PICK_BYTES = 24  # a word of the vocabulary in one row: logits, probabilities and their sums, in float32 and float64
+LIGHT_BYTES = 2**26  # weights of a network whose steps are too short for several threads to share
 CACHE_TOKENS = 2**14  # but a batch holds at least this many, or a large model would read its weights too often
 
 
@@ -178,6 +179,12 @@ class LocalModel:
     def running(self) -> Running | None:
         """A batch that rows may join while it runs; None for a model whose layers do not allow it."""
         return Running(self.network, self.ends, self._pad()) if joinable(self.network) else None
+
+    def settle(self) -> None:
+        """Get ready to answer beside other work of this process, such as a web server's. A light network on a CPU takes
+        one thread from now on: its threads would wait for each other at every layer while the others compute."""
+        if self.device.type == "cpu" and memory.weights_of(self.network) <= LIGHT_BYTES:
+            torch.set_num_threads(1)
 
     def _stopper(self, stop: Sequence[str]) -> Any:
         words = [s for s in stop if s]

@@ -18,6 +18,7 @@ from reflect.models.base import Completion, Request
 
 ROWS = 64  # most rows in one batch
 PREFILL = 4096  # most prompt tokens that are read between two steps, so that those who run go on
+GATHER = 4  # steps after which newcomers are read: together, for each reading holds up all who run
 TURN = 8  # steps of one adapter while others wait
 
 
@@ -52,6 +53,7 @@ class Engine:
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._waiting: deque[tuple[Job, Any]] = deque()  # (job, row)
         self._batches: dict[str | None, Any] = {}  # adapter -> Running
+        self._read: dict[str | None, int] = {}  # adapter -> the step at which newcomers were read last
         self._jobs: dict[int, Job] = {}  # id of a row in a batch -> its job
         self._open = True
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -148,7 +150,9 @@ class Engine:
         if adapter not in self._batches:
             return self._whole(adapter)
         batch = self._batches[adapter]
-        batch.join(self._joining(adapter, batch))
+        if not batch.rows or self.steps - self._read.get(adapter, 0) >= GATHER:
+            batch.join(self._joining(adapter, batch))
+            self._read[adapter] = self.steps
         for _ in range(TURN if len(self._turns()) > 1 else 1):
             told = [row for row in batch.rows if self._jobs[id(row)].tell]
             done = batch.step()

@@ -76,6 +76,8 @@ def assemble(ws: Workspace, words: Words) -> tuple[Any, Callable[[], None]]:
         raise UsageError(told, "Serve in front of its server: reflect serve --upstream URL")
     desk = Desk(ws.store, ws.settings, context=ws.model.context, **options)
     engine = Engine(ws.model, words.queue)
+    if not ws.settings.threads:
+        engine.call(ws.model.settle)
 
     def close() -> None:
         engine.close()
