@@ -77,7 +77,7 @@ def assemble(ws: Workspace, words: Words) -> tuple[Any, Callable[[], None]]:
     desk = Desk(ws.store, ws.settings, context=ws.model.context, **options)
     engine = Engine(ws.model, words.queue)
     if not ws.settings.threads:
-        engine.call(ws.model.settle)
+        engine.call(engine.model.settle)
 
     def close() -> None:
         engine.close()
