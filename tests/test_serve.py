@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -18,6 +19,7 @@ from conftest import save_tiny
 from serving import ask, post, running, serving
 
 from reflect.config import Settings
+from reflect.errors import ModelError
 from reflect.models import load_model
 from reflect.models.base import Request
 from reflect.models.local import LocalModel
@@ -187,6 +189,49 @@ def test_newcomers_are_read_together_and_none_is_forgotten(tiny: LocalModel, mon
     engine.close()
     assert [n for n in read if n] == [1, GATHER, GATHER]
     assert done == tiny.sample(asked)
+
+
+def test_answers_that_outgrow_the_memory_begin_again_later(tiny: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.__dict__["ends"] = frozenset()
+    asked = [Request([{"role": "user", "content": "w1 " * (i + 1)}], (i, i + 9), 70) for i in range(4)]
+    want = tiny.sample(asked)
+    most, held = 200, []
+    monkeypatch.setattr(tiny, "cache_tokens", lambda: most)
+    monkeypatch.setattr("reflect.serve.engine.ALLOW", 2)
+    inner = Running.step
+    monkeypatch.setattr(Running, "step", lambda batch: (held.append((len(batch.rows), batch.tokens())), inner(batch))[1])
+    engine = Engine(tiny, queue=100)
+    jobs = [engine.submit(request) for request in asked]
+    assert [job.done.result(60) for job in jobs] == want
+    engine.close()
+    assert max(tokens for rows, tokens in held if rows > 1) <= most, "a step of many is never more than fits"
+    assert max(rows for rows, _ in held) > 4, "all were let in while they were short"
+    assert held[-1][0] < 4
+
+
+def test_too_little_memory_halves_the_running_batch(tiny: LocalModel) -> None:
+    tiny.__dict__["ends"] = frozenset()
+    asked = [Request([{"role": "user", "content": f"w{i}"}], (i,), 40) for i in range(8)]
+    want = tiny.sample(asked)
+    inner, fits = tiny.network.forward, 3
+
+    def forward(**words: Any) -> Any:
+        if words["input_ids"].shape[0] > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return inner(**words)
+
+    tiny.network.forward = forward
+    engine = Engine(tiny, queue=100)
+    told: list[str] = []
+    jobs = [engine.submit(request, lambda _, text: told.append(text)) for request in asked]
+    assert [job.done.result(60) for job in jobs] == want
+    fits = 0
+    with pytest.raises(ModelError, match="too little memory for one answer"):
+        engine.submit(asked[0]).done.result(60)
+    tiny.network.forward = inner
+    assert engine.submit(asked[0]).done.result(60) == want[0], "the engine goes on"
+    engine.close()
+    assert told
 
 
 def test_a_light_network_serves_on_one_thread(tiny: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,19 +144,28 @@ class LocalModel:
         except Exception as e:
             if not memory.out_of_memory(e):
                 raise
-        memory.release()
         if len(batch) == 1:
-            raise ModelError(
-                f"There is too little memory for one answer of {self.name}: {len(batch[0].prompt)} tokens of prompt, "
-                f"up to {batch[0].limit} of answer.",
-                f"Lower max_tokens or lesson_budget. {SMALLER}",
-            )
+            memory.release()
+            raise self.too_long(batch[0])
         for row in batch:
             row.tokens, row.ended = [], False
-        self.thrift.sampled = min(self.thrift.sampled, cost(batch, self._row_tokens())) // 2
+        self.spare(cost(batch, self._row_tokens()))
         half = len(batch) // 2
         self._decode(batch[:half])
         self._decode(batch[half:])
+
+    def too_long(self, row: Row) -> ModelError:
+        """There is too little memory for this row alone."""
+        return ModelError(
+            f"There is too little memory for one answer of {self.name}: {len(row.prompt)} tokens of prompt, "
+            f"up to {row.limit} of answer.",
+            f"Lower max_tokens or lesson_budget. {SMALLER}",
+        )
+
+    def spare(self, tokens: int) -> None:
+        """A batch of so many was too much: later ones are half of it at most."""
+        memory.release()
+        self.thrift.sampled = min(self.thrift.sampled, tokens) // 2
 
     def completion(self, row: Row, request: Request) -> Completion:
         """What a row says, once it is done: its thought, its text, its calls (where tools were offered)."""

@@ -1,7 +1,8 @@
 """A batch that never ends: rows join it between two steps and leave it when they are done.
 
 Every row holds its keys and values from column 0 on, so a row that joins is written into the first free place and moves
-nobody; when one leaves, the last row takes its place. A step feeds one token of every row; the mask hides what lies
+nobody; when one leaves, the last row takes its place. Columns are added while answers grow, for who asks for an answer
+of any length seldom gets a long one. A step feeds one token of every row; the mask hides what lies
 behind a row's own end. What a row says is a function of its own prompt and seed, as in `sampling.decode`, which is
 faster where all rows are known before the first step.
 
@@ -24,7 +25,7 @@ from transformers.cache_utils import DynamicLayer
 
 from reflect.models.sampling import GREEDY, SHARED, Row, _append, _prefill, pick
 
-SPARE = 32  # columns beyond what is needed when the buffers grow
+SPARE = 32  # columns beyond what is needed when the buffers grow, at least; else a quarter
 
 
 class Seats(DynamicLayer):
@@ -42,6 +43,7 @@ class Seats(DynamicLayer):
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Write the [R, H, 1, D] states of one step; returns views of the columns that are looked at."""
         count = len(key_states)
+        self._grow((key_states, value_states), count, self.columns)
         every_R = torch.arange(count, device=key_states.device)
         for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
             buffer[every_R, :, self.place_R] = states[:, :, 0]
@@ -50,9 +52,9 @@ class Seats(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.columns
 
-    def seat(self, like: tuple[torch.Tensor, torch.Tensor], first: int, lengths: Sequence[int], columns: int) -> None:
-        """Rows `first` and after get the last `lengths[i]` columns of [N, H, T, D] states; `columns` are needed."""
-        self._grow(like, first + len(lengths), columns)
+    def seat(self, like: tuple[torch.Tensor, torch.Tensor], first: int, lengths: Sequence[int]) -> None:
+        """Rows `first` and after get the last `lengths[i]` columns of [N, H, T, D] states."""
+        self._grow(like, first + len(lengths), max(lengths))
         for buffer, states in zip(self.buffers, like, strict=True):
             width = states.shape[2]
             for i, length in enumerate(lengths):
@@ -66,7 +68,8 @@ class Seats(DynamicLayer):
         held = self.buffers[0].shape if self.buffers else (0, 0, 0, 0)
         if rows <= held[0] and columns <= held[2]:
             return
-        rows, columns = (max(rows, 2 * held[0]) if rows > held[0] else held[0]), max(columns + SPARE, held[2])
+        rows = max(rows, 2 * held[0]) if rows > held[0] else held[0]
+        columns = columns + max(SPARE, columns // 4) if columns > held[2] else held[2]
         grown = [states.new_zeros(rows, states.shape[1], columns, states.shape[3]) for states in like]
         for new, old in zip(grown, self.buffers, strict=False):
             new[: held[0], :, : held[2]] = old
@@ -84,10 +87,10 @@ class Running:
         self._cache: Any = None
         self._logits_RV: torch.Tensor | None = None
 
-    @property
-    def tokens(self) -> int:
-        """What the rows may come to hold."""
-        return sum(len(row.prompt) + row.limit for row in self.rows)
+    def tokens(self, more: Sequence[Row] = (), allow: int = 1) -> int:
+        """What these rows and `more` hold, padding counted, when each has `allow` tokens more than now."""
+        ends = [n + allow for n in self._lengths] + [len(row.prompt) + min(allow, row.limit) for row in more]
+        return len(ends) * max(ends, default=0)
 
     def join(self, rows: Sequence[Row]) -> None:
         """Read the prompts of these rows, equal ones once, and let them take part from the next step on."""
@@ -101,9 +104,8 @@ class Running:
                 self._cache = DynamicCache(config=self.network.config)
                 self._cache.layers = [Seats() for _ in fresh.layers]
             first, lengths = len(self.rows), [len(row.prompt) for row in rows]
-            columns = max(len(row.prompt) + row.limit for row in rows)
             for mine, theirs in zip(self._cache.layers, fresh.layers, strict=True):
-                mine.seat((theirs.keys[owners], theirs.values[owners]), first, lengths, columns)
+                mine.seat((theirs.keys[owners], theirs.values[owners]), first, lengths)
             logits_RV = logits_PV[owners]
             self._logits_RV = logits_RV if self._logits_RV is None else torch.cat([self._logits_RV, logits_RV])
         self.rows += rows
@@ -143,7 +145,10 @@ class Running:
         done = [row for i, row in enumerate(self.rows) if i not in running]
         for i in sorted(set(range(len(self.rows))) - running, reverse=True):
             self._leave(i, tokens)
-        self._logits_RV = self._feed(tokens) if self.rows else None
+        if self.rows:
+            self._logits_RV = self._feed(tokens)
+        else:
+            self.clear()
         return done
 
     def _feed(self, tokens: list[int]) -> torch.Tensor:
@@ -175,12 +180,14 @@ class Running:
         with torch.inference_mode():
             if i != last:
                 self._logits_RV[i] = self._logits_RV[last]
-            self._logits_RV = self._logits_RV[:last] if last else None
+            self._logits_RV = self._logits_RV[:last]
             self._leave(i)
+        if not self.rows:
+            self.clear()
 
     def clear(self) -> None:
-        """Forget all rows."""
-        self.rows, self._draws, self._lengths, self._logits_RV = [], [], [], None
+        """Forget all rows, and give their memory back."""
+        self.rows, self._draws, self._lengths, self._logits_RV, self._cache = [], [], [], None, None
 
     def _leave(self, i: int, *beside: list[Any]) -> None:
         """The last row takes the place of row i, in the lists `beside` too."""

@@ -1,7 +1,8 @@
 """One thread that decodes for everybody: requests join the running batch of their adapter between two steps.
 
-Adapters take turns of a few steps, for the network has one on at a time; a request keeps the one that it began with. A
-model whose layers do not let rows join (see `models.running`) answers batch after batch.
+Adapters take turns of a few steps, for the network has one on at a time; a request keeps the one that it began with.
+Rows are let in by what they hold now, for nobody knows how long an answer gets. When they outgrow the memory, the newest
+go back to the queue and begin again later: with its seed a row says the same once more. A model whose layers do not let rows join (see `models.running`) answers batch after batch.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import Any
 
 from reflect.errors import ModelError, ReflectError
 from reflect.models.base import Completion, Request
+from reflect.models.memory import out_of_memory
 
 ROWS = 64  # most rows in one batch
 PREFILL = 4096  # most prompt tokens that are read between two steps, so that those who run go on
 GATHER = 4  # steps after which newcomers are read: together, for each reading holds up all who run
+ALLOW = 128  # tokens of answer for which a newcomer must find room
 TURN = 8  # steps of one adapter while others wait
 
 
@@ -54,6 +57,7 @@ class Engine:
         self._waiting: deque[tuple[Job, Any]] = deque()  # (job, row)
         self._batches: dict[str | None, Any] = {}  # adapter -> Running
         self._read: dict[str | None, int] = {}  # adapter -> the step at which newcomers were read last
+        self._most = 0  # tokens of a batch, as the memory was then
         self._jobs: dict[int, Job] = {}  # id of a row in a batch -> its job
         self._open = True
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -95,11 +99,8 @@ class Engine:
         while self._take():
             self._forget()
             for adapter in self._turns():
-                try:
-                    self._turn(adapter)
-                except Exception as e:  # out of memory, a broken adapter: whoever is in this batch is told
-                    told = e if isinstance(e, ReflectError) else ModelError(f"The model broke: {e}.")
-                    self._fail(adapter, told)
+                if (why := self._tried(adapter)) is not None and not (out_of_memory(why) and self._halve(adapter)):
+                    self._fail(adapter, why)
         for job in {*self._jobs.values(), *(job for job, _ in self._waiting), *self._fresh}:
             self._finish(job, ModelError("The server has stopped."))
 
@@ -143,6 +144,14 @@ class Engine:
         running = [name for name, batch in self._batches.items() if batch.rows]
         return list(dict.fromkeys([*running, *(job.request.adapter for job, _ in self._waiting)]))
 
+    def _tried(self, adapter: str | None) -> Exception | None:
+        """A turn; what went wrong in it, without the tensors that the traceback holds."""
+        try:
+            self._turn(adapter)
+        except Exception as e:
+            return e.with_traceback(None)
+        return None
+
     def _turn(self, adapter: str | None) -> None:
         self.model.use(adapter)
         if adapter not in self._batches and (batch := self.model.running()) is not None:
@@ -151,9 +160,10 @@ class Engine:
             return self._whole(adapter)
         batch = self._batches[adapter]
         if not batch.rows or self.steps - self._read.get(adapter, 0) >= GATHER:
+            self._read[adapter], self._most = self.steps, self.model.cache_tokens()
             batch.join(self._joining(adapter, batch))
-            self._read[adapter] = self.steps
         for _ in range(TURN if len(self._turns()) > 1 else 1):
+            self._fit(batch)
             told = [row for row in batch.rows if self._jobs[id(row)].tell]
             done = batch.step()
             self.steps += 1
@@ -170,14 +180,13 @@ class Engine:
     def _joining(self, adapter: str | None, batch: Any) -> list[Any]:
         """Rows of the queue, in order, for which there is room."""
         joining: list[Any] = []
-        held, most = batch.tokens, self.model.cache_tokens()
         read: set[tuple[int, ...]] = set()
         for job, row in list(self._waiting):
             if job.request.adapter != adapter:
                 continue
-            held += len(row.prompt) + row.limit
             read.add(tuple(row.prompt))
-            full = len(batch.rows) + len(joining) >= ROWS or held > most or sum(map(len, read)) > PREFILL
+            held = batch.tokens([*joining, row], ALLOW)
+            full = len(batch.rows) + len(joining) >= ROWS or held > self._most or sum(map(len, read)) > PREFILL
             if full and (batch.rows or joining):
                 break
             joining.append(row)
@@ -185,6 +194,33 @@ class Engine:
         taken = {id(row) for row in joining}
         self._waiting = deque((job, row) for job, row in self._waiting if id(row) not in taken)
         return joining
+
+    def _fit(self, batch: Any) -> None:
+        """Send the newest rows back while the next step of all is more than the memory holds."""
+        while len(batch.rows) > 1 and batch.tokens() > self._most:
+            newest = next(key for key in reversed(self._jobs) if any(id(row) == key for row in batch.rows))
+            row = next(row for row in batch.rows if id(row) == newest)
+            batch.drop(row)
+            self._again(row)
+
+    def _halve(self, adapter: str | None) -> bool:
+        """After an error of too little memory: all rows of this adapter begin again, half as many at a time. False when
+        it was one row alone."""
+        keys = [key for key, job in self._jobs.items() if job.request.adapter == adapter]
+        rows = {id(row): row for key in keys for row in self._jobs[key].rows}
+        if len(keys) < 2:
+            return False
+        batch = self._batches.pop(adapter)
+        joining = [rows[key] for key in keys if all(id(row) != key for row in batch.rows)]
+        self.model.spare(batch.tokens(joining))
+        for key in reversed(keys):
+            self._again(rows[key])
+        return True
+
+    def _again(self, row: Any) -> None:
+        """Back to the head of the queue."""
+        row.tokens, row.ended = [], False
+        self._waiting.appendleft((self._jobs.pop(id(row)), row))
 
     def _whole(self, adapter: str | None) -> None:
         """Answer all that wait for this adapter at once."""
@@ -203,10 +239,14 @@ class Engine:
             index = next(i for i, one in enumerate(job.rows) if one is row)
             job.tell(index, self.model.said(row))
 
-    def _fail(self, adapter: str | None, why: ReflectError) -> None:
+    def _fail(self, adapter: str | None, e: Exception) -> None:
+        """Whoever is in this batch is told: of a broken adapter, or of too little memory for one answer alone."""
         if (batch := self._batches.get(adapter)) is not None:
             batch.clear()
         jobs = {job for job in self._jobs.values() if job.request.adapter == adapter}
+        if out_of_memory(e) and jobs:
+            e = self.model.too_long(max((row for job in jobs for row in job.rows), key=lambda row: len(row.prompt)))
+        why = e if isinstance(e, ReflectError) else ModelError(f"The model broke: {e}.")
         self._jobs = {key: job for key, job in self._jobs.items() if job not in jobs}
         self._waiting = deque((job, row) for job, row in self._waiting if job not in jobs)
         for job in jobs:
