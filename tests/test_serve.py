@@ -198,8 +198,8 @@ def test_answers_that_outgrow_the_memory_begin_again_later(tiny: LocalModel, mon
     most, held = 200, []
     monkeypatch.setattr(tiny, "cache_tokens", lambda: most)
     monkeypatch.setattr("reflect.serve.engine.ALLOW", 2)
-    inner = Running.step
-    monkeypatch.setattr(Running, "step", lambda batch: (held.append((len(batch.rows), batch.tokens())), inner(batch))[1])
+    step = Running.step
+    monkeypatch.setattr(Running, "step", lambda one: (held.append((len(one.rows), one.tokens())), step(one))[1])
     engine = Engine(tiny, queue=100)
     jobs = [engine.submit(request) for request in asked]
     assert [job.done.result(60) for job in jobs] == want

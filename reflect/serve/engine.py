@@ -1,8 +1,9 @@
 """One thread that decodes for everybody: requests join the running batch of their adapter between two steps.
 
 Adapters take turns of a few steps, for the network has one on at a time; a request keeps the one that it began with.
-Rows are let in by what they hold now, for nobody knows how long an answer gets. When they outgrow the memory, the newest
-go back to the queue and begin again later: with its seed a row says the same once more. A model whose layers do not let rows join (see `models.running`) answers batch after batch.
+Rows are let in by what they hold now, for nobody knows how long an answer gets. When they outgrow the memory, the
+newest go back to the queue and begin again later: with its seed a row says the same once more. A model whose layers do
+not let rows join (see `models.running`) answers batch after batch.
 """
 
 from __future__ import annotations
