@@ -24,7 +24,7 @@ class Size(NamedTuple):
 
 
 SIZES = (
-    Size(2e7, rank=8, sft=4e-3, distill=2e-3, grpo=2e-3, steps=120),
+    Size(2e7, rank=8, sft=4e-3, distill=2e-3, grpo=4e-3, steps=120),
     Size(1e9, rank=16, sft=4e-4, distill=2e-4, grpo=4e-5, steps=30),
     Size(float("inf"), rank=32, sft=2e-4, distill=1e-4, grpo=2e-5, steps=10),
 )
@@ -64,7 +64,7 @@ class Plan:
     gate_tasks: int = 48  # holdout tasks of each taskset, more where there are many lessons
     temperature: float = 1.0
     group: int = 8  # GRPO: attempts at one task
-    updates: int = 2  # optimizer steps on the rollouts of one step
+    updates: int = 2  # of GRPO: optimizer steps on all the rollouts of one step
     kl: float = 0.0  # weight of the KL to the base in its loss
     start: str = ""  # the adapter whose weights the training begins with; "" from none, as the bare base is
     placebo: bool = True  # also sleep on shuffled lessons, to see that the gain is the lessons'

@@ -95,8 +95,9 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = rate * (1 - number / len(schedule)) * min(1.0, (number + 1) / WARM_UP_STEPS)
         told: dict[str, float] = {}
-        for part in parts_of([*step.rows, *rows], plan.updates if stage == "grpo" else 1):
-            told |= shared_backward(model, name, part, parameters, plan.micro_tokens)
+        every = [*step.rows, *rows]
+        for _ in range((plan.updates if stage == "grpo" else 1) if every else 0):
+            told |= shared_backward(model, name, every, parameters, plan.micro_tokens)
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, CLIP))
             if not all(map(math.isfinite, (norm, *told.values()))):
                 where = f"Training broke down at step {number}"
@@ -143,11 +144,6 @@ def shared_backward(
 
 def _quiet(done: int, total: int, what: str) -> None:
     """No progress."""
-
-
-def parts_of(rows: Sequence[Row], n: int) -> list[list[Row]]:
-    """The rows in at most n parts that hold a share of each kind, none of them empty."""
-    return [part for i in range(n) if (part := list(rows[i::n]))]
 
 
 def _ends(told: list[dict[str, float]]) -> dict[str, list[float]]:
