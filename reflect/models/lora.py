@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
@@ -31,7 +32,8 @@ class Loras:
         self.active: str | None = None
         self._peft: Any = None  # a PeftModel around `network` while there are adapters
         self._scales: dict[str, float] = {}
-        self._weights: dict[str, list[torch.nn.Parameter]] = {}  # found once: a training step switches often
+        self._weights: dict[str, list[torch.nn.Parameter]] = {}  # found once
+        self._layers: list[BaseTunerLayer] = []  # found once
 
     @property
     def names(self) -> list[str]:
@@ -100,7 +102,7 @@ class Loras:
         self._scales[name] = 1.0
         mine = re.compile(rf"\.lora_[AB]\.{re.escape(name)}\.")
         self._weights[name] = [p for key, p in self.network.named_parameters() if mine.search(key)]
-        self._switch(self.active)
+        self._settle()
 
     def drop(self, name: str) -> None:
         """Forget an adapter; the bare base is on afterwards if it was active."""
@@ -111,10 +113,10 @@ class Loras:
         if self._scales:
             self._peft.set_adapter(next(iter(self._scales)))  # peft warns when it must choose one by itself
             self._peft.delete_adapter(name)
-            self._switch(self.active)
         else:
             self._peft.unload()
             self._peft = None
+        self._settle()
 
     def use(self, name: str | None) -> None:
         """Switch to the adapter `name`, or to the bare base."""
@@ -124,18 +126,22 @@ class Loras:
             self._switch(name)
 
     def _switch(self, name: str | None) -> None:
-        if name is None:
-            if self._peft is not None:
-                self._peft.base_model.disable_adapter_layers()
-        else:
-            self._peft.base_model.enable_adapter_layers()
-            self._peft.set_adapter(name)
+        """What peft's `enable_adapters` and `set_adapter` do, without their walk through all modules and gradients: a
+        training step switches for every batch between the student and its teacher."""
+        for layer in self._layers:
+            layer._disable_adapters = name is None
+            if name is not None:
+                layer._active_adapter = [name]
         self.active = name
-        # peft freezes what it switches off, which would cut a training step that looks at the teacher in between.
-        for weights in self._weights.values():
-            for parameter in weights:
-                parameter.requires_grad_(True)
+
+    def _settle(self) -> None:
+        """After peft has added or removed layers: it chooses which is on, freezes the others, and may leave some as in
+        training. A training step looks at the teacher in between, so nothing that is off is frozen."""
+        self._layers = [module for module in self.network.modules() if isinstance(module, BaseTunerLayer)]
+        for parameter in (p for weights in self._weights.values() for p in weights):
+            parameter.requires_grad_(True)
         self.network.eval()
+        self._switch(self.active)
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[None]:
