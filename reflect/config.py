@@ -67,7 +67,7 @@ class Settings:
     verify_memory: int = 4096  # MiB that this may take
     device: str = "auto"  # auto | cpu | cuda | mps
     dtype: str = "auto"  # of a local model's weights: auto | float32 | bfloat16 | float16
-    device_map: str = ""  # "auto": a local model is spread over all GPUs
+    device_map: str = ""  # "auto": a local model is spread over all GPUs; "fsdp": over the processes of a night
     quantize: str = ""  # "4bit": with bitsandbytes, on a GPU
     memory: float = 0.0  # GB that a local model may take, its weights and a batch; 0 = what is free
     max_context: int = 0  # tokens that a local model reads with its answer at most; 0 = as many as it says it can
@@ -92,7 +92,7 @@ AT_LEAST = {"context": 1, "concurrency": 1, "samples": 1, "rate": 0, "timeout": 
 AT_LEAST |= {"budget_seconds": 0, "budget_tokens": 0, "budget_cost": 0, "memory": 0, "max_context": 0}
 CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "device_map": ("", "auto", "balanced", "sequential"),
+    "device_map": ("", "auto", "balanced", "sequential", "fsdp"),
     "quantize": ("", "4bit"),
     "thinking": ("auto", "on", "off"),
     "checkpointing": ("auto", "on", "off"),

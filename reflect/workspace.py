@@ -10,7 +10,6 @@ The database and the model are opened when first used, so that a question about 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from reflect.config import Settings
 from reflect.errors import NightBusy, UnknownName, UsageError
+from reflect.models import processes
 from reflect.shelf import Shelf
 from reflect.tasksets import scoring
 from reflect.tasksets.base import find_task
@@ -280,7 +280,7 @@ class Workspace(Shelf):
         """
         words: dict[str, Any] = {"dry_run": dry_run, "if_due": if_due, "deadline": deadline, "progress": progress}
         night = partial(self._sleep, *tasksets, **words, **dials)
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if processes.size() == 1:
             return night()
         from reflect.night.parallel import lead
 

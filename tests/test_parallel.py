@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,11 +12,14 @@ import pytest
 import torch
 from conftest import save_tiny
 
-from reflect.models import load_model
+from reflect.models import load_model, memory
+from reflect.models.base import Request
 from reflect.night import training
 from reflect.night.harvest import Data, Example, Question
 from reflect.night.losses import Row
 from reflect.night.plan import make_plan
+from reflect.store import Store, lessons
+from reflect.tasksets import load_taskset
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,20 +29,27 @@ import torch
 from pathlib import Path
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from test_parallel import data, gradient, night
-from reflect.models import load_model
+from test_parallel import data, gradient, night, said
+from reflect.config import Settings
+from reflect.models import load_model, memory, processes
 from reflect.night import parallel
-model = load_model({folder!r})
+processes.led = True
+settings = Settings(**{settings!r})
+if settings.device_map and not parallel.is_first():
+    parallel.from_first(lambda: None)  # the first one's word that it loads
+model = load_model({folder!r}, settings)
+held = memory.weights_of(model.network)
+words = said(model)
 found = gradient(model)
 if parallel.is_first():
-    torch.save(found, {out!r})
     try:
-        weights, figures = night(model, Path({out!r}).parent / "work")
-        torch.save((weights, figures), {out!r} + ".night")
+        assert words == said(model)  # the others wait meanwhile
+        made = night(model, Path({out!r}).parent / "work")
+        torch.save((found, made, words, held), {out!r})
     finally:
         parallel.dismiss()
 else:
-    parallel.serve(model)
+    parallel.serve(lambda: model)
 print("done")
 """
 
@@ -73,24 +84,78 @@ def night(model, folder: Path) -> tuple[list[torch.Tensor], dict]:
     return [p.detach().clone() for p in model.adapter_parameters("y")], figures
 
 
-def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path) -> None:
+def said(model) -> list[tuple[int, ...]]:
+    """Answers of several lengths."""
+    return [done.tokens for done in model.sample([Request([{"role": "user", "content": "w7 w8"}], (1, 2, 3), 9)])[0]]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"device_map": "fsdp"}, {"device_map": "fsdp", "checkpointing": "on"}], ids=str
+)
+def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path, settings: dict[str, str]) -> None:
     folder, out = save_tiny(tmp_path / "tiny"), tmp_path / "found.pt"
     script = tmp_path / "two.py"
-    script.write_text(TWO.format(tests=str(ROOT / "tests"), folder=str(folder), out=str(out)))
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--main_process_port", "0", str(script)]
-    done = subprocess.run(launch, env=env, capture_output=True, text=True, timeout=240, check=False)
+    script.write_text(TWO.format(tests=str(ROOT / "tests"), folder=str(folder), out=str(out), settings=settings))
+    done = launched([str(script)])
     assert done.returncode == 0 and done.stdout.count("done") == 2, done.stderr[-3000:]
 
     model = load_model(str(folder))
+    whole = memory.weights_of(model.network)
+    layers = sum(p.numel() * p.element_size() for p in model.network.get_decoder().layers.parameters())
     alone, (weights, figures) = gradient(model), night(model, tmp_path / "alone")
-    for a, b in zip(alone, torch.load(out), strict=True):
+    found, (shared_weights, shared_figures), words, held = torch.load(out)
+    for a, b in zip(alone, found, strict=True):
         assert a.abs().max() > 0 and torch.allclose(a, b, atol=1e-6)
-    shared_weights, shared_figures = torch.load(f"{out}.night")
     # The first two of these few steps are the same up to rounding, which later ones may enlarge.
     assert shared_figures["step"] == figures["step"] and shared_figures["rollouts"] == figures["rollouts"]
     assert all(torch.allclose(a, b, atol=2e-2) for a, b in zip(weights, shared_weights, strict=True))
+    assert words == said(model)
+    assert held == whole - (layers // 2 if settings else 0), "each holds half of the layers"
+
+
+def launched(words: list[str], *, how: str = "--multi_gpu", cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """The end of two processes."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "REFLECT_THREADS": "1"}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", how, "--num_processes", "2"]
+    launch += ["--main_process_port", "0", *words]
+    return subprocess.run(launch, env=env, capture_output=True, text=True, timeout=400, check=False, cwd=cwd)
+
+
+@pytest.mark.slow
+def test_a_whole_night_by_two_processes_is_judged_as_by_one(tmp_path: Path) -> None:
+    """The command itself, on the pocket model: each process with the whole network, and with half of its layers."""
+    sleep = ["-m", "reflect", "sleep", "--budget", "20s", "--json"]
+    reports = []
+    for how in ("", "--multi_gpu", "--use_fsdp"):
+        folder = tmp_path / f"workspace{how}"
+        folder.mkdir()
+        store = Store(str(folder / "lessons.db"))
+        with store.write() as s:
+            for verb, operation in list(load_taskset("dialect").meanings.items())[:3]:
+                lessons.add(s, when=f"the task says {verb}", do=f"use {operation}", author="human", scope="dialect")
+        if how:
+            done = launched(sleep, how=how, cwd=folder)
+        else:
+            env = os.environ | {"PYTHONPATH": str(ROOT), "REFLECT_THREADS": "1"}
+            words = [sys.executable, *sleep]
+            done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, cwd=folder)
+        assert done.returncode == 0, done.stderr[-3000:]
+        reports.append(json.loads(done.stdout))
+    alone = reports[0]
+    assert alone["status"] == "promoted", "or there is little to compare"
+    for report in reports[1:]:
+        assert [report[name] for name in ("status", "reason", "adapter", "distilled", "plan")] == [
+            alone[name] for name in ("status", "reason", "adapter", "distilled", "plan")
+        ]
+        gate, its = alone["stages"]["gate"], report["stages"]["gate"]
+        assert gate["arms"] == its["arms"] and gate["lessons"] == its["lessons"] and gate["scale"] == its["scale"]
+        assert [(c["name"], c["ok"]) for c in gate["checks"]] == [(c["name"], c["ok"]) for c in its["checks"]]
+        assert [c["value"] for c in its["checks"]] == pytest.approx([c["value"] for c in gate["checks"]], abs=1e-3)
+
+
+def test_only_a_night_takes_several_processes() -> None:
+    done = launched(["-m", "reflect", "lessons"])
+    assert done.returncode != 0 and "reflect sleep" in done.stderr
 
 
 def test_one_process_needs_none_of_this(monkeypatch: pytest.MonkeyPatch) -> None:

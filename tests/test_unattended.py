@@ -113,6 +113,21 @@ def test_a_process_that_cannot_stop_is_ended() -> None:
         assert process.wait(30) == 128 + number
 
 
+def test_a_signal_at_the_very_end_leaves_no_traceback() -> None:
+    """The work is done and Python cleans up: the process ends, with its answer on stdout and no other words."""
+    code = (
+        "import atexit, os, signal, sys; from reflect.cli import main\n"
+        "atexit.register(lambda: os.kill(os.getpid(), int(sys.argv[1])))\n"
+        "main(['--version'])\n"
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        words = [sys.executable, "-c", code, str(int(number))]
+        heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(words, capture_output=True, text=True, preexec_fn=heed, env=env, check=False)
+        assert done.stdout.strip() and not done.stderr and done.returncode == -number
+
+
 # -- the deadline ------------------------------------------------------------------------------------------------------
 
 

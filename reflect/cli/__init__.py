@@ -38,7 +38,8 @@ from reflect.cli import (
     trial,
 )
 from reflect.cli.output import say
-from reflect.errors import ReflectError
+from reflect.errors import ReflectError, UsageError
+from reflect.models import processes
 
 ORDER = (
     "demo run eval prompt tasks grade judge lessons trial runs sleep nights schedule adapters profiles serve "
@@ -93,9 +94,15 @@ def version(wanted: bool) -> None:
 
 @app.callback()
 def reflect(
+    context: typer.Context,
     show: bool = typer.Option(False, "--version", help="Print the version.", callback=version, is_eager=True),
 ) -> None:
     """An agent that learns from its own practice: text lessons by day, LoRA weights by night."""
+    if processes.size() > 1 and context.invoked_subcommand != "sleep":
+        raise UsageError(
+            f"{processes.size()} processes were started for `reflect {context.invoked_subcommand}`, which is for one.",
+            "Start it without accelerate or torchrun: only `reflect sleep` shares its work.",
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -103,7 +110,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Waiting threads of torch sleep instead of spinning, so that other work beside this command keeps its core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signals.listen()
-    code = run_command(argv)
+    try:
+        code = run_command(argv)
+        signals.finish()
+    except KeyboardInterrupt:  # just before the end
+        code = interrupted()
     try:
         sys.stdout.flush()
     except OSError as e:  # the reader has gone (`| head`), or the disk is full

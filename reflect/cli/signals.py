@@ -25,6 +25,13 @@ def listen() -> None:
             signal.signal(number, _stop)
 
 
+def finish() -> None:
+    """The work is done: from now on a signal just ends the process, with no exception in what Python still does."""
+    for number in STOPS:
+        if signal.getsignal(number) == _stop:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def exit_code() -> int:
     """128 + the signal that stopped this process, as shells count; 130 where it was none."""
     return 128 + (_received[0] if _received else signal.SIGINT)

@@ -16,7 +16,8 @@ import transformers
 
 from reflect.config import Settings
 from reflect.errors import ModelError
-from reflect.models import memory
+from reflect.models import memory, processes
+from reflect.models.sharding import shard
 
 CONTEXT = 4096  # where neither the model nor its tokenizer says how much it reads
 ABSURD = 10**7  # a model that says it reads more than this says nothing: tokenizers write 1e30
@@ -50,16 +51,17 @@ def load(name: str, folder: Path, settings: Settings) -> tuple[Any, Any]:
     how: dict[str, Any] = {"dtype": dtype}
     if settings.quantize:
         how["quantization_config"] = _four_bit(dtype)
-    if settings.device_map:
-        how["device_map"] = settings.device_map
-    elif device.type == "cuda":
+    shared = processes.share_layers(settings.device_map)
+    if settings.device_map and not shared:
+        how["device_map"] = "auto" if settings.device_map == "fsdp" else settings.device_map
+    elif device.type == "cuda" and not shared:
         how["device_map"] = device  # straight to the GPU, not through as much memory of the machine
     check_memory(name, folder, settings, device, dtype)
     transformers.utils.logging.disable_progress_bar()  # stderr has one progress bar, and it is ours
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         found: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **how)
-        network = (found if "device_map" in how else found.to(device)).eval().requires_grad_(False)
+        network = (found if shared or "device_map" in how else found.to(device)).eval().requires_grad_(False)
     except Exception as e:  # transformers raises OSError, ValueError, KeyError, ... for a broken folder
         raise explained(name, folder, e) from e
     if not tokenizer.chat_template:
@@ -67,7 +69,7 @@ def load(name: str, folder: Path, settings: Settings) -> tuple[Any, Any]:
             f"The model {name} has no chat template.",
             "Use its instruct or chat variant, or put a chat_template.jinja into its folder.",
         )
-    return tokenizer, network
+    return tokenizer, shard(network, device) if shared else network
 
 
 def explained(name: str, folder: Path, e: Exception) -> ModelError:

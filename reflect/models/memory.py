@@ -65,8 +65,9 @@ def parameters_of(folder: Path) -> int:
 
 
 def weights_of(network: Any) -> int:
-    """Bytes of the loaded weights."""
-    return sum(p.numel() * p.element_size() for p in network.parameters())
+    """Bytes of the loaded weights; of those that processes share, this one's part."""
+    mine = (p.to_local() if hasattr(p, "to_local") else p for p in network.parameters())
+    return sum(p.numel() * p.element_size() for p in mine)
 
 
 def free(device: torch.device, *, spread: bool = False) -> int:

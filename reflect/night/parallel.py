@@ -5,14 +5,12 @@ trains, and then do their share of every step: they sample a part of the answers
 network; gradients are summed, so that all take the same optimizer step. What one process alone would do is done
 here too, up to the rounding of sums.
 
-Each process holds the whole network (data parallel). Not covered: a network that does not fit one device (FSDP wants
-the same calls of the network in every process, and these sample different answers), processes on machines that do not
-share the night's folder, and the answers of the gate, which the first process samples alone.
+Each process holds the whole network, or a part of every layer (`reflect.models.sharding`). Not covered: processes on
+machines that do not share the night's folder, and the answers of the gate, which the first process samples alone.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,42 +18,16 @@ from typing import Any, TypeVar
 import torch
 
 from reflect.errors import NightError
+from reflect.models import processes
 from reflect.models.local import LocalModel
+from reflect.models.processes import from_first, is_first, meet, part, rank, size
+from reflect.models.sharding import LOAD
 from reflect.night.sleep import NightReport
 
 T = TypeVar("T")
 
 
-def size() -> int:
-    """How many processes there are."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def is_first() -> bool:
-    return rank() == 0
-
-
-def _connect() -> None:
-    """Connects the processes, once; the launcher has told each who it is."""
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-
-
 # -- what every process calls, in the same order -----------------------------------------------------------------------
-
-
-def from_first(make: Callable[[], T]) -> T:
-    """What the first process makes, in all of them."""
-    if size() == 1:
-        return make()
-    _connect()
-    found: list[Any] = [make() if is_first() else None]
-    torch.distributed.broadcast_object_list(found)
-    return found[0]
 
 
 def sample(model: LocalModel, requests: Sequence[Any]) -> list[Any]:
@@ -64,7 +36,7 @@ def sample(model: LocalModel, requests: Sequence[Any]) -> list[Any]:
         return model.sample(requests)
     mine = model.sample(share(requests)) if share(requests) else []
     every: list[Any] = [None] * size()
-    _connect()
+    meet()
     torch.distributed.all_gather_object(every, mine)
     return [every[i % size()][i // size()] for i in range(len(requests))]
 
@@ -78,7 +50,7 @@ def add_up(parameters: Sequence[torch.Tensor]) -> None:
     """The sum of all processes' gradients, in each."""
     if size() == 1:
         return
-    _connect()
+    meet()
     for p in parameters:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         torch.distributed.all_reduce(p.grad)
@@ -88,7 +60,7 @@ def together(told: dict[str, list[float]]) -> dict[str, list[float]]:
     """The figures of all processes as one."""
     if size() == 1:
         return told
-    _connect()
+    meet()
     every: list[Any] = [None] * size()
     torch.distributed.all_gather_object(every, told)
     return {kind: [x for one in every for x in one.get(kind, [])] for kind in sorted({k for one in every for k in one})}
@@ -97,7 +69,7 @@ def together(told: dict[str, list[float]]) -> dict[str, list[float]]:
 def as_first(parameters: Sequence[torch.Tensor]) -> None:
     """The first process's values, in each."""
     if size() > 1:
-        _connect()
+        meet()
     for p in parameters if size() > 1 else []:
         torch.distributed.broadcast(p.detach(), src=0)
 
@@ -113,8 +85,9 @@ def announce(name: str, data: Any, plan: Any, folder: Path) -> None:
 
 def lead(night: Callable[[], NightReport], model: Callable[[], Any]) -> NightReport:
     """The night, lived by the first process; the others help it until it is over."""
+    processes.led = True
     if not is_first():
-        serve(model())
+        serve(model)
         return NightReport("helped", "")
     try:
         return night()
@@ -126,15 +99,19 @@ def dismiss() -> None:
     """Tell the helpers that the night is over."""
     if size() > 1 and is_first():
         from_first(lambda: None)
-        torch.distributed.destroy_process_group()
+        part()
 
 
-def serve(model: Any) -> None:
+def serve(load: Callable[[], Any]) -> None:
     """The life of a helper: its share of each training that the first process begins, until it is dismissed."""
     from reflect.night.harvest import Data
     from reflect.night.training import train
 
+    model: Any = None
     while (job := from_first(lambda: None)) is not None:
+        model = model or load()
+        if job == LOAD:
+            continue
         name, shape, plan, folder = job
         try:
             train(model, name, Data.of(shape), plan, Path(folder))
@@ -142,7 +119,7 @@ def serve(model: Any) -> None:
             continue  # the first process says why
         finally:
             model.drop_adapter(name)
-    torch.distributed.destroy_process_group()
+    part()
 
 
 class Stopped(Exception):
