@@ -12,6 +12,9 @@ import pytest
 import torch
 from conftest import save_tiny
 
+from reflect.cli import run_command
+from reflect.config import Settings
+from reflect.errors import ModelError
 from reflect.models import load_model, memory
 from reflect.models.base import Request
 from reflect.night import training
@@ -41,6 +44,8 @@ model = load_model({folder!r}, settings)
 held = memory.weights_of(model.network)
 words = said(model)
 found = gradient(model)
+model.thrift.checkpoints = True
+found += gradient(model)
 if parallel.is_first():
     try:
         assert words == said(model)  # the others wait meanwhile
@@ -89,9 +94,7 @@ def said(model) -> list[tuple[int, ...]]:
     return [done.tokens for done in model.sample([Request([{"role": "user", "content": "w7 w8"}], (1, 2, 3), 9)])[0]]
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"device_map": "fsdp"}, {"device_map": "fsdp", "checkpointing": "on"}], ids=str
-)
+@pytest.mark.parametrize("settings", [{}, {"device_map": "fsdp"}], ids=["whole", "fsdp"])
 def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path, settings: dict[str, str]) -> None:
     folder, out = save_tiny(tmp_path / "tiny"), tmp_path / "found.pt"
     script = tmp_path / "two.py"
@@ -104,7 +107,7 @@ def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path, settings: d
     layers = sum(p.numel() * p.element_size() for p in model.network.get_decoder().layers.parameters())
     alone, (weights, figures) = gradient(model), night(model, tmp_path / "alone")
     found, (shared_weights, shared_figures), words, held = torch.load(out)
-    for a, b in zip(alone, found, strict=True):
+    for a, b in zip(alone + alone, found, strict=True):
         assert a.abs().max() > 0 and torch.allclose(a, b, atol=1e-6)
     # The first two of these few steps are the same up to rounding, which later ones may enlarge.
     assert shared_figures["step"] == figures["step"] and shared_figures["rollouts"] == figures["rollouts"]
@@ -153,9 +156,13 @@ def test_a_whole_night_by_two_processes_is_judged_as_by_one(tmp_path: Path) -> N
         assert [c["value"] for c in its["checks"]] == pytest.approx([c["value"] for c in gate["checks"]], abs=1e-3)
 
 
-def test_only_a_night_takes_several_processes() -> None:
-    done = launched(["-m", "reflect", "lessons"])
-    assert done.returncode != 0 and "reflect sleep" in done.stderr
+def test_only_a_night_takes_several_processes(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_command(["lessons"]) == 2 and "only `reflect sleep` shares" in capfd.readouterr().err
+    with pytest.raises(ModelError, match="only for a night"):
+        load_model("pocket", Settings(device_map="fsdp"))
 
 
 def test_one_process_needs_none_of_this(monkeypatch: pytest.MonkeyPatch) -> None:
