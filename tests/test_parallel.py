@@ -163,6 +163,8 @@ def test_only_a_night_takes_several_processes(
     assert run_command(["lessons"]) == 2 and "only `reflect sleep` shares" in capfd.readouterr().err
     with pytest.raises(ModelError, match="only for a night"):
         load_model("pocket", Settings(device_map="fsdp"))
+    with pytest.raises(ModelError, match="four bits cannot be shared"):
+        load_model("pocket", Settings(device_map="fsdp", quantize="4bit"))
 
 
 def test_one_process_needs_none_of_this(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,9 +49,12 @@ def load(name: str, folder: Path, settings: Settings) -> tuple[Any, Any]:
     device = device_of(settings)
     dtype = dtype_of(settings, device)
     how: dict[str, Any] = {"dtype": dtype}
+    shared = processes.share_layers(settings.device_map)
+    if shared and settings.quantize:
+        why = "Weights in four bits cannot be shared between processes."
+        raise ModelError(why, 'Leave out FSDP (device_map = "fsdp", --use_fsdp), or quantize.')
     if settings.quantize:
         how["quantization_config"] = _four_bit(dtype)
-    shared = processes.share_layers(settings.device_map)
     if settings.device_map and not shared:
         how["device_map"] = "auto" if settings.device_map == "fsdp" else settings.device_map
     elif device.type == "cuda" and not shared:
