@@ -239,7 +239,7 @@ def test_a_full_disk_behind_the_database(folder: Path) -> None:
 
 
 def test_an_interrupted_run_says_so_and_is_continued(folder: Path) -> None:
-    words = [REFLECT, "run", "dialect", "-n", "60", "-k", "8", "--seed", "1"]
+    words = [REFLECT, "run", "dialect", "-n", "24", "-k", "8", "--seed", "1"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     # What a shell starts in the background ignores SIGINT, and so do its children, unless they are told otherwise.
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
@@ -258,8 +258,8 @@ def test_an_interrupted_run_says_so_and_is_continued(folder: Path) -> None:
     assert process.returncode == 130 and "the same command continues" in err and "Traceback" not in err
     with ws.store.read() as s:
         before = runs.figures(s, 1).rollouts
-    assert 0 < before < 480
+    assert 0 < before < 192
     subprocess.run(words, check=True, capture_output=True, env=env)
     with ws.store.read() as s:
-        assert runs.figures(s, 1).rollouts == 480 and len(runs.list_runs(s)) == 1
+        assert runs.figures(s, 1).rollouts == 192 and len(runs.list_runs(s)) == 1
     assert ws.doctor() == []
