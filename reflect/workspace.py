@@ -284,7 +284,11 @@ class Workspace(Shelf):
             return night()
         from reflect.night.parallel import lead
 
-        return lead(night, lambda: self.model)
+        try:
+            return lead(night, lambda: self.model)
+        finally:
+            if processes.share_layers(self.settings.device_map):  # the others have gone, and their parts with them
+                self.__dict__.pop("model", None)
 
     def _sleep(
         self,

@@ -36,7 +36,7 @@ from test_parallel import data, gradient, night, said
 from reflect.config import Settings
 from reflect.models import load_model, memory, processes
 from reflect.night import parallel
-processes.led = True
+processes.begin()
 settings = Settings(**{settings!r})
 if settings.device_map and not parallel.is_first():
     parallel.from_first(lambda: None)  # the first one's word that it loads
@@ -55,6 +55,16 @@ if parallel.is_first():
         parallel.dismiss()
 else:
     parallel.serve(lambda: model)
+assert not processes.led
+
+fresh = lambda: load_model({folder!r}, settings)  # a second night of the same processes
+
+
+def again():
+    assert said(fresh()) == words
+
+
+parallel.lead(again, fresh)
 print("done")
 """
 
@@ -163,6 +173,8 @@ def test_only_a_night_takes_several_processes(
     assert run_command(["lessons"]) == 2 and "only `reflect sleep` shares" in capfd.readouterr().err
     with pytest.raises(ModelError, match="only for a night"):
         load_model("pocket", Settings(device_map="fsdp"))
+    with pytest.raises(ModelError, match=r"needs 5\.2 MB .* there are 5\.0 MB"):  # half of 2,468,160 in float32
+        load_model("pocket", Settings(device_map="fsdp", memory=0.005))
     with pytest.raises(ModelError, match="four bits cannot be shared"):
         load_model("pocket", Settings(device_map="fsdp", quantize="4bit"))
 

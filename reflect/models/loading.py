@@ -55,9 +55,11 @@ def load(name: str, folder: Path, settings: Settings) -> tuple[Any, Any]:
         raise ModelError(why, 'Leave out FSDP (device_map = "fsdp", --use_fsdp), or quantize.')
     if settings.quantize:
         how["quantization_config"] = _four_bit(dtype)
-    if settings.device_map and not shared:
+    if shared:
+        pass  # read by each process, layer by layer put in its place
+    elif settings.device_map:
         how["device_map"] = "auto" if settings.device_map == "fsdp" else settings.device_map
-    elif device.type == "cuda" and not shared:
+    elif device.type == "cuda":
         how["device_map"] = device  # straight to the GPU, not through as much memory of the machine
     check_memory(name, folder, settings, device, dtype)
     transformers.utils.logging.disable_progress_bar()  # stderr has one progress bar, and it is ours
@@ -121,13 +123,14 @@ def _four_bit(dtype: torch.dtype) -> Any:
 
 
 def check_memory(name: str, folder: Path, settings: Settings, device: torch.device, dtype: torch.dtype) -> None:
-    """ModelError when the weights alone do not fit what is free, or what `memory` allows."""
+    """ModelError when the weights alone, or this process's part of them, do not fit what is free or `memory` allows."""
     try:
         count = memory.parameters_of(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # a broken file: reading it says so in better words
-    need = memory.SLACK * count * (memory.FOUR_BIT if settings.quantize else dtype.itemsize)
-    have: float = memory.free(device, spread=bool(settings.device_map))
+    parts = processes.size() if processes.share_layers(settings.device_map) else 1
+    need = memory.SLACK * count * (memory.FOUR_BIT if settings.quantize else dtype.itemsize) / parts
+    have: float = memory.free(device, spread=bool(settings.device_map) and parts == 1)
     if settings.memory:
         have = min(have, settings.memory * memory.GB)
     if need > have:

@@ -6,6 +6,7 @@ covered: processes on machines that share no files.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,16 +17,16 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # the others wait while the first one judges; of a process that died the launcher knows
 
 led = False  # do the others follow the first one's word?
-_before: list[Callable[[], None]] = []  # what a process does until all have come to the same place
+_wait: Callable[[], None] | None = None  # what a process does until all have come to the same place
 
 
 def size() -> int:
     """How many processes there are."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ.get("RANK") or 0)
 
 
 def is_first() -> bool:
@@ -37,8 +38,14 @@ def share_layers(device_map: str) -> bool:
     return size() > 1 and (device_map == "fsdp" or os.environ.get("ACCELERATE_USE_FSDP") == "true")
 
 
+def begin() -> None:
+    """From now on the others follow the first one's word, until `part`."""
+    global led
+    led = True
+
+
 def connect() -> None:
-    """Connects the processes, once; the launcher has told each who it is."""
+    """Connects the processes, once and until they end; the launcher has told each who it is."""
     import torch
 
     if torch.distributed.is_initialized():
@@ -47,18 +54,20 @@ def connect() -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     how = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     torch.distributed.init_process_group(how, timeout=PATIENCE)
+    atexit.register(torch.distributed.destroy_process_group)  # not earlier: they could not connect again
 
 
 def meet() -> None:
     """Wait until all processes are here. Every exchange between them begins so."""
     connect()
-    for wait in _before:
-        wait()
+    if _wait:
+        _wait()
 
 
 def while_waiting(wait: Callable[[], None]) -> None:
     """From now on `meet` calls this: it may help the others, and returns when all wait."""
-    _before[:] = [wait]
+    global _wait
+    _wait = wait
 
 
 def from_first(make: Callable[[], T]) -> T:
@@ -75,8 +84,6 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def part() -> None:
-    """The end: from now on each is alone."""
-    import torch
-
-    _before.clear()
-    torch.distributed.destroy_process_group()
+    """The end of a night: from now on each is alone."""
+    global led, _wait
+    led, _wait = False, None

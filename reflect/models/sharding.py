@@ -29,9 +29,7 @@ def shard(network: Any, device: torch.device) -> Any:
 
     All must call it together: the first tells the others, who wait for its word.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = layers_of(network)
     if not layers:
         why = f"The layers of {type(network).__name__} cannot be shared between processes."
         raise ModelError(why, 'Leave device_map = "fsdp" out.')
@@ -42,6 +40,13 @@ def shard(network: Any, device: torch.device) -> Any:
         processes.from_first(lambda: LOAD)
     processes.while_waiting(Shards(layers, device).wait)
     return network.to(device)
+
+
+def layers_of(network: Any) -> list[Any]:
+    """The layers of a network that transformers repeats."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 class Shards:

@@ -18,9 +18,8 @@ from typing import Any, TypeVar
 import torch
 
 from reflect.errors import NightError
-from reflect.models import processes
 from reflect.models.local import LocalModel
-from reflect.models.processes import from_first, is_first, meet, part, rank, size
+from reflect.models.processes import begin, from_first, is_first, meet, part, rank, size
 from reflect.models.sharding import LOAD
 from reflect.night.sleep import NightReport
 
@@ -85,7 +84,7 @@ def announce(name: str, data: Any, plan: Any, folder: Path) -> None:
 
 def lead(night: Callable[[], NightReport], model: Callable[[], Any]) -> NightReport:
     """The night, lived by the first process; the others help it until it is over."""
-    processes.led = True
+    begin()
     if not is_first():
         serve(model)
         return NightReport("helped", "")

@@ -12,9 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from reflect.errors import NightError
+from reflect.models.sharding import layers_of
 
 if TYPE_CHECKING:
     from reflect.models.local import LocalModel
@@ -26,9 +26,8 @@ def checkpointed(model: LocalModel) -> Iterator[None]:
 
     transformers' own switch needs the training mode, in which a base with dropout would be another model.
     """
-    layers = [m for m in model.network.modules() if isinstance(m, GradientCheckpointingLayer)]
     changed: list[tuple[Any, Any]] = []
-    for layer in layers if model.thrift.checkpoints else ():
+    for layer in layers_of(model.network) if model.thrift.checkpoints else ():
         changed.append((layer, layer.__dict__.get("forward")))
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
     try:
