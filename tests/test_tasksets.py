@@ -11,7 +11,6 @@ import pytest
 from reflect.errors import BadTaskFile, UnknownName, UsageError
 from reflect.tasksets import available, check, load_taskset
 from reflect.tasksets.base import Score, Task, Taskset
-from reflect.tasksets.example import example
 from reflect.tasksets.verifiers import VERIFIERS, last_number
 
 NAMES = ["letters", "dialect", "dialect:2", "skills", "calc", "shop", "shop:2"]
@@ -93,18 +92,6 @@ def test_last_number(text: str, value: float) -> None:
     assert float(last_number(text)) == value
 
 
-@pytest.mark.parametrize(
-    "pattern", [r"^(\d+) apples?$", "(?i)yes|no", r"[^a-z\d]{2}", r"(a)\1", r"\bfour\b.*[.!]?$", ""]
-)
-def test_an_example_of_a_pattern(pattern: str) -> None:
-    assert example(pattern) is not None
-
-
-def test_a_pattern_without_an_example() -> None:
-    assert example(r"(?<=x)y") is None
-    assert example(r"a\bb") is None
-
-
 # -- task files
 
 
@@ -138,7 +125,8 @@ def test_every_field_and_every_verifier(tmp_path: Path) -> None:
         {"id": "b", "messages": [{"role": "system", "content": "Short."}, {"role": "user", "content": "2+2?"}]}
         | {"verifier": "number", "answer": 4, "split": "holdout", "gold": None},
         {"id": "c", "prompt": "Name a city.", "verifier": "contains", "answer": "Rome", "split": "holdout"},
-        {"id": "d", "prompt": "How many?", "verifier": "regex", "answer": r"^(3|three) \w+$", "split": "practice"},
+        {"id": "d", "prompt": "How many?", "verifier": "regex", "answer": r"^(3|three) \w+$", "split": "practice"}
+        | {"gold": "answer: three apples"},
         {"id": "e", "prompt": "And y?", "verifier": "regex", "answer": "(?<=x)y", "gold": "xy", "split": "practice"},
         {"id": "f", "prompt": "Is it so?", "answer": True, "split": "holdout"},
     )
@@ -148,8 +136,9 @@ def test_every_field_and_every_verifier(tmp_path: Path) -> None:
     assert {t.id: t.answer for t in taskset.tasks("holdout")} == {"b": 4, "c": "Rome", "f": "true"}
 
 
-def test_a_pattern_that_nothing_is_known_to_match_is_reported(tmp_path: Path) -> None:
-    rows = [{"prompt": p, "verifier": "regex", "answer": a} for p, a in (("x?", "(?<=x)y"), ("y?", ".*"))]
+def test_a_known_good_text_that_the_pattern_does_not_match_is_reported(tmp_path: Path) -> None:
+    patterns = (("x?", "(?<=x)y"), ("y?", ".*"))
+    rows = [{"prompt": p, "verifier": "regex", "answer": a, "gold": "a y"} for p, a in patterns]
     problems = check(load_taskset(write(tmp_path / "t.jsonl", *rows)))
     assert any("known-good" in p for p in problems) and any("an empty answer scores 1" in p for p in problems)
 
@@ -188,6 +177,7 @@ def test_the_same_question_without_ids_counts_once_and_stays_on_one_side(tmp_pat
         ('{"prompt": "a", "answer": NaN, "verifier": "number"}', "line 2, field 'answer'"),
         ('{"prompt": "a", "answer": "many", "verifier": "number"}', "line 2, field 'answer': 'many' holds no number"),
         ('{"prompt": "a", "answer": "(", "verifier": "regex"}', "line 2, field 'answer': '(' is no regular"),
+        ('{"prompt": "a", "answer": "b+", "verifier": "regex"}', "line 2, field 'gold': a regex task needs a text"),
         ('{"prompt": "a", "answer": "b", "verifier": "exakt"}', "line 2, field 'verifier': there is no verifier"),
         ('{"prompt": "a", "answer": "b", "verifier": ["exact"]}', "line 2, field 'verifier': there is no verifier"),
         ('{"prompt": "a", "answer": "b", "split": "test"}', "line 2, field 'split': there is no split 'test'"),

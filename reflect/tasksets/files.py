@@ -5,8 +5,8 @@
 
 Fields: `prompt` (text) or `messages` ([{role, content}]); `answer` (text or number; the pattern for regex); `verifier`
 (exact when absent); `id` (a hash of the task when absent); `split` (by hash of the messages when absent, about 70 %
-practice, so that a question never stands on both sides); `gold` (a known-good final text, needed only for a pattern of
-which no example can be made); `untrusted` (true for a task that carries outside bytes); `rubric` (by what a judge
+practice, so that a question never stands on both sides); `gold` (a known-good final text, required for regex);
+`untrusted` (true for a task that carries outside bytes); `rubric` (by what a judge
 grades it; `answer` is then a reference and may be missing). A task with the verifier `code` has `cases` instead of an
 answer, and more (see `reflect.tasksets.code`). Other fields are ignored. A task without an id that stands there twice
 counts once.
@@ -29,7 +29,6 @@ from reflect import prompts
 from reflect.errors import BadTaskFile, UnknownName
 from reflect.tasksets import code
 from reflect.tasksets.base import HUMAN, JUDGE, Message, Split, Task, Taskset
-from reflect.tasksets.example import example
 from reflect.tasksets.verifiers import VERIFIERS, judged, last_number
 
 SUFFIXES = (".jsonl", ".json", ".yaml", ".yml")
@@ -111,10 +110,10 @@ def task_of(row: Row, messages: list[Message], split: Split, own: bool = False) 
     gold = row.fields.get("gold")
     if gold is not None and not isinstance(gold, str):
         row.fail("gold", "it is not a text", "Give one final text that must score 1.")
-    if gold is None and verifier == "code":
-        gold = ""  # `reflect tasks check` asks for one
-    elif gold is None:
-        gold = f"answer: {(example(str(answer)) or '') if verifier == 'regex' else answer}"
+    if gold is None and verifier == "regex":
+        row.fail("gold", "a regex task needs a text that its pattern matches", 'Add one: "gold": "answer: 3 apples".')
+    if gold is None:
+        gold = "" if verifier == "code" else f"answer: {answer}"  # `reflect tasks check` asks for that of code
     words: dict[str, Any] = {"answer": answer, "split": split, "untrusted": _untrusted(row)}
     rubric = row.fields.get("rubric", "").strip()
     return Task(id=str(name).strip(), messages=messages, verifier=verifier, rubric=rubric, **words), gold
