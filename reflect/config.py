@@ -1,80 +1,99 @@
-"""Settings: flag > REFLECT_* > reflect.toml > default."""
+"""Settings. Precedence: flag, then the environment variable REFLECT_NAME, then reflect.toml, then the default."""
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 import tomllib
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from reflect.errors import UsageError
 
+T = TypeVar("T", str, bool, int, float)
+
 
 def shipped(folder: str) -> Path:
-    """The folder `prompts` or `tasks` that came with reflect: inside the wheel, or beside it in an editable install."""
+    """The packaged folder `prompts` or `tasks`: inside the wheel, or in the checkout of an editable install."""
     inside = Path(__file__).parent / "_shipped" / folder
     return inside if inside.is_dir() else Path(__file__).parent.parent / folder
 
 
 class Limits(NamedTuple):
-    """Of one rollout that has several turns: see the settings of like names."""
+    """Limits of one multi-turn rollout: the settings max_turns, episode_tokens and episode_seconds."""
 
     turns: int = 32
     tokens: int = 0
     seconds: float = 3600.0
 
 
+def setting(default: T, description: str, *, ge: float = 0, lt: float = math.inf, choices: tuple[str, ...] = ()) -> T:
+    """A field of `Settings`. Numbers are finite, at least `ge`, less than `lt`; texts are one of `choices`, if any."""
+    metadata = {"description": description, "ge": ge, "lt": lt, "choices": choices}
+    return field(default=default, metadata=metadata)
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Everything that can be set in reflect.toml or by REFLECT_NAME. Tokens are the model's own."""
+    """All settings. Tokens are those of the model's own tokenizer."""
 
-    db: str = "lessons.db"  # a path, or a SQLAlchemy URL
-    model: str = "pocket"
-    judge: str = ""  # another model that grades tasks with a rubric; default: the model itself, bare
-    profile: str = "default"
-    k: int = 8  # rollouts per task
-    n: int = 40  # tasks per run
-    temperature: float = 1.0
-    max_tokens: int = 96  # of one answer
-    max_turns: int = 32  # of one rollout, in tasks of several turns
-    episode_tokens: int = 0  # of one rollout's whole conversation; 0: as many as the model's context holds
-    episode_seconds: float = 3600.0  # of one rollout; looked at between its turns
-    reflect_tokens: int = 160  # of one reflection
-    lesson_budget: int = 400  # tokens of lessons in one prompt
-    lesson_limit: int = 6  # lessons in one prompt
-    review: bool = False  # a person approves what the model learns before it is shown: reflect lessons approve
-    trials: bool = True  # withhold lessons from some rollouts of a run, to measure what they are worth
-    withhold_candidate: float = 0.5  # from this share of the rollouts
-    withhold_active: float = 0.1  # the same of lessons that are proven, or pinned
-    withhold_bundle: float = 0.05  # all lessons together, from this share: is the prompt better with them at all?
-    reflector: str = ""  # the model that reviews the attempts; default: the one that makes them
-    base_url: str = ""  # of the server of openai:NAME, with /v1; keys are in OPENAI_API_KEY or REFLECT_API_KEY alone
-    serve_url: str = ""  # a server (vLLM, reflect serve) that is given each adapter that is promoted
-    context: int = 8192  # tokens that openai:NAME reads with its answer, where its server does not say
-    concurrency: int = 8  # requests to a server at the same time
-    samples: int = 1  # attempts asked for in one request; more are cheaper, but have no seed of their own
-    rate: int = 0  # requests that are begun in a minute, 0 = as many as go
-    timeout: float = 120.0  # seconds that a server is waited for
-    retries: int = 2  # of a request that was limited (429), failed (5xx), timed out or was cut off
-    prices: str = ""  # of a million tokens in and out, by model: "gpt-x 0.15 0.60, qwen3 0 0"
-    budget_seconds: float = 0.0  # of one run with models behind an API; 0 = no limit
-    budget_tokens: int = 0  # the same, tokens in and out
-    budget_cost: float = 0.0  # the same, in the money of `prices`
-    sleep_lessons: int = 1  # `reflect sleep --if-due`: a night is due when so many lessons are new
-    sleep_hours: float = 20.0  # and the last one ended so long ago
-    verify_seconds: float = 10.0  # to score one rollout; a verifier that needs longer is ended
-    verify_memory: int = 4096  # MiB that this may take
-    device: str = "auto"  # auto | cpu | cuda | mps
-    dtype: str = "auto"  # of a local model's weights: auto | float32 | bfloat16 | float16
-    device_map: str = ""  # "auto": a local model is spread over all GPUs; "fsdp": over the processes of a night
-    quantize: str = ""  # "4bit": with bitsandbytes, on a GPU
-    memory: float = 0.0  # GB that a local model may take, its weights and a batch; 0 = what is free
-    max_context: int = 0  # tokens that a local model reads with its answer at most; 0 = as many as it says it can
-    thinking: str = "auto"  # on | off, where the chat template has a switch for it; auto = as the template has it
-    checkpointing: str = "auto"  # on | off: training keeps fewer values and computes them again; auto = when it must
-    threads: int = 0  # torch threads, 0 = torch's own choice
-    home: str = ""  # where adapters and locks live; default: .reflect beside the database
+    db: str = setting("lessons.db", "lessons database: a path, or a SQLAlchemy URL")
+    model: str = setting("pocket", "model: pocket, hf:ORG/NAME, a path, or openai:NAME")
+    judge: str = setting("", "model that grades tasks with a rubric; empty = the model without lessons and adapter")
+    profile: str = setting("default", "profile: a namespace with its own lessons and active adapter")
+    k: int = setting(8, "rollouts per task", ge=1)
+    n: int = setting(40, "tasks per run", ge=1)
+    temperature: float = setting(1.0, "sampling temperature")
+    max_tokens: int = setting(96, "maximum tokens of one answer", ge=1)
+    max_turns: int = setting(32, "maximum turns of one multi-turn rollout", ge=1)
+    episode_tokens: int = setting(0, "maximum tokens of one rollout's conversation; 0 = the model's context length")
+    episode_seconds: float = setting(3600.0, "time limit of one rollout in seconds, checked between turns", ge=0.001)
+    reflect_tokens: int = setting(160, "maximum tokens of one reflection", ge=1)
+    lesson_budget: int = setting(400, "maximum tokens of lessons in one prompt")
+    lesson_limit: int = setting(6, "maximum number of lessons in one prompt")
+    require_approval: bool = setting(False, "a person must approve new lessons: reflect lessons approve")
+    trials: bool = setting(True, "withhold lessons from some rollouts of a run, to measure their effect")
+    withhold_candidate: float = setting(0.5, "share of rollouts from which a candidate lesson is withheld", lt=1)
+    withhold_active: float = setting(0.1, "share of rollouts from which an active or pinned lesson is withheld", lt=1)
+    withhold_bundle: float = setting(0.05, "share of rollouts from which all lessons are withheld together", lt=1)
+    reflector: str = setting("", "model that reflects on the rollouts; empty = the model that made them")
+    base_url: str = setting("", "URL of the server of openai:NAME, with /v1; keys: OPENAI_API_KEY or REFLECT_API_KEY")
+    serve_url: str = setting("", "server (vLLM, reflect serve) that loads each promoted adapter")
+    context: int = setting(8192, "context length of openai:NAME in tokens, if its server does not report it", ge=1)
+    concurrency: int = setting(8, "concurrent requests to a server", ge=1)
+    samples: int = setting(1, "samples per request; above 1 is cheaper, but samples have no seed of their own", ge=1)
+    rate: int = setting(0, "maximum requests started per minute; 0 = unlimited")
+    timeout: float = setting(120.0, "request timeout in seconds", ge=0.001)
+    retries: int = setting(
+        2, "retries of a request after a rate limit (429), server error (5xx), timeout or disconnect"
+    )
+    prices: str = setting("", 'price per million tokens in and out, by model: "gpt-x 0.15 0.60, qwen3 0 0"')
+    budget_seconds: float = setting(0.0, "time limit of one run with remote models, in seconds; 0 = unlimited")
+    budget_tokens: int = setting(0, "token limit (input plus output) of one run with remote models; 0 = unlimited")
+    budget_cost: float = setting(0.0, "cost limit of one run with remote models, in the unit of prices; 0 = unlimited")
+    sleep_lessons: int = setting(1, "sleep --if-due: minimum number of new lessons")
+    sleep_hours: float = setting(20.0, "sleep --if-due: minimum hours since the last night ended")
+    verify_seconds: float = setting(10.0, "time limit for scoring one rollout, in seconds", ge=0.001)
+    verify_memory: int = setting(4096, "memory limit for scoring one rollout, in MiB", ge=1)
+    device: str = setting("auto", "device of a local model: auto, cpu, cuda or mps")
+    dtype: str = setting("auto", "weight type of a local model", choices=("auto", "float32", "bfloat16", "float16"))
+    device_map: str = setting(
+        "",
+        "placement of a local model: auto, balanced or sequential = over all GPUs; fsdp = over a night's processes",
+        choices=("", "auto", "balanced", "sequential", "fsdp"),
+    )
+    quantize: str = setting("", "4bit = quantize with bitsandbytes; needs a GPU", choices=("", "4bit"))
+    memory: float = setting(0.0, "memory limit of a local model with one batch, in GB; 0 = the free memory")
+    max_context: int = setting(0, "context limit of a local model in tokens; 0 = the model's own")
+    thinking: str = setting("auto", "thinking mode; auto = the chat template's default", choices=("auto", "on", "off"))
+    checkpointing: str = setting(
+        "auto", "activation checkpointing in training; auto = when memory is short", choices=("auto", "on", "off")
+    )
+    threads: int = setting(0, "torch threads; 0 = torch's default")
+    home: str = setting("", "folder of adapters and locks; empty = .reflect in the database's folder")
 
     @property
     def limits(self) -> Limits:
@@ -84,64 +103,91 @@ class Settings:
     def home_path(self) -> Path:
         if self.home:
             return Path(self.home)
-        beside = Path.cwd() if "://" in self.db else Path(self.db).resolve().parent
-        return beside / ".reflect"
+        folder = Path.cwd() if "://" in self.db else Path(self.db).resolve().parent
+        return folder / ".reflect"
+
+    def stored(self, names: Collection[str]) -> dict[str, object]:
+        """These settings as a run stores and hashes them: renamed ones by their first name, so that old runs resume."""
+        return {FIRST_NAMES.get(name, name): getattr(self, name) for name in names}
+
+    def restored(self, config: Mapping[str, object], **changes: object) -> Settings:
+        """A copy with the settings that a run stored in its config, and with `changes`."""
+        known = {setting.name for setting in fields(self)}
+        renamed = {RENAMED.get(name, name): value for name, value in config.items()}
+        return replace(self, **{name: value for name, value in renamed.items() if name in known} | changes)  # type: ignore[arg-type]
 
 
-AT_LEAST = {"context": 1, "concurrency": 1, "samples": 1, "rate": 0, "timeout": 0.001, "retries": 0}
-AT_LEAST |= {"budget_seconds": 0, "budget_tokens": 0, "budget_cost": 0, "memory": 0, "max_context": 0}
-CHOICES = {
-    "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "device_map": ("", "auto", "balanced", "sequential", "fsdp"),
-    "quantize": ("", "4bit"),
-    "thinking": ("auto", "on", "off"),
-    "checkpointing": ("auto", "on", "off"),
-}
+RENAMED = {"review": "require_approval"}  # first name -> name. `load` reads both until version 0.2.
+FIRST_NAMES = {name: first for first, name in RENAMED.items()}
 
 
-def load(path: Path | None = None, **flags: Any) -> Settings:
-    """Read the settings. `flags` that are None are not given. An unknown or ill-typed key is a UsageError."""
+def load(path: Path | None = None, **flags: object) -> Settings:
+    """Read the settings. A flag that is None is not set. UsageError for an unknown setting or an invalid value."""
     settings = Settings()
     file = path or Path("reflect.toml")
     if file.is_file():
         try:
             table = tomllib.loads(file.read_text())
         except tomllib.TOMLDecodeError as e:
-            raise UsageError(f"{file} is not TOML: {e}.", "Mend that line.") from e
+            raise UsageError(f"{file} is not TOML: {e}.", "Fix the syntax and try again.") from e
         settings = _update(settings, table, str(file))
     elif path:
         raise UsageError(f"There is no settings file {path}.")
-    names = {f.name for f in fields(Settings)}
+    names = {setting.name for setting in fields(Settings)} | RENAMED.keys()
     env = {k[8:].lower(): v for k, v in os.environ.items() if k.startswith("REFLECT_")}
     settings = _update(settings, {k: v for k, v in env.items() if k in names}, "environment REFLECT_*")
     return _update(settings, {k: v for k, v in flags.items() if v is not None}, "flags")
 
 
-def _update(settings: Settings, table: dict[str, Any], source: str) -> Settings:
-    types: dict[str, Any] = {f.name: type(f.default) for f in fields(Settings)}
-    clean: dict[str, Any] = {}
-    for name, value in table.items():
-        if name not in types:
-            raise UsageError(f"{source}: unknown setting '{name}'.", f"Known are: {', '.join(types)}.")
-        try:
-            clean[name] = _truth(value) if types[name] is bool else types[name](value)
-        except (TypeError, ValueError) as e:
-            raise UsageError(f"{source}: {name} = {value!r} is not {types[name].__name__}.") from e
-        if name in AT_LEAST and clean[name] < AT_LEAST[name]:
-            raise UsageError(f"{source}: {name} = {value!r} is too small.", f"Give at least {AT_LEAST[name]}.")
-        if name in CHOICES and clean[name] not in CHOICES[name]:
-            known = ", ".join(word or '""' for word in CHOICES[name])
-            raise UsageError(f"{source}: {name} = {value!r} is not known.", f"Known are: {known}.")
-        if name.startswith("withhold_") and not 0.0 <= clean[name] < 1.0:
-            raise UsageError(f"{source}: {name} = {value!r} is not a share of the rollouts.", "Give 0 to 0.9.")
-    return replace(settings, **clean)
+def _update(settings: Settings, table: Mapping[str, object], source: str) -> Settings:
+    known = {setting.name: setting for setting in fields(Settings)}
+    values: dict[str, object] = {}
+    for given, value in table.items():
+        name = RENAMED.get(given, given)
+        if name not in known:
+            raise UsageError(f"{source}: unknown setting '{name}'.", f"Known settings: {', '.join(known)}.")
+        if name != given:
+            print(f"Warning: {source}: the setting '{given}' is now called '{name}'.", file=sys.stderr)
+        values[name] = _validate(known[name], value, source)
+    return replace(settings, **values)  # type: ignore[arg-type]
 
 
-def _truth(value: Any) -> bool:
-    """true and false as TOML has them, or as words of the environment."""
-    words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-    if isinstance(value, str) and value.lower() in words:
-        return words[value.lower()]
-    if not isinstance(value, bool):
+def _validate(setting: Field[object], value: object, source: str) -> object:
+    """The value in the setting's type. UsageError where it has another type, or is out of bounds."""
+    name, kind, bounds = setting.name, type(setting.default), setting.metadata
+    try:
+        clean = _convert(kind, value)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise UsageError(f"{source}: {name} = {value!r} is not {kind.__name__}.") from e
+    if bounds["choices"] and clean not in bounds["choices"]:
+        known = ", ".join(word or '""' for word in bounds["choices"])
+        raise UsageError(f"{source}: {name} = {value!r} is not known.", f"Known values: {known}.")
+    if isinstance(clean, float) and not math.isfinite(clean):
+        raise UsageError(f"{source}: {name} = {value!r} is not a finite number.")
+    if isinstance(clean, int | float) and clean < bounds["ge"]:
+        raise UsageError(f"{source}: {name} = {value!r} is too small.", f"Give at least {bounds['ge']}.")
+    if isinstance(clean, int | float) and clean >= bounds["lt"]:
+        raise UsageError(f"{source}: {name} = {value!r} is too large.", f"Give less than {bounds['lt']}.")
+    return clean
+
+
+def _convert(kind: type, value: object) -> object:
+    """A TOML value, or the text of an environment variable, as `kind`. Raises ValueError for a lossy conversion."""
+    if kind is bool:
+        words = {
+            "true": True,
+            "1": True,
+            "yes": True,
+            "on": True,
+            "false": False,
+            "0": False,
+            "no": False,
+            "off": False,
+        }
+        value = words.get(value.lower(), value) if isinstance(value, str) else value
+        if not isinstance(value, bool):
+            raise ValueError(value)
+        return value
+    if isinstance(value, bool | dict | list) or (kind is int and isinstance(value, float) and not value.is_integer()):
         raise ValueError(value)
-    return value
+    return kind(value)

@@ -14,11 +14,9 @@ from __future__ import annotations
 import getpass
 import json
 from collections.abc import Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reflect.config import Settings
 from reflect.errors import UsageError
 from reflect.tasksets.files import Row, rows_of
 
@@ -109,9 +107,7 @@ class Grades:
 
         with self.ws.store.read() as s:
             run = runs.get_run(s, run_id)
-        known = {field.name for field in fields(Settings)}
-        words = {name: value for name, value in run.config.items() if name in known}
-        ws = Workspace(replace(self.ws.settings, **words, model=run.model, profile=run.profile))
+        ws = Workspace(self.ws.settings.restored(run.config, model=run.model, profile=run.profile))
         taskset = ws.taskset(run.taskset)
         return review_run(ws.model, ws.store, taskset, ws.settings, run_id, progress)
 

@@ -15,7 +15,7 @@ from reflect.day.trial import Court, Holds
 from reflect.records import Run
 from reflect.store import Store, lessons, runs, trials
 
-SETTINGS = Settings(review=True, withhold_bundle=0.2)
+SETTINGS = Settings(require_approval=True, withhold_bundle=0.2)
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_the_settings_are_read_as_words_and_shares(monkeypatch, tmp_path):
     with pytest.raises(UsageError, match="trials = 'maybe' is not bool"):
         load(file)
     monkeypatch.delenv("REFLECT_TRIALS")
-    with pytest.raises(UsageError, match="not a share"):
+    with pytest.raises(UsageError, match="too large"):
         load(file, withhold_active=1.0)
 
 

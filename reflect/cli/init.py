@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -20,10 +19,11 @@ def init(
 
     What is there already stays as it is.
     """
+    from reflect.cli.settings_text import toml
     from reflect.config import shipped
     from reflect.store import Store
 
-    files = {"reflect.toml": settings_text, "example.jsonl": example_tasks}
+    files = {"reflect.toml": toml, "example.jsonl": example_tasks}
     for template in sorted(shipped("prompts").glob("*.jinja")) if prompts else ():
         files[f"prompts/{template.name}"] = template.read_text
     for name, text in files.items():
@@ -40,17 +40,6 @@ def init(
     if new:
         print(database)
     say(f"Next: {'' if folder == Path('.') else f'cd {folder} && '}reflect run example.jsonl")
-
-
-def settings_text() -> str:
-    """reflect.toml with every setting at its default, commented out."""
-    from reflect.config import Settings
-
-    lines = ["# Settings of reflect: uncomment what you want to change. Flags and REFLECT_NAME win over this file.", ""]
-    for field in fields(Settings):
-        value = json.dumps(field.default)
-        lines.append(f"# {field.name} = {value}")
-    return "\n".join(lines) + "\n"
 
 
 def example_tasks() -> str:

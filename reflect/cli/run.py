@@ -29,11 +29,12 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Which tasks and attempts. [default: a new one]")] = None,
     lessons: Annotated[bool, typer.Option("--lessons/--no-lessons", help="Show lessons in the prompt.")] = True,
     reflect: Annotated[bool, typer.Option("--reflect/--no-reflect", help="Review the attempts, edit lessons.")] = True,
-    review: Annotated[
-        bool | None, typer.Option("--review/--no-review", help="What is learned waits for your approval.")
+    approval: Annotated[
+        bool | None, typer.Option("--approval/--no-approval", help="New lessons wait for your approval.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(min=0.0, help="Of the attempts. [default: 1.0]")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Of one attempt. [default: 96]")] = None,
+    review: Annotated[bool | None, typer.Option("--review/--no-review", hidden=True)] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="Sampling temperature. [default: 1.0]")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Maximum tokens of one answer. [default: 96]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     from_traffic: Annotated[
         bool, typer.Option("--from-traffic", help="Practise nothing: review what reflect serve answered, as rewarded.")
@@ -52,7 +53,8 @@ def run(
 
     The same words continue a run that was interrupted.
     """
-    given: dict[str, Any] = {"n": n, "k": k, "review": review, "temperature": temperature, "max_tokens": max_tokens}
+    given: dict[str, Any] = {"n": n, "k": k, "temperature": temperature, "max_tokens": max_tokens}
+    given |= {"require_approval": approval, "review": review}
     given |= {"judge": judge, "base_url": base_url, "reflector": reflector}
     ws = workspace(db, profile, model, **given)
     if bool(taskset) == from_traffic:

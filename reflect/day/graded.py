@@ -41,7 +41,9 @@ def review_run(
             progress(number * WAVE, len(tasks), "reflections")
         groups = groups_of(model, store, taskset, settings, run, wave)
         with store.write() as s:
-            court.judge(s, [x.id or 0 for group in groups for x in group.shown], run.id, move=not settings.review)
-            bundle.judge(s, move=not settings.review)
+            court.judge(
+                s, [x.id or 0 for group in groups for x in group.shown], run.id, move=not settings.require_approval
+            )
+            bundle.judge(s, move=not settings.require_approval)
         edit_lessons(model, store, settings, run, review(model, store, settings, run, groups), groups)
     return report(store, run, waves, time.monotonic() - began)

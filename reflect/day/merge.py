@@ -180,7 +180,7 @@ def _apply(
         profile=settings.profile,
         shown=[lesson.model_copy() for lesson in lessons],
         contrast=False,
-        review=settings.review,
+        review=settings.require_approval,
     )
     outcomes = []
     for edit in edits:

@@ -13,7 +13,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from sqlmodel import Session
@@ -146,9 +145,9 @@ def roll_out(
         if court and rows and not stop:
             seen = {lesson.id or 0 for lessons in chosen.values() for lesson in lessons}
             seen |= trials.lessons_of(s, run.id, [task.key for task in wave]) if have else set()
-            court.judge(s, sorted(seen), run.id, move=not settings.review)
+            court.judge(s, sorted(seen), run.id, move=not settings.require_approval)
         if rows and not stop:
-            bundle.judge(s, move=court is not None and not settings.review)
+            bundle.judge(s, move=court is not None and not settings.require_approval)
     if stop:
         raise stop
     return groups_of(model, store, taskset, settings, run, wave)
@@ -186,9 +185,9 @@ def open_run(
     if n < 1 or k < 1:
         raise UsageError(f"A run needs at least one task and one rollout of each, not n={n} and k={k}.")
     names = ["temperature", "max_tokens", "reflect_tokens", "lesson_budget", "lesson_limit"]
-    names += ["review", "trials", "withhold_candidate", "withhold_active", "withhold_bundle"]
+    names += ["require_approval", "trials", "withhold_candidate", "withhold_active", "withhold_bundle"]
     names += ["max_turns", "episode_tokens", "episode_seconds"] if plays(taskset) else []
-    config = {name: value for name, value in asdict(settings).items() if name in names}
+    config = settings.stored(names)
     config |= {"learn": learn, "use_lessons": use_lessons}
     config |= {"reflector": reflector.name, "reflector_fingerprint": reflector.fingerprint} if reflector else {}
     config |= {"judge": settings.judge} if settings.judge else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 from reflect.config import Settings
@@ -34,13 +34,15 @@ def begun(store: Store, settings: Settings, run_id: int | None = None) -> Begun:
     if not traffic and (active.id if active else None) != run.adapter_id:
         was = f"adapter {run.adapter_id}" if run.adapter_id else "no adapter"
         raise UsageError(f"Run {run.id} was begun with {was} on.", "Switch back to it, or begin a new run.")
-    known = {f.name for f in fields(Settings)}
-    words = {name: value for name, value in run.config.items() if name in known}
-    words |= {"model": run.model, "profile": run.profile, "reflector": run.config.get("reflector", "")}
+    words: dict[str, object] = {
+        "model": run.model,
+        "profile": run.profile,
+        "reflector": run.config.get("reflector", ""),
+    }
     if settings.base_url:  # its server has moved
         words["base_url"] = settings.base_url
     flags: dict[str, Any] = {name: run.config[name] for name in ("learn", "use_lessons") if name in run.config}
-    return Begun(run, replace(settings, **words), flags)
+    return Begun(run, settings.restored(run.config, **words), flags)
 
 
 def unchanged(run: Run, model: Model, reflector: Model | None, meaning: str) -> None:

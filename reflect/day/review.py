@@ -157,7 +157,7 @@ def edit_lessons(
                 held=r.group.held,
                 contrast=contrast(r.group.reviewed),
                 reflection_id=r.row.id,
-                review=settings.review,
+                review=settings.require_approval,
                 trust=r.group.trust,
             )
             outcomes = [

@@ -18,7 +18,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from reflect.config import Settings
@@ -37,7 +37,7 @@ from reflect.tasksets.base import Task, Taskset
 FROM_TRAFFIC = "from_traffic"  # in `Run.config`
 MOST = 32  # exchanges of one task in a group; more wait for the next run
 ALIKE = 0.5  # share of the words of two tasks that stand in both
-KEPT = ("reflect_tokens", "lesson_budget", "lesson_limit", "review")
+KEPT = ("reflect_tokens", "lesson_budget", "lesson_limit", "require_approval")
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _begin(store: Store, settings: Settings, found: Sequence[Sequence[Exchange]]
             model_fingerprint=first.model_fingerprint,
             adapter_id=first.adapter_id,
             measure=first.measure if trusted else f"{first.measure}-untrusted",
-            config={name: value for name, value in asdict(settings).items() if name in KEPT} | {FROM_TRAFFIC: True},
+            config=settings.stored(KEPT) | {FROM_TRAFFIC: True},
         )
         runs.save_tasks(s, run.taskset, [task_of(row) for group in found for row in group])
         rows = [
@@ -183,7 +183,7 @@ def _begin(store: Store, settings: Settings, found: Sequence[Sequence[Exchange]]
             taken.run_id = run.id
             s.add(taken)
         s.flush()
-        move = trusted and not settings.review
+        move = trusted and not settings.require_approval
         seen = [exposure.lesson_id for _, exposures in rows for exposure in exposures]
         Court(Holds(run.model_fingerprint, run.adapter_id, run.measure)).judge(s, seen, run.id, move=move)
         Bundle(run).judge(s, move=move)

@@ -1,0 +1,57 @@
+"""Texts generated from the descriptions of the settings: reflect.toml and docs/settings.md.
+
+`python -m reflect.cli.settings_text > docs/settings.md` writes the page again; a test compares them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import Field, fields
+
+from reflect.config import Settings
+
+PAGE = """# Settings
+
+Every setting can be given in `reflect.toml` (`reflect init` writes one with the defaults), as an environment variable
+`REFLECT_NAME` in capitals (`REFLECT_MAX_TOKENS=200`), to `reflect.open(NAME=...)` in Python, and where a command has it
+as a flag. A flag takes precedence over the environment, the environment over `reflect.toml`, and that over the default.
+A value that is out of bounds, not a finite number or of another type is an error (exit code 2).
+
+This page is generated: `python -m reflect.cli.settings_text > docs/settings.md`.
+
+| setting | default | values | description |
+|---|---|---|---|
+"""
+
+
+def toml() -> str:
+    """reflect.toml: each setting with its description and its default, commented out."""
+    lines = ["# Settings of reflect. Uncomment a line to change it. Flags and REFLECT_NAME take precedence.", ""]
+    for setting in fields(Settings):
+        lines += [f"## {setting.metadata['description']}", f"# {setting.name} = {json.dumps(setting.default)}"]
+    return "\n".join(lines) + "\n"
+
+
+def page() -> str:
+    """docs/settings.md."""
+    rows = "".join(
+        f"| `{x.name}` | `{json.dumps(x.default)}` | {_values(x)} | {x.metadata['description']} |\n"
+        for x in fields(Settings)
+    )
+    return PAGE + rows
+
+
+def _values(setting: Field[object]) -> str:
+    if choices := setting.metadata["choices"]:
+        return ", ".join(f"`{choice}`" if choice else "empty" for choice in choices)
+    if isinstance(setting.default, bool):
+        return "`true`, `false`"
+    if isinstance(setting.default, str):
+        return "text"
+    kind = "integer" if isinstance(setting.default, int) else "number"
+    below = f", below {setting.metadata['lt']:g}" if setting.metadata["lt"] < float("inf") else ""
+    return f"{kind}, at least {setting.metadata['ge']:g}{below}"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
