@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 STAMP := .venv/.stamp
-PROOFS := $(wildcard scripts/proof_* scripts/bench_*)
+PROOFS := $(wildcard scripts/proofs/[a-z]* scripts/benchmarks/[a-z]*)
 
 .PHONY: setup demo test lint proof clean
 .DELETE_ON_ERROR:

@@ -1,11 +1,49 @@
-"""Imported first by every script: the repository on the path, and its .venv when another Python was called."""
+"""Shared by every script: the repository on the path, its .venv, the common flags and progress on stderr.
 
+A script imports this before anything that is not in the standard library:
+
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from scripts._common import argument_parser, print_status
+
+    # isort: split
+"""
+
+from __future__ import annotations
+
+import argparse
 import os
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = ROOT / ".venv" / "bin" / "python"
-if PYTHON.exists() and sys.prefix == sys.base_prefix:  # not in a virtual environment yet
+if PYTHON.exists() and sys.prefix == sys.base_prefix:  # not in a virtual environment: run again in the repository's
     os.execv(PYTHON, [str(PYTHON), *sys.argv])
-sys.path.insert(0, str(ROOT))
+
+
+def argument_parser(
+    doc: str | None, *, quick: str | None = None, seed: int = 0, seed_help: str = "random seed"
+) -> argparse.ArgumentParser:
+    """A parser with the flags that every script has: --seed, --json and, unless `quick` is None, --quick.
+
+    `doc` is the module's docstring and becomes the description; `quick` says what --quick leaves out.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=seed, help=f"{seed_help} [default: {seed}]")
+    if quick is not None:
+        parser.add_argument("--quick", action="store_true", help=f"a shorter run: {quick}")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    return parser
+
+
+def print_status(text: str) -> None:
+    """Print a progress line on stderr; stdout holds results only."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment of a child process that imports this repository."""
+    return os.environ | {"PYTHONPATH": str(ROOT)} | extra

@@ -16,7 +16,7 @@ from reflect.models.local import LocalModel
 from reflect.night import losses, training
 from reflect.store import doctor, nights
 from scripts import architectures
-from scripts.architectures import ADVICE, KINDS, LESSON, messages, write_tasks
+from scripts.proofs._architectures import ADVICE, KINDS, LESSON, messages, write_tasks
 
 NIGHT = {"budget": 0.15, "batch": 16, "anchors": 24, "tasks_per_lesson": 8, "fewest_tasks": 16, "gate_tasks": 12}
 NIGHT |= {"placebo": False}  # a model that says "yes" to any lesson at all would not pass it

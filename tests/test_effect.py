@@ -49,7 +49,7 @@ def looked_at(rng: random.Random, effect: float, n: int, p: float = 0.5) -> tupl
         # By Ville at most 2.5 % of nulls are accepted: more than 12 of 100 by chance in 1 of 300,000.
         (0.0, 0.5, 300, "accept", 0.0, 0.12),
         (0.0, 0.9, 300, "accept", 0.0, 0.12),
-        # 95 % are accepted (scripts/proof_trial): fewer than 80 of 100 by chance in less than 1 of 10,000,000.
+        # 95 % are accepted (scripts/proofs/trial): fewer than 80 of 100 by chance in less than 1 of 10,000,000.
         (0.2, 0.5, 400, "accept", 0.8, 1.0),
         # Harm is accepted in less than 1 %: more than 8 of 100 in less than 1 of 1,000,000.
         (-0.1, 0.5, 300, "accept", 0.0, 0.08),

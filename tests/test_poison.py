@@ -1,4 +1,4 @@
-"""Bytes from outside that want to be remembered; scripts/proof_poison has all hundred and a night."""
+"""Bytes from outside that want to be remembered; scripts/proofs/poison has all hundred and a night."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_a_bomb_ends_within_its_limit_and_leaves_nobody(bwrap, name, limit):
         [sandbox.python(), *sandbox.ISOLATED, "-c", bombs.BOMBS[name], mark := f"test-bomb-{time.time_ns()}"],
         limits=sandbox.Limits(seconds=1.0),
     )
-    assert time.monotonic() - began < 1.0 + 2.0  # a busy machine ends processes late; the line is 1 s: proof_sandbox
+    assert time.monotonic() - began < 1.0 + 2.0  # a busy machine ends processes late; the line is 1 s: proofs/sandbox
     assert ended.limit in (limit, "time"), "whichever a busy machine meets first"
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -173,7 +173,7 @@ def test_a_program_that_reads_and_prints(bwrap):
     )
 
 
-# One of each kind; scripts/proof_sandbox has them all.
+# One of each kind; scripts/proofs/sandbox has them all.
 @pytest.mark.parametrize(
     "name",
     ["_exit 0", "equal to all", "a mark on every file", "two documents", "conftest.py", "json"]

@@ -1,10 +1,9 @@
-"""What the laboratory's scripts share: true lessons, questions with and without them, figures and pictures on disk."""
+"""Shared by the labs: true lessons, questions with and without them, figures and pictures on disk."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 from reflect.day.rollout import messages_for
 from reflect.night.harvest import Question
 from reflect.tasksets.base import Task, Taskset
+from scripts._common import ROOT
 
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "lab"
+DOCS = ROOT / "docs" / "lab"
 INSTALL = "The laboratory needs more packages.\nTry: pip install -c constraints.txt -e '.[lab]'"
 SPELL = ("counting letters in a word", "spell the word, comma by comma, and keep a counter")
 
@@ -36,10 +36,6 @@ def questions(tasks: Sequence[Task], lessons: Sequence[tuple[str, str]]) -> list
 
 def _with(task: Task, lessons: Sequence[tuple[str, str]]) -> Task:
     return dataclasses.replace(task, lessons=tuple(lessons))
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def keep(name: str, figures: dict[str, Any]) -> Path:

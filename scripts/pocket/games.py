@@ -1,6 +1,6 @@
 """Episodes of several turns for the pocket model's curriculum: calc and shop, played and reviewed.
 
-Taken in by `scripts/train_pocket --games`, as for the shipped model. As everywhere in the curriculum nothing can be
+Taken in by `scripts/pocket/train --games`, as for the shipped model. As everywhere in the curriculum nothing can be
 memorised: which way of calculating is rewarded and what a customer pays are drawn anew in each episode. Questions of
 calc's practice and holdout never occur.
 
