@@ -31,10 +31,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import psutil
 
 from reflect.errors import SandboxError
 from reflect.tasksets import seccomp
@@ -163,13 +164,23 @@ def _run(bwrap: str, argv: Sequence[str], stdin: bytes, limits: Limits) -> Ended
     rules, rules_in = os.pipe()
     command = [bwrap, *_flags(), "--perms", "0700", "--size", str(limits.scratch * MIB), "--tmpfs", SCRATCH]
     command += ["--chdir", SCRATCH, "--remount-ro", "/", "--info-fd", str(info_in), "--seccomp", str(rules)]
-    words: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
-    pipes: dict[str, Any] = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+    nobody = NOBODY if os.geteuid() == 0 else None
     try:
         with os.fdopen(rules_in, "wb") as f:
             f.write(seccomp.program() or b"")
-        words |= {"cwd": "/", "env": {}, "start_new_session": True, "pass_fds": (info_in, rules)}
-        process = subprocess.Popen([*command, "--", *_bounds(limits), *argv], **pipes, **words)
+        process = subprocess.Popen(
+            [*command, "--", *_bounds(limits), *argv],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            user=nobody,
+            group=nobody,
+            extra_groups=None if nobody is None else [],
+            cwd="/",
+            env={},
+            start_new_session=True,
+            pass_fds=(info_in, rules),
+        )
     except OSError as e:
         os.close(info)
         raise SandboxError(f"bubblewrap does not start: {e.strerror}. Nothing was run.", HINT) from e
@@ -252,37 +263,21 @@ class _Watch:
 
     def _uses(self) -> str:
         """memory or files, where all its processes together hold more than they may."""
-        family = list(_family(self.first)) if self.first else []
-        if sum(map(_resident, family)) > self.limits.memory * MIB:
+        if not self.first:
+            return ""
+        used = 0
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            first = psutil.Process(self.first)  # process 1 of a namespace: its descendants are all that run in it
+            for process in (first, *first.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    used += process.memory_info().rss
+        if used > self.limits.memory * MIB:
             return "memory"
-        for pid in family[:1]:
-            try:
-                found = os.statvfs(f"/proc/{pid}/root{SCRATCH}")
-            except OSError:  # it has just ended; or the kernel lets nobody look: then `scratch` alone holds it
-                continue
-            if 0 < found.f_files - found.f_ffree > self.limits.inodes:
+        with contextlib.suppress(OSError):  # it has just ended; or access is denied: then only `scratch` limits it
+            files = os.statvfs(f"/proc/{self.first}/root{SCRATCH}")
+            if 0 < files.f_files - files.f_ffree > self.limits.inodes:
                 return "files"
         return ""
-
-
-def _family(pid: int) -> Iterator[int]:
-    """The process and all its descendants: where it is process 1 of a namespace, everybody in there."""
-    yield pid
-    try:
-        threads = os.listdir(f"/proc/{pid}/task")
-        children = [word for tid in threads for word in Path(f"/proc/{pid}/task/{tid}/children").read_text().split()]
-    except OSError:  # it has just ended
-        return
-    for child in children:
-        yield from _family(int(child))
-
-
-def _resident(pid: int) -> int:
-    """Bytes of memory that the process holds; 0 for one that has ended."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):
-        return 0
 
 
 def _end(process: subprocess.Popen[bytes], first: int) -> None:

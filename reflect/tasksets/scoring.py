@@ -24,8 +24,8 @@ import json
 import os
 import pickle
 import resource
-import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -36,7 +36,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypedDict, TypeVar, cast
+
+import psutil
+from pydantic import TypeAdapter
 
 from reflect.config import shipped
 from reflect.tasksets import sandbox
@@ -48,23 +51,32 @@ SHORT = 20_000  # characters of a text, or of an answer, that the named verifier
 QUICK = ("exact", "number", "contains")  # their time grows with the text alone; a pattern's has no bound
 MIB = 1 << 20
 
-One = TypeVar("One")
-Got = TypeVar("Got")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+SCORE = TypeAdapter(Score)
+
+
+class Reply(TypedDict, total=False):
+    """What a worker answers: the result, or the name and message of the exception."""
+
+    result: object
+    error: tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of scoring one rollout. `memory`: MiB that it may take beyond what this process has."""
+    """Limits for scoring one rollout."""
 
     seconds: float = 10.0
     memory: int = 4096
+    """MiB that it may take beyond the memory of this process."""
 
 
 _limits = Limits()
 _pool: list[_Worker] = []  # idle workers of the open batch
-_open = 0  # batches within each other
-_busy = 0  # workers that score something in it
-_turn = threading.Condition()  # guards the three, and tells of a worker that is idle again
+_open = 0  # nested batches
+_busy = 0  # workers that are scoring in it
+_turn = threading.Condition()  # guards the three; notified when a worker is idle again
 
 
 def limit(seconds: float, memory: int) -> None:
@@ -77,14 +89,14 @@ def verify(taskset: Taskset, task: Task, text: str) -> Score:
     """`taskset.verify` under the limits. Raises what the verifier raised (an exception of that name, here a subclass
     of Broke), TimeoutError, or ChildProcessError where its process ended. A pass on the twin is worth nothing."""
     inline = not _is_apart(taskset, "verify", task, text)
-    score = taskset.verify(task, text) if inline else Score(**_call(taskset, "verify", task, text))
+    score = taskset.verify(task, text) if inline else SCORE.validate_python(_call(taskset, "verify", task, text))
     return replace(score, reward=0.0) if score.parts.get(TWIN) else score
 
 
 def audit(taskset: Taskset, task: Task, text: str) -> float | None:
     """`taskset.audit` under the limits; raises as `verify` does."""
     inline = not _is_apart(taskset, "audit", task, text)
-    return taskset.audit(task, text) if inline else _call(taskset, "audit", task, text)
+    return taskset.audit(task, text) if inline else cast("float | None", _call(taskset, "audit", task, text))
 
 
 def flagged(score: Score) -> bool:
@@ -98,7 +110,9 @@ def require(tasks: Iterable[Task]) -> None:
         sandbox.require()
 
 
-def each(taskset: Taskset, tasks: Iterable[Task], work: Callable[[One], Got], items: Sequence[One]) -> list[Got]:
+def each(
+    taskset: Taskset, tasks: Iterable[Task], work: Callable[[Item], Result], items: Sequence[Item]
+) -> list[Result]:
     """`work`, which scores rollouts of these tasks, for each item, in order: a few at once where scoring takes a
     process, else one after another."""
     if not any(task.verifier == "code" or _is_apart(taskset, "verify", task, "") for task in tasks):
@@ -148,8 +162,8 @@ def _is_apart(taskset: Taskset, name: str, task: Task, text: str) -> bool:
 # -- workers -----------------------------------------------------------------------------------------------------------
 
 
-def _call(taskset: Taskset, name: str, task: Task, text: str) -> Any:
-    """What the method says, from a worker of this taskset: an idle one, or a new one."""
+def _call(taskset: Taskset, name: str, task: Task, text: str) -> object:
+    """The result of the method, from a worker of this taskset: an idle one, or a new one."""
     global _busy
     worker, keep = _idle(taskset), False
     end = time.monotonic() + _limits.seconds  # its start is a part of it
@@ -179,124 +193,99 @@ def _idle(taskset: Taskset) -> _Worker | None:
     waiting for one of them: forking takes milliseconds."""
     global _busy
 
-    def mine() -> list[_Worker]:
-        return [worker for worker in _pool if worker.taskset is taskset]
+    def idle() -> _Worker | None:
+        return next((worker for worker in _pool if worker.taskset is taskset), None)
 
     with _turn:
-        _turn.wait_for(lambda: mine() or not _busy, PATIENCE)
-        found = next(iter(mine()), None)
-        if found:
-            _pool.remove(found)
+        _turn.wait_for(lambda: idle() or not _busy, PATIENCE)
+        worker = idle()
+        if worker:
+            _pool.remove(worker)
         _busy += 1
-        return found
+        return worker
 
 
 class _Worker:
-    """A forked process that runs methods of one taskset, one call after another."""
+    """A forked process that runs methods of one taskset, one call after another.
+
+    A call goes in as a pickle, its reply comes back as one line of JSON, both by one socket with a deadline.
+    """
 
     def __init__(self, taskset: Taskset, limits: Limits) -> None:
         self.taskset, self.limits = taskset, limits
-        there, self.asks = os.pipe()
-        self.hears, back = os.pipe()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads: see above
+        self.socket, child_end = socket.socketpair()
+        with warnings.catch_warnings(), child_end:
+            warnings.simplefilter("ignore", DeprecationWarning)  # about forking while threads run: see above
             self.pid = os.fork()
-        if self.pid == 0:
-            _serve(taskset, there, back, limits)
-        os.close(there)
-        os.close(back)
+            if self.pid == 0:
+                _serve(taskset, child_end, limits)
 
-    def ask(self, call: tuple[str, Task, str], end: float) -> dict[str, Any]:
-        """{"result": ...} or {"error": [kind, message]} of that call. TimeoutError at `end`, ChildProcessError."""
-        asked = pickle.dumps(call)
+    def ask(self, call: tuple[str, Task, str], end: float) -> Reply:
+        """The reply to that call. TimeoutError at `end` (monotonic time), ChildProcessError when the process ended."""
+        reply = bytearray()
         try:
-            _send(self.asks, len(asked).to_bytes(8) + asked, end)
-            return json.loads(_take(self.hears, int.from_bytes(_take(self.hears, 8, end)), end))
+            self.socket.settimeout(max(end - time.monotonic(), 0.001))
+            self.socket.sendall(pickle.dumps(call))
+            while not reply.endswith(b"\n"):
+                self.socket.settimeout(max(end - time.monotonic(), 0.001))
+                chunk = self.socket.recv(MIB)
+                if not chunk:
+                    raise EOFError
+                reply += chunk
         except TimeoutError:
             seconds = f"{self.limits.seconds:g} s (verify_seconds)"
             raise TimeoutError(f"it did not score the attempt within {seconds}, and was ended") from None
-        except (BrokenPipeError, EOFError) as e:
+        except (ConnectionError, EOFError) as e:
             raise ChildProcessError("it ended its own process") from e
+        return cast(Reply, json.loads(reply))
 
     def end(self) -> None:
         """End the process and all that it started."""
         for kill in (os.killpg, os.kill):
             with suppress(ProcessLookupError, PermissionError):
                 kill(self.pid, signal.SIGKILL)
-        os.close(self.asks)
-        os.close(self.hears)
+        self.socket.close()
         os.waitpid(self.pid, 0)
 
 
-def _serve(taskset: Taskset, asks: int, says: int, limits: Limits) -> NoReturn:
+def _serve(taskset: Taskset, connection: socket.socket, limits: Limits) -> NoReturn:
     """The child: it never returns, and never cleans up what belongs to its parent."""
     try:
-        gc.freeze()  # a collection would copy what both share
+        gc.freeze()  # a collection would copy the memory that both processes share
         os.setsid()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
-        _only(asks, says)
+        _close_files_except(connection.fileno())
         sys.stdout = sys.stderr
-        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if _has_proc() else 0
+        size = psutil.Process().memory_info().vms
         resource.setrlimit(resource.RLIMIT_AS, (size + limits.memory * MIB, resource.RLIM_INFINITY))
         if torch := sys.modules.get("torch"):
-            torch.set_num_threads(1)  # those of the parent are not here
+            torch.set_num_threads(1)  # the threads of the parent do not exist here
+        calls = connection.makefile("rb")
         while True:
-            name, task, text = pickle.loads(_take(asks, int.from_bytes(_take(asks, 8))))
-            signal.setitimer(signal.ITIMER_REAL, limits.seconds + 1)  # should the parent be gone by then
-            said = json.dumps(_reply(getattr(taskset, name), task, text)).encode()
+            name, task, text = pickle.load(calls)
+            signal.setitimer(signal.ITIMER_REAL, limits.seconds + 1)  # in case the parent has ended by then
+            reply = json.dumps(_reply(getattr(taskset, name), task, text))
             signal.setitimer(signal.ITIMER_REAL, 0)
-            _send(says, len(said).to_bytes(8) + said)
+            connection.sendall(reply.encode() + b"\n")
     finally:
         os._exit(1)
 
 
-def _reply(method: Callable[[Task, str], Any], task: Task, text: str) -> dict[str, Any]:
+def _reply(method: Callable[[Task, str], Score | float | None], task: Task, text: str) -> Reply:
     try:
-        found = method(task, text)
-        if isinstance(found, Score):
-            parts = {str(part): float(value) for part, value in found.parts.items()}
-            return {"result": {"reward": float(found.reward), "feedback": str(found.feedback), "parts": parts}}
-        return {"result": None if found is None else float(found)}
-    except BaseException as e:  # somebody's code: sys.exit too
-        return {"error": [type(e).__name__, str(e)[:2000]]}
+        result = method(task, text)
+        if isinstance(result, Score):
+            parts = {str(part): float(value) for part, value in result.parts.items()}
+            return {"result": {"reward": float(result.reward), "feedback": str(result.feedback), "parts": parts}}
+        return {"result": None if result is None else float(result)}
+    except BaseException as e:  # the user's code: sys.exit too
+        return {"error": (type(e).__name__, str(e)[:2000])}
 
 
-def _only(*keep: int) -> None:
-    """Close every file but these and stderr, to which stdout goes."""
-    for low, high in pairwise([2, *sorted(keep), os.sysconf("SC_OPEN_MAX")]):
+def _close_files_except(number: int) -> None:
+    """Close every file but this one and stderr, to which stdout goes."""
+    for low, high in pairwise([2, number, os.sysconf("SC_OPEN_MAX")]):
         os.closerange(low + 1, high)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-
-
-def _has_proc() -> bool:
-    return os.path.exists("/proc/self/statm")
-
-
-def _send(fd: int, data: bytes, end: float = 0.0) -> None:
-    left = memoryview(data)
-    while left:
-        _wait(fd, select.POLLOUT, end)
-        left = left[os.write(fd, left[:4096]) :]  # as much as a pipe that is ready takes at once
-
-
-def _take(fd: int, size: int, end: float = 0.0) -> bytes:
-    data = b""
-    while len(data) < size:
-        _wait(fd, select.POLLIN, end)
-        more = os.read(fd, min(size - len(data), 1 << 20))
-        if not more:
-            raise EOFError
-        data += more
-    return data
-
-
-def _wait(fd: int, event: int, end: float) -> None:
-    """Until the pipe is ready. TimeoutError at `end` (a monotonic time; 0: never)."""
-    if not end:
-        return
-    ready = select.poll()
-    ready.register(fd, event)
-    if not ready.poll(max(0, (end - time.monotonic()) * 1000)):
-        raise TimeoutError
