@@ -8,6 +8,7 @@
     │   ├── NewerDatabase        written by a newer reflect
     │   └── Conflict             somebody else changed the same lesson first
     ├── ModelError               a model that cannot be loaded or cannot answer
+    │   ├── ContextTooLong       a prompt that does not fit the model's context
     │   └── ModelHalted          and that will not answer the next request either: wrong key, server gone, budget spent
     ├── AdapterError             an adapter that must not be used
     │   ├── AdapterCorrupt       a file differs from its sha256 manifest
@@ -62,6 +63,10 @@ class Conflict(StoreError):
 
 
 class ModelError(ReflectError):
+    pass
+
+
+class ContextTooLong(ModelError):
     pass
 
 

@@ -14,7 +14,7 @@ HOUSE = Path(__file__).parent.parent / "reflect"
 
 # A room imports rooms of the floors above it in this table, and itself. Nothing else.
 FLOORS = [
-    ["errors"],
+    ["errors", "types"],
     ["config", "records"],
     ["prompts"],
     ["tasksets", "store"],

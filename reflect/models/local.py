@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from reflect.config import Settings
-from reflect.errors import ModelError
+from reflect.errors import ContextTooLong, ModelError
 from reflect.models import memory
 from reflect.models.base import ACTIVE, Completion, Request
 from reflect.models.calls import read_calls, shaped
@@ -125,11 +125,11 @@ class LocalModel:
         return [[self.completion(row, r) for row in g] for r, g in zip(requests, groups, strict=True)]
 
     def rows(self, request: Request) -> list[Row]:
-        """What is to be decoded: one row per seed. ModelError for a prompt that fills the context."""
+        """What is to be decoded: one row per seed. ContextTooLong for a prompt that fills the context."""
         prompt = self.encode(request.messages, tools=request.tools)
         room = self.context - len(prompt)
         if room < 1 or not prompt:
-            raise ModelError(
+            raise ContextTooLong(
                 f"The prompt has {len(prompt)} tokens, the model {self.name} reads {self.context} with its answer.",
                 "Shorten the task, lower lesson_budget, or use a model with a longer context.",
             )

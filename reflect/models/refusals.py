@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from reflect.errors import ModelError, ModelHalted
+from reflect.errors import ContextTooLong, ModelError, ModelHalted
 from reflect.models.keys import NAMES, hide
 
 TOO_LONG = re.compile(
@@ -58,7 +58,7 @@ def refusal(e: Exception, server: Server, asked_tokens: int = 0) -> ModelError:
         hint = "Wait, ask less at a time (rate, concurrency), or see to the account."
         return ModelHalted(f"{server.url} takes no more requests (429) {tries}: {said}", hint)
     if status in (400, 413, 422) and (status == 413 or TOO_LONG.search(f"{getattr(e, 'code', '')} {said}")):
-        return ContextTooLong(*lengths(said, asked_tokens, server.context), server.model)
+        return too_long(*lengths(said, asked_tokens, server.context), server.model)
     if status is not None and status < 500:
         return ModelError(f"{server.url} refuses the request ({status}): {said}")
     if status is not None:
@@ -66,12 +66,10 @@ def refusal(e: Exception, server: Server, asked_tokens: int = 0) -> ModelError:
     return ModelError(f"{server.url} answered with something that is no completion ({type(e).__name__}).")
 
 
-class ContextTooLong(ModelError):
-    """The prompt does not fit: `tokens`, of which the model reads `context` with its answer."""
-
-    def __init__(self, tokens: str, context: int, model: str) -> None:
-        told = f"The prompt has {tokens} tokens, the model {model} reads {context} with its answer."
-        super().__init__(told, "Shorten the task, lower lesson_budget or max_tokens, or use a longer context.")
+def too_long(tokens: str, context: int, model: str) -> ContextTooLong:
+    """The prompt does not fit: it has `tokens`, and prompt and answer share `context` tokens."""
+    told = f"The prompt has {tokens} tokens, the model {model} reads {context} with its answer."
+    return ContextTooLong(told, "Shorten the task, lower lesson_budget or max_tokens, or use a longer context.")
 
 
 def lengths(said: str, asked: int, context: int) -> tuple[str, int]:

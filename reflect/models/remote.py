@@ -28,12 +28,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from reflect.config import Settings
-from reflect.errors import ModelError, ModelHalted, UsageError
+from reflect.errors import ContextTooLong, ModelError, ModelHalted, UsageError
 from reflect.models.answers import completions
 from reflect.models.base import ACTIVE, Completion, Request
 from reflect.models.budget import Budget
 from reflect.models.keys import NAMES, checked_url, the_key
-from reflect.models.refusals import ContextTooLong, Server, refusal, unreachable, words_of
+from reflect.models.refusals import Server, refusal, unreachable, words_of
 
 PREFIX = "openai:"
 DEFAULT_URL = "https://api.openai.com/v1"

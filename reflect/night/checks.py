@@ -14,9 +14,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from reflect.evaluate import RESAMPLES, ArmResult, bootstrap, paired_difference
+from reflect.types import CheckKind
 
 ENOUGH = 0.8  # share of the gain that must survive in the weights
 PLACEBO_MOST = 0.5  # share of the gain that an adapter slept on shuffled lessons may have
@@ -41,7 +41,7 @@ class Check:
     value: float
     limit: float
     text: str
-    kind: Literal["gain", "harm", "proof"] = "harm"
+    kind: CheckKind = CheckKind.HARM
 
 
 @dataclass(frozen=True)
@@ -75,24 +75,24 @@ def _share(triples: Sequence[Triple]) -> float:
 def gain(triples: Sequence[Triple]) -> Check:
     if not triples:
         text = "there are no holdout tasks for these lessons, so nothing is proven"
-        return Check("gain", False, 0.0, ENOUGH, text, "gain")
+        return Check("gain", False, 0.0, ENOUGH, text, CheckKind.GAIN)
     share, low = recovered(triples)
     text = f"the weights keep {share:.0%} of the gain that the lessons give in the prompt (at least {low:.0%})"
-    return Check("gain", share >= ENOUGH and low > 0, share, ENOUGH, text, "gain")
+    return Check("gain", share >= ENOUGH and low > 0, share, ENOUGH, text, CheckKind.GAIN)
 
 
 def placebo(triples: Sequence[Triple]) -> Check:
     """`triples` with the placebo's rewards in the third place."""
     share, _ = recovered(triples)
     text = f"an adapter that was slept on shuffled lessons shows {share:.0%} of the gain"
-    return Check("placebo", share < PLACEBO_MOST, share, PLACEBO_MOST, text, "proof")
+    return Check("placebo", share < PLACEBO_MOST, share, PLACEBO_MOST, text, CheckKind.PROOF)
 
 
 def taskset(name: str, base_out: ArmResult, adapter_out: ArmResult) -> Check:
     """A taskset that got worse than the bare base cannot hide behind one that got better."""
     mean, _, high = paired_difference(adapter_out, base_out, level=LEVEL)
     text = f"{name} without lessons: {base_out.reward:.2f} before, {adapter_out.reward:.2f} now"
-    return Check(f"taskset {name}", high >= -MARGIN, mean, -MARGIN, text, "gain")
+    return Check(f"taskset {name}", high >= -MARGIN, mean, -MARGIN, text, CheckKind.GAIN)
 
 
 # -- harm --------------------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def answers(arms: Sequence[ArmResult]) -> Check:
     """An adapter whose numbers are not finite gives no answer at all."""
     errors, n = sum(arm.errors for arm in arms), max(1, sum(arm.n for arm in arms))
     text = f"it gave no answer, or none that could be scored, to {errors} of {n} tasks"
-    return Check("answers", errors <= ERRORS_MOST * n, errors / n, ERRORS_MOST, text, "proof")
+    return Check("answers", errors <= ERRORS_MOST * n, errors / n, ERRORS_MOST, text, CheckKind.PROOF)
 
 
 # -- hygiene -----------------------------------------------------------------------------------------------------------

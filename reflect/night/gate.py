@@ -30,6 +30,7 @@ from reflect.night.training import probe
 from reflect.store import Store
 from reflect.tasksets import available
 from reflect.tasksets.base import Task, Taskset
+from reflect.types import CheckKind, QuestionKind
 
 PER_LESSON = 8  # holdout tasks, where a taskset has many lessons
 LESSON_ENOUGH = 0.7  # of one lesson's own gain: few tasks are behind it
@@ -64,6 +65,7 @@ class Question:
     """Tasks of one taskset, asked once of the base: `before`. None of them was an anchor or practice."""
 
     name: str
+    kind: QuestionKind
     taskset: Taskset
     rows: Rows
     before: ArmResult
@@ -107,21 +109,27 @@ class Exam:
                 true = ArmResult(0.0, len(free), (0.0, 0.0), answers=into.answers[: len(free)])
                 self.rules.append((taskset, ruled, self.ask(None, taskset, ruled), true))
             near = near_tasks(model, store, subject, settings, "holdout")
-            self._add(f"near tasks of {taskset.name}", taskset, near[: plan.gate_tasks], sampled=True)
+            self._add(
+                f"near tasks of {taskset.name}", QuestionKind.NEAR, taskset, near[: plan.gate_tasks], sampled=True
+            )
         outside = [taskset for taskset in available() if taskset.name in data.figures["outside"]]
         for taskset in guarded(subjects):
-            self._add(f"following new lessons in {taskset.name}", taskset, taskset.following(plan.gate_tasks, seed=-1))
+            tasks = taskset.following(plan.gate_tasks, seed=-1)
+            self._add(f"following new lessons in {taskset.name}", QuestionKind.FOLLOWING, taskset, tasks)
         for taskset in outside:
-            self._add(f"unrelated {taskset.name}", taskset, taskset.tasks("holdout", plan.gate_tasks), sampled=True)
+            tasks = taskset.tasks("holdout", plan.gate_tasks)
+            self._add(f"unrelated {taskset.name}", QuestionKind.UNRELATED, taskset, tasks, sampled=True)
         self.passed = {name: self._passes(None, name, rows) for name, rows in self.rows.items()}
 
-    def _add(self, name: str, taskset: Taskset, tasks: Sequence[Task], sampled: bool = False) -> None:
+    def _add(
+        self, name: str, kind: QuestionKind, taskset: Taskset, tasks: Sequence[Task], sampled: bool = False
+    ) -> None:
         rows: Rows = [(task, []) for task in tasks]
         if sampled:
             rows = self.within_reach(taskset, rows)
         if rows:
             before = self.ask(None, taskset, rows, sampled)
-            self.harm.append(Question(name, taskset, rows, before, sampled))
+            self.harm.append(Question(name, kind, taskset, rows, before, sampled))
 
     def within_reach(self, taskset: Taskset, rows: Rows) -> Rows:
         """The tasks that the base passes in half of its attempts, none where these are few: what it only guesses it
@@ -174,7 +182,7 @@ class Exam:
         for question in self.harm:
             now = self.ask(name, question.taskset, question.rows, question.sampled)
             found.append(checks.no_harm(question.name, question.before, now))
-            if question.name.startswith("following"):
+            if question.kind == QuestionKind.FOLLOWING:
                 figures = {"base": question.before.reward, "adapter": now.reward, "n": now.n}
                 follows[question.taskset.name] = figures
         found += self._behaviour(name, arms)
@@ -250,14 +258,14 @@ def judge(examine: Callable[[float], dict[str, Any]]) -> dict[str, Any]:
     tried = [{"scale": 1.0, "ok": first["ok"], "reasons": first["reasons"]}]
     low, high = FINEST, 1.0
     failing = {check["kind"] for check in first["checks"] if not check["ok"]}
-    while failing == {"harm"} and high - low > FINEST:
+    while failing == {CheckKind.HARM} and high - low > FINEST:
         scale = round((low + high) / 2, 3)
         verdict = examine(scale) | {"scale": scale}
         tried.append({"scale": scale, "ok": verdict["ok"], "reasons": verdict["reasons"]})
         kinds = {check["kind"] for check in verdict["checks"] if not check["ok"]}
-        if kinds == {"harm"}:
+        if kinds == {CheckKind.HARM}:
             high = scale
-        elif kinds <= {"gain"}:
+        elif kinds <= {CheckKind.GAIN}:
             low = scale
             best = verdict if verdict["ok"] else best
         else:

@@ -199,7 +199,8 @@ def outside(
     inside = {subject.taskset.name for subject in subjects}
     alone = []
     for taskset in guarded(()):
-        tasks = [] if taskset.name in inside or taskset.about.startswith("broken:") else taskset.tasks("practice", n)
+        left_out = taskset.name in inside or taskset.load_error is not None
+        tasks = [] if left_out else taskset.tasks("practice", n)
         if tasks and all(_untouched(model, taskset, rows_for(model, store, s, settings, tasks, n)) for s in subjects):
             alone.append(taskset)
     return alone

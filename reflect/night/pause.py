@@ -10,10 +10,16 @@ from __future__ import annotations
 import time
 
 from reflect.day.rollout import Progress
+from reflect.types import NightStage, StopReason
 
 
 class Paused(BaseException):
-    """The time is over. No error, and so none that somebody who catches errors may take it for one."""
+    """The night stopped early, for `reason`, in `stage` (set by the night; None outside of a stage). Not an Exception,
+    so that code which handles errors does not catch it."""
+
+    def __init__(self, reason: StopReason = StopReason.DEADLINE, stage: NightStage | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.stage = reason, stage
 
 
 def heed(progress: Progress | None, until: float | None) -> Progress | None:
@@ -23,7 +29,7 @@ def heed(progress: Progress | None, until: float | None) -> Progress | None:
 
     def tell(done: int, total: int, what: str) -> None:
         if time.monotonic() >= until:
-            raise Paused(what.split(":")[0])
+            raise Paused
         if progress:
             progress(done, total, what)
 

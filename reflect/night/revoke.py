@@ -31,6 +31,7 @@ from reflect.store import lessons as lessons_db
 from reflect.store import runs as runs_db
 from reflect.tasksets import load_taskset
 from reflect.tasksets.base import Taskset
+from reflect.types import CheckKind
 
 WIDER = 4  # times as many tasks are tried with the lesson as are needed: it may stand where it does not belong
 
@@ -83,7 +84,7 @@ def verdict(model: Model, name: str, one: Gone, settings: Settings, progress: Pr
     what = f"revoked lesson {one.lesson.id}"
     if not one.rows:
         text = f"{what} is in no data of this night; no holdout task is left that it would pass, to show more"
-        return Check(what, True, 0.0, MARGIN, text, "proof")
+        return Check(what, True, 0.0, MARGIN, text, CheckKind.PROOF)
     bare: Rows = [(task, []) for task, _ in one.rows]
     with using(model, name):
         most, limits = settings.max_tokens, settings.limits
@@ -91,7 +92,7 @@ def verdict(model: Model, name: str, one: Gone, settings: Settings, progress: Pr
     mean, low, _ = paired_difference(now, one.base)
     against = "the base with the other lessons" if any(lessons for _, lessons in one.rows) else "the base"
     text = f"{what} in {one.taskset.name}: {against} {one.base.reward:.2f}, the adapter {now.reward:.2f}, "
-    return Check(what, low <= MARGIN, mean, MARGIN, f"{text}on {now.n} tasks", "proof")
+    return Check(what, low <= MARGIN, mean, MARGIN, f"{text}on {now.n} tasks", CheckKind.PROOF)
 
 
 def rows_of(

@@ -13,6 +13,7 @@ import errno
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from reflect.config import Settings
@@ -29,8 +30,7 @@ from reflect.records import Adapter, Lesson, Night
 from reflect.store import Store, nights, revocation
 from reflect.store import lessons as lessons_db
 from reflect.tasksets.base import Taskset
-
-STAGES = ("preflight", "harvest", "train", "placebo", "gate", "promote")
+from reflect.types import NightStage
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def sleep(
             if not again:
                 live(model, store, settings, subjects, plan, night, pause.heed(progress, until))
         except pause.Paused as e:
-            words = f"The time is over in its stage {e}: night {night.id} goes on with the next `reflect sleep`."
+            words = f"The time is over in its stage {e.stage}: night {night.id} goes on with the next `reflect sleep`."
             return replace(report(store, night.id or 0, time.monotonic() - began, False), status="paused", reason=words)
         except OSError as e:
             if e.errno != errno.ENOSPC:
@@ -128,18 +128,22 @@ def live(
     name = adapters.name_of(night.key)
     model.use(None)
 
-    def stage(what: str, make: Callable[[Progress], dict[str, Any]]) -> dict[str, Any]:
+    def stage(what: NightStage, make: Callable[[Progress], dict[str, Any]]) -> dict[str, Any]:
         def tell(done: int, total: int, detail: str) -> None:
             if progress:
                 progress(done, total, f"{what}: {detail}")
 
-        made = work.once(what, lambda: make(tell))
+        try:
+            made = work.once(what, lambda: make(tell))
+        except pause.Paused as e:
+            e.stage = what
+            raise
         with store.write() as s:
             nights.save_stage(s, night.id, what, made.get("figures", made))
         return made
 
     # Is there something to learn?
-    found = stage("preflight", lambda tell: curriculum.preflight(model, store, subjects, settings, plan, tell))
+    found = stage(NightStage.PREFLIGHT, lambda tell: curriculum.preflight(model, store, subjects, settings, plan, tell))
     held = [Subject(x.taskset, tuple(y for y in x.lessons if y.id in found["worth"])) for x in subjects]
     held = [subject for subject in held if subject.lessons]
     if not held:
@@ -148,7 +152,8 @@ def live(
     # Make the teacher's data.
     failed = {key for figures in found["tasksets"].values() for key in figures["failed"]}
     means = {name: figures["lessons"] for name, figures in found["tasksets"].items()}
-    made = stage("harvest", lambda tell: harvest(model, store, held, settings, plan, failed, tell, means).shape())
+    teacher = partial(harvest, model, store, held, settings, plan, failed)
+    made = stage(NightStage.HARVEST, lambda tell: teacher(tell, means).shape())
     data = Data.of(made, [subject.taskset for subject in held])
     if not data.harvest and plan.learns_from_teacher:
         return end(store, night, work, "nothing", found, "Even with the lessons no attempt passes the verifier.")
@@ -163,7 +168,7 @@ def live(
 
     previous = load_previous(model, store, settings, name)
     try:
-        stage("train", trained)
+        stage(NightStage.TRAIN, trained)
     except NightError as e:
         return end(store, night, work, "failed", found, e.message)
     adapter = adapters.row(model, name, settings, night_id=night.id)
@@ -173,8 +178,8 @@ def live(
     case = verdict.Case(model, name, store, held, data, settings, plan, previous)
     try:
         with verdict.time_limit(plan) as limited:
-            pill = stage("placebo", lambda tell: case.placebo(work.folder, limited(tell)))
-            judged = stage("gate", lambda tell: case.judge(pill["rewards"], limited(tell)))
+            pill = stage(NightStage.PLACEBO, lambda tell: case.placebo(work.folder, limited(tell)))
+            judged = stage(NightStage.GATE, lambda tell: case.judge(pill["rewards"], limited(tell)))
         scaled = case.at_scale(judged, night.id)
     except OSError:
         raise  # a full disk: the night goes on when there is room

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from reflect.errors import AdapterError, ModelError, ReflectError, UnknownName
+from reflect.errors import AdapterError, ContextTooLong, ReflectError, UnknownName
 from reflect.models.base import Completion, Request
 from reflect.night import adapters
 from reflect.records import Adapter
@@ -254,7 +254,7 @@ def api_error(e: BaseException) -> ApiError:
         return ApiError(404, str(e), param="model", code="model_not_found")
     if isinstance(e, AdapterError):
         return ApiError(400, str(e), code="adapter_error")
-    if isinstance(e, ModelError) and "tokens, the model" in str(e):
+    if isinstance(e, ContextTooLong):
         return ApiError(400, str(e), param="messages", code="context_length_exceeded")
     told = str(e) if isinstance(e, ReflectError) else f"{type(e).__name__}: {e}"
     return ApiError(500, told, code="internal_error", kind="server_error")

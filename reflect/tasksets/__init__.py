@@ -62,14 +62,14 @@ def load_taskset(name: str | Path) -> Taskset:
 
 
 def available() -> list[Taskset]:
-    """The tasksets of ./tasks/ and the built-in ones. One that does not load says so in its `about`."""
+    """The tasksets of ./tasks/ and the built-in ones. One that does not load has a `load_error`."""
     found = []
     for name, path in _modules().items():
         try:
             found.append(_load(path))
         except ReflectError as e:
             broken = Taskset()
-            broken.name, broken.about = name, f"broken: {e.message}"
+            broken.name, broken.about, broken.load_error = name, f"broken: {e.message}", e
             found.append(broken)
     return found
 

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from reflect import prompts
-from reflect.errors import UnknownName, UsageError
+from reflect.errors import ReflectError, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from reflect.tasksets.environment import Environment
@@ -86,6 +86,7 @@ class Taskset:
 
     name = "taskset"
     about = ""  # one line for `reflect tasks list`
+    load_error: ReflectError | None = None  # why its file could not be loaded: then it has no tasks
     stepwise = False  # choose the lessons again at each turn, by `Environment.state`
     judge: Judge | None = None  # who grades tasks with the verifier "judge"; None: the model that practises, bare
 

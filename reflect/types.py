@@ -1,0 +1,155 @@
+"""Values that several layers share: what the columns of the database and the reports may hold.
+
+The program decides by these values and by the type of an error, never by the words of a message. Each member is its
+stored string (`LessonStatus.ACTIVE == "active"`), so rows, JSON and command lines keep their values.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class LessonStatus(StrEnum):
+    """Where a lesson is in its life; `reflect.store.lessons.TRANSITIONS` lists the steps between them."""
+
+    CANDIDATE = "candidate"
+    ACTIVE = "active"
+    DISTILLED = "distilled"  # in the weights, no longer in the prompt
+    RETIRED = "retired"
+    QUARANTINED = "quarantined"  # neither shown nor trained on
+
+
+class QuarantineReason(StrEnum):
+    """Why a version of a lesson is quarantined. Only OUTSIDE can be released without a person."""
+
+    OUTSIDE = "outside"  # learned from attempts that read bytes from outside
+    CHEATED = "cheated"  # learned from attempts that were fitted to tests which contradict the task
+    TEXT = "text"  # the text names what no lesson should name, or gives an answer away
+    APPROVAL = "approval"  # a person must approve it first
+    IMPORTED = "imported"  # a file brought it, with doubts
+    PERSON = "person"  # a person set it aside
+
+
+class Author(StrEnum):
+    """Who wrote a version of a lesson."""
+
+    MODEL = "model"
+    HUMAN = "human"
+    TRIAL = "trial"
+    NIGHT = "night"
+    ROLLBACK = "rollback"
+
+
+class Trust(StrEnum):
+    """Where the evidence of a rollout, or the text of a lesson, comes from."""
+
+    CLEAN = "clean"
+    UNTRUSTED = "untrusted"  # it read bytes from outside
+    CHEATED = "cheated"  # it was fitted to tests that contradict its task
+
+
+class LinkKind(StrEnum):
+    """How a lesson replaces another one."""
+
+    MERGED = "merged"
+    SUPERSEDES = "supersedes"
+    PROPOSED = "proposed"  # a person has not decided yet
+
+
+class RunStatus(StrEnum):
+    RUNNING = "running"
+    DONE = "done"
+
+
+class Finish(StrEnum):
+    """How a rollout ended: by the model's last answer, by a limit of the episode, or by a failure."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    TURNS = "turns"
+    TOKENS = "tokens"
+    TIME = "time"
+    ERROR = "error"
+    HALTED = "halted"  # not attempted, because the run had stopped
+
+
+class RolloutErrorKind(StrEnum):
+    """Which part failed in a rollout that has an error."""
+
+    MODEL = "model"
+    ENVIRONMENT = "environment"
+    VERIFIER = "verifier"
+    JUDGE = "judge"  # says nothing about the lessons: the rollout is no evidence
+
+
+class TrialKind(StrEnum):
+    """How the effect of a lesson was measured: by a night (preflight, probe) or by the day (withhold, paired)."""
+
+    PREFLIGHT = "preflight"
+    PROBE = "probe"
+    WITHHOLD = "withhold"
+    PAIRED = "paired"
+
+
+class TrialVerdict(StrEnum):
+    ACCEPT = "accept"
+    REJECT = "reject"
+    UNDECIDED = "undecided"
+
+
+class NightStatus(StrEnum):
+    """How a night stands in the database. A report may also say planned, paused or not due."""
+
+    RUNNING = "running"
+    PROMOTED = "promoted"
+    REJECTED = "rejected"
+    NOTHING = "nothing"
+    FAILED = "failed"
+
+
+class NightStage(StrEnum):
+    """The stages of a night, in order."""
+
+    PREFLIGHT = "preflight"
+    HARVEST = "harvest"
+    TRAIN = "train"
+    PLACEBO = "placebo"
+    GATE = "gate"
+    PROMOTE = "promote"
+
+
+class StopReason(StrEnum):
+    """Why a night stopped before its end."""
+
+    DEADLINE = "deadline"
+
+
+class AdapterStatus(StrEnum):
+    CANDIDATE = "candidate"
+    PROMOTED = "promoted"
+    REJECTED = "rejected"
+    ROLLED_BACK = "rolled_back"
+
+
+class RuleKind(StrEnum):
+    """How a rule is matched against a lesson: by its words, or as a regular expression."""
+
+    WORDS = "words"
+    REGEX = "regex"
+
+
+class CheckKind(StrEnum):
+    """What a check of the gate asks: does the adapter bring the gain, does it harm, is the gain what it seems?"""
+
+    GAIN = "gain"
+    HARM = "harm"
+    PROOF = "proof"
+
+
+class QuestionKind(StrEnum):
+    """Which tasks a question of the gate is about."""
+
+    NEAR = "near"  # tasks near those of the lessons
+    FOLLOWING = "following"  # following lessons that are new to the adapter
+    UNRELATED = "unrelated"  # tasksets outside the night
