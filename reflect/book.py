@@ -16,13 +16,13 @@ from reflect.errors import ModelError, UsageError
 if TYPE_CHECKING:
     from sqlmodel import Session
 
+    from reflect.context import WorkspaceContext
     from reflect.day.merge import Merged
     from reflect.export.restore import Imported
     from reflect.export.wording import Piece
     from reflect.records import Lesson, LessonLink, LessonVersion, Rule
     from reflect.store.costs import Cost
     from reflect.store.revocation import Revoked
-    from reflect.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Diff:
 class Lessons:
     """One profile's lessons. Every change is a new version with author `human`; nothing is deleted."""
 
-    def __init__(self, ws: Workspace) -> None:
-        self.ws = ws
-        self.profile = ws.settings.profile
+    def __init__(self, context: WorkspaceContext) -> None:
+        self.context = context
+        self.profile = context.settings.profile
 
     def __iter__(self) -> Iterator[Lesson]:
         return iter(self.list())
@@ -48,7 +48,7 @@ class Lessons:
     def __len__(self) -> int:
         from reflect.store import lessons
 
-        with self.ws.store.read() as s:
+        with self.context.store.read() as s:
             return lessons.count(s, profile=self.profile)
 
     # -- reading
@@ -59,20 +59,20 @@ class Lessons:
         """Lessons by id. UnknownName for a status that there is not."""
         from reflect.store import lessons
 
-        with self.ws.store.read() as s:
+        with self.context.store.read() as s:
             return lessons.listing(s, profile=self.profile, status=status, scope=scope, limit=limit)
 
     def get(self, lesson_id: int) -> Lesson:
         from reflect.store import lessons
 
-        with self.ws.store.read() as s:
+        with self.context.store.read() as s:
             return lessons.get(s, lesson_id)
 
     def history(self, lesson_id: int) -> Sequence[LessonVersion]:
         """All versions, oldest first."""
         from reflect.store import lessons
 
-        with self.ws.store.read() as s:
+        with self.context.store.read() as s:
             lessons.get(s, lesson_id)  # an unknown id is an error, not an empty history
             return lessons.history(s, lesson_id)
 
@@ -80,7 +80,7 @@ class Lessons:
         """(lesson, score), best first; any text is a safe query."""
         from reflect.store import lessons
 
-        with self.ws.store.read() as s:
+        with self.context.store.read() as s:
             return lessons.search(s, text, profile=self.profile, limit=limit)
 
     def diff(self, lesson_id: int, old: int | None = None, new: int | None = None) -> Diff:
@@ -88,7 +88,7 @@ class Lessons:
         from reflect.export.wording import word_diff
         from reflect.store import lessons
 
-        with self.ws.store.read() as s:
+        with self.context.store.read() as s:
             last = lessons.version(s, lesson_id, lessons.get(s, lesson_id).version if new is None else new)
             first = lessons.version(s, lesson_id, (last.parent or last.version) if old is None else old)
         fields: dict[str, Sequence[Piece]] = {}
@@ -103,14 +103,14 @@ class Lessons:
         """What each lesson costs, and what it was measured to bring; by id."""
         from reflect.store.costs import costs
 
-        with self.ws.store.read() as s:
+        with self.context.store.read() as s:
             return costs(s, self.profile)
 
     def links(self, lesson_id: int) -> Sequence[LessonLink]:
         """Which lessons stand in its place, and in whose place it stands; oldest first."""
         from reflect.store import links
 
-        with self.ws.store.read() as s:
+        with self.context.store.read() as s:
             return links.links(s, lesson_id)
 
     # -- writing
@@ -132,7 +132,7 @@ class Lessons:
         from reflect.store import lessons
 
         tokens = self._cost(when, do)
-        with self.ws.store.write() as s:
+        with self.context.store.write() as s:
             same = lessons.find_exact(s, when, do, self.profile)
             if same is not None:
                 hint = f"See: reflect lessons show {same.id}"
@@ -158,7 +158,7 @@ class Lessons:
         """
         from reflect.store import lessons
 
-        with self.ws.store.write() as s:
+        with self.context.store.write() as s:
             head = lessons.get(s, lesson_id)
             when, do = (" ".join(changes.get(name, getattr(head, name)).split()) for name in ("when", "do"))
             if (when, do) != (head.when, head.do):
@@ -168,7 +168,7 @@ class Lessons:
 
     def retire(self, lesson_id: int, *, reason: str = "") -> Lesson:
         """Out of every prompt and of the next night; an adapter that holds it holds it until then (see `revoke`)."""
-        with self.ws.store.write() as s:
+        with self.context.store.write() as s:
             return self._turn(s, lesson_id, "retired", reason)
 
     def revoke(self, lesson_id: int, *, reason: str = "") -> Revoked:
@@ -178,10 +178,12 @@ class Lessons:
         """
         from reflect.store import revocation
 
-        with self.ws.store.write() as s:
+        with self.context.store.write() as s:
             done = revocation.revoke(s, lesson_id, reason)
         if done.left is not None:
-            self.ws.switch()
+            from reflect.shelf import Shelf
+
+            Shelf(self.context).switch()
         return done
 
     def approve(self, lesson_id: int, *, reason: str = "") -> Lesson:
@@ -189,7 +191,7 @@ class Lessons:
         proposed are retired with it, unless they are pinned."""
         from reflect.store import lessons, links
 
-        with self.ws.store.write() as s:
+        with self.context.store.write() as s:
             now = self._turn(s, lesson_id, "active", reason, trust="clean")
             for old in links.proposed_for(s, lesson_id):
                 if old.status != "retired" and not old.pinned:
@@ -204,7 +206,7 @@ class Lessons:
 
         if not reason.strip():
             raise UsageError("A lesson is rejected for a reason.", "Say why: --why '...'")
-        with self.ws.store.write() as s:
+        with self.context.store.write() as s:
             # Pinned, or a lesson that a model had retired before could be learned again.
             words: dict[str, Any] = {"author": "human", "reason": reason, "pinned": True}
             return lessons.revise(s, lesson_id, status="retired", **words)
@@ -229,14 +231,16 @@ class Lessons:
         """Take back the last change of a lesson, as a new version; undoing that does it again."""
         from reflect.store import lessons
 
-        with self.ws.store.write() as s:
+        with self.context.store.write() as s:
             return lessons.undo(s, lesson_id)
 
     def merge(self, *, scope: str | None = None, dry_run: bool = False) -> Merged:
         """Make one lesson of those that say the same: see `reflect.day.merge`. Each change has its undo."""
         from reflect.day.merge import merge
 
-        return merge(lambda: self.ws.model, self.ws.store, self.ws.settings, scope=scope, dry_run=dry_run)
+        return merge(
+            lambda: self.context.model, self.context.store, self.context.settings, scope=scope, dry_run=dry_run
+        )
 
     # -- never learn this
 
@@ -244,21 +248,21 @@ class Lessons:
         """No edit of a model that matches will be taken: see `reflect.store.rules`. `kind` is words or regex."""
         from reflect.store import rules
 
-        with self.ws.store.write() as s:
+        with self.context.store.write() as s:
             return rules.add(s, pattern, kind=kind, why=why, profile=self.profile)
 
     def forbidden(self, *, lifted: bool = False) -> Sequence[Rule]:
         """The rules that hold; with `lifted` also those that did."""
         from reflect.store import rules
 
-        with self.ws.store.read() as s:
+        with self.context.store.read() as s:
             return rules.listing(s, self.profile, lifted=lifted)
 
     def allow(self, rule_id: int) -> Rule:
         """Lift a rule."""
         from reflect.store import rules
 
-        with self.ws.store.write() as s:
+        with self.context.store.write() as s:
             return rules.lift(s, rule_id, self.profile)
 
     def breaking(self, rule: Rule) -> Sequence[Lesson]:
@@ -273,7 +277,7 @@ class Lessons:
         """The lessons as text: `jsonl` (all, lossless), `markdown` (to read) or `agents` (the block of AGENTS.md)."""
         from reflect.export import formats
 
-        with self.ws.store.read() as s:
+        with self.context.store.read() as s:
             return formats.text(s, format, profile=self.profile, scope=scope)
 
     def export_to(
@@ -287,7 +291,7 @@ class Lessons:
         from reflect.export import formats
 
         words: dict[str, Any] = {"profile": self.profile, "scope": scope, "overwrite": overwrite}
-        with self.ws.store.read() as s:
+        with self.context.store.read() as s:
             return formats.save(s, Path(path).expanduser(), format, **words)
 
     def import_(self, path: str | Path, *, trust: bool = False) -> Sequence[Imported]:
@@ -302,7 +306,7 @@ class Lessons:
         name = "stdin" if str(path) == "-" else str(path)
         data = sys.stdin.buffer.read() if name == "stdin" else Path(path).expanduser().read_bytes()
         found = lines.load(data, name)
-        with self.ws.store.write() as s:
+        with self.context.store.write() as s:
             words: dict[str, Any] = {"trust": trust, "source": Path(name).name, "count_tokens": self._count}
             return restore(s, found, profile=self.profile, **words)
 
@@ -314,7 +318,7 @@ class Lessons:
         """
         from reflect.store import copies
 
-        return copies.backup(self.ws.store, Path(path).expanduser() if path is not None else None)
+        return copies.backup(self.context.store, Path(path).expanduser() if path is not None else None)
 
     def _cost(self, when: str, do: str) -> int:
         """Tokens of its line in a prompt; 0, not counted, where the model is not on this machine.
@@ -325,7 +329,7 @@ class Lessons:
 
         text = line(when, do)
         tokens = self._count(text)
-        most = min(self.ws.settings.lesson_budget, MAX_TOKENS)
+        most = min(self.context.settings.lesson_budget, MAX_TOKENS)
         if max(tokens, len(text.split())) > most:
             told = f"{tokens or len(text.split())} tokens are too long for a lesson (at most {most})."
             raise UsageError(told, "Say it shorter, or make two of it.")
@@ -333,6 +337,6 @@ class Lessons:
 
     def _count(self, text: str) -> int:
         try:
-            return self.ws.count_tokens(text)
+            return self.context.count_tokens(text)
         except ModelError:
             return 0

@@ -1,7 +1,7 @@
 """What people grade: rollouts that no program can score, and those that it scores wrongly.
 
     ws = reflect.open("lessons.db")
-    grades = Grades(ws)
+    grades = ws.grades
     for row in grades.waiting(run_id):
         grades.give(row["rollout"], 0.5, feedback="polite, but too long")
     grades.review(run_id)
@@ -17,26 +17,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reflect.context import WorkspaceContext
 from reflect.errors import UsageError
 from reflect.tasksets.files import Row, rows_of
 
 if TYPE_CHECKING:
     from reflect.day.summary import Report
-    from reflect.workspace import Progress, Workspace
+    from reflect.workspace import Progress
 
 
 class Grades:
     """The grades of one workspace."""
 
-    def __init__(self, ws: Workspace) -> None:
-        self.ws = ws
+    def __init__(self, context: WorkspaceContext) -> None:
+        self.context = context
 
     def newest(self) -> int:
         """The newest run of the profile with rollouts that wait for a grade, else the newest run."""
         from reflect.store import grades, runs
 
-        with self.ws.store.read() as s:
-            ids = [run.id or 0 for run in runs.list_runs(s, 20, self.ws.settings.profile)]
+        with self.context.store.read() as s:
+            ids = [run.id or 0 for run in runs.list_runs(s, 20, self.context.settings.profile)]
             if not ids:
                 raise UsageError("There is no run to grade.", "Begin one: reflect run TASKSET --no-reflect")
             return next((run_id for run_id in ids if grades.ungraded(s, run_id)), ids[0])
@@ -47,7 +48,7 @@ class Grades:
         from reflect.store import grades, runs
         from reflect.tasksets.base import Task
 
-        with self.ws.store.read() as s:
+        with self.context.store.read() as s:
             runs.get_run(s, run_id)
             found = [(row, Task(**task.content)) for row, task in grades.ungraded(s, run_id, every)]
         return [
@@ -76,7 +77,7 @@ class Grades:
         from reflect.store import grades
 
         who = by or _me()
-        with self.ws.store.write() as s:
+        with self.context.store.write() as s:
             rows = [grades.give(s, rollout_id, reward, said, who) for rollout_id, reward, said in given]
             return [
                 {"rollout": x.id, "reward": x.reward, "feedback": x.feedback, "grades": x.parts[grades.GRADES]}
@@ -103,11 +104,10 @@ class Grades:
         """Review a graded run, by the settings with which it was begun: see `reflect.day.graded`."""
         from reflect.day.graded import review_run
         from reflect.store import runs
-        from reflect.workspace import Workspace
 
-        with self.ws.store.read() as s:
+        with self.context.store.read() as s:
             run = runs.get_run(s, run_id)
-        ws = Workspace(self.ws.settings.restored(run.config, model=run.model, profile=run.profile))
+        ws = WorkspaceContext(self.context.settings.restored(run.config, model=run.model, profile=run.profile))
         taskset = ws.taskset(run.taskset)
         return review_run(ws.model, ws.store, taskset, ws.settings, run_id, progress)
 

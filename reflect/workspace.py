@@ -1,11 +1,11 @@
-"""A workspace: one database, one model, the adapters beside the database. What every surface is a thin layer over.
+"""A workspace: one database, one model, and the adapters. The command line and the server are thin layers over it.
 
     ws = reflect.open("lessons.db", model="pocket")
     ws.run("letters", n=16, k=8)
     print(ws.prompt("letters"))
     ws.sleep()
 
-The database and the model are opened when first used, so that a question about lessons never waits for torch.
+The database and the model are opened on first use, so that a question about lessons never loads torch.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reflect.config import Settings
+from reflect.context import WorkspaceContext
 from reflect.errors import NightBusy, UnknownName, UsageError
 from reflect.models import processes
-from reflect.shelf import Shelf
-from reflect.tasksets import scoring
 from reflect.tasksets.base import find_task
 
 if TYPE_CHECKING:
     from reflect.book import Lessons
     from reflect.day.summary import Report
     from reflect.evaluate import ArmResult
-    from reflect.models import Unloaded
+    from reflect.grades import Grades
     from reflect.models.base import Model
     from reflect.night.due import Due
     from reflect.night.sleep import NightReport
-    from reflect.records import Lesson
+    from reflect.records import Adapter, Lesson
+    from reflect.shelf import Shelf
     from reflect.store import Store
     from reflect.tasksets.base import Message, Split, Task, Taskset
 
@@ -44,14 +44,14 @@ FOUR_ARMS = {  # arm -> (adapter on, lessons in the prompt)
     "adapter_in": (True, True),
 }
 WEIGHTS = (
-    "Sleep on the weights that it serves: reflect sleep -m hf:ORG/NAME, or a path. Until then its lessons work in the "
-    "prompt, measured by `reflect trial`."
+    "Sleep with local weights of that model: reflect sleep -m hf:ORG/NAME, or a path. Its lessons work in the prompt "
+    "meanwhile; `reflect trial` measures them."
 )
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Exactly what the model will see of a task, and the lessons that stand in it."""
+    """Exactly what the model will see of a task, and the lessons in it."""
 
     taskset: str
     task: Task
@@ -62,78 +62,66 @@ class Prompt:
         return "\n\n".join(f"{m['role']}:\n{m['content']}" for m in self.messages)
 
 
-class Workspace(Shelf):
-    """Lessons, runs, nights and adapters of one profile. Methods raise ReflectError, whose hint is the next step."""
+class Workspace:
+    """Lessons, runs, nights and adapters of one profile. Methods raise ReflectError with the next step as its hint."""
 
     def __init__(self, settings: Settings) -> None:
+        self.context = WorkspaceContext(settings)
         self.settings = settings
-        self.complaints = []
-        scoring.limit(settings.verify_seconds, settings.verify_memory)
+        self.complaints = self.context.complaints
+        self.taskset = self.context.taskset
+        self.count_tokens = self.context.count_tokens
 
-    # -- what it is made of
-
-    @property
-    def path(self) -> str:
-        """Where the database is: a full path, or the URL without its password."""
-        if "://" not in self.settings.db:
-            return str(Path(self.settings.db).expanduser().resolve())
-        from reflect.store.dialect import without_password
-
-        return without_password(self.settings.db)
-
-    @cached_property
-    def store(self) -> Store:
-        """The database, made or migrated when that is needed."""
-        from reflect.store import Store
-
-        return Store(self.settings.db)
-
-    @cached_property
-    def model(self) -> Model:
-        """The model with the profile's active adapter on, verified first."""
-        from reflect.models import load_model
-        from reflect.night import adapters
-
-        model = load_model(self.settings.model, self.settings)
-        adapters.activate(model, self.store, self.settings)
-        return model
-
-    @cached_property
-    def reflector(self) -> Model | None:
-        """The model that reviews the attempts, bare; None where that is the one that makes them."""
-        from reflect.models import load_model
-
-        name = self.settings.reflector
-        return load_model(name, self.settings) if name and name != self.settings.model else None
+    # -- parts
 
     @cached_property
     def lessons(self) -> Lessons:
-        """The lessons: list, get, history, search, add, edit, retire, undo."""
+        """The lessons: list, get, history, search, add, edit, retire, undo, export, import ..."""
         from reflect.book import Lessons
 
-        return Lessons(self)
-
-    def taskset(self, name: str | Path | Taskset) -> Taskset:
-        """A taskset by name or file; one that is given is given back."""
-        from reflect.day.judge import bind
-        from reflect.tasksets import load_taskset
-
-        return bind(load_taskset(name) if isinstance(name, str | Path) else name, self.settings)
-
-    def count_tokens(self, text: str) -> int:
-        """Tokens of the model, by its tokenizer alone while the model is not loaded."""
-        return self._sizes.count_tokens(text)
-
-    @property
-    def _sizes(self) -> Unloaded | Model:
-        """What knows the model's tokens and its context: its files while it is not loaded, where they say it."""
-        return self.model if "model" in self.__dict__ else self._files or self.model
+        return Lessons(self.context)
 
     @cached_property
-    def _files(self) -> Unloaded | None:
-        from reflect.models import unloaded
+    def adapters(self) -> Shelf:
+        """The adapters: promote, rollback, push, export, verify."""
+        from reflect.shelf import Shelf
 
-        return unloaded(self.settings.model, self.settings.max_context)
+        return Shelf(self.context)
+
+    @cached_property
+    def grades(self) -> Grades:
+        """Grades given by people: waiting, give, load, save, review."""
+        from reflect.grades import Grades
+
+        return Grades(self.context)
+
+    @property
+    def path(self) -> str:
+        """The database: a full path, or the URL without its password."""
+        return self.context.path
+
+    @property
+    def store(self) -> Store:
+        """The database, opened on first use."""
+        return self.context.store
+
+    @property
+    def model(self) -> Model:
+        """The model with the profile's active adapter, loaded on first use."""
+        return self.context.model
+
+    @property
+    def reflector(self) -> Model | None:
+        """The model that reflects; None if it is the model that makes the rollouts."""
+        return self.context.reflector
+
+    def promote(self, name: str) -> Adapter:
+        """Make an adapter the active one: see `adapters.promote`."""
+        return self.adapters.promote(name)
+
+    def rollback(self) -> tuple[Adapter, Adapter | None]:
+        """Undo the last promotion: see `adapters.rollback`."""
+        return self.adapters.rollback()
 
     # -- the day
 
@@ -148,8 +136,8 @@ class Workspace(Shelf):
         use_lessons: bool = True,
         progress: Progress | None = None,
     ) -> Report:
-        """Practise n tasks k times each and learn from it. The same words continue a run that was interrupted."""
-        found = self.taskset(taskset)  # what is wrong with it is said before anything is loaded
+        """Practise n tasks k times each and learn from it. The same arguments continue an interrupted run."""
+        found = self.taskset(taskset)  # its errors come before anything is loaded
         from reflect.day.practice import practice
 
         return practice(
@@ -167,7 +155,7 @@ class Workspace(Shelf):
         )
 
     def resume(self, run_id: int | None = None, *, progress: Progress | None = None) -> Report:
-        """Finish a run in the words in which it was begun; by default the newest unfinished one."""
+        """Finish a run with the settings that it was started with; by default the newest unfinished one."""
         from reflect.day.measure import measure
         from reflect.day.resuming import begun, unchanged
 
@@ -195,7 +183,7 @@ class Workspace(Shelf):
                 found.name,
                 task,
                 profile=self.settings.profile,
-                budget=room_for_lessons(task, self.settings, self._sizes.context, self.count_tokens),
+                budget=room_for_lessons(task, self.settings, self.context.sizes.context, self.count_tokens),
                 limit=self.settings.lesson_limit,
                 count_tokens=self.count_tokens,
                 state=state,
@@ -217,9 +205,18 @@ class Workspace(Shelf):
         """The arms on the first n tasks (all when None) of the split, paired: see `reflect.evaluate`."""
         from reflect.evaluate import evaluate
 
-        found, settings = self.taskset(taskset), self.settings
-        options: dict[str, Any] = {"arms": arms, "n": n, "split": split, "seed": seed, "progress": progress}
-        return evaluate(self.model, self.store, found, settings=settings, **options)
+        found = self.taskset(taskset)
+        return evaluate(
+            self.model,
+            self.store,
+            found,
+            settings=self.settings,
+            arms=arms,
+            n=n,
+            split=split,
+            seed=seed,
+            progress=progress,
+        )
 
     def arm(
         self,
@@ -230,8 +227,8 @@ class Workspace(Shelf):
         seed: int = 0,
         progress: Progress | None = None,
     ) -> ArmResult:
-        """One of the four arms base_out, base_in, adapter_out, adapter_in on holdout; `in` is every lesson that is
-        held, in text or in weights. With no adapter active its arms are those of the base."""
+        """One of the four arms base_out, base_in, adapter_out, adapter_in on holdout; `in`: with all lessons, also
+        those in the weights. Without an active adapter, the adapter arms equal the base arms."""
         from reflect.day.lessons import lessons_for
         from reflect.day.rollout import using
         from reflect.evaluate import HELD_STATUSES, run_arm
@@ -271,15 +268,18 @@ class Workspace(Shelf):
         if_due: bool = False,
         deadline: float | None = None,
         progress: Progress | None = None,
-        **dials: Any,
+        **options: Any,
     ) -> NightReport:
-        """One night over all lessons of the profile: train an adapter, judge it, promote it when it is good.
+        """One night over all lessons of the profile: train an adapter, evaluate it, promote it if it passes the gate.
 
-        `dials`: method, divergence, budget (minutes), seed. The same night again does nothing. `if_due`: only when it
-        is time (see `due`). `deadline`: minutes from now, after which the night pauses, to go on with the next sleep.
+        `options`: method, divergence, budget (minutes), seed, continued. A finished night is not repeated. `if_due`:
+        only if a night is due (see `due`). `deadline`: minutes from now after which the night pauses; the next sleep
+        continues it.
         """
-        words: dict[str, Any] = {"dry_run": dry_run, "if_due": if_due, "deadline": deadline, "progress": progress}
-        night = partial(self._sleep, *tasksets, **words, **dials)
+        until = None if deadline is None else time.monotonic() + 60 * deadline
+        night = partial(
+            self._sleep, tasksets, dry_run=dry_run, if_due=if_due, until=until, progress=progress, **options
+        )
         if processes.size() == 1:
             return night()
         from reflect.night.parallel import lead
@@ -287,19 +287,16 @@ class Workspace(Shelf):
         try:
             return lead(night, lambda: self.model)
         finally:
-            if processes.share_layers(self.settings.device_map):  # the others have gone, and their parts with them
-                self.__dict__.pop("model", None)
+            if processes.share_layers(self.settings.device_map):  # the other processes held parts of its weights
+                self.context.unload_model()
 
     def _sleep(
         self,
-        *tasksets: str | Path | Taskset,
-        dry_run: bool,
+        tasksets: Sequence[str | Path | Taskset],
+        *,
         if_due: bool,
-        deadline: float | None,
-        progress: Progress | None,
-        **dials: Any,
+        **options: Any,
     ) -> NightReport:
-        began = time.monotonic()
         found = [self.taskset(name) for name in tasksets]
         from reflect.models import is_remote
         from reflect.night.sleep import NightReport, sleep
@@ -310,19 +307,17 @@ class Workspace(Shelf):
 
         if if_due and not (due := self.due(*found)):
             return NightReport("not due", due.reason)
-        if is_running(self.settings):  # said before the model is loaded; who holds the lock decides in the end
+        if is_running(self.settings):  # before the model is loaded; the lock itself decides
             raise NightBusy("Another sleep is running.", "Wait until it is done: `reflect nights`.")
-        until = None if deadline is None else began + 60 * deadline
-        words: dict[str, Any] = {"tasksets": found, "dry_run": dry_run, "until": until, "progress": progress}
         before = self._active()
         try:
-            report = sleep(self.model, self.store, self.settings, **words, **dials)
+            report = sleep(self.model, self.store, self.settings, tasksets=found, **options)
         except NightBusy as e:
             if not if_due:
                 raise
             return NightReport("not due", f"Not due: {e.message}")
         if self._active() != before:
-            self.publish()
+            self.adapters.publish()
         return report
 
     def _active(self) -> int | None:
@@ -333,7 +328,7 @@ class Workspace(Shelf):
         return adapter.id if adapter else None
 
     def due(self, *tasksets: str | Path | Taskset) -> Due:
-        """Is it time to sleep? Without loading the model: see `reflect.night.due`."""
+        """Whether a night is due, decided without the model: see `reflect.night.due`."""
         from reflect.night.due import Due, decide
         from reflect.night.workshop import is_running
         from reflect.records import now
@@ -345,14 +340,14 @@ class Workspace(Shelf):
     # -- health
 
     def sweep(self) -> list[Path]:
-        """Remove what killed nights left and no night will read again, unless one is running. What was removed."""
+        """Remove files that killed nights left behind, unless a night is running. Returns what was removed."""
         from reflect.night import leftovers
 
         return leftovers.sweep(self.store, self.settings)
 
     def doctor(self) -> list[str]:
-        """What is wrong with the database and the adapters, in sentences; [] when all is well."""
+        """Problems of the database and the adapters, one sentence each; [] if there are none."""
         from reflect.store import doctor
 
         problems = doctor.check(self.store)
-        return problems + [problem for problem in self.verify(base=False).values() if problem]
+        return problems + [problem for problem in self.adapters.verify(base=False).values() if problem]

@@ -25,7 +25,7 @@ def serving(
     """The base URL, with /v1. `words`: as in `Words`."""
     ws = Workspace(settings or Settings(db=str(db)))
     if model is not None:
-        ws.__dict__["model"] = model
+        ws.context.model = model
     app, close = assemble(ws, Words(**words))
     with running(app) as base:
         yield base

@@ -63,7 +63,7 @@ def front(folder: Path) -> dict[str, Any]:
 
 def test_peft_itself_loads_the_folder(slept: tuple[Workspace, Adapter], tmp_path: Path) -> None:
     ws, _ = slept
-    out = ws.export_adapter("one", tmp_path / "out")
+    out = ws.adapters.export("one", tmp_path / "out")
     ws.promote("one")
     ours = logits(ws.model.network)
     base = AutoModelForCausalLM.from_pretrained(ws.settings.model, dtype=torch.float32)
@@ -74,7 +74,7 @@ def test_peft_itself_loads_the_folder(slept: tuple[Workspace, Adapter], tmp_path
 
 def test_the_card_tells_where_it_comes_from(slept: tuple[Workspace, Adapter], tmp_path: Path) -> None:
     ws, adapter = slept
-    out = ws.export_adapter("one", tmp_path / "deep" / "out")
+    out = ws.adapters.export("one", tmp_path / "deep" / "out")
     head = front(out)
     assert (head["base_model"], head["library_name"], head["tags"]) == ("tiny", "peft", ["reflect", "lora"])
     text = (out / "README.md").read_text()
@@ -104,7 +104,7 @@ def test_a_base_from_the_hub_is_named_as_the_hub_names_it(slept: tuple[Workspace
 
 def test_a_merged_model_is_an_ordinary_one(slept: tuple[Workspace, Adapter], tmp_path: Path) -> None:
     ws, adapter = slept
-    out = ws.export_adapter("one", tmp_path / "merged", merge=True)
+    out = ws.adapters.export("one", tmp_path / "merged", merge=True)
     assert ws.model.adapters == [], "the workspace's own model is left alone"
     ws.promote("one")
     merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
@@ -119,7 +119,7 @@ def test_a_merged_model_is_an_ordinary_one(slept: tuple[Workspace, Adapter], tmp
     assert "merged into its weights" in (out / "README.md").read_text()
     other = dataclasses.replace(ws.settings, model="pocket")
     with pytest.raises(AdapterMismatch, match="another base"):
-        Workspace(other).export_adapter("one", tmp_path / "foreign", merge=True)
+        Workspace(other).adapters.export("one", tmp_path / "foreign", merge=True)
     assert not (tmp_path / "foreign").exists() and not list(tmp_path.glob(".*.part"))
 
 
@@ -137,17 +137,17 @@ def test_nothing_is_overwritten_without_a_word(
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letters.txt").write_text("dear")
     with pytest.raises(UsageError, match="no exported adapter"):
-        ws.export_adapter("one", tmp_path / "home", overwrite=True)
+        ws.adapters.export("one", tmp_path / "home", overwrite=True)
     assert (tmp_path / "home" / "letters.txt").read_text() == "dear"
     with pytest.raises(UnknownName):
-        ws.export_adapter("two")
+        ws.adapters.export("two")
 
 
 def test_a_damaged_or_revoked_one_is_refused(slept: tuple[Workspace, Adapter], tmp_path: Path) -> None:
     ws, adapter = slept
     ws.lessons.revoke(1)
     with pytest.raises(UsageError, match="revoked or retired: lesson 1"):
-        ws.export_adapter("one", tmp_path / "out")
+        ws.adapters.export("one", tmp_path / "out")
     ws.lessons.undo(1)
     file = adapters.folder_of(adapter, ws.settings) / "adapter_model.safetensors"
     data = bytearray(file.read_bytes())
@@ -155,7 +155,7 @@ def test_a_damaged_or_revoked_one_is_refused(slept: tuple[Workspace, Adapter], t
     file.write_bytes(data)
     for merge in (False, True):
         with pytest.raises(AdapterCorrupt, match="damaged"):
-            ws.export_adapter("one", tmp_path / "out", merge=merge)
+            ws.adapters.export("one", tmp_path / "out", merge=merge)
     assert not (tmp_path / "out").exists()
 
 
@@ -164,7 +164,7 @@ def test_one_that_did_not_pass_says_so(slept: tuple[Workspace, Adapter], tmp_pat
     failed = [GATE["checks"][0] | {"ok": False}]
     with ws.store.write() as s:
         nights.set_adapter(s, adapter.id, status="rejected", gate=adapter.gate | {"ok": False, "checks": failed})
-    text = (ws.export_adapter("one", tmp_path / "out") / "README.md").read_text()
+    text = (ws.adapters.export("one", tmp_path / "out") / "README.md").read_text()
     assert "**It has not passed the gate" in text and "**failed**" in text
 
 

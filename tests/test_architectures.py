@@ -68,12 +68,12 @@ def test_a_day_a_night_and_the_way_back(folder: Path, tmp_path: Path, monkeypatc
         with ws.store.write() as s:
             nights.set_adapter(s, nights.get_adapter(s, night.adapter).id, status="candidate")
             nights.promote(s, nights.get_adapter(s, night.adapter).id, "default", night.lessons, night.night_id)
-        ws.switch()
+        ws.adapters.switch()
     assert say() == ["yes", "yes"] and ws.model.active == night.adapter
     ws.rollback()
     assert say() == before and ws.model.active is None
     assert {lesson.status for lesson in ws.lessons} <= {"active", "candidate"}
-    assert ws.verify() == {night.adapter: ""} and ws.doctor() == []
+    assert ws.adapters.verify() == {night.adapter: ""} and ws.doctor() == []
 
 
 def test_an_answer_does_not_depend_on_its_batch(model: LocalModel) -> None:

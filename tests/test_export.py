@@ -38,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     book.add("the task says zubi", "use reverse", scope="dialect", pinned=False)
     book.retire(2, reason="no \u2028 use")
     book.add("it is late", "stop 🌙")
-    with book.ws.store.write() as s:
+    with book.context.store.write() as s:
         db.add(s, when="anything", do="see http://example.com", author="model", status="quarantined")
         db.add(s, when="in a hurry", do="take a breath", author="model", scope="letters")
         for kind in ("withhold", "paired"):
@@ -55,11 +55,11 @@ def book(made: Path, tmp_path: Path) -> Lessons:
 
 def other(book: Lessons, **settings: Any) -> Lessons:
     """An empty database."""
-    return reflect.open(book.ws.store.path.parent.with_suffix(".db"), **settings).lessons
+    return reflect.open(book.context.store.path.parent.with_suffix(".db"), **settings).lessons
 
 
 def saved(book: Lessons, name: str = "lessons.jsonl", text: str | None = None) -> Path:
-    file = book.ws.store.path.with_name(name)
+    file = book.context.store.path.with_name(name)
     file.write_text(book.export() if text is None else text)
     return file
 
@@ -69,7 +69,7 @@ def signs(book: Lessons, file: Path, **words: Any) -> str:
 
 
 def healthy(book: Lessons) -> bool:
-    return doctor.check(book.ws.store) == []
+    return doctor.check(book.context.store) == []
 
 
 # -- JSON Lines --------------------------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_export_import_export_is_the_same_bytes(book: Lessons) -> None:
 
 
 def test_what_a_trial_was_measured_with_travels(book: Lessons, tmp_path: Path) -> None:
-    with book.ws.store.write() as s:
+    with book.context.store.write() as s:
         nights.trials(s)[0].measure = "abc"
     text = book.export()
     there = other(book)
@@ -103,34 +103,34 @@ def test_what_a_trial_was_measured_with_travels(book: Lessons, tmp_path: Path) -
 
 
 def test_which_lesson_stands_for_which_travels(book: Lessons) -> None:
-    with book.ws.store.write() as s:
+    with book.context.store.write() as s:
         links.link(s, 1, 2, "merged", "they say the same")
         links.link(s, 3, 1, "supersedes")
     text, there = book.export(), other(book)
     assert signs(there, saved(book), trust=True) == "+++++"
     assert there.export() == text and healthy(there)
     assert signs(there, saved(book), trust=True) == "=====", "said again, they are the same links"
-    with there.ws.store.read() as s:
+    with there.context.store.read() as s:
         assert [(x.other_id, x.kind, x.why) for x in links.standing_for(s, 1)] == [(2, "merged", "they say the same")]
         (link,) = links.standing_for(s, 3)
         assert (link.other_id, link.kind) == (1, "supersedes")
 
 
 def test_links_follow_lessons_that_get_another_id(book: Lessons) -> None:
-    with book.ws.store.write() as s:
+    with book.context.store.write() as s:
         links.link(s, 1, 2, "merged")
     there = other(book)
     there.add(when="something else", do="takes the first id")
     there.import_(saved(book), trust=True)
     words = {x.do: x.id for x in there}
     mine = {x.id: x.do for x in book}
-    with there.ws.store.read() as s:
+    with there.context.store.read() as s:
         (link,) = links.standing_for(s, words[mine[1]])
         assert link.other_id == words[mine[2]]
 
 
 def _trials(book: Lessons) -> list[Trial]:
-    with book.ws.store.read() as s:
+    with book.context.store.read() as s:
         return nights.trials(s)
 
 
@@ -284,7 +284,7 @@ def test_all_or_nothing(book: Lessons) -> None:
     """What breaks while writing leaves nothing behind either."""
     there = other(book)
     text = edited(book, 4, scope="x").replace('"id": 5', '"id": 4611686018427387904')
-    with there.ws.store.write() as s:
+    with there.context.store.write() as s:
         s.connection().exec_driver_sql(
             "CREATE TRIGGER no AFTER INSERT ON lesson WHEN new.scope = 'x' BEGIN SELECT RAISE(ABORT, 'no'); END"
         )
@@ -472,14 +472,14 @@ def test_a_skill_of_another_is_not_overwritten(book: Lessons, tmp_path: Path) ->
 
 
 def test_a_backup_is_a_healthy_copy_and_overwrites_nothing(book: Lessons, tmp_path: Path) -> None:
-    book.ws.store.path.chmod(0o600)
-    with book.ws.store.write() as s:  # others write meanwhile: it is the state before
+    book.context.store.path.chmod(0o600)
+    with book.context.store.write() as s:  # others write meanwhile: it is the state before
         db.add(s, when="not yet", do="committed", author="model")
         copy = book.backup(tmp_path / "deep" / "copy.db")
     there = reflect.open(copy).lessons
     assert healthy(there) and len(there) == 5 and there.export() != book.export()
     assert copy.stat().st_mode & 0o777 == 0o600 and os.listdir(copy.parent) == ["copy.db"]
-    for taken in (copy, book.ws.store.path):
+    for taken in (copy, book.context.store.path):
         before = taken.read_bytes()
         with pytest.raises(UsageError, match="is there already"):
             book.backup(taken)

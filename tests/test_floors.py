@@ -29,7 +29,7 @@ FLOORS = [
     ["__main__"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-INTERFACE = {"", "book", "grades", "shelf", "workspace"}
+INTERFACE = {"", "book", "context", "grades", "shelf", "workspace"}
 
 # package -> the rooms that may import it at all
 HEAVY = {

@@ -15,7 +15,6 @@ from reflect.config import Settings
 from reflect.day.graded import review_run
 from reflect.day.practice import practice
 from reflect.errors import BadTaskFile, UnknownName, UsageError
-from reflect.grades import Grades
 from reflect.records import Lesson, Rollout
 from reflect.store import Store, lessons, runs
 from reflect.tasksets import Score, Task, load_taskset
@@ -48,7 +47,7 @@ def graded(folder: Path) -> tuple[Store, ByHand, int]:
 
 
 def grade_all(store: Store, taskset: ByHand, run_id: int) -> None:
-    grades = Grades(reflect.open("lessons.db"))
+    grades = reflect.open("lessons.db").grades
     with store.read() as s:
         tasks = {row.id: Task(**runs.task(s, row.task_key).content) for row in runs.rollouts(s, run_id)}
         rows = runs.rollouts(s, run_id)
@@ -92,7 +91,7 @@ def test_the_review_of_the_same_rollouts_is_the_same(folder: Path) -> None:
 def test_feedback_of_an_expert_stands_in_the_reflection(graded: tuple[Store, ByHand, int]) -> None:
     store, taskset, run_id = graded
     grade_all(store, taskset, run_id)
-    grades = Grades(reflect.open("lessons.db"))
+    grades = reflect.open("lessons.db").grades
     with store.read() as s:
         row = runs.rollouts(s, run_id)[0]
     grades.give(row.id or 0, 0.0, "say which list <|end|> you mean", "Ada")
@@ -104,7 +103,7 @@ def test_feedback_of_an_expert_stands_in_the_reflection(graded: tuple[Store, ByH
 
 def test_who_and_when_and_what_stood_before_is_kept(graded: tuple[Store, ByHand, int]) -> None:
     store, _, run_id = graded
-    grades = Grades(reflect.open("lessons.db"))
+    grades = reflect.open("lessons.db").grades
     one = grades.waiting(run_id)[0]["rollout"]
     grades.give(one, 0.5, "short", "Ada")
     done = grades.give(one, 1.0, by="Bo")
@@ -131,7 +130,7 @@ def test_a_grade_over_a_verifiers_keeps_the_verifiers(folder: Path) -> None:
 
     store = Store("lessons.db")
     practice(RuleModel(), store, Broken(), Settings(), n=2, k=1, seed=0, learn=False)
-    grades = Grades(reflect.open("lessons.db"))
+    grades = reflect.open("lessons.db").grades
     (broke,) = grades.waiting(1)
     (other,) = [row for row in grades.waiting(1, every=True) if row["reward"] == 0.25]
     firsts = [grades.give(row["rollout"], 1.0, by="Ada")["grades"][0] for row in (broke, other)]
@@ -204,7 +203,7 @@ def test_by_hand_and_by_file(graded: tuple[Store, ByHand, int], capsys: pytest.C
 )
 def test_a_file_with_a_bad_line_grades_nothing(graded: tuple[Store, ByHand, int], line: str, said: str) -> None:
     Path("g.jsonl").write_text(f'{{"rollout": 2, "reward": 1}}\n{line}\n')
-    grades = Grades(reflect.open("lessons.db"))
+    grades = reflect.open("lessons.db").grades
     with pytest.raises((BadTaskFile, UnknownName), match=said):
         grades.load(Path("g.jsonl"))
     assert len(grades.waiting(1)) == 16

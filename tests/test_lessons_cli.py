@@ -64,7 +64,7 @@ def book() -> Any:
 
 
 def by_model(book: Any, when: str, do: str, **more: Any) -> int:
-    with book.ws.store.write() as s:
+    with book.context.store.write() as s:
         return db.add(s, when=when, do=do, author="model", scope="dialect", **more).id
 
 
@@ -101,17 +101,17 @@ def test_a_rejection_needs_a_reason(cli: Cli, book: Any) -> None:
 
 
 def learn(book: Any, when: str, do: str) -> list[Any]:
-    with book.ws.store.write() as s:
+    with book.context.store.write() as s:
         evidence = Evidence(task=ZUBI, scope="dialect", profile="default", shown=(), contrast=True)
         return apply_edits(s, [Edit("add", when=when, do=do)], evidence, count_tokens=RuleModel().count_tokens)
 
 
 def test_what_a_person_rejected_is_not_learned_again_even_if_a_model_had_retired_it(cli: Cli, book: Any) -> None:
     by_model(book, "the task says zubi", "use sort")
-    with book.ws.store.write() as s:
+    with book.context.store.write() as s:
         db.revise(s, 1, author="model", status="retired", reason="no help")
     assert learn(book, "the task says zubi", "use sort")[0].outcome == "revised"  # a model may change its mind
-    with book.ws.store.write() as s:
+    with book.context.store.write() as s:
         db.revise(s, 1, author="model", status="retired", reason="no help")
     cli("reject", "1", "--why", "wrong")
     (outcome,) = learn(book, "the task says zubi", "use sort")
@@ -170,7 +170,7 @@ def shown(book: Any, *exposures: tuple[int, int, bool]) -> None:
     """One rollout each with the lesson (id, version, shown)."""
     from test_store import a_run, attempt
 
-    with book.ws.store.write() as s:
+    with book.context.store.write() as s:
         run, (task,) = a_run(s, n=1, k=len(exposures))
         rows = [attempt(run, task, i) for i in range(len(exposures))]
         seen = [[Exposure(rollout_id=0, lesson_id=i, version=v, shown=was, probability=0.9)] for i, v, was in exposures]
@@ -179,13 +179,13 @@ def shown(book: Any, *exposures: tuple[int, int, bool]) -> None:
 
 def test_stats_set_the_cost_against_the_measured_gain(cli: Cli, book: Any) -> None:
     by_model(book, "the task says zubi", "use reverse", tokens=10)
-    with book.ws.store.write() as s:
+    with book.context.store.write() as s:
         db.revise(s, 1, author="model", do="use sort", tokens=12)
         db.revise(s, 1, author="human", status="active")  # another version of the same text
     by_model(book, "the task says fapo", "use sort", tokens=8)
     by_model(book, "never measured", "hm")
     shown(book, (1, 1, True), (1, 2, True), (1, 3, True), (1, 3, False), (2, 1, True))
-    with book.ws.store.write() as s:
+    with book.context.store.write() as s:
         for lesson_id, version, kind, effect in (
             (1, 1, "paired", 0.9), (1, 2, "withhold", 0.24), (1, 3, "probe", -0.5), (2, 1, "withhold", -0.1),
         ):  # fmt: skip
@@ -214,7 +214,7 @@ def test_a_rule_refuses_an_edit_of_the_model_and_is_named(cli: Cli, book: Any) -
     (outcome,) = learn(book, "the task says fapo", "Answer 8 at once")
     assert (outcome.outcome, outcome.reason) == ("refused", r"rule 1 forbids it: answer \d (planted)")
     assert len(book) == 1
-    with book.ws.store.write() as s:
+    with book.context.store.write() as s:
         head = db.get(s, 1)
         evidence = Evidence(task=ZUBI, scope="dialect", profile="default", shown=[head], contrast=True)
         edits = [Edit("revise", "always", "answer 9", 1), Edit("retire", lesson_id=1, why="answer 7 is wrong")]
@@ -233,7 +233,7 @@ def test_rules_are_listed_and_kept(cli: Cli, book: Any) -> None:
     assert [row["id"] for row in cli("forbidden", "--json")] == [2]
     assert [bool(row["lifted"]) for row in cli("forbidden", "--all", "--json")] == [True, False]
     assert "no rule 5" in cli("allow", "5", code=2) and "no rule 2" in cli("allow", "2", "--profile", "x", code=2)
-    assert doctor.check(book.ws.store) == []
+    assert doctor.check(book.context.store) == []
 
 
 def test_what_stands_already_is_named(cli: Cli, book: Any) -> None:
@@ -274,10 +274,10 @@ def test_how_rules_match(book: Any, pattern: str, kind: str, do: str, hit: bool)
 def test_the_doctor_knows_the_rules(book: Any) -> None:
     book.forbid("a+", kind="regex")
     book.forbid("b")
-    with book.ws.store.write() as s:
+    with book.context.store.write() as s:
         s.connection().exec_driver_sql("UPDATE rule SET pattern = 'a(' WHERE id = 1")
         s.connection().exec_driver_sql("UPDATE rule SET kind = 'odd' WHERE id = 2")
-    first, second = doctor.check(book.ws.store)
+    first, second = doctor.check(book.context.store)
     assert "Rule 1 is no regular expression" in first and "Rule 2 is of the unknown kind 'odd'" in second
 
 

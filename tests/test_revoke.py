@@ -236,7 +236,7 @@ def test_a_loaded_model_follows(ws: Workspace) -> None:  # noqa: F811
     fresh = reflect.open(ws.settings.db, model=ws.settings.model)
     with pytest.raises(UsageError, match="revoked"):
         fresh.promote("two")
-    assert "model" not in fresh.__dict__, "it is refused before the model is loaded"
+    assert not fresh.context.model_is_loaded, "it is refused before the model is loaded"
 
 
 def test_the_command_loads_no_torch_and_tells_what_it_did(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_a_damaged_or_foreign_adapter_is_never_used(ws: Workspace, tmp_path: Pat
     weights.write_bytes(data)
     with pytest.raises(AdapterCorrupt, match="differs from its manifest"):
         _ = reflect.open(ws.settings.db, model=ws.settings.model).model
-    assert "damaged" in ws.verify()["one"] and "damaged" in ws.doctor()[0]
+    assert "damaged" in ws.adapters.verify()["one"] and "damaged" in ws.doctor()[0]
     fresh = reflect.open(ws.settings.db, model=ws.settings.model)
     fresh.rollback()  # the way out that the error names
     assert fresh.model.active is None

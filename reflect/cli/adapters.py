@@ -117,7 +117,7 @@ def push(db: Db = None, profile: Profile = None, json: Json = False) -> None:
     It is loaded under its own name; the one before it stays loaded, older ones are unloaded. Every promotion and
     rollback does this by itself; the command repeats what failed, and does nothing when all is well.
     """
-    pushed = workspace(db, profile).push()
+    pushed = workspace(db, profile).adapters.push()
     if json:
         return emit(asdict(pushed))
     for sign, names in (("+", [pushed.loaded] if pushed.loaded else []), ("-", pushed.unloaded)):
@@ -134,7 +134,7 @@ def verify(
     json: Json = False,
 ) -> None:
     """Compare every file with its sha256 manifest, and the base with the model."""
-    found = workspace(db, None, model).verify(name)
+    found = workspace(db, None, model).adapters.verify(name)
     if json:
         emit({key: {"ok": not wrong, "problem": wrong} for key, wrong in found.items()})
     else:
@@ -160,4 +160,4 @@ def export(
     The card tells the lessons, the gate, how it was made, and the sha256 of each file. A damaged adapter is refused,
     and so is one that knows a revoked lesson.
     """
-    print(workspace(db, None, model).export_adapter(name, out, merge=merge, overwrite=yes))
+    print(workspace(db, None, model).adapters.export(name, out, merge=merge, overwrite=yes))

@@ -40,9 +40,7 @@ def list_(
     json: Json = False,
 ) -> None:
     """The attempts of a run that wait for a grade."""
-    from reflect.grades import Grades
-
-    grades = Grades(workspace(db, profile))
+    grades = workspace(db, profile).grades
     run_id = run or grades.newest()
     if out:
         count = grades.save(run_id, out, every)
@@ -74,9 +72,7 @@ def give(
     json: Json = False,
 ) -> None:
     """Grade one attempt. What it was given before stays in its record."""
-    from reflect.grades import Grades
-
-    _tell([Grades(workspace(db)).give(rollout, reward, feedback, by)], json, one=True)
+    _tell([workspace(db).grades.give(rollout, reward, feedback, by)], json, one=True)
 
 
 @app.command()
@@ -87,9 +83,7 @@ def load(
     json: Json = False,
 ) -> None:
     """Grade from a file, all of it or, when a line is malformed, nothing."""
-    from reflect.grades import Grades
-
-    _tell(Grades(workspace(db)).load(file, by), json)
+    _tell(workspace(db).grades.load(file, by), json)
 
 
 @app.command()
@@ -99,10 +93,8 @@ def review(
     json: Json = False,
 ) -> None:
     """Review a graded run, as `reflect run` would have: edits of lessons from its attempts, grades and feedback."""
-    from reflect.grades import Grades
-
     with progress() as tell:
-        report = Grades(workspace(db)).review(run, progress=tell)
+        report = workspace(db).grades.review(run, progress=tell)
     return emit(asdict(report)) if json else tell_report(report)
 
 

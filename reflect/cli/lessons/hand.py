@@ -99,7 +99,7 @@ def kept(book: Lessons, name: str, text: str) -> Iterator[None]:
     except ReflectError as e:
         if not text.strip():
             raise
-        file = book.ws.settings.home_path / "edits" / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.txt"
+        file = book.context.settings.home_path / "edits" / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
         raise type(e)(e.message, f"{e.hint}\nYour text is kept in {file}".strip()) from e
