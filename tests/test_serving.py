@@ -58,9 +58,9 @@ def test_each_promotion_is_loaded_and_the_older_one_goes_a_version_later(pushing
     assert held(server) == ["three", "two"], "what is under way on the one that was left goes on"
     pushing.rollback()
     assert held(server) == ["one", "two"]
-    assert pushing.push().unloaded == ["two"], "by then it is one version later"
+    assert pushing.adapters.push().unloaded == ["two"], "by then it is one version later"
     before = len(server.posts)
-    assert pushing.push().loaded == "" and len(server.posts) == before, "the same again does nothing"
+    assert pushing.adapters.push().loaded == "" and len(server.posts) == before, "the same again does nothing"
 
 
 def test_a_revoked_lessons_adapter_is_unloaded_at_once(pushing: Workspace, server: Server) -> None:
@@ -95,12 +95,12 @@ def test_what_can_be_wrong_with_a_server(pushing: Workspace, server: Server) -> 
     pushing.promote("one")
     server.keys = ["another"]
     with pytest.raises(ModelError, match=r"failed \(401\): .*Incorrect API key provided: \[key\]"):
-        pushing.push()
+        pushing.adapters.push()
     nowhere = reflect.open(pushing.settings.db, model=pushing.settings.model, serve_url="http://127.0.0.1:9")
     with pytest.raises(ModelError, match="does not answer: "):
-        nowhere.push()
+        nowhere.adapters.push()
     with pytest.raises(UsageError, match="serve_url is no address"):
-        reflect.open(pushing.settings.db, model=pushing.settings.model, serve_url="here").push()
+        reflect.open(pushing.settings.db, model=pushing.settings.model, serve_url="here").adapters.push()
 
 
 def test_a_model_on_that_server_answers_with_the_promoted_adapter(pushing: Workspace, server: Server) -> None:
