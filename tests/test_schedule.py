@@ -23,7 +23,7 @@ import yaml
 from reflect.cli import run_command
 from reflect.config import Settings
 from reflect.errors import UsageError
-from reflect.night import schedule, scheduler
+from reflect.night import schedule
 from reflect.night.schedule import Job, make_job
 
 HARD = 'a folder\'s "100%" of $HOME & <money> ; #é'  # everything that some format gives a meaning to
@@ -177,7 +177,7 @@ def test_cron_from_first_to_last(home: Path, cli: Cli) -> None:
     assert (home / "crontab").read_bytes() == foreign + cli("print", "--kind", "cron").encode()
     assert (home / ".reflect").is_dir()  # the log has a place
     refused = cli("install", "--at", "4:30", "--kind", "cron", code=2)
-    assert "stands already, in cron" in refused and "0 3 * * *" in refused and "--yes" in refused
+    assert "already installed in cron" in refused and "0 3 * * *" in refused and "--yes" in refused
     cli("install", "--at", "4:30", "--kind", "cron", "--yes")
     installed = (home / "crontab").read_bytes()
     assert installed.startswith(foreign) and installed.count(b"\n30 4 * * * ") == 1 and b"\n0 3 " not in installed
@@ -201,7 +201,7 @@ def test_half_a_block_is_not_touched(home: Path, cli: Cli) -> None:
     cli("install", "--kind", "cron")
     half = b"".join((home / "crontab").read_bytes().splitlines(keepends=True)[:-1]) + b"0 5 * * * true\n"
     (home / "crontab").write_bytes(half)
-    assert "are not whole" in cli("remove", code=2) and (home / "crontab").read_bytes() == half
+    assert "are incomplete" in cli("remove", code=2) and (home / "crontab").read_bytes() == half
 
 
 def test_systemd_from_first_to_last(home: Path, cli: Cli) -> None:
@@ -211,7 +211,7 @@ def test_systemd_from_first_to_last(home: Path, cli: Cli) -> None:
     cli("install", "--kind", "systemd")
     service, timer = sorted(path for path in units.iterdir() if path.name.startswith("reflect"))
     assert f"--user enable --now {timer.name}" in (home / "told").read_text()
-    assert "stands already, in systemd" in cli("install", "--kind", "cron", code=2)
+    assert "already installed in systemd" in cli("install", "--kind", "cron", code=2)
     cli("install", "--kind", "cron", "--yes")  # moves it: never two
     assert [path.name for path in units.iterdir()] == ["mine.timer"] and "cron:" in cli("status")
     assert f"--user disable --now {timer.name}" in (home / "told").read_text()
@@ -225,7 +225,7 @@ def test_what_cannot_be_enabled_leaves_nothing(home: Path, cli: Cli) -> None:
     (home / "broken").touch()
     for kind in ("systemd", "launchd"):
         assert "Failed to connect to bus" in cli("install", "--kind", kind, code=1)
-    assert scheduler.standing(job(home).name) == {} and "Nothing is scheduled" in cli("status")
+    assert schedule.installed(job(home).name) == {} and "Nothing is scheduled" in cli("status")
     assert not list(home.rglob("reflect-sleep*"))
 
 
@@ -241,12 +241,12 @@ def test_launchd_from_first_to_last(home: Path, cli: Cli) -> None:
 
 def test_the_kind_is_found(home: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
-    assert scheduler.default_kind() == "cron"
+    assert schedule.kind_of(None) == "cron"
     (home / "run" / "systemd").mkdir(parents=True)
     (home / "run" / "systemd" / "private").touch()
-    assert scheduler.default_kind() == "systemd"
+    assert schedule.kind_of(None) == "systemd"
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert scheduler.default_kind() == "launchd"
+    assert schedule.kind_of(None) == "launchd"
     assert "no scheduler 'at'" in cli("print", "--kind", "at", code=2)
     assert "not installed from here" in cli("install", "--kind", "kubernetes", code=2)
 

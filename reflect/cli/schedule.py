@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reflect.cli.common import Db, Json, Model, Profile, workspace
 from reflect.cli.output import emit, say
 
+if TYPE_CHECKING:
+    from reflect.night.schedule import Job
+    from reflect.workspace import Workspace
+
 app = typer.Typer(
     help="Nights at a fixed hour, by systemd, cron, launchd or Kubernetes.", no_args_is_help=True, rich_markup_mode=None
 )
-At = Annotated[str, typer.Option(metavar="HH:MM", help="When, in local time.")]
+At = Annotated[str, typer.Option(metavar="HH:MM", help="Start time, in local time.")]
 Kind = Annotated[
     str | None,
-    typer.Option(metavar="KIND", help="systemd, cron, launchd or kubernetes. [default: what this machine has]"),
+    typer.Option(metavar="KIND", help="systemd, cron, launchd or kubernetes. [default: detected]"),
 ]
 
 
-def job_of(db: str | None, profile: str | None, model: str | None = None, at: str = "03:00") -> tuple[Any, Any]:
-    """(workspace, job)."""
+def job_of(db: str | None, profile: str | None, model: str | None = None, at: str = "03:00") -> tuple[Workspace, Job]:
     from reflect.night import schedule
 
     ws = workspace(db, profile, model)
@@ -30,43 +33,43 @@ def job_of(db: str | None, profile: str | None, model: str | None = None, at: st
 
 @app.command("print")
 def print_(at: At = "03:00", kind: Kind = None, db: Db = None, model: Model = None, profile: Profile = None) -> None:
-    """Print what `install` would put in place, or what `kubectl apply -f -` takes."""
-    from reflect.night import schedule, scheduler
+    """Print what `install` would write, or a manifest for `kubectl apply -f -`."""
+    from reflect.night import schedule
 
     _, job = job_of(db, profile, model, at)
-    print(schedule.text(job, scheduler.kind_of(kind)), end="")
+    print(schedule.text(job, schedule.kind_of(kind)), end="")
 
 
 @app.command()
 def install(
     at: At = "03:00",
     kind: Kind = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Replace the schedule that stands.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Replace an installed schedule.")] = False,
     db: Db = None,
     model: Model = None,
     profile: Profile = None,
 ) -> None:
     """Sleep every night at that time, when a night is due (`reflect sleep --if-due`)."""
-    from reflect.night import scheduler
+    from reflect.night import schedule
 
     _, job = job_of(db, profile, model, at)
-    where = scheduler.kind_of(kind)
-    scheduler.install(job, where, yes)
+    where = schedule.kind_of(kind)
+    schedule.install(job, where, yes)
     print(f"{where}: {job.name}, every day at {job.hour:02}:{job.minute:02}")
     if where == "systemd":
-        say(f"What it says: journalctl --user -u {job.name}")
+        say(f"Its output: journalctl --user -u {job.name}")
         say("It runs while you are logged in; at all times after: loginctl enable-linger")
     else:
-        say(f"What it says: {job.log}")
+        say(f"Its output: {job.log}")
 
 
 @app.command()
 def status(db: Db = None, profile: Profile = None, json: Json = False) -> None:
-    """What is scheduled for this database and profile, and whether a night is due now."""
-    from reflect.night import scheduler
+    """Show the schedule of this database and profile, and whether a night is due now."""
+    from reflect.night import schedule
 
     ws, job = job_of(db, profile)
-    found, due = scheduler.standing(job.name), ws.due()
+    found, due = schedule.installed(job.name), ws.due()
     if json:
         return emit({"name": job.name, "installed": found, "due": due.due, "reason": due.reason})
     for kind, what in found.items():
@@ -78,9 +81,9 @@ def status(db: Db = None, profile: Profile = None, json: Json = False) -> None:
 
 @app.command()
 def remove(db: Db = None, profile: Profile = None) -> None:
-    """Take the schedule of this database and profile out again. Nothing else is touched."""
-    from reflect.night import scheduler
+    """Remove the schedule of this database and profile. Other entries are not changed."""
+    from reflect.night import schedule
 
     _, job = job_of(db, profile)
-    gone = scheduler.remove(job.name)
+    gone = schedule.remove(job.name)
     print(f"{', '.join(gone)}: {job.name} is removed" if gone else "Nothing was scheduled.")

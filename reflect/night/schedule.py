@@ -1,44 +1,71 @@
-"""A night at a fixed hour, by the scheduler that the machine has: this file writes what systemd, cron, launchd and
-Kubernetes read. `reflect sleep --if-due` does the rest; there is no daemon of our own.
+"""A night at a fixed hour, by the scheduler of the machine: systemd, cron, launchd or Kubernetes. There is no daemon:
+each runs `reflect sleep --if-due`. Entries of other programs are never changed.
 
-Each format has its own way to say "a space is no separator, and a percent sign is a percent sign"; each function names
-it. Not covered: a path with a control character, and for cron and systemd one with a backslash, is refused.
+Not covered: a path with a control character, and for cron and systemd one with a backslash, is refused; a crontab that
+another program changes between our reading and writing it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import plistlib
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from reflect.config import Settings
-from reflect.errors import UsageError
+from reflect.errors import ReflectError, UnknownName, UsageError
+from reflect.export.files import write
 from reflect.store.dialect import without_password
 
 KINDS = ("systemd", "cron", "launchd", "kubernetes")
+UNITS = """\
+[Unit]
+Description={title}
+
+[Service]
+Type=oneshot
+WorkingDirectory={folder}
+ExecStart={command}
+Nice=10
+TimeoutStopSec=30
+""", """\
+[Unit]
+Description={title}
+
+[Timer]
+OnCalendar=*-*-* {hour:02}:{minute:02}:00
+Persistent=true
+
+[Install]
+WantedBy=timers.target
+"""  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Job:
-    """One scheduled sleep. `name` follows from database and profile, so that each has one job at most."""
+    """One scheduled sleep. `name` follows from database and profile: each pair has at most one job."""
 
     name: str
     profile: str
-    words: tuple[str, ...]  # of `reflect`
-    folder: str  # where it runs: reflect.toml, ./tasks and ./prompts are read there
+    words: tuple[str, ...]  # arguments of `reflect`
+    folder: str  # working directory: reflect.toml, ./tasks and ./prompts are read there
     log: str
     hour: int
     minute: int
 
     @property
     def command(self) -> list[str]:
-        # -P: a file called json.py in the working folder must not be imported
+        # -P: do not import modules from the working directory
         return [sys.executable, "-P", "-m", "reflect", *self.words]
 
     @property
@@ -47,104 +74,49 @@ class Job:
 
 
 def make_job(settings: Settings, db: str, at: str = "03:00", model: str | None = None) -> Job:
-    """The job that sleeps for this database (`db`: a full path, or a URL) and profile at that time of day, HH:MM."""
+    """The job that sleeps every day at `at` (HH:MM) for this database (`db`: a full path, or a URL) and profile."""
     if "://" in db and without_password(db) != db:
-        raise UsageError(
-            "The schedule would hold the database's password in plain text.",
-            "Put the password into ~/.pgpass (PGPASSFILE), and leave it out of the URL.",
-        )
+        hint = "Put the password into ~/.pgpass (PGPASSFILE), and leave it out of the URL."
+        raise UsageError("The schedule would contain the database's password in plain text.", hint)
     time = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", at.strip())
     if not time:
         raise UsageError(f"'{at}' is no time of day.", "Write --at 03:00.")
     words = ("sleep", "--if-due", "--db", db, "--profile", settings.profile, *(("--model", model) if model else ()))
     folder, log = str(Path.cwd()), str(settings.home_path.resolve() / "sleep.log")
     letters = "".join((*words, folder, sys.executable, log))
-    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in letters):  # Cs: bytes that are no UTF-8
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in letters):  # Cs: bytes that are not UTF-8
         raise UsageError("A path with a line break or another control character cannot be scheduled.", "Rename it.")
-    return Job(name_of(db, settings.profile), settings.profile, words, folder, log, int(time[1]), int(time[2]))
+    name = f"reflect-sleep-{hashlib.sha256(f'{db} {settings.profile}'.encode()).hexdigest()[:8]}"
+    return Job(name, settings.profile, words, folder, log, int(time[1]), int(time[2]))
 
 
-def name_of(db: str, profile: str) -> str:
-    return f"reflect-sleep-{hashlib.sha256(f'{db} {profile}'.encode()).hexdigest()[:8]}"
-
-
-# -- cron --------------------------------------------------------------------------------------------------------------
+# -- formats: each escapes a space, a quote, a percent sign and a dollar sign in its own way ---------------------------
 
 
 def cron(job: Job) -> str:
-    """The block for a crontab: a line between two markers. cron ends a command at a bare %, then a shell reads it."""
+    """The block for a crontab: a line between two markers. cron ends a command at an unescaped %; then sh reads it."""
     line = f"cd {shlex.quote(job.folder)} && {shlex.join(job.command)} >> {shlex.quote(job.log)} 2>&1"
-    _no_backslash(line, "cron")
-    begin, end = markers(job.name)
-    return f"{begin}\n{job.minute} {job.hour} * * * {line.replace('%', chr(92) + '%')}\n{end}\n"
-
-
-def markers(name: str) -> tuple[str, str]:
-    return f"# {name}: begin (reflect schedule)", f"# {name}: end"
-
-
-def cut(crontab: bytes, name: str) -> tuple[bytes, bytes]:
-    """(the crontab without our block, the block or b""). Every other byte stays. UsageError for half a block."""
-    begin, end = (f"{line}\n".encode() for line in markers(name))
-    lines = crontab.splitlines(keepends=True)
-    if lines.count(begin) != lines.count(end) or lines.count(begin) > 1:
-        raise UsageError(f"The lines around {name} in your crontab are not whole.", "Mend them with `crontab -e`.")
-    if begin not in lines:
-        return crontab, b""
-    first, last = lines.index(begin), lines.index(end)
-    if last < first:
-        raise UsageError(f"The lines around {name} in your crontab are not whole.", "Mend them with `crontab -e`.")
-    return b"".join(lines[:first] + lines[last + 1 :]), b"".join(lines[first : last + 1])
-
-
-# -- systemd -----------------------------------------------------------------------------------------------------------
+    _refuse_backslash(line, "cron")
+    begin, end = _markers(job.name)
+    return f"{begin}{job.minute} {job.hour} * * * {line.replace('%', chr(92) + '%')}\n{end}"
 
 
 def systemd(job: Job) -> dict[str, str]:
-    """file name -> text of the service and of its timer, which makes up for a night when the machine was off."""
-    _no_backslash("".join((*job.command, job.folder)), "systemd")
-    program, *words = job.command
-    # A $ is a variable everywhere but in the program's own name; a % is a specifier everywhere.
-    command = " ".join([_systemd_word(program), *(_systemd_word(word).replace("$", "$$") for word in words)])
-    service = f"""\
-[Unit]
-Description={job.title.replace("%", "%%")}
-
-[Service]
-Type=oneshot
-WorkingDirectory={job.folder.replace("%", "%%")}
-ExecStart={command}
-Nice=10
-TimeoutStopSec=30
-"""
-    timer = f"""\
-[Unit]
-Description={job.title.replace("%", "%%")}
-
-[Timer]
-OnCalendar=*-*-* {job.hour:02}:{job.minute:02}:00
-Persistent=true
-
-[Install]
-WantedBy=timers.target
-"""
+    """file name -> text of the service and its timer. The timer starts a missed night after the machine was off."""
+    _refuse_backslash("".join((*job.command, job.folder)), "systemd")
+    program, *words = ('"' + word.replace("%", "%%").replace('"', '\\"') + '"' for word in job.command)
+    values = {
+        "title": job.title.replace("%", "%%"),
+        "folder": job.folder.replace("%", "%%"),
+        # a $ is a variable everywhere but in the program's own name
+        "command": " ".join([program, *(word.replace("$", "$$") for word in words)]),
+    }
+    service, timer = (unit.format(**values, hour=job.hour, minute=job.minute) for unit in UNITS)
     return {f"{job.name}.service": service, f"{job.name}.timer": timer}
 
 
-def _systemd_word(word: str) -> str:
-    return '"' + word.replace("%", "%%").replace('"', '\\"') + '"'
-
-
-def _no_backslash(text: str, kind: str) -> None:
-    if "\\" in text:
-        raise UsageError(f"A path with a backslash cannot be written for {kind} so that all versions agree.", "Rename.")
-
-
-# -- launchd, Kubernetes -----------------------------------------------------------------------------------------------
-
-
 def launchd(job: Job) -> bytes:
-    """The property list of a launch agent; XML, escaped by plistlib."""
+    """The property list of a launch agent."""
     return plistlib.dumps(
         {
             "Label": job.name,
@@ -159,42 +131,181 @@ def launchd(job: Job) -> bytes:
 
 
 def kubernetes(job: Job) -> str:
-    """A CronJob. Strings are JSON, which YAML reads; a $ in an argument is doubled, for $(NAME) is a variable there."""
-    folder, words = (json.dumps(x, ensure_ascii=False) for x in (job.folder, [w.replace("$", "$$") for w in job.words]))
-    return f"""\
-# Change: the image (one with reflect in it) and the volume claim, which holds the folder of the database and adapters.
-apiVersion: batch/v1
-kind: CronJob
-metadata:
-  name: {job.name}
-spec:
-  schedule: "{job.minute} {job.hour} * * *"  # in the time zone of the cluster
-  concurrencyPolicy: Forbid
-  jobTemplate:
-    spec:
-      backoffLimit: 1
-      template:
-        spec:
-          restartPolicy: Never
-          terminationGracePeriodSeconds: 30
-          containers:
-            - name: sleep
-              image: reflect
-              command: ["reflect"]
-              args: {words}
-              workingDir: {folder}
-              volumeMounts:
-                - name: work
-                  mountPath: {folder}
-          volumes:
-            - name: work
-              persistentVolumeClaim:
-                claimName: reflect
-"""
+    """A CronJob. A $ in an argument is doubled, because $(NAME) is a variable there."""
+    container = {
+        "name": "sleep",
+        "image": "reflect",
+        "command": ["reflect"],
+        "args": [word.replace("$", "$$") for word in job.words],
+        "workingDir": job.folder,
+        "volumeMounts": [{"name": "work", "mountPath": job.folder}],
+    }
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 30,
+        "containers": [container],
+        "volumes": [{"name": "work", "persistentVolumeClaim": {"claimName": "reflect"}}],
+    }
+    schedule = {
+        "schedule": f"{job.minute} {job.hour} * * *",
+        "concurrencyPolicy": "Forbid",
+        "jobTemplate": {"spec": {"backoffLimit": 1, "template": {"spec": pod}}},
+    }
+    cron_job = {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": job.name}, "spec": schedule}
+    return (
+        "# Change the image (it must contain reflect) and the volume claim (the folder of the database and adapters).\n"
+        "# The schedule is in the time zone of the cluster.\n"
+    ) + str(yaml.safe_dump(cron_job, sort_keys=False, allow_unicode=True))
 
 
 def text(job: Job, kind: str) -> str:
-    """What `reflect schedule print` prints."""
+    """The output of `reflect schedule print`."""
     if kind == "systemd":
         return "\n".join(f"# ~/.config/systemd/user/{name}\n{unit}" for name, unit in systemd(job).items())
     return {"cron": cron, "launchd": lambda job: launchd(job).decode(), "kubernetes": kubernetes}[kind](job)
+
+
+def _refuse_backslash(text: str, kind: str) -> None:
+    if "\\" in text:
+        raise UsageError(f"Not every version of {kind} reads a path with a backslash alike.", "Rename it.")
+
+
+# -- install, status, remove -------------------------------------------------------------------------------------------
+
+
+def kind_of(name: str | None) -> str:
+    """A known scheduler; by default launchd on a Mac, systemd where a user manager runs, else cron."""
+    if name is not None and name not in KINDS:
+        raise UnknownName(f"There is no scheduler '{name}'.", f"There are: {', '.join(KINDS)}.")
+    if name is not None or sys.platform == "darwin":
+        return name or "launchd"
+    bus = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}") / "systemd" / "private"
+    return "systemd" if shutil.which("systemctl") and bus.exists() else "cron"
+
+
+def installed(name: str) -> dict[str, str]:
+    """kind -> the installed text of this job."""
+    found = {}
+    for kind in ("systemd", "launchd"):
+        if paths := [path for path in _files(name, kind) if path.exists()]:
+            found[kind] = "\n".join(f"{path}\n{path.read_text()}" for path in paths)
+    if shutil.which("crontab") and (block := _cut(_crontab(), name)[1]):
+        found["cron"] = block.decode(errors="replace")
+    return found
+
+
+def install(job: Job, kind: str, replace: bool = False) -> None:
+    """Schedule the job. UsageError if it is installed already, unless `replace` is set."""
+    if kind == "kubernetes":
+        hint = "Apply the output of `reflect schedule print`."
+        raise UsageError("A Kubernetes schedule is not installed from here.", hint)
+    present = installed(job.name)
+    if present and not replace:
+        place, content = next(iter(present.items()))
+        raise UsageError(
+            f"A schedule for this database and profile is already installed in {place}:\n{content.rstrip()}",
+            "Add --yes to replace it, or remove it: reflect schedule remove.",
+        )
+    Path(job.log).parent.mkdir(parents=True, exist_ok=True)
+    if kind == "cron":
+        _install_cron(job)
+    else:
+        _install_files(job, kind, kind in present)
+    for other in present:
+        if other != kind:
+            _remove(job.name, other)
+
+
+def remove(name: str) -> list[str]:
+    """Remove the job wherever it is installed. Returns the kinds, [] if there was none."""
+    kinds = list(installed(name))
+    for kind in kinds:
+        _remove(name, kind)
+    return kinds
+
+
+def _install_cron(job: Job) -> None:
+    block = cron(job).encode()
+    if not shutil.which("crontab"):
+        raise ReflectError("cron is not installed.", "Install it, or see `reflect schedule print --kind systemd`.")
+    rest = _cut(_crontab(), job.name)[0]
+    _run(["crontab", "-"], rest + (b"" if rest.endswith(b"\n") or not rest else b"\n") + block)
+
+
+def _install_files(job: Job, kind: str, replace: bool) -> None:
+    """Write the files of systemd or launchd and load them; a job that does not load leaves no file."""
+    data = [unit.encode() for unit in systemd(job).values()] if kind == "systemd" else [launchd(job)]
+    if replace:
+        _remove(job.name, kind)
+    paths = _files(job.name, kind)
+    for path, content in zip(paths, data, strict=True):
+        write(path, content, overwrite=True)
+    try:
+        if kind == "systemd":
+            _run(["systemctl", "--user", "daemon-reload"])
+            _run(["systemctl", "--user", "enable", "--now", f"{job.name}.timer"])
+        else:
+            _run(["launchctl", "bootstrap", f"gui/{os.getuid()}", str(paths[0])])
+    except ReflectError:
+        _remove(job.name, kind)
+        raise
+
+
+def _remove(name: str, kind: str) -> None:
+    if kind == "cron":
+        rest = _cut(_crontab(), name)[0]
+        _run(["crontab", "-"] if rest else ["crontab", "-r"], rest)
+        return
+    # Failures are ignored: the job may not be loaded, or the service manager may not run. The files are removed anyway.
+    stop = ["systemctl", "--user", "disable", "--now", f"{name}.timer"]
+    _run(stop if kind == "systemd" else ["launchctl", "bootout", f"gui/{os.getuid()}/{name}"], check=False)
+    for path in _files(name, kind):
+        path.unlink(missing_ok=True)
+    if kind == "systemd":
+        _run(["systemctl", "--user", "daemon-reload"], check=False)
+
+
+def _files(name: str, kind: str) -> list[Path]:
+    if kind == "launchd":
+        return [Path.home() / "Library" / "LaunchAgents" / f"{name}.plist"]
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "systemd" / "user"
+    return [home / f"{name}.service", home / f"{name}.timer"]
+
+
+def _markers(name: str) -> tuple[str, str]:
+    return f"# {name}: begin (reflect schedule)\n", f"# {name}: end\n"
+
+
+def _cut(crontab: bytes, name: str) -> tuple[bytes, bytes]:
+    """(the crontab without our block, the block or b""). All other bytes are kept. UsageError for half a block."""
+    begin, end = (line.encode() for line in _markers(name))
+    lines = crontab.splitlines(keepends=True)
+    if begin not in lines and end not in lines:
+        return crontab, b""
+    if lines.count(begin) != 1 or lines.count(end) != 1 or lines.index(end) < lines.index(begin):
+        raise UsageError(f"The lines around {name} in your crontab are incomplete.", "Fix them with `crontab -e`.")
+    first, last = lines.index(begin), lines.index(end)
+    return b"".join(lines[:first] + lines[last + 1 :]), b"".join(lines[first : last + 1])
+
+
+def _crontab() -> bytes:
+    done = subprocess.run(["crontab", "-l"], capture_output=True)
+    if done.returncode and b"no crontab" not in done.stderr:
+        raise ReflectError(f"crontab -l failed: {_message(done.stderr)}", "See `man crontab`.")
+    return b"" if done.returncode else done.stdout
+
+
+def _run(words: Sequence[str], stdin: bytes = b"", check: bool = True) -> None:
+    try:
+        done = subprocess.run(words, input=stdin, capture_output=True)
+    except OSError as e:
+        if check:
+            raise ReflectError(f"{words[0]} does not start: {e.strerror}.", "Try another --kind.") from e
+        return
+    if check and done.returncode:
+        message = f"`{' '.join(words)}` failed: {_message(done.stderr)}"
+        raise ReflectError(message, "Nothing is scheduled. Try another --kind.")
+
+
+def _message(stderr: bytes) -> str:
+    return " ".join(stderr.decode(errors="replace").split()) or "no error message"
