@@ -93,6 +93,28 @@ def test_named_verifiers_and_the_audit_count():
     assert measure(Hackable()) != shipped["dialect"]
 
 
+@pytest.mark.parametrize(
+    ("row", "version"),
+    [
+        ({"answer": "a"}, "8219a673a06c"),
+        ({"answer": 1, "verifier": "number"}, "c2b5626be9c9"),
+        ({"answer": "a", "verifier": "contains"}, "19ab4de61e57"),
+        ({"answer": "a", "verifier": "regex", "gold": "a"}, "e93fe0a38d99"),
+        ({"rubric": "Is it polite?"}, "3faded8f9df7"),
+        ({"cases": [{"stdin": "2", "stdout": "4"}], "verifier": "code"}, "bac4084227b6"),
+    ],
+)
+def test_effects_measured_by_the_first_version_still_count(tmp_path, row, version):
+    """Runs and trials of before hold these hashes: with others, all evidence would begin anew."""
+    (tmp_path / "t.jsonl").write_text(json.dumps({"prompt": "p", "split": "practice"} | row))
+    assert measure(load_taskset(tmp_path / "t.jsonl")) == version
+
+
+def test_the_shipped_tasksets_keep_their_first_version():
+    names = {"calc": "e067db9a4fbc", "dialect": "8219a673a06c", "letters": "c2b5626be9c9", "shop": "07957d8c3380"}
+    assert {name: measure(load_taskset(name)) for name in names} == names
+
+
 class Stricter(dialect.Dialect):
     def verify(self, task, text):
         score = super().verify(task, text)

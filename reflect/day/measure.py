@@ -1,10 +1,10 @@
-"""What a reward means: a hash of the code that gives it, and of the words that stand around a lesson in the prompt.
+"""Version of a reward: a hash of the code that gives it, and of the words around a lesson in the prompt.
 
-An effect was measured with a verifier, an audit and a system template. Where one of them changes it must be measured
-again. The hash holds the source of `verify`, `audit` and `environment` as the taskset has them and of the verifiers
-that its practice tasks name (`Taskset.rules`), with all that they reach by name in their own module: functions,
-methods, constants, tables that were read from a file. Comments and docstrings do not count. Code without a source
-counts by its bytecode.
+An effect was measured with a verifier, an audit and a system template. When one of them changes it must be measured
+again. The hash holds the source of `verify`, `audit` and `environment` of the taskset and of the functions and texts
+in `Taskset.rules`, with all that they use by name from their own module: functions, methods, constants, tables that
+were read from a file. Comments and docstrings do not count. Code without a source counts by its bytecode. A named
+verifier counts by its version (see `verifiers.reward_texts`).
 
 Not covered: what a verifier reads or imports while it runs, and what it keeps in `self`.
 """
@@ -19,74 +19,75 @@ import re
 import textwrap
 from collections.abc import Hashable, Iterator
 from types import CodeType, FunctionType
-from typing import Any
 
 from reflect import prompts
 from reflect.tasksets.base import Taskset
+from reflect.tasksets.verifiers import VERIFIERS, reward_texts
 
 
 def measure(taskset: Taskset) -> str:
     """12 hex digits, the same in every process."""
     kind = type(taskset)
     own = [vars(cls)[name] for cls in kind.__mro__ for name in ("verify", "audit", "environment") if name in vars(cls)]
-    found: dict[Hashable, str] = {}
-    for thing in [*own, *taskset.rules()]:
-        if isinstance(thing, str):
-            found[thing] = thing
+    texts: dict[Hashable, str] = {}
+    for rule in [*own, *taskset.rules()]:
+        if isinstance(rule, str):
+            texts[rule] = rule
         else:
-            _reach(thing, kind, found)
-    text = json.dumps([sorted(found.values()), prompts.version("system")])
+            _add_function(rule, kind, texts)
+    text = json.dumps([sorted(texts.values()), prompts.version("system")])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _reach(thing: Any, kind: type, found: dict[Hashable, str]) -> None:
-    """Put down a function, and all that it names, each once."""
-    function = inspect.unwrap(getattr(thing, "fget", None) or getattr(thing, "__func__", None) or thing)
-    ours = isinstance(function, FunctionType) and function.__module__ != Taskset.__module__  # the base has no rule
-    if not ours or id(function) in found:
+def _add_function(rule: object, kind: type, texts: dict[Hashable, str]) -> None:
+    """Add a function and all that it names, each once. The methods of the base class say nothing of a reward."""
+    function = inspect.unwrap(getattr(rule, "fget", None) or getattr(rule, "__func__", None) or rule)  # type: ignore[arg-type]
+    if function in VERIFIERS.values():
+        texts |= {text: text for text in reward_texts(function.__name__)}
         return
-    found[id(function)] = _source(function)
+    if not isinstance(function, FunctionType) or function.__module__ == Taskset.__module__ or id(function) in texts:
+        return
+    texts[id(function)] = _source(function)
     for name in sorted(set(_names(function.__code__))):
         if name in function.__globals__:
-            _put(name, function.__globals__[name], function.__module__, kind, found)
+            _add(name, function.__globals__[name], function.__module__, kind, texts)
         elif (attribute := inspect.getattr_static(kind, name, None)) is not None:
-            _put(name, attribute, None, kind, found)
+            _add(name, attribute, None, kind, texts)
 
 
-def _put(name: str, value: Any, module: str | None, kind: type, found: dict[Hashable, str]) -> None:
-    """What a name stands for: code of that module (None: any), or data."""
+def _add(name: str, value: object, module: str | None, kind: type, texts: dict[Hashable, str]) -> None:
+    """Add the value of a name: code of that module (None: of any), or data."""
     if callable(value) or hasattr(value, "fget") or hasattr(value, "__func__"):
         if module is not None and getattr(value, "__module__", None) != module:
             return
         if isinstance(value, type):
-            found[value] = _source(value)
+            texts[value] = _source(value)
         else:
-            _reach(value, kind, found)
+            _add_function(value, kind, texts)
     elif isinstance(value, dict):
         for key in value:
-            _put(f"{name}[{key!r}]", value[key], module, kind, found)
-    elif (said := _plain(value)) is not None:
-        found[name, said] = f"{name} = {said}"
+            _add(f"{name}[{key!r}]", value[key], module, kind, texts)
+    elif (data := _data(value)) is not None:
+        texts[name, data] = f"{name} = {data}"
 
 
-def _plain(value: Any) -> str | None:
-    """Data in words that do not depend on the process; None for what is no data."""
+def _data(value: object) -> str | None:
+    """Data as a text that does not depend on the process; None for other objects."""
     if isinstance(value, str | int | float | bytes | bool | None):
         return repr(value)
     if isinstance(value, re.Pattern):
         return f"{value.pattern!r}, {value.flags}"
     if isinstance(value, list | tuple | set | frozenset):
-        parts = [_plain(part) for part in value]
-        told = [part for part in parts if part is not None]
-        return repr(sorted(told) if isinstance(value, set | frozenset) else told)
+        parts = [part for part in map(_data, value) if part is not None]
+        return repr(sorted(parts) if isinstance(value, set | frozenset) else parts)
     return None
 
 
-def _source(thing: Any) -> str:
+def _source(code: type | FunctionType) -> str:
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
+        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
     except (OSError, TypeError, SyntaxError):  # no file, or a lambda in the middle of a line
-        return thing.__qualname__ if isinstance(thing, type) else "\n".join(_bytecode(thing.__code__))
+        return code.__qualname__ if isinstance(code, type) else "\n".join(_bytecode(code.__code__))
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
@@ -98,8 +99,8 @@ def _bytecode(code: CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _bytecode(constant)
-        elif (said := _plain(constant)) is not None:
-            yield said
+        elif (data := _data(constant)) is not None:
+            yield data
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -11,10 +11,13 @@ in the sandbox (see `reflect.tasksets.code`).
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 import re
 from collections.abc import Callable
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from reflect.tasksets.base import Score
@@ -30,12 +33,12 @@ def judged(text: str) -> str:
     return MARKER.split(text)[-1].strip()
 
 
-def normal(value: Any) -> str:
+def normal(value: object) -> str:
     """One line, lower case, single spaces."""
     return " ".join(str(value).split()).casefold()
 
 
-def exact(text: str, answer: Any) -> Score:
+def exact(text: str, answer: object) -> Score:
     """The same words in the same order; case and white space do not count."""
     got, want = normal(judged(text)), normal(judged(str(answer)))
     if got == want:
@@ -47,7 +50,7 @@ def exact(text: str, answer: Any) -> Score:
     return Score(0.0, "" if MARKER.search(text) else "there is no answer: in it, so the whole text was judged")
 
 
-def contains(text: str, answer: Any) -> Score:
+def contains(text: str, answer: object) -> Score:
     """The answer stands somewhere in the judged text; case and white space do not count."""
     got, want = normal(judged(text)), normal(judged(str(answer)))
     if got and want in got:
@@ -55,7 +58,7 @@ def contains(text: str, answer: Any) -> Score:
     return Score(0.0, "" if got else "there is no answer")
 
 
-def number(text: str, answer: Any) -> Score:
+def number(text: str, answer: object) -> Score:
     """The last number equals the answer: whole numbers exactly, others to one part in a million."""
     got, want = last_number(judged(text)), last_number(str(answer))
     if got is None:
@@ -63,7 +66,7 @@ def number(text: str, answer: Any) -> Score:
     return Score(float(want is not None and _equal(got, want)))
 
 
-def regex(text: str, answer: Any) -> Score:
+def regex(text: str, answer: object) -> Score:
     """The pattern is found in the judged text, or in it with its "answer:", as the pattern may name that word."""
     tail = judged(text)
     if any(re.search(str(answer), candidate) for candidate in (tail, f"answer: {tail}")):
@@ -72,12 +75,19 @@ def regex(text: str, answer: Any) -> Score:
 
 
 VERIFIERS: dict[str, Callable[[str, Any], Score]] = {
-    "exact": exact,
-    "number": number,
-    "contains": contains,
-    "regex": regex,
-    "code": code,
+    verifier.__name__: verifier for verifier in (exact, number, contains, regex, code)
 }
+
+
+@functools.cache
+def reward_texts(name: str) -> list[str]:
+    """What a named verifier counts for in `measure`, the hash of a reward: the texts of version 1.
+
+    Code of the same meaning may be rewritten without new trials. When the meaning of a verifier changes, add a text,
+    such as "number: version 2", to its list in verifiers-v1.json.
+    """
+    texts: dict[str, list[str]] = json.loads(Path(__file__).with_name("verifiers-v1.json").read_text())
+    return texts[name]
 
 
 def last_number(text: str) -> Decimal | None:
