@@ -20,11 +20,12 @@ import difflib
 import inspect
 import json
 import re
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from reflect.errors import UsageError
 from reflect.tasksets.base import Message
@@ -34,11 +35,8 @@ MOST_CALLS = 16  # in one message
 LONGEST_CALL = 4000  # characters of one call
 LONGEST_RESULT = 20_000  # characters of what one tool gives back; the middle of more is cut
 
-KINDS: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
-CHECKS: dict[str, tuple[type, ...]] = {"string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,)}
-CHECKS |= {"array": (list,), "object": (dict,), "null": (type(None),)}
-
 Tool = Callable[..., Any]
+Arguments = tuple[tuple[object, ...], dict[str, object]]  # positional, named
 
 
 class Outside(str):
@@ -47,13 +45,17 @@ class Outside(str):
 
 
 class Result(NamedTuple):
-    """What became of one call."""
+    """The result of one call."""
 
-    call: str  # as the model wrote it: `times(3, 4)`
-    text: str  # what the model reads
-    error: str = ""  # why there is no result
+    call: str
+    """The call as the model wrote it: `times(3, 4)`."""
+    text: str
+    """What the model reads."""
+    error: str = ""
+    """Why there is no result."""
     outside: bool = False
-    id: str = ""  # of a call that the model's server made out
+    id: str = ""
+    """The id of a call from the API."""
 
 
 # -- what the model is told --------------------------------------------------------------------------------------------
@@ -67,15 +69,15 @@ def schema(tool: Tool) -> dict[str, Any]:
     """
     lines = inspect.cleandoc(tool.__doc__ or "").splitlines()
     head = " ".join(lines[: lines.index("")] if "" in lines else lines)
-    hints = _hints(tool)
-    properties, required = {}, []
+    properties: dict[str, dict[str, object]] = {}
+    required: list[str] = []
     for name, parameter in inspect.signature(tool).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise UsageError(f"The tool {tool.__name__} takes *{name}.", "Name each of its parameters.")
-        properties[name] = _kind(hints.get(name, Any))
-        about = next((m.group(1) for line in lines if (m := re.match(rf"\s*{name}(?: \(.*?\))?:\s+(.+)", line))), "")
-        if about:
-            properties[name]["description"] = about
+        properties[name] = _type_schema(_hints(tool).get(name, object))
+        pattern = rf"\s*{name}(?: \(.*?\))?:\s+(.+)"
+        if description := next((match[1] for line in lines if (match := re.match(pattern, line))), ""):
+            properties[name]["description"] = description
         if parameter.default is parameter.empty:
             required.append(name)
         else:
@@ -85,25 +87,19 @@ def schema(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _hints(tool: Tool) -> dict[str, Any]:
+def _hints(tool: Tool) -> dict[str, object]:
     try:
         return typing.get_type_hints(tool)
     except Exception:  # a name that only its type checker knows
         return {}
 
 
-def _kind(hint: Any) -> dict[str, Any]:
+def _type_schema(hint: Any) -> dict[str, object]:
     """The JSON schema of a type; {} (anything) for one that JSON does not know."""
-    origin, inside = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        kinds = {KINDS.get(type(value)) for value in inside}
-        return {"enum": list(inside)} | ({"type": kinds.pop()} if len(kinds) == 1 else {})
-    if origin in (typing.Union, types.UnionType):
-        parts = [{"type": "null"} if part is type(None) else _kind(part) for part in inside]
-        return {"anyOf": parts}
-    if origin is list and inside:
-        return {"type": "array", "items": _kind(inside[0])}
-    return {"type": KINDS[origin or hint]} if (origin or hint) in KINDS else {}
+    try:
+        return TypeAdapter(hint).json_schema()
+    except PydanticUserError:
+        return {}
 
 
 # -- what the model calls ----------------------------------------------------------------------------------------------
@@ -125,62 +121,65 @@ def call_all(tools: Sequence[Tool], message: Message, lines: bool = False) -> li
     return results
 
 
-def _call(known: Mapping[str, Tool], said: str, name: str, read: Callable[[], tuple[tuple, dict[str, Any]]]) -> Result:
-    said = said if len(said) <= 200 else f"{said[:197]}..."
+def _call(known: Mapping[str, Tool], call: str, name: str, read: Callable[[], Arguments]) -> Result:
+    call = call if len(call) <= 200 else f"{call[:197]}..."
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         meant = f" Did you mean {near[0]}?" if near else ""
-        return _failed(said, f"there is no tool {name[:60]!r}.{meant} There are: {', '.join(known)}")
+        return _failed(call, f"there is no tool {name[:60]!r}.{meant} There are: {', '.join(known)}")
     tool = known[name]
     outside = _hints(tool).get("return") is Outside
     try:
         positional, named = read()
         bound = inspect.signature(tool).bind(*positional, **named)
-        expected = schema(tool)["function"]["parameters"]["properties"]
-        wrong = [why for key, value in bound.arguments.items() if (why := _misfit(key, value, expected[key]))]
+        hints = _hints(tool)
+        misfits = (_misfit(key, value, hints.get(key, object)) for key, value in bound.arguments.items())
+        wrong = [misfit for misfit in misfits if misfit]
     except (ValueError, TypeError) as e:
         wrong = [str(e)]
     if wrong:
-        return _failed(said, f"these arguments do not fit: {'; '.join(wrong)}")
+        return _failed(call, f"these arguments do not fit: {'; '.join(wrong)}")
     try:
         value = tool(*bound.args, **bound.kwargs)
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     except (Exception, SystemExit) as e:  # somebody's tool: whatever it raises is what the model learns of the call
-        return _failed(said, f"{type(e).__name__}: {e}", outside)
-    return Result(said, shortened(text), outside=outside or isinstance(value, Outside))
+        return _failed(call, f"{type(e).__name__}: {e}", outside)
+    return Result(call, shortened(text), outside=outside or isinstance(value, Outside))
 
 
-def _failed(said: str, why: str, outside: bool = False) -> Result:
+def _failed(call: str, why: str, outside: bool = False) -> Result:
     why = shortened(why, 1000)
-    return Result(said, f"error: {why}", why, outside)
+    return Result(call, f"error: {why}", why, outside)
 
 
-def _misfit(name: str, value: Any, kind: dict[str, Any]) -> str:
-    """Why the value is not of that kind, "" when it is."""
-    kinds = [part.get("type", "") for part in kind["anyOf"]] if "anyOf" in kind else [kind.get("type", "")]
-    if isinstance(value, bool):  # to Python it is also a number
-        fits = not {"", "boolean"}.isdisjoint(kinds)
-    else:
-        fits = any(not one or isinstance(value, CHECKS[one]) for one in kinds)
-    if not fits:
+def _misfit(name: str, value: object, hint: Any) -> str:
+    """Why the value is not of that type, "" when it is."""
+    try:
+        TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
+    except PydanticUserError:  # a type that JSON does not know: anything fits
+        return ""
+    except ValidationError as e:
+        if choices := e.errors()[0].get("ctx", {}).get("expected"):
+            return f"{name} = {str(value)[:60]!r} is none of {choices}"
+        kind = _type_schema(hint)
+        parts = kind.get("anyOf", [kind])
+        kinds = [str(part.get("type", "choice")) for part in parts] if isinstance(parts, list) else []
         return f"{name} = {str(value)[:60]!r} is not of the type {' or '.join(kinds)}"
-    if "enum" in kind and value not in kind["enum"]:
-        return f"{name} = {str(value)[:60]!r} is none of {kind['enum']}"
     return ""
 
 
-def _from_json(text: Any) -> tuple[tuple, dict[str, Any]]:
+def _from_json(text: object) -> Arguments:
     """The named arguments; ValueError where they are none."""
     try:
-        found = json.loads(text) if isinstance(text, str) and text.strip() else text or {}
+        named = json.loads(text) if isinstance(text, str) and text.strip() else text or {}
     except (ValueError, RecursionError) as e:
         raise ValueError(f"they are no JSON ({e})") from None
-    if not isinstance(found, dict):
+    if not isinstance(named, dict):
         raise ValueError("they are no JSON object")
-    return (), found
+    return (), named
 
 
-def _from_line(text: str) -> tuple[tuple, dict[str, Any]]:
+def _from_line(text: str) -> Arguments:
     """The arguments in `times(3, b=4)`, which are read and never run; ValueError where they are no plain values."""
     form = "write call: NAME(VALUE, ...) with plain values, texts in quotes"
     if len(text) > LONGEST_CALL:
