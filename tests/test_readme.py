@@ -15,8 +15,8 @@ from reflect.models import POCKET
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-# Their own tests run these: minutes long, or for the whole machine.
-NOT_HERE = ("git ", "cd ", "make ", ".venv/bin/reflect demo", "reflect demo")
+# Their own tests run these (minutes long), or they change the whole machine or use the network.
+NOT_HERE = ("git ", "cd ", "make ", "pip install ", ".venv/bin/reflect demo", "reflect demo")
 
 
 def blocks(language: str) -> list[str]:
