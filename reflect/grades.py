@@ -1,4 +1,4 @@
-"""What people grade: rollouts that no program can score, and those that it scores wrongly.
+"""Grades given by people: for rollouts that no program can score, or that it scores wrongly.
 
     ws = reflect.open("lessons.db")
     grades = ws.grades
@@ -91,13 +91,13 @@ class Grades:
         return self.give_all(found, by)
 
     def save(self, run_id: int, path: Path, every: bool = False) -> int:
-        """Write what waits for a grade as JSON Lines; how many. What stands there is never overwritten."""
+        """Write what waits for a grade as JSON Lines; how many. Never overwrites a file."""
         rows = self.waiting(run_id, every)
         try:
             with path.open("x", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         except FileExistsError as e:
-            raise UsageError(f"{path} stands there already.", "Give another name, or move it away.") from e
+            raise UsageError(f"{path} already exists.", "Give another name, or move it.") from e
         return len(rows)
 
     def review(self, run_id: int, *, progress: Progress | None = None) -> Report:
@@ -113,7 +113,7 @@ class Grades:
 
 
 def _given(row: Row) -> tuple[int, float, str | None] | None:
-    """(rollout, reward, feedback) of a row; None where nobody has filled in a reward."""
+    """(rollout, reward, feedback) of a row; None without a reward."""
     rollout, reward, feedback = (row.fields.get(name) for name in ("rollout", "reward", "feedback"))
     if isinstance(rollout, bool) or not isinstance(rollout, int):
         row.fail("rollout", "there is none", "Leave the rows as `reflect grade list --out FILE` wrote them.")

@@ -181,7 +181,7 @@ def test_by_hand_and_by_file(graded: tuple[Store, ByHand, int], capsys: pytest.C
     again = json.loads(out_of(capsys, "grade", "give", one, "1", "--by", "Ada", "--json"))
     assert again["reward"] == 1.0 and again["grades"][-1]["by"] == "Ada"
     assert out_of(capsys, "grade", "list", "--out", "g.jsonl") == "g.jsonl: 15 rollouts of run 1\n"
-    assert "stands there already" in out_of(capsys, "grade", "list", "--out", "g.jsonl", code=2)
+    assert "already exists" in out_of(capsys, "grade", "list", "--out", "g.jsonl", code=2)
     lines = [json.loads(line) for line in Path("g.jsonl").read_text().splitlines()]
     lines[0] |= {"reward": 0, "feedback": "no"}
     lines[1] |= {"reward": 1}

@@ -1,7 +1,7 @@
 """The command line: one module per noun, and the one place that catches errors.
 
-stdout is data, stderr is everything else. Exit codes: 0 done (also "nothing to do"), 1 failed, 2 the command's words
-are off, 130 interrupted after saving, 143 by SIGTERM. Nothing slow is imported here: `reflect --help` answers at once.
+stdout is data, stderr is everything else. Exit codes: 0 done (also "nothing to do"), 1 failed, 2 usage error (invalid
+arguments), 130 interrupted after saving, 143 by SIGTERM. Nothing slow is imported here: `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ORDER = (
 
 
 class InOrder(TyperGroup):
-    """Commands as a day goes, not by alphabet."""
+    """Commands in the order of use, not by alphabet."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=ORDER.index)
@@ -107,7 +107,7 @@ def reflect(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit. An error is one sentence and the next step, never a traceback."""
-    # Waiting threads of torch sleep instead of spinning, so that other work beside this command keeps its core.
+    # Waiting threads of torch sleep instead of spinning, so that other processes keep their core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signals.listen()
     try:
@@ -137,7 +137,7 @@ def run_command(argv: Sequence[str] | None = None) -> int:
         if e.hint:
             say(e.hint)
         return e.exit_code
-    except typer.TyperException as e:  # a word of the command line that does not fit
+    except typer.TyperException as e:  # invalid arguments
         show = getattr(e, "show", None)
         if show:
             show()
@@ -151,7 +151,7 @@ def run_command(argv: Sequence[str] | None = None) -> int:
 
 
 def broken(e: OSError) -> int:
-    """What the system refused, in one sentence."""
+    """An error of the operating system, in one sentence."""
     if e.errno == errno.ENOSPC:
         say("Error: The disk is full; what was saved before is whole.")
         say("Free some space, then run the same command again: it continues where it stopped.")

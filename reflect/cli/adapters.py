@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from reflect.records import Adapter, Night
 
 app = noun("Adapters: LoRA weights that hold lessons.")
-Name = Annotated[str, typer.Argument(metavar="NAME", help="An adapter's name or id.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of an adapter.")]
 
 
 @app.command("list")
 def list_(db: Db = None, profile: Profile = None, json: Json = False) -> None:
-    """The adapters and the lessons that they hold; a star marks the active one of each profile.
+    """List the adapters and the lessons in their weights; a star marks the active one of each profile.
 
-    "revoked" are lessons that it knows and that do not stand any more: such an adapter is not promoted.
+    "revoked": lessons in its weights that were revoked since; such an adapter cannot be promoted.
     """
     from reflect.store import nights, profiles
 
@@ -46,7 +46,7 @@ def list_(db: Db = None, profile: Profile = None, json: Json = False) -> None:
 
 @app.command()
 def show(name: Name, db: Db = None, json: Json = False) -> None:
-    """One adapter: the lessons that it holds, its files, its base, its gate."""
+    """Show one adapter: its lessons, files, base and gate."""
     from reflect.store import lessons, nights
 
     ws = workspace(db)
@@ -90,7 +90,7 @@ def promote(
     profile: Profile = None,
     json: Json = False,
 ) -> None:
-    """Make an adapter the active one. The lessons that it holds leave the prompt."""
+    """Make an adapter the active one. The lessons in its weights leave the prompt."""
     ws = workspace(db, profile, model)
     adapter = ws.promote(name)
     complain(ws)
@@ -112,10 +112,10 @@ def rollback(db: Db = None, profile: Profile = None, json: Json = False) -> None
 
 @app.command()
 def push(db: Db = None, profile: Profile = None, json: Json = False) -> None:
-    """Give the active adapter to the server at `serve_url` (vLLM, reflect serve).
+    """Load the active adapter on the server at `serve_url` (vLLM, reflect serve).
 
-    It is loaded under its own name; the one before it stays loaded, older ones are unloaded. Every promotion and
-    rollback does this by itself; the command repeats what failed, and does nothing when all is well.
+    It is loaded under its own name; its predecessor stays loaded, older ones are unloaded. Every promotion and
+    rollback pushes; this command retries a failed push.
     """
     pushed = workspace(db, profile).adapters.push()
     if json:
@@ -150,14 +150,16 @@ def export(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="A new folder. [default: its name, here]")
     ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="The whole base, with the adapter in its weights.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Replace an exported folder that stands there.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge the adapter into the base and export the whole model.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Replace an existing export.")] = False,
     db: Db = None,
     model: Model = None,
 ) -> None:
-    """Write an adapter out as a PEFT folder with a model card; prints the folder.
+    """Export an adapter as a PEFT folder with a model card; prints the folder.
 
-    The card tells the lessons, the gate, how it was made, and the sha256 of each file. A damaged adapter is refused,
-    and so is one that knows a revoked lesson.
+    The card lists the lessons, the gate's results, the training plan, and the sha256 of each file. A damaged adapter,
+    or one trained on a revoked lesson, is refused.
     """
     print(workspace(db, None, model).adapters.export(name, out, merge=merge, overwrite=yes))

@@ -19,10 +19,12 @@ Model = Annotated[
 ]
 BaseUrl = Annotated[str | None, typer.Option("--base-url", metavar="URL", help="The server of openai:NAME, with /v1.")]
 Profile = Annotated[
-    str | None, typer.Option("--profile", metavar="NAME", help="Whose lessons and adapter. [default: default]")
+    str | None,
+    typer.Option("--profile", metavar="NAME", help="Profile: its own lessons and adapter. [default: default]"),
 ]
 JudgeModel = Annotated[
-    str | None, typer.Option("--judge", metavar="NAME", help="Who grades by a rubric. [default: the model itself]")
+    str | None,
+    typer.Option("--judge", metavar="NAME", help="Model that grades by a rubric. [default: the model itself]"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same figures.")]
@@ -49,6 +51,6 @@ def noun(help: str) -> typer.Typer:
 
 
 def complain(ws: Workspace) -> None:
-    """What went wrong beside what was asked for, on stderr."""
+    """Print the warnings of the workspace on stderr."""
     for text in ws.complaints:
         say(f"Warning: {text}")

@@ -20,7 +20,7 @@ def demo(
             "--taskset", metavar="NAME", help="Another taskset; may be given often. [default: letters, dialect]"
         ),
     ] = None,
-    nights: Annotated[int, typer.Option(min=1, max=20, help="New lessons on each day, all of them held.")] = 1,
+    nights: Annotated[int, typer.Option(min=1, max=20, help="Number of days and nights, each with new lessons.")] = 1,
     seed: Seed = 0,
     folder: Annotated[
         Path | None, typer.Option("--dir", help="Keep the workspace in this folder. [default: a temporary one]")
@@ -30,7 +30,7 @@ def demo(
 ) -> None:
     """A whole day and night on the built-in model.
 
-    It fails, reviews its attempts, writes lessons, sleeps, and knows them in the morning.
+    It fails, reflects on its rollouts, writes lessons, sleeps, and solves the tasks without the lessons afterwards.
 
     With --json the story goes to stderr and the figures to stdout.
     """
@@ -40,7 +40,7 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="reflect-demo-") as temporary:
         home = folder or Path(temporary)
         ws = workspace(str(home / "lessons.db"), "default", model, home=str(home / ".reflect"))
-        found = [ws.taskset(name) for name in tasksets or []]  # what is wrong with one is said before anything begins
+        found = [ws.taskset(name) for name in tasksets or []]  # its errors come before anything begins
         figures = live(ws, [taskset.name for taskset in found], nights=nights, seed=seed, tell=tell)
     if folder:
         tell(f"The workspace is in {folder}: reflect lessons --db {folder / 'lessons.db'}")

@@ -12,11 +12,11 @@ from reflect.cli.output import emit, progress, table
 
 def evaluate(
     taskset: Annotated[str, typer.Argument(help="A taskset's name, or a file of tasks.")],
-    arms: Annotated[str, typer.Option(help="Any of base, lessons, adapter, both, with commas.")] = "base,lessons",
-    n: Annotated[int | None, typer.Option("-n", "--tasks", min=1, help="Tasks. [default: all]")] = None,
+    arms: Annotated[str, typer.Option(help="Arms, comma-separated: base, lessons, adapter, both.")] = "base,lessons",
+    n: Annotated[int | None, typer.Option("-n", "--tasks", min=1, help="Number of tasks. [default: all]")] = None,
     split: Annotated[str, typer.Option(help="practice or holdout.")] = "holdout",
     seed: Seed = 0,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Of one answer. [default: 96]")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Maximum tokens of one answer. [default: 96]")] = None,
     db: Db = None,
     model: Model = None,
     base_url: BaseUrl = None,

@@ -12,7 +12,7 @@ from reflect.cli.common import Db, DefaultList, Json, Profile, workspace
 from reflect.cli.output import emit, progress, say
 from reflect.cli.run import tell_report
 
-By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who grades. [default: your user name]")]
+By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="Name of the grader. [default: your user name]")]
 
 
 class GiveByDefault(DefaultList):
@@ -32,9 +32,13 @@ app = typer.Typer(
 
 @app.command("list")
 def list_(
-    run: Annotated[int | None, typer.Option(metavar="ID", help="Of this run. [default: the newest that waits]")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Those that have a reward too.")] = False,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Into a file, one JSON object per line.")] = None,
+    run: Annotated[
+        int | None, typer.Option(metavar="ID", help="Run. [default: the newest with ungraded rollouts]")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Include rollouts that have a reward.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a file with one JSON object per line.")
+    ] = None,
     db: Db = None,
     profile: Profile = None,
     json: Json = False,

@@ -26,32 +26,34 @@ def run(
     ] = "",
     n: Annotated[int | None, typer.Option("-n", "--tasks", min=1, help="Tasks to practise. [default: 40]")] = None,
     k: Annotated[int | None, typer.Option("-k", "--rollouts", min=1, help="Attempts at each. [default: 8]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Which tasks and attempts. [default: a new one]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of tasks and rollouts. [default: a new one]")] = None,
     lessons: Annotated[bool, typer.Option("--lessons/--no-lessons", help="Show lessons in the prompt.")] = True,
-    reflect: Annotated[bool, typer.Option("--reflect/--no-reflect", help="Review the attempts, edit lessons.")] = True,
+    reflect: Annotated[
+        bool, typer.Option("--reflect/--no-reflect", help="Reflect on the rollouts and edit lessons.")
+    ] = True,
     approval: Annotated[
         bool | None, typer.Option("--approval/--no-approval", help="New lessons wait for your approval.")
     ] = None,
     review: Annotated[bool | None, typer.Option("--review/--no-review", hidden=True)] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="Sampling temperature. [default: 1.0]")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Maximum tokens of one answer. [default: 96]")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")] = False,
     from_traffic: Annotated[
-        bool, typer.Option("--from-traffic", help="Practise nothing: review what reflect serve answered, as rewarded.")
+        bool, typer.Option("--from-traffic", help="Reflect on rewarded traffic of reflect serve; practise nothing.")
     ] = False,
     db: Db = None,
     model: Model = None,
     base_url: BaseUrl = None,
     reflector: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Another model reviews. [default: the same]")
+        str | None, typer.Option(metavar="NAME", help="Model that reflects. [default: the same]")
     ] = None,
     judge: JudgeModel = None,
     profile: Profile = None,
     json: Json = False,
 ) -> None:
-    """Practise a taskset: attempts, rewards, review, lessons.
+    """Practise a taskset: rollouts, rewards, reflection, lessons.
 
-    The same words continue a run that was interrupted.
+    The same command continues an interrupted run.
     """
     given: dict[str, Any] = {"n": n, "k": k, "temperature": temperature, "max_tokens": max_tokens}
     given |= {"require_approval": approval, "review": review}

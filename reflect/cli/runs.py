@@ -20,7 +20,7 @@ app = noun("Runs: the practice so far.")
 
 @app.command("list")
 def list_(
-    limit: Annotated[int, typer.Option("-n", "--limit", min=1, help="How many, newest first.")] = 50,
+    limit: Annotated[int, typer.Option("-n", "--limit", min=1, help="Maximum number of runs.")] = 50,
     db: Db = None,
     json: Json = False,
 ) -> None:
@@ -38,7 +38,7 @@ def list_(
 @app.command()
 def show(
     run_id: Annotated[int, typer.Argument(metavar="ID", help="A run's id.")],
-    rollouts: Annotated[bool, typer.Option("--rollouts", help="Every attempt, whole.")] = False,
+    rollouts: Annotated[bool, typer.Option("--rollouts", help="Print every rollout in full.")] = False,
     db: Db = None,
     json: Json = False,
 ) -> None:
@@ -111,9 +111,9 @@ def resume(
 
 @app.command()
 def prune(
-    keep: Annotated[int, typer.Option(min=0, help="How many of the newest stay in any case.")] = 20,
-    days: Annotated[int, typer.Option(min=0, help="What was served goes after so long without a reward.")] = 30,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete them; else it is only said what would go.")] = False,
+    keep: Annotated[int, typer.Option(min=0, help="Number of newest runs to keep in any case.")] = 20,
+    days: Annotated[int, typer.Option(min=0, help="Delete unrewarded traffic older than this many days.")] = 30,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete them; without it, only list them.")] = False,
     db: Db = None,
     profile: Profile = None,
     json: Json = False,
@@ -133,7 +133,7 @@ def prune(
     done = "deleted" if yes else "would be deleted"
     print(f"{len(found.gone)} runs {done}")
     if exchanges:
-        print(f"{exchanges} exchanges that nobody rewarded in {days} days {done}")
+        print(f"{exchanges} exchanges without a reward in {days} days {done}")
     if found.kept:
         print(f"{len(found.kept)} older ones stay: open trials rest on their rollouts")
     if not yes and (found.gone or exchanges):

@@ -15,16 +15,18 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes any free one.")] = 8000,
     key: Annotated[
         str,
-        typer.Option(envvar="REFLECT_SERVE_KEY", show_envvar=False, help="Clients must bear it. [REFLECT_SERVE_KEY]"),
+        typer.Option(
+            envvar="REFLECT_SERVE_KEY", show_envvar=False, help="Key that clients must send. [REFLECT_SERVE_KEY]"
+        ),
     ] = "",
-    upstream: Annotated[str, typer.Option(metavar="URL", help="Serve in front of this server; URL with /v1.")] = "",
+    upstream: Annotated[str, typer.Option(metavar="URL", help="Proxy to this server; URL with /v1.")] = "",
     taskset: Annotated[
-        str, typer.Option(metavar="NAME", help="Whose tasks the traffic is: the scope of its lessons.")
+        str, typer.Option(metavar="NAME", help="Taskset of the traffic: the scope of its lessons.")
     ] = "traffic",
     trusted: Annotated[
-        bool, typer.Option("--trusted", help="The clients' words are your own: their lessons need no approval.")
+        bool, typer.Option("--trusted", help="Trust the clients' text: lessons from it need no approval.")
     ] = False,
-    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are told to come again.")] = 256,
+    queue: Annotated[int, typer.Option(min=1, help="Maximum waiting requests; further ones get 503.")] = 256,
     db: Db = None,
     model: Model = None,
     profile: Profile = None,

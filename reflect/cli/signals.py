@@ -19,7 +19,7 @@ _received: list[int] = []
 
 
 def listen() -> None:
-    """Heed the signals from now on. One that is ignored stays so, as in what a shell starts in the background."""
+    """Handle the signals from now on. Ignored signals stay ignored, as in background jobs of a shell."""
     for number in STOPS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _stop)

@@ -24,35 +24,37 @@ def minutes(text: str) -> float:
 
 
 def sleep(
-    tasksets: Annotated[list[str] | None, typer.Argument(help="Where lessons are practised.")] = None,
-    budget: Annotated[str | None, typer.Option(metavar="TIME", help="Of training: 90s, 10m. [default: 30s]")] = None,
+    tasksets: Annotated[list[str] | None, typer.Argument(help="Tasksets on which lessons are practised.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Training time budget, e.g. 90s or 10m. [default: 30s]")
+    ] = None,
     method: Annotated[
-        str | None, typer.Option(help="staged, sft, distill, grpo or staged+grpo. [default: staged]")
+        str | None, typer.Option(help="Training method: staged, sft, distill, grpo or staged+grpo. [default: staged]")
     ] = None,
     divergence: Annotated[
         str | None,
-        typer.Option(help="Of distillation: forward, reverse or jsd. [default: reverse, after a warm start]"),
+        typer.Option(help="Distillation divergence: forward, reverse or jsd. [default: reverse, after a warm start]"),
     ] = None,
-    continued: Annotated[
-        bool, typer.Option("--continue", help="Start from the active adapter's weights, not from none.")
-    ] = False,
+    continued: Annotated[bool, typer.Option("--continue", help="Start from the active adapter's weights.")] = False,
     seed: Seed = 0,
-    if_due: Annotated[bool, typer.Option("--if-due", help="Only when it is time; else say why not.")] = False,
+    if_due: Annotated[
+        bool, typer.Option("--if-due", help="Sleep only if a night is due; otherwise print why not.")
+    ] = False,
     deadline: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Pause after so long: 90s, 10m, 2h. The next sleep goes on.")
+        str | None, typer.Option(metavar="TIME", help="Pause after this time, e.g. 2h. The next sleep continues.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")] = False,
     db: Db = None,
     model: Model = None,
     judge: JudgeModel = None,
     profile: Profile = None,
     json: Json = False,
 ) -> None:
-    """Turn lessons into weights, if the gate lets them.
+    """Distil lessons into LoRA weights, behind a gate.
 
-    Trains an adapter, judges it, promotes it when it is as good as the lessons.
-    The lessons that it holds leave the prompt. The same night again does nothing; a killed one is continued.
-    With --if-due it is made for schedules: see `reflect schedule`.
+    Trains an adapter, evaluates it, and promotes it if it is as good as the lessons in the prompt. The lessons in its
+    weights then leave the prompt. A finished night is not repeated; an interrupted one continues.
+    --if-due is for schedules: see `reflect schedule`.
     """
     dials: dict[str, Any] = {"budget": minutes(budget) if budget else None, "method": method, "divergence": divergence}
     dials |= {"seed": seed, "continued": continued}
@@ -62,7 +64,7 @@ def sleep(
     with progress() as tell:
         report = ws.sleep(*(tasksets or []), dry_run=dry_run, if_due=if_due, deadline=until, progress=tell, **dials)
     if report.status == "helped":
-        return  # one of several processes: the first one speaks
+        return  # a worker process: the first process prints
     complain(ws)
     if json:
         emit(asdict(report))

@@ -53,7 +53,7 @@ def list_(
 def show(
     taskset: Annotated[str, typer.Argument(help="A taskset's name, or a file of tasks.")],
     split: Annotated[str, typer.Option(help="practice or holdout.")] = "practice",
-    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 5,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of tasks.")] = 5,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -69,8 +69,10 @@ def show(
 @app.command()
 def check(
     tasksets: Annotated[list[str] | None, typer.Argument(help="Names or files. [default: all by name]")] = None,
-    n: Annotated[int | None, typer.Option("-n", "--tasks", min=1, help="Of each side. [default: all; gym: 20]")] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="For each generator of gym.")] = 120.0,
+    n: Annotated[
+        int | None, typer.Option("-n", "--tasks", min=1, help="Tasks per split. [default: all; gym: 20]")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time limit per generator of gym.")] = 120.0,
     json: Json = False,
 ) -> None:
     """Prove without a model that every known-good answer scores 1.0 and that the splits are apart.

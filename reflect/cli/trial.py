@@ -22,11 +22,13 @@ OTHER = "measured with another verifier or system prompt"
 
 def trial(
     lesson: Annotated[int | None, typer.Argument(metavar="LESSON", help="A lesson's id. [default: all]")] = None,
-    aa: Annotated[str | None, typer.Option(metavar="TASKSET", help="Run the same prompts twice: the noise.")] = None,
-    bundle: Annotated[str | None, typer.Option(metavar="TASKSET", help="All its lessons together, not each.")] = None,
-    n: Annotated[int | None, typer.Option("-n", "--tasks", min=1, help="Tasks to spend on it. [--aa: 40]")] = None,
-    k: Annotated[int | None, typer.Option("-k", "--rollouts", min=1, help="Attempts at each. [default: 8]")] = None,
-    effect: Annotated[float, typer.Option(min=0.01, max=1.0, help="The effect that is to be found.")] = 0.1,
+    aa: Annotated[
+        str | None, typer.Option(metavar="TASKSET", help="Run the same prompts twice to measure the noise.")
+    ] = None,
+    bundle: Annotated[str | None, typer.Option(metavar="TASKSET", help="Measure all its lessons together.")] = None,
+    n: Annotated[int | None, typer.Option("-n", "--tasks", min=1, help="Number of tasks. [--aa: 40]")] = None,
+    k: Annotated[int | None, typer.Option("-k", "--rollouts", min=1, help="Rollouts per task. [default: 8]")] = None,
+    effect: Annotated[float, typer.Option(min=0.01, max=1.0, help="Smallest effect to detect.")] = 0.1,
     taskset: Annotated[str | None, typer.Option(help="Tasks to compare on. [default: the lesson's scope]")] = None,
     seed: Seed = 0,
     db: Db = None,
@@ -106,8 +108,8 @@ def row_of(
 ) -> dict[str, Any]:
     """What is known of a lesson, and what is missing for a verdict on it as it stands now.
 
-    An accepted lesson is on trial again from then on, lest it grow stale: its verdict stands beside what that has
-    found so far (`watch`) until there is another verdict. `measure`: what rewards mean now, where that is known.
+    An accepted lesson is on trial again from then on, because its effect may change: its verdict is reported with the
+    new estimate (`watch`) until there is another verdict. `measure`: the version of the reward, where it is known.
     """
     row: dict[str, Any] = {"lesson": lesson.id, "status": lesson.status, "pinned": lesson.pinned}
     row |= {"when": lesson.when, "do": lesson.do}

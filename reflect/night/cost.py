@@ -1,4 +1,4 @@
-"""What a night will cost, before it begins: answers to sample, rows to train on, tokens, time, disk.
+"""Estimated cost of a night: answers to sample, rows to train on, tokens, time, disk.
 
 The time is that of earlier nights on this machine, for as much work: a night counts as its rows, which are the answers
 that it samples and the rows of its training steps. Where there was no night yet nothing has been measured, and all that

@@ -1,4 +1,4 @@
-"""Is it time to sleep? Decided from the database and the clock alone, without a model: cheap enough for every hour.
+"""Whether a night is due: decided from the database and the clock, without a model, so it is cheap to ask every hour.
 
 Not covered: another computer that sleeps for the same profile of a shared database; its lock is a file of its own.
 """
@@ -22,7 +22,7 @@ from reflect.tasksets.base import Taskset
 
 @dataclass(frozen=True)
 class Due:
-    """The decision, and the sentence for it. Truth is `due`."""
+    """Whether a night should start, and why. Its truth value is `due`."""
 
     due: bool
     reason: str

@@ -1,4 +1,4 @@
-"""What killed nights left behind and no night will read again. Every night sweeps it; `reflect doctor` does so at once.
+"""Files of killed nights that no night will read again. Every night removes them; so does `reflect doctor`.
 
 Only what is provably garbage: a folder or file without its last rename, the workshop of a night that has ended, and
 the adapter of such a night that was never recorded. What this database knows nothing of may be another one's.
@@ -17,7 +17,7 @@ from reflect.store import Store, nights
 
 
 def find(store: Store, settings: Settings) -> list[Path]:
-    """The leftovers, as they are while nobody sleeps."""
+    """The leftover files; only valid while no night runs."""
     home = adapters.home(settings)
     with store.read() as s:
         ended = [night.key for night in nights.list_nights(s) if night.status != "running"]
@@ -30,7 +30,7 @@ def find(store: Store, settings: Settings) -> list[Path]:
 
 
 def sweep(store: Store, settings: Settings) -> list[Path]:
-    """Remove the leftovers, unless somebody sleeps. What was removed."""
+    """Remove the leftover files, unless a night runs. Returns what was removed."""
     if not settings.home_path.is_dir():
         return []
     try:

@@ -1,4 +1,4 @@
-"""Room on the disk: what a night writes, and whether that fits, asked before any work is done."""
+"""Disk space that a night needs, checked before it starts."""
 
 from __future__ import annotations
 

@@ -12,10 +12,10 @@ from reflect.cli.output import emit, shape
 if TYPE_CHECKING:
     from reflect.records import Lesson
 
-Id = Annotated[int, typer.Argument(metavar="ID", help="A lesson's id: the whole number, never shortened.")]
+Id = Annotated[int, typer.Argument(metavar="ID", help="Id of a lesson.")]
 Ids = Annotated[list[int], typer.Argument(metavar="ID...", help="Ids of lessons.")]
 Scope = Annotated[str | None, typer.Option("--scope", help='A taskset\'s name; "" is everywhere.')]
-Reason = Annotated[str, typer.Option("--reason", "--why", help="Why, for the history.")]
+Reason = Annotated[str, typer.Option("--reason", "--why", help="Reason, recorded in the history.")]
 HEADER = ["id", "status", "scope", "when", "do"]
 
 

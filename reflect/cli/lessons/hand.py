@@ -125,7 +125,7 @@ def approve(lesson_ids: Ids, reason: Reason = "", db: Db = None, profile: Profil
 
 def reject(
     lesson_ids: Ids,
-    reason: Annotated[str, typer.Option("--why", "--reason", help="Why; it stands in the history.")] = "",
+    reason: Annotated[str, typer.Option("--why", "--reason", help="Reason, recorded in the history.")] = "",
     db: Db = None,
     profile: Profile = None,
     json: Json = False,
@@ -196,7 +196,9 @@ def each(book: Lessons, lesson_ids: Sequence[int], change: Callable[[int], Lesso
 def forbid(
     pattern: Annotated[str, typer.Argument(metavar="PATTERN", help="Words, or a regular expression.")],
     why: Annotated[str, typer.Option("--why", "--reason", help="Why.")] = "",
-    words: Annotated[bool, typer.Option("--words", help="Take it as words, whatever signs are in it.")] = False,
+    words: Annotated[
+        bool, typer.Option("--words", help="Treat PATTERN as literal text, not a regular expression.")
+    ] = False,
     db: Db = None,
     profile: Profile = None,
     json: Json = False,
@@ -220,12 +222,12 @@ def forbid(
 
 
 def forbidden(
-    every: Annotated[bool, typer.Option("--all", help="Also those that were lifted.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Include lifted rules.")] = False,
     db: Db = None,
     profile: Profile = None,
     json: Json = False,
 ) -> None:
-    """What must never be learned."""
+    """List the rules of what must never be learned."""
     rows = workspace(db, profile).lessons.forbidden(lifted=every)
     if json:
         return emit([shape(row) for row in rows])

@@ -23,7 +23,7 @@ def export(
         typer.Option("--out", "-o", metavar="PATH", help="A file, or for skill a folder. [default: stdout]"),
     ] = None,
     scope: Scope = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Overwrite what stands there.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Overwrite an existing file.")] = False,
     db: Db = None,
     profile: Profile = None,
 ) -> None:
@@ -46,7 +46,7 @@ def export(
 
 def import_(
     file: Annotated[str, typer.Argument(metavar="FILE", help="From `reflect lessons export`; - is stdin.")],
-    trust: Annotated[bool, typer.Option("--trust", help="It is your own: take everything as it was.")] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="Your own export: restore everything as it was.")] = False,
     db: Db = None,
     profile: Profile = None,
     json: Json = False,

@@ -15,7 +15,9 @@ from reflect.cli.run import in_words
 
 def merge(
     scope: Scope = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask the model, and only say what would be done.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Ask the model and print the changes without making them.")
+    ] = False,
     db: Db = None,
     model: Model = None,
     profile: Profile = None,
