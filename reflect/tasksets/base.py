@@ -122,7 +122,7 @@ class Taskset:
         """
         return None
 
-    def rules(self) -> Sequence[Any]:
+    def rules(self) -> Sequence[object]:
         """What a reward rests on beside the code of `verify` and `audit`: functions, and words (see `day.measure`)."""
         from reflect.tasksets.verifiers import VERIFIERS
 

@@ -93,7 +93,7 @@ def answer_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _cases(field: str, rows: Any, entry: str | None) -> list[dict[str, Any]]:
+def _cases(field: str, rows: object, entry: str | None) -> list[dict[str, Any]]:
     names, form = (("args", "returns"), '{"args": [2], "returns": 4}') if entry else (("stdin", "stdout"), "")
     form = form or '{"stdin": "2", "stdout": "4"}'
     step = f'Write "{field}": [{form}, ...]' + ("." if entry else ', or name the function: "entry": "...".')
@@ -110,7 +110,7 @@ def _cases(field: str, rows: Any, entry: str | None) -> list[dict[str, Any]]:
     return [dict(row) for row in rows]
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: object) -> bool:
     try:
         json.dumps(value, allow_nan=False)
     except (ValueError, TypeError, RecursionError):
@@ -143,7 +143,7 @@ def program_of(text: str) -> str:
 def hardcodes(said: Sequence[str], answer: Any, words: Callable[[str], list[str]]) -> bool:
     """Do the words of a lesson name the input of a case beside what is expected there? `words` splits a text."""
 
-    def holds(value: Any) -> bool:
+    def holds(value: object) -> bool:
         part = words(value if isinstance(value, str) else json.dumps(value))
         return bool(part) and any(list(said[i : i + len(part)]) == part for i in range(len(said) - len(part) + 1))
 
@@ -187,7 +187,7 @@ def _wrong(program: str, entry: str | None, case: Case, limits: sandbox.Limits) 
     return "" if same(value, case.expected) else f"it returned {_short(repr(value))}"
 
 
-def _value(out: bytes) -> Any:
+def _value(out: bytes) -> object:
     """The one JSON value in `out`, MISSING where there is another thing, or more than one."""
     try:
         return json.loads(out.decode(), parse_constant=lambda name: math.nan)
@@ -195,7 +195,7 @@ def _value(out: bytes) -> Any:
         return MISSING
 
 
-def same(got: Any, want: Any) -> bool:
+def same(got: object, want: object) -> bool:
     """Equal by type and value. A whole number and a fraction are compared as numbers, to one part in a billion."""
     if isinstance(want, bool) or isinstance(got, bool) or want is None or isinstance(want, str):
         return type(got) is type(want) and got == want
@@ -203,7 +203,7 @@ def same(got: Any, want: Any) -> bool:
         return isinstance(got, list) and len(got) == len(want) and all(map(same, got, want))
     if isinstance(want, dict):
         return isinstance(got, dict) and got.keys() == want.keys() and all(same(got[key], want[key]) for key in want)
-    if not isinstance(got, int | float):
+    if not isinstance(got, int | float) or not isinstance(want, int | float):
         return False
     if isinstance(got, int) and isinstance(want, int):
         return got == want

@@ -30,7 +30,7 @@ from typing import Any
 
 from reflect.errors import ReflectError, UnknownName, UsageError
 from reflect.tasksets.base import Score, Split, Task, Taskset
-from reflect.tasksets.gymworker import Worker
+from reflect.tasksets.gymworker import Entry, Worker
 from reflect.tasksets.verifiers import judged
 
 SIZE = 400  # items that are made of each side at most; about 267 of them are practice and 133 holdout
@@ -61,7 +61,7 @@ def listing() -> list[tuple[str, str]]:
 class Generator(Taskset):
     """One generator with its settings; `settings` never holds size and seed."""
 
-    def __init__(self, generator: str, settings: Mapping[str, Any], size: int = SIZE, said: str = "") -> None:
+    def __init__(self, generator: str, settings: Mapping[str, object], size: int = SIZE, said: str = "") -> None:
         self.generator, self.settings, self.size = generator, dict(settings), size
         self.name = f"gym:{generator}" + (f":{said}" if said else "")
         made, config = _library()[generator]
@@ -71,7 +71,7 @@ class Generator(Taskset):
         except Exception as e:  # its own check of the settings, an assertion as a rule
             told = f"{type(e).__name__}: {e}" if str(e) else type(e).__name__
             raise UsageError(f"{self.name} cannot be made: {told}.", _known(generator)) from e
-        self._entries: dict[tuple[Split, int], dict[str, Any]] = {}
+        self._entries: dict[tuple[Split, int], Entry] = {}
 
     def tasks(self, split: Split, n: int | None = None, seed: int = 0) -> list[Task]:
         order = list(range(self.size))
@@ -99,17 +99,17 @@ class Generator(Taskset):
         entry = self._entry_of(task)
         return float(self._scorer.score_answer(own_answer(entry), entry))
 
-    def rules(self) -> Sequence[Any]:
+    def rules(self) -> Sequence[object]:
         return [f"reasoning-gym {version('reasoning-gym')}, {self.generator} {sorted(self.settings.items())}"]
 
-    def _entry(self, split: Split, index: int) -> dict[str, Any]:
+    def _entry(self, split: Split, index: int) -> Entry:
         key = (split, index)
         if key not in self._entries:
             words = {**self.settings, "size": self.size, "seed": SEEDS[split]}
             self._entries[key] = worker.entry(self.generator, words, index)
         return self._entries[key]
 
-    def _entry_of(self, task: Task) -> dict[str, Any]:
+    def _entry_of(self, task: Task) -> Entry:
         """ReflectError where the generator makes another question now: its version has changed."""
         index = int(task.id.rpartition("-")[2])
         entry = self._entry(task.split, index)
@@ -146,20 +146,20 @@ class Mixed(Taskset):
     def gold(self, task: Task) -> str:
         return self._part(task).gold(task)
 
-    def rules(self) -> Sequence[Any]:
+    def rules(self) -> Sequence[object]:
         return [rule for part in self.parts.values() for rule in part.rules()]
 
     def _part(self, task: Task) -> Generator:
         return self.parts[task.id.rsplit("-", 2)[0]]
 
 
-def own_answer(entry: Mapping[str, Any]) -> str | None:
+def own_answer(entry: Entry) -> str | None:
     """A right answer as the generator keeps it, None where it keeps none."""
     found = next((x for name in OWN if (x := {**entry["metadata"], **entry}.get(name)) is not None), None)
     return None if found is None else json.dumps(found) if isinstance(found, dict) else str(found)
 
 
-def _asked(entry: Mapping[str, Any]) -> str:
+def _asked(entry: Entry) -> str:
     return str(entry["question"]).strip() + ASK
 
 
@@ -205,7 +205,7 @@ def _split(text: str, at: str) -> list[str]:
     return re.split(rf"{re.escape(at)}(?![^(\[]*[)\]])", text)
 
 
-def _level(name: str, level: int) -> dict[str, Any]:
+def _level(name: str, level: int) -> dict[str, object]:
     """The settings of a level of the generator's curriculum."""
     import reasoning_gym.factory as factory
 

@@ -4,7 +4,7 @@ Five of its generators order sets of texts, whose order Python draws anew in eac
 so that the same seed gave other questions every time; some print while they work. Here the hash seed is 0, each item
 begins with the same global random state, and nothing but answers reaches stdout.
 
-It reads pickled (name, settings, index) and writes pickled entries, or the words of an error.
+It reads pickled (name, settings, index) and writes pickled entries, or the text of an error.
 """
 
 from __future__ import annotations
@@ -15,40 +15,47 @@ import random
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from reflect.errors import ReflectError
 
 
+class Entry(TypedDict):
+    """One item of a generator."""
+
+    question: str
+    answer: str | None
+    metadata: dict[str, object]
+
+
 class Worker:
-    """One such process, begun when it is first asked. An answer that does not come whole ends it."""
+    """One such process, started at the first item. It is ended when an answer does not arrive completely."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
-        self.owner = 0  # a forked child must not end what its parent still asks
+        self.owner = 0  # a forked child must not end the process that its parent still uses
 
-    def entry(self, name: str, settings: Mapping[str, Any], index: int) -> dict[str, Any]:
-        """Item `index` of a generator: {question, answer, metadata}. ReflectError where it cannot be made."""
+    def entry(self, name: str, settings: Mapping[str, object], index: int) -> Entry:
+        """Item `index` of a generator. ReflectError where it cannot be made."""
         if self.process is None or self.owner != os.getpid() or self.process.poll() is not None:
-            words = [sys.executable, "-m", "reflect.tasksets.gymworker"]
+            command = [sys.executable, "-m", "reflect.tasksets.gymworker"]
             env = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
             pipe, self.owner = subprocess.PIPE, os.getpid()
-            self.process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=env)
+            self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=env)
         assert self.process.stdin and self.process.stdout
         try:
             pickle.dump((name, dict(settings), index), self.process.stdin)
             self.process.stdin.flush()
-            found = pickle.load(self.process.stdout)
+            entry = pickle.load(self.process.stdout)
         except (EOFError, OSError, pickle.UnpicklingError) as e:
             self.end()
             raise ReflectError(f"The generator {name} ended its process at item {index}.") from e
-        except BaseException:  # interrupted: what it would say now answers a question that nobody asks any more
+        except BaseException:  # interrupted: a later answer would belong to this question
             self.end()
             raise
-        if isinstance(found, str):
-            raise ReflectError(f"The generator {name} gave no item {index}: {found}.")
-        entry: dict[str, Any] = found
-        return entry
+        if isinstance(entry, str):
+            raise ReflectError(f"The generator {name} gave no item {index}: {entry}.")
+        return cast(Entry, entry)
 
     def end(self) -> None:
         """Stop the process at once."""

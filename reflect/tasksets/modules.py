@@ -11,15 +11,16 @@ import importlib
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
 from reflect.errors import ReflectError, UnknownName, UsageError
 from reflect.tasksets.base import Taskset, load_module
 
+Loaded = TypeVar("Loaded")
 GROUP = "reflect.tasksets"
 FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<name>\w+))?", re.IGNORECASE)
 DOTTED = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
@@ -64,7 +65,7 @@ def reach(folder: Path) -> None:
         sys.path.append(str(folder))
 
 
-def _run(what: Any, load: Any) -> Any:
+def _run(what: str | Path, load: Callable[[], Loaded]) -> Loaded:
     """What `load` gives; an error in the user's code says file, line and what."""
     if isinstance(what, Path):
         reach(what.resolve().parent)
@@ -76,7 +77,7 @@ def _run(what: Any, load: Any) -> Any:
         _refuse(what, e)
 
 
-def _refuse(what: Any, e: BaseException) -> NoReturn:
+def _refuse(what: str | Path, e: BaseException) -> NoReturn:
     where = _where(e)
     said = e.msg if isinstance(e, SyntaxError) else str(e)
     told = f"{what} does not run: {type(e).__name__}: {said}" + (f" ({where})." if where else ".")

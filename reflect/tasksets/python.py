@@ -78,7 +78,7 @@ class FunctionTaskset(Taskset):
     def gold(self, task: Task) -> str | Sequence[str]:
         return self.golds[task.id] if task.id in self.golds else super().gold(task)
 
-    def rules(self) -> Sequence[Any]:
+    def rules(self) -> Sequence[object]:
         return [*super().rules(), *([self.verifier] if self.verifier else [])]
 
     def _made(self, split: Split) -> list[Task]:
@@ -112,7 +112,7 @@ class FunctionTaskset(Taskset):
         return task
 
 
-def as_score(given: Any, whose: str) -> Score:
+def as_score(given: object, whose: str) -> Score:
     """What a verifier returned as a Score. TypeError for anything that is no reward."""
     if isinstance(given, Score):
         return given
