@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PLACES = ("usr/lib/postgresql/*/bin", "usr/pgsql-*/bin", "opt/homebrew/opt/postgresql*/bin", "usr/local/pgsql/bin")
-INSTALL = "install PostgreSQL's server (Debian: apt-get install postgresql) and `pip install 'reflect[postgres]'`"
+INSTALL = "install PostgreSQL's server (Debian: apt-get install postgresql) and `pip install 'second-nature[postgres]'`"
 LODGER = "lodger"  # a role that must say its password, which is `secret`
 SETTINGS = {
     "listen_addresses": "",

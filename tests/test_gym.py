@@ -102,4 +102,4 @@ def test_without_the_library_the_extra_is_named(folder: Path) -> None:
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)])}
     words = [sys.executable, "-m", "reflect", "run", "gym:leg_counting"]
     done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=folder)
-    assert done.returncode == 2 and "pip install 'reflect[gym]'" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "pip install 'second-nature[gym]'" in done.stderr and "Traceback" not in done.stderr

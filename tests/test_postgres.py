@@ -93,7 +93,7 @@ def test_without_the_driver_the_next_step_is_its_installation(tmp_path: Path):
     paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})  # fmt: skip  # noqa: E501
     last = done.stderr.strip().splitlines()[-1]
-    assert "needs the driver psycopg" in last and "pip install 'reflect[postgres]'" in last and ":pw@" not in last
+    assert "needs the driver psycopg" in last and "pip install 'second-nature[postgres]'" in last and ":pw@" not in last
 
 
 def test_the_database_of_another_program_and_a_newer_one_are_left_alone(postgres: Server):

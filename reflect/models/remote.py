@@ -60,7 +60,7 @@ class RemoteModel:
         if not self.served:
             raise UsageError("Which model of the server? Its name is missing.", "Write openai:NAME.")
         if importlib.util.find_spec("openai") is None:
-            raise UsageError(f"{name} needs the openai client.", "Install it: pip install 'reflect[openai]'")
+            raise UsageError(f"{name} needs the openai client.", "Install it: pip install 'second-nature[openai]'")
         given = settings.base_url or os.environ.get("OPENAI_BASE_URL", "")
         self.url = checked_url(given or DEFAULT_URL, "base_url")
         self._key = the_key()

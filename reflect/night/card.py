@@ -54,7 +54,10 @@ def title(x: Export) -> str:
     name, base = x.adapter.name, base_name(x.adapter.base_model)
     what = f"{base} with {name} merged into its weights" if x.merged else f"a LoRA adapter of rank {x.rank} for {base}"
     passed = "" if x.adapter.gate.get("ok") else "\n\n**It has not passed the gate of its night: see below.**"
-    about = "It was trained by reflect to do without a prompt what the base does with the lessons below in its prompt."
+    about = (
+        "It was trained by reflect (`pip install second-nature`) to do without a prompt what the base does with the "
+        "lessons below in its prompt."
+    )
     return f"# {name}\n\nThis is {what}. {about}{passed}"
 
 

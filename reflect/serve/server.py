@@ -41,7 +41,7 @@ def serve(ws: Workspace, words: Words, ready: Callable[[str], None]) -> None:
     missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
     if missing:
         told = f"reflect serve needs {', '.join(missing)}."
-        raise UsageError(told, "Install what it needs: pip install 'reflect[serve]'")
+        raise UsageError(told, "Install what it needs: pip install 'second-nature[serve]'")
     from reflect.serve.app import loopback
 
     if not words.key and not loopback(words.host):

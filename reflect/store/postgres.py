@@ -101,7 +101,8 @@ class Postgres:
             )
         except ImportError as e:
             raise StoreError(
-                f"{self.name} needs the driver psycopg, which is not installed.", "pip install 'reflect[postgres]'"
+                f"{self.name} needs the driver psycopg, which is not installed.",
+                "pip install 'second-nature[postgres]'",
             ) from e
         event.listen(engine, "connect", _on_connect)
         event.listen(engine, "begin", _on_begin)

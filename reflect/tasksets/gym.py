@@ -236,7 +236,7 @@ def _library() -> dict[str, tuple[Any, Any]]:
         from reasoning_gym.factory import DATASETS
     except ImportError as e:
         told = "gym:NAME needs the package reasoning-gym, which is not installed."
-        raise UsageError(told, "Install it: pip install 'reflect[gym]'") from e
+        raise UsageError(told, "Install it: pip install 'second-nature[gym]'") from e
     return {name: made for name, made in DATASETS.items() if name != "composite"}
 
 
