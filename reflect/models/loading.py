@@ -17,7 +17,7 @@ import transformers
 from reflect.config import Settings
 from reflect.errors import ModelError
 from reflect.models import memory, processes
-from reflect.models.sharding import shard
+from reflect.models.sharding import layers_of
 
 CONTEXT = 4096  # where neither the model nor its tokenizer says how much it reads
 ABSURD = 10**7  # a model that says it reads more than this says nothing: tokenizers write 1e30
@@ -55,9 +55,7 @@ def load(name: str, folder: Path, settings: Settings) -> tuple[Any, Any]:
         raise ModelError(why, 'Leave out FSDP (device_map = "fsdp", --use_fsdp), or quantize.')
     if settings.quantize:
         how["quantization_config"] = _four_bit(dtype)
-    if shared:
-        pass  # read by each process, layer by layer put in its place
-    elif settings.device_map:
+    if settings.device_map and not shared:
         how["device_map"] = "auto" if settings.device_map == "fsdp" else settings.device_map
     elif device.type == "cuda":
         how["device_map"] = device  # straight to the GPU, not through as much memory of the machine
@@ -66,7 +64,7 @@ def load(name: str, folder: Path, settings: Settings) -> tuple[Any, Any]:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         found: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **how)
-        network = (found if shared or "device_map" in how else found.to(device)).eval().requires_grad_(False)
+        network = (found if "device_map" in how else found.to(device)).eval().requires_grad_(False)
     except Exception as e:  # transformers raises OSError, ValueError, KeyError, ... for a broken folder
         raise explained(name, folder, e) from e
     if not tokenizer.chat_template:
@@ -74,7 +72,10 @@ def load(name: str, folder: Path, settings: Settings) -> tuple[Any, Any]:
             f"The model {name} has no chat template.",
             "Use its instruct or chat variant, or put a chat_template.jinja into its folder.",
         )
-    return tokenizer, shard(network, device) if shared else network
+    if shared and not layers_of(network):
+        why = f"The layers of {type(network).__name__} cannot be shared between processes."
+        raise ModelError(why, 'Leave out FSDP (device_map = "fsdp", --use_fsdp).')
+    return tokenizer, network
 
 
 def explained(name: str, folder: Path, e: Exception) -> ModelError:
@@ -123,14 +124,16 @@ def _four_bit(dtype: torch.dtype) -> Any:
 
 
 def check_memory(name: str, folder: Path, settings: Settings, device: torch.device, dtype: torch.dtype) -> None:
-    """ModelError when the weights alone, or this process's part of them, do not fit what is free or `memory` allows."""
+    """ModelError when the weights alone do not fit what is free or `memory` allows. With FSDP a process holds the whole
+    model for sampling, and its share of the layers as well."""
     try:
         count = memory.parameters_of(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # a broken file: reading it says so in better words
-    parts = processes.size() if processes.share_layers(settings.device_map) else 1
-    need = memory.SLACK * count * (memory.FOUR_BIT if settings.quantize else dtype.itemsize) / parts
-    have: float = memory.free(device, spread=bool(settings.device_map) and parts == 1)
+    shared = processes.share_layers(settings.device_map)
+    need = memory.SLACK * count * (memory.FOUR_BIT if settings.quantize else dtype.itemsize)
+    need *= 1 + 1 / processes.size() if shared else 1
+    have: float = memory.free(device, spread=bool(settings.device_map) and not shared)
     if settings.memory:
         have = min(have, settings.memory * memory.GB)
     if need > have:
@@ -139,7 +142,7 @@ def check_memory(name: str, folder: Path, settings: Settings, device: torch.devi
         raise ModelError(
             f"The model {name} needs {memory.in_words(need)} of memory in {precision}, "
             f"and there are {memory.in_words(have)}{limit}.",
-            SMALLER,
+            f"Each process samples with the whole model, with FSDP too. {SMALLER}" if shared else SMALLER,
         )
 
 

@@ -14,7 +14,7 @@ import torch
 
 from reflect.config import Settings
 from reflect.errors import ContextTooLong, ModelError
-from reflect.models import memory
+from reflect.models import memory, processes
 from reflect.models.base import ACTIVE, Completion, Request
 from reflect.models.calls import read_calls, shaped
 from reflect.models.chat import Chat, names
@@ -54,6 +54,7 @@ class LocalModel:
         self.memory = settings.memory
         self.thrift = memory.Thrift(checkpoints=settings.checkpointing == "on")
         self.may_checkpoint = settings.checkpointing != "off"
+        self.share_layers = processes.share_layers(settings.device_map)  # FSDP in training
         self.loras = Loras(self.network)
 
     # ---- words and tokens

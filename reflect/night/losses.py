@@ -256,17 +256,22 @@ def chosen(logits_TV: torch.Tensor, row: Row) -> torch.Tensor:
 
 
 def backward(
-    model: LocalModel, name: str | None, rows: Sequence[Row], most: int, total: float | None = None
+    model: LocalModel,
+    name: str | None,
+    rows: Sequence[Row],
+    most: int,
+    split: Callable[[Sequence[Row], int], list[list[Row]]] = micro_batches,
 ) -> dict[str, list[float]]:
-    """Accumulate the gradient of the weighted mean loss per token; `total` is the weight of all tokens, where these
-    rows are a part of them. Returns for each kind the mean loss of every row, in nats per token."""
-    total = total or sum(row.weight * len(row.answer) for row in rows)
+    """Accumulate the gradient of the weighted mean loss per token over all rows. `split(rows, most)` gives the
+    micro-batches of this process. Returns for each kind the mean loss of every row of them that has a weight, in nats
+    per token."""
+    total = sum(row.weight * len(row.answer) for row in rows)
     told: dict[str, list[float]] = {}
     with model.using(name), checkpointed(model):  # so that only the teacher's passes switch
-        for batch in micro_batches(rows, model.thrift.most(most)):
+        for batch in split(rows, model.thrift.most(most)):
             per_row = losses(model, name, batch)
             loss = torch.stack([row.weight * x.sum() for row, x in zip(batch, per_row, strict=True)]).sum() / total
             loss.backward()
-            for row, x in zip(batch, per_row, strict=True):
+            for row, x in ((row, x) for row, x in zip(batch, per_row, strict=True) if row.weight):
                 told.setdefault(row.loss, []).append(float(x.detach().mean()))
     return told

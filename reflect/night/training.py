@@ -11,6 +11,7 @@ import io
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from reflect.day.rollout import Progress
 from reflect.errors import NightError
 from reflect.models import memory
 from reflect.models.local import LocalModel
+from reflect.models.sharding import sharded
 from reflect.night import parallel
 from reflect.night.distill import Step, anchors, distill, prompts_of, sft
 from reflect.night.grpo import grpo
@@ -121,23 +123,23 @@ def fit(
 def shared_backward(
     model: LocalModel, name: str | None, rows: Sequence[Row], parameters: Sequence[torch.Tensor], most: int
 ) -> dict[str, float]:
-    """`losses.backward` over the rows, each process a share of them: afterwards all have the gradient of all rows.
+    """`losses.backward` over the rows, shared between the processes: each ends with the gradient of all rows.
 
-    With too little memory it is tried again more thriftily; NightError when there is not enough for one row.
+    After an error of too little memory it is repeated with less memory; NightError when there is too little for one
+    row. With FSDP it is not repeated: OutOfStep.
     """
-    total = sum(row.weight * len(row.answer) for row in rows)
-    mine = parallel.share(rows)
     while True:
         try:
-            told = backward(model, name, mine, most, total)
+            with sharded(model.network) if model.share_layers else nullcontext():
+                told = backward(model, name, rows, most, parallel.micro_batches_in_step)
             break
         except Exception as e:
             if not memory.out_of_memory(e):
                 raise
         for p in parameters:
-            p.grad = None  # a part of a gradient
+            p.grad = None  # the gradient of some of the rows
         memory.release()
-        spend_less(model, mine, most)
+        spend_less(model, rows, most)
     parallel.add_up(parameters)
     return {kind: sum(values) / len(values) for kind, values in parallel.together(told).items()}
 
