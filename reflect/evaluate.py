@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from reflect.config import Limits, Settings
+from reflect.config import Settings
 from reflect.day.lessons import Stepwise, lessons_for, line
-from reflect.day.rollout import ANYWAY, Advice, Progress, run_groups, using
+from reflect.day.rollout import DEFAULTS, Advice, Progress, run_groups, using
 from reflect.day.transcript import LESSONS, last_words
 from reflect.errors import UnknownName, UsageError
-from reflect.models.base import Model
+from reflect.models.base import Model, SamplingOptions, active_adapter
 from reflect.records import SHOWN_STATUSES, Rollout
 from reflect.store import Store
 from reflect.tasksets.base import Split, Task, Taskset
@@ -78,7 +78,7 @@ def evaluate(
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown:
         raise UnknownName(f"There is no arm '{unknown[0]}'.", f"The arms are: {', '.join(ARMS)}.")
-    active = getattr(model, "active", None)
+    active = active_adapter(model)
     if active is None and {"adapter", "both"} & set(arms):
         raise UsageError("No adapter is active, so there is nothing to compare.", "Run `reflect sleep` first.")
     tasks = taskset.tasks(split, n, seed)
@@ -96,8 +96,7 @@ def evaluate(
                 model,
                 taskset,
                 list(zip(tasks, lessons, strict=True)),
-                max_tokens=settings.max_tokens,
-                limits=settings.limits,
+                options=SamplingOptions.of(settings),
                 progress=_part(progress, i * len(tasks), len(arms) * len(tasks), arm),
             )
     return results
@@ -108,8 +107,7 @@ def run_arm(
     taskset: Taskset,
     rows: Sequence[tuple[Task, Sequence[Advice]]],
     *,
-    max_tokens: int = 96,
-    limits: Limits = ANYWAY,
+    options: SamplingOptions = DEFAULTS,
     progress: Progress | None = None,
 ) -> ArmResult:
     """One greedy answer to each task (or one episode of it) under its lessons, by the model as it is set now."""
@@ -119,8 +117,7 @@ def run_arm(
     for i in range(0, len(rows), BATCH):
         if progress:
             progress(i, len(rows), taskset.name)
-        options: dict[str, Any] = {"temperature": 0.0, "max_tokens": max_tokens, "limits": limits}
-        groups = run_groups(model, taskset, rows[i : i + BATCH], k=1, seed=0, **options)
+        groups = run_groups(model, taskset, rows[i : i + BATCH], k=1, seed=0, options=replace(options, temperature=0.0))
         rewards += [group[0].reward or 0.0 for group in groups]
         errors += sum(group[0].reward is None for group in groups)
         said += [group[0] for group in groups]
@@ -154,13 +151,12 @@ def following(
     tasks: Sequence[Task],
     taskset: Taskset,
     *,
-    max_tokens: int = 96,
-    limits: Limits = ANYWAY,
+    options: SamplingOptions = DEFAULTS,
     progress: Progress | None = None,
 ) -> ArmResult:
     """How well the model, as it is set now, follows the new lessons that `tasks` (of `Taskset.following`) bring."""
     rows: list[tuple[Task, Sequence[Advice]]] = [(task, ()) for task in tasks]
-    return run_arm(model, taskset, rows, max_tokens=max_tokens, limits=limits, progress=progress)
+    return run_arm(model, taskset, rows, options=options, progress=progress)
 
 
 def paired_difference(a: ArmResult, b: ArmResult, seed: int = 0, level: float = 0.95) -> tuple[float, float, float]:

@@ -230,8 +230,8 @@ class Workspace:
         """One of the four arms base_out, base_in, adapter_out, adapter_in on holdout; `in`: with all lessons, also
         those in the weights. Without an active adapter, the adapter arms equal the base arms."""
         from reflect.day.lessons import lessons_for
-        from reflect.day.rollout import using
         from reflect.evaluate import HELD_STATUSES, run_arm
+        from reflect.models.base import SamplingOptions, active_adapter, using
 
         if name not in FOUR_ARMS:
             raise UnknownName(f"There is no arm '{name}'.", f"The arms are: {', '.join(FOUR_ARMS)}.")
@@ -242,22 +242,20 @@ class Workspace:
             rows = [
                 (t, lessons_for(model, s, found, t, self.settings, HELD_STATUSES) if lessons_in else []) for t in tasks
             ]
-        with using(model, getattr(model, "active", None) if adapter_on else None):
-            most = self.settings.max_tokens
-            return run_arm(model, found, rows, max_tokens=most, limits=self.settings.limits, progress=progress)
+        with using(model, active_adapter(model) if adapter_on else None):
+            return run_arm(model, found, rows, options=SamplingOptions.of(self.settings), progress=progress)
 
     def following(
         self, taskset: str | Path | Taskset, *, adapter: bool, n: int = 100, seed: int = 0
     ) -> ArmResult | None:
         """How well new lessons in the prompt are followed, with the active adapter or bare; None without such tasks."""
-        from reflect.day.rollout import using
         from reflect.evaluate import following
+        from reflect.models.base import SamplingOptions, active_adapter, using
 
         found, model = self.taskset(taskset), self.model
         tasks = found.following(n, seed)
-        with using(model, getattr(model, "active", None) if adapter else None):
-            most, limits = self.settings.max_tokens, self.settings.limits
-            return following(model, tasks, found, max_tokens=most, limits=limits) if tasks else None
+        with using(model, active_adapter(model) if adapter else None):
+            return following(model, tasks, found, options=SamplingOptions.of(self.settings)) if tasks else None
 
     # -- the night
 
@@ -284,11 +282,7 @@ class Workspace:
             return night()
         from reflect.night.parallel import lead
 
-        try:
-            return lead(night, lambda: self.model)
-        finally:
-            if processes.share_layers(self.settings.device_map):  # the other processes held parts of its weights
-                self.context.unload_model()
+        return lead(night, lambda: self.model)
 
     def _sleep(
         self,

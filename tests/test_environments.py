@@ -15,6 +15,7 @@ from reflect.config import Limits, Settings
 from reflect.day.practice import practice
 from reflect.day.rollout import Part, rollout_seed, run_group, run_parts
 from reflect.day.transcript import turns_of
+from reflect.models.base import SamplingOptions
 from reflect.records import Exposure, Lesson, Rollout
 from reflect.store import Store, doctor
 from reflect.store import lessons as db
@@ -62,7 +63,15 @@ def game(step, *, turns=None, reset=None, tools=(), state=None) -> Taskset:
 
 
 def one(taskset: Taskset, model: WorldModel | None = None, **words) -> Rollout:
-    (row,) = run_group(model or WorldModel(), taskset, taskset.tasks("practice", 1)[0], TELLS, k=1, seed=1, **words)
+    (row,) = run_group(
+        model or WorldModel(),
+        taskset,
+        taskset.tasks("practice", 1)[0],
+        TELLS,
+        k=1,
+        seed=1,
+        options=SamplingOptions(**words),
+    )
     return row
 
 

@@ -53,7 +53,7 @@ class Cheat:
     name, fingerprint, context, end = "cheat", "cheat-1", 4000, 0
 
     def __init__(self, honest: bool = False) -> None:
-        self.honest = honest
+        self.honest, self.active = honest, None
         self.prompts: list[str] = []
 
     def count_tokens(self, text: str) -> int:

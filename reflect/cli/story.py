@@ -274,5 +274,6 @@ def table_lines(arms: dict[str, dict[str, ArmResult]]) -> list[str]:
 
 
 def parameters(ws: Workspace) -> int:
-    network: Any = getattr(ws.model, "network", None)
-    return sum(p.numel() for p in network.parameters()) if network is not None else 0
+    from reflect.models.local import LocalModel
+
+    return sum(p.numel() for p in ws.model.network.parameters()) if isinstance(ws.model, LocalModel) else 0

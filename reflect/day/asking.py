@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reflect.errors import ModelError, ModelHalted
-from reflect.models.base import Completion, Model, Request
+from reflect.models.base import Completion, MeteredModel, Model, Request
 
 Answer = Completion | ModelError
 
@@ -13,13 +13,11 @@ Answer = Completion | ModelError
 def ask(model: Model, requests: Sequence[Request]) -> list[list[Answer]]:
     """For each request one answer, or an error of its own, per seed.
 
-    A model with a method `answer_each` (one whose answers cost something) says so itself, each request asked once. Of
-    any other, one request that cannot be answered does not take the others with it: they are asked again, one by one.
+    A MeteredModel is asked for each request once. With any other model, when one request fails, all are asked again one
+    by one, so that the others are answered.
     """
-    answer = getattr(model, "answer_each", None)
-    if answer is not None:
-        found: list[list[Answer]] = answer(requests)
-        return found
+    if isinstance(model, MeteredModel):
+        return model.answer_each(requests)
     if not requests:
         return []
     try:

@@ -50,10 +50,9 @@ class Judge:
 
     @property
     def model(self) -> Model:
-        if not hasattr(self._model, "sample"):
-            self._model = self._model()  # type: ignore[operator]
-        model: Any = self._model
-        return model
+        if callable(self._model):
+            self._model = self._model()
+        return self._model
 
     def __call__(self, pairs: Sequence[tuple[Task, str]]) -> list[Score | Exception]:
         """A score for each (task, final text), or why there is none, all in one call of the model."""

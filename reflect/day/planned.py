@@ -13,7 +13,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from reflect.config import Settings
 from reflect.day.effect import Effect, NoiseFloor, Paired, needed, noise_floor, resolvable
@@ -22,7 +21,7 @@ from reflect.day.measure import measure
 from reflect.day.rollout import AUDIT, Part, Progress, run_parts
 from reflect.day.trial import Court, Holds, audited, settle
 from reflect.errors import UsageError
-from reflect.models.base import Model
+from reflect.models.base import Model, SamplingOptions, active_adapter
 from reflect.records import SHOWN_STATUSES, Lesson, Rollout, Trial
 from reflect.store import Store, nights, trials
 from reflect.store import lessons as db
@@ -71,7 +70,7 @@ def plan(
 ) -> Plan:
     """How a lesson would be compared on at most n practice tasks, k pairs each. UsageError for a lesson that does not
     stand in any prompt."""
-    adapter = getattr(model, "active", None)
+    adapter = active_adapter(model)
     found: Rows = []
     with store.read() as s:
         lesson = db.get(s, lesson_id)
@@ -139,13 +138,12 @@ def _pairs(
 ) -> Effect:
     """The effect of the first lessons of each row against the second, with the same seeds, up to the verdict."""
     paired, audit = Paired(), Paired()
-    options: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
-    options["limits"] = settings.limits
+    options = SamplingOptions.of(settings)
     for start in range(0, len(rows), WAVE):
         if progress:
             progress(start, len(rows), "pairs")
         parts = [Part(task, some, range(k)) for task, *both in rows[start : start + WAVE] for some in both]
-        groups = run_parts(model, taskset, parts, seed=seed, **options)
+        groups = run_parts(model, taskset, parts, seed=seed, options=options)
         pairs = [
             pair
             for with_lessons, without in zip(groups[::2], groups[1::2], strict=True)
@@ -204,13 +202,12 @@ def run_twice(
         raise UsageError(f"The taskset {taskset.name} has no practice tasks.", "Give some the split 'practice'.")
     with store.read() as s:
         parts = [Part(task, lessons_for(model, s, taskset, task, settings), range(2 * k)) for task in tasks]
-    options: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
-    options["limits"] = settings.limits
+    options = SamplingOptions.of(settings)
     rewards: list[list[float]] = []
     for start in range(0, len(parts), WAVE):
         if progress:
             progress(start, len(parts), "rollouts")
-        groups = run_parts(model, taskset, parts[start : start + WAVE], seed=seed, **options)
+        groups = run_parts(model, taskset, parts[start : start + WAVE], seed=seed, options=options)
         rewards += [[row.reward or 0.0 for row in group] for group in groups]
     first, second = (sum(sum(row[half]) for row in rewards) for half in (slice(k), slice(k, None)))
     size = len(rewards) * k

@@ -28,7 +28,7 @@ from reflect.day.rollout import HALTED, Progress, Stopped, run_parts
 from reflect.day.summary import Report, report
 from reflect.day.trial import Court, Drawn, Holds, parts_of, shown_to, withhold
 from reflect.errors import ModelHalted, UsageError
-from reflect.models.base import Model
+from reflect.models.base import Model, SamplingOptions, active_adapter
 from reflect.records import Exposure, Run
 from reflect.store import Store, nights, runs, trials
 from reflect.tasksets import scoring
@@ -126,10 +126,9 @@ def roll_out(
         for part in parts_of(task, chosen[task.key], drawn[task.key])
         if (wanted := [i for i in part.indices if (task.key, i) not in have])
     ]
-    options: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
     stop = None
     try:
-        fresh = run_parts(model, taskset, parts, seed=run.seed, limits=settings.limits, **options)
+        fresh = run_parts(model, taskset, parts, seed=run.seed, options=SamplingOptions.of(settings))
     except Stopped as e:
         fresh, stop = e.rollouts, e.why
     order = {task.key: number for number, task in enumerate(missing)}
@@ -194,7 +193,7 @@ def open_run(
     meaning = measure(taskset)
 
     with store.write() as s:
-        adapter = getattr(model, "active", None)
+        adapter = active_adapter(model)
         adapter_id = nights.get_adapter(s, adapter).id if adapter else None
         words = [taskset.name, settings.profile, n, k, model.fingerprint, adapter_id, meaning, config]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from reflect.day.rollout import HALTED
 from reflect.errors import ModelHalted
-from reflect.models.base import Model
+from reflect.models.base import MeteredModel, Model
 from reflect.records import Run
 from reflect.store import Store, runs
 
@@ -19,10 +19,11 @@ class Purse:
 
     def __init__(self, run: Run, *models: Model | None) -> None:
         self.run_id = run.id
-        remote: list[Any] = [model for model in models if hasattr(model, "new_budget")]
-        self.budget: Any = remote[0].new_budget(run.config.get("spent")) if remote else None
-        for model in remote:
-            model.budget = self.budget
+        remote = _metered(models)
+        self.budget = remote[0].new_budget(run.config.get("spent")) if remote else None
+        if self.budget:
+            for model in remote:
+                model.budget = self.budget
 
     def note(self, store: Store) -> None:
         """Write down what is spent so far."""
@@ -31,9 +32,13 @@ class Purse:
                 runs.note(s, self.run_id, spent=self.budget.shape())
 
 
+def _metered(models: Sequence[object]) -> list[MeteredModel]:
+    return [model for model in models if isinstance(model, MeteredModel)]
+
+
 def server_of(*models: Model | None) -> dict[str, str]:
     """Where a run is to be finished. It is not among the words of the run: a server may move."""
-    urls = [url for model in models if (url := getattr(model, "url", ""))]
+    urls = [model.url for model in _metered(models)]
     return {"base_url": urls[0]} if urls else {}
 
 

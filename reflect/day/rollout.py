@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from reflect.config import Limits
 from reflect.day import judge
 from reflect.day.asking import Answer, ask
 from reflect.day.episode import AUDIT, HALTED, Advice, Episode, checked, messages_for, rollout_seed
 from reflect.errors import ModelHalted
-from reflect.models.base import Model, Request
+from reflect.models.base import Model, Request, SamplingOptions, using
 from reflect.records import Rollout
 from reflect.tasksets import scoring
 from reflect.tasksets.base import Message, Task, Taskset
@@ -25,7 +23,7 @@ __all__ = ["AUDIT", "HALTED", "Advice", "Part", "Progress", "Stopped", "checked"
 __all__ += ["rollout_seed", "run_group", "run_groups", "run_parts", "using"]
 
 Progress = Callable[[int, int, str], None]  # (done, total, what)
-ANYWAY = Limits()
+DEFAULTS = SamplingOptions()
 
 
 def run_groups(
@@ -35,14 +33,11 @@ def run_groups(
     *,
     k: int,
     seed: int,
-    temperature: float = 1.0,
-    max_tokens: int = 96,
-    limits: Limits = ANYWAY,
+    options: SamplingOptions = DEFAULTS,
 ) -> list[list[Rollout]]:
     """k scored rollouts for each (task, lessons), in order. `run_id` and `adapter_id` are left for the caller."""
     parts = [Part(task, lessons, range(k)) for task, lessons in groups]
-    options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "limits": limits}
-    return run_parts(model, taskset, parts, seed=seed, **options)
+    return run_parts(model, taskset, parts, seed=seed, options=options)
 
 
 class Part(NamedTuple):
@@ -59,15 +54,12 @@ def run_parts(
     parts: Sequence[Part],
     *,
     seed: int,
-    temperature: float = 1.0,
-    max_tokens: int = 96,
-    limits: Limits = ANYWAY,
+    options: SamplingOptions = DEFAULTS,
 ) -> list[list[Rollout]]:
     """The scored rollouts of each part, in order: one batched call a turn, each prompt in it once. Raises Stopped where
     the model answers nothing more."""
     scoring.require(part.task for part in parts)
-    options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "limits": limits}
-    episodes = play(model, taskset, parts, seed=seed, **options)
+    episodes = play(model, taskset, parts, seed=seed, options=options)
     rollouts = [[episode.row for episode in group] for group in episodes]
     why = next((one.halted for group in episodes for one in group if one.halted), None)
     try:
@@ -94,16 +86,14 @@ def play(
     parts: Sequence[Part],
     *,
     seed: int,
-    temperature: float,
-    max_tokens: int,
-    limits: Limits = ANYWAY,
+    options: SamplingOptions = DEFAULTS,
 ) -> list[list[Episode]]:
     """The episodes of each part, in order, each at its end. Those that still run are asked together, turn by turn;
     rollouts of a part whose conversations are the same so far share a request."""
 
     def take(one: tuple[Episode, list[Message], Answer]) -> None:
         episode, prompt, answer = one
-        episode.take(prompt, answer, limits, model.context - max_tokens)
+        episode.take(prompt, answer, options.limits, model.context - options.max_tokens)
 
     groups = [[Episode(model, taskset, part.task, part.lessons, i, seed) for i in part.indices] for part in parts]
     while alike := [members for group in groups for members in _alike(group)]:
@@ -111,8 +101,8 @@ def play(
             Request(
                 messages=prompt,
                 seeds=tuple(episode.seed for episode in members),
-                max_tokens=max_tokens,
-                temperature=temperature,
+                max_tokens=options.max_tokens,
+                temperature=options.temperature,
                 tools=members[0].tools,
             )
             for prompt, members in alike
@@ -149,17 +139,8 @@ def run_group(
     *,
     k: int,
     seed: int,
-    temperature: float = 1.0,
-    max_tokens: int = 96,
-    limits: Limits = ANYWAY,
+    options: SamplingOptions = DEFAULTS,
 ) -> list[Rollout]:
     """k scored rollouts of one task."""
-    options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "limits": limits}
-    (group,) = run_groups(model, taskset, [(task, lessons)], k=k, seed=seed, **options)
+    (group,) = run_groups(model, taskset, [(task, lessons)], k=k, seed=seed, options=options)
     return group
-
-
-def using(model: Model, adapter: str | None) -> AbstractContextManager[Any]:
-    """The model with that adapter on (None = the bare base); a model that knows no adapters is always bare."""
-    switch = getattr(model, "using", None)
-    return switch(adapter) if switch else nullcontext()

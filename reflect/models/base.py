@@ -1,14 +1,39 @@
-"""The one small protocol between reflect and any language model."""
+"""The protocol between reflect and any language model, and the capabilities that only some models have.
+
+The capability protocols are checked with isinstance. Each has only members of its own, so a check never asks a server.
+A model whose weights can be trained is a `reflect.models.local.LocalModel`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkable
 
+from reflect.config import Limits, Settings
+from reflect.errors import ModelError
 from reflect.tasksets.base import Message
 
-ACTIVE: Final = ""  # the adapter that the model has on; no adapter has an empty name
+if TYPE_CHECKING:
+    from reflect.models.budget import Budget
+
+ACTIVE: Final = ""  # the active adapter of the model; no adapter has an empty name
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How rollouts are sampled, besides their seeds."""
+
+    temperature: float = 1.0  # 0 = greedy
+    max_tokens: int = 96  # of one answer
+    limits: Limits = Limits()  # of a rollout of several turns
+
+    @classmethod
+    def of(cls, settings: Settings, temperature: float | None = None) -> SamplingOptions:
+        """Those of the settings, at another temperature if one is given."""
+        chosen = settings.temperature if temperature is None else temperature
+        return cls(chosen, settings.max_tokens, settings.limits)
 
 
 @dataclass(frozen=True)
@@ -60,10 +85,46 @@ class Model(Protocol):
 
     def sample(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """One list per request, one completion per seed, in order. Raises ModelError when the model cannot answer,
-        UnknownName when a request names an adapter that is not loaded. A model without adapters is always bare.
-
-        A model whose answers cost something has `answer_each(requests)` too: for each request and seed a completion or
-        its own ModelError, so that nothing which was answered is lost (see `reflect.day.asking`)."""
+        UnknownName when a request names an adapter that is not loaded. A model without adapters is always bare."""
         ...
 
     def count_tokens(self, text: str) -> int: ...
+
+
+@runtime_checkable
+class AdapterModel(Protocol):
+    """A model with adapters. `active` is the name of the one in use, None for the bare base."""
+
+    @property
+    def active(self) -> str | None: ...
+
+    def using(self, name: str | None) -> AbstractContextManager[Any]:
+        """Use an adapter, or with None the bare base, within a with-block."""
+        ...
+
+
+@runtime_checkable
+class MeteredModel(Protocol):
+    """A model behind an API, whose answers cost time and money."""
+
+    url: str
+    budget: Budget
+
+    def new_budget(self, spent: dict[str, Any] | None = None) -> Budget:
+        """A budget by the settings; `spent` is what the same run has spent before."""
+        ...
+
+    def answer_each(self, requests: Sequence[Request]) -> list[list[Completion | ModelError]]:
+        """For each request and seed a completion or its own error, so that no paid answer is lost."""
+        ...
+
+
+def active_adapter(model: Model) -> str | None:
+    """Name of the adapter in use; None for the bare base and for a model without adapters."""
+    return model.active if isinstance(model, AdapterModel) else None
+
+
+def using(model: Model, adapter: str | None) -> AbstractContextManager[Any]:
+    """The model with that adapter (None = the bare base) within a with-block. A model without adapters is always
+    bare."""
+    return model.using(adapter) if isinstance(model, AdapterModel) else nullcontext()

@@ -16,6 +16,7 @@ from typing import Any
 
 from reflect.config import Settings
 from reflect.errors import AdapterCorrupt, AdapterMismatch
+from reflect.models import is_remote
 from reflect.models.base import Model
 from reflect.records import Adapter
 from reflect.store import Store, nights
@@ -130,16 +131,17 @@ def activate(model: Model, store: Store, settings: Settings) -> Adapter | None:
     A model that knows no adapters stays bare; of one behind an API its server must hold the adapter. Raises
     AdapterError; the model is left bare then.
     """
-    local: Any = model
-    if hasattr(local, "serves"):
+    if is_remote(model.name):
         from reflect.night.serving import follow
 
         return follow(model, store, settings)
-    if not hasattr(local, "load_adapter"):
+    from reflect.models.local import LocalModel
+
+    if not isinstance(model, LocalModel):
         return None
-    local.use(None)
-    adapter = load_active(local, store, settings)
-    local.use(adapter.name if adapter else None)
+    model.use(None)
+    adapter = load_active(model, store, settings)
+    model.use(adapter.name if adapter else None)
     return adapter
 
 

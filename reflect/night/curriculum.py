@@ -18,7 +18,7 @@ from reflect.day.lessons import lessons_for, only
 from reflect.day.rollout import Progress, using
 from reflect.errors import ReflectError, UnknownName
 from reflect.evaluate import HELD_STATUSES, ArmResult, bootstrap, run_arm
-from reflect.models.base import Model
+from reflect.models.base import Model, SamplingOptions
 from reflect.night.plan import Plan
 from reflect.records import Lesson, Trial
 from reflect.store import Store
@@ -143,11 +143,11 @@ def preflight(
     with using(model, None):
         for subject in subjects:
             rows = practice_rows(model, store, subject, settings, plan)
-            options: dict[str, Any] = {"max_tokens": settings.max_tokens, "limits": settings.limits}
+            options = SamplingOptions.of(settings)
             bare = [(task, ()) for task, _ in rows]
             arms = {
-                "base": run_arm(model, subject.taskset, bare, progress=progress, **options),
-                "lessons": run_arm(model, subject.taskset, rows, progress=progress, **options),
+                "base": run_arm(model, subject.taskset, bare, options=options, progress=progress),
+                "lessons": run_arm(model, subject.taskset, rows, options=options, progress=progress),
             }
             gained = gains(arms["lessons"], arms["base"])
             figures["tasksets"][subject.taskset.name] = {

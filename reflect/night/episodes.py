@@ -12,10 +12,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reflect.config import Limits, Settings
+from reflect.config import Settings
 from reflect.day.episode import Advice, Episode
 from reflect.day.rollout import Part, Progress, messages_for, play, using
-from reflect.models.base import Completion
+from reflect.models.base import Completion, SamplingOptions
 from reflect.night.examples import Example, PracticeTask, Question
 from reflect.night.plan import Plan
 from reflect.tasksets.base import Task, Taskset
@@ -36,7 +36,7 @@ def teach(
 ) -> list[list[Episode]]:
     """`samples` episodes of each task by the bare base under its lessons."""
     seed = _seed(f"{what} {plan.seed}")
-    options: dict[str, Any] = {"temperature": plan.temperature, "max_tokens": settings.max_tokens}
+    options = SamplingOptions.of(settings, plan.temperature)
     found: list[list[Episode]] = []
     size = max(1, TOGETHER // samples)
     with using(model, None):
@@ -44,7 +44,7 @@ def teach(
             if progress:
                 progress(i, len(rows), what)
             parts = [Part(task, lessons, range(samples)) for task, lessons in rows[i : i + size]]
-            found += play(model, taskset, parts, seed=seed, limits=settings.limits, **options)
+            found += play(model, taskset, parts, seed=seed, options=options)
     return found
 
 
@@ -70,20 +70,18 @@ def attempts(
     name: str | None,
     tasks: Sequence[PracticeTask],
     tasksets: Mapping[str, Taskset],
-    limits: Limits,
-    max_tokens: int,
     plan: Plan,
     salt: str,
+    options: SamplingOptions,
 ) -> tuple[list[list[list[Example]]], list[list[float]]]:
     """`plan.group` episodes at each task by the student, without lessons, as (the answers of each, their rewards)."""
-    options: dict[str, Any] = {"temperature": plan.temperature, "max_tokens": max_tokens, "limits": limits}
     groups: dict[int, list[Episode]] = {}
     with using(model, name):
         for each in dict.fromkeys(one.taskset for one in tasks):
             mine = [i for i, one in enumerate(tasks) if one.taskset == each]
             # A task may be drawn twice: its attempts are numbered on.
             parts = [Part(tasks[i].task, (), range(i * plan.group, (i + 1) * plan.group)) for i in mine]
-            found = play(model, tasksets[each], parts, seed=_seed(f"grpo/{plan.seed}/{salt}"), **options)
+            found = play(model, tasksets[each], parts, seed=_seed(f"grpo/{plan.seed}/{salt}"), options=options)
             groups |= dict(zip(mine, found, strict=True))
     order = [groups[i] for i in range(len(tasks))]
     made = [[examples(model, episode, episode.task) for episode in group] for group in order]

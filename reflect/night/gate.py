@@ -20,6 +20,7 @@ from typing import Any
 from reflect.config import Settings
 from reflect.day.rollout import Progress, run_groups
 from reflect.evaluate import ArmResult, run_arm
+from reflect.models.base import SamplingOptions
 from reflect.models.local import LocalModel
 from reflect.night import checks, revoke
 from reflect.night.checks import Check, Probe
@@ -144,15 +145,13 @@ class Exam:
             means = [sum(scores) / len(scores) for scores in self.attempts(adapter, taskset, rows, self.plan.seed)]
             return ArmResult(sum(means) / len(means), len(means), (0.0, 1.0), means)
         with self.model.using(adapter):
-            most, limits = self.settings.max_tokens, self.settings.limits
-            return run_arm(self.model, taskset, rows, max_tokens=most, limits=limits, progress=self.progress)
+            return run_arm(self.model, taskset, rows, options=SamplingOptions.of(self.settings), progress=self.progress)
 
     def attempts(self, adapter: str | None, taskset: Taskset, rows: Rows, seed: int) -> list[list[float]]:
         """The rewards of TRIES sampled attempts at each task, with the same seeds for whoever is asked."""
-        options: dict[str, Any] = {"temperature": self.plan.temperature, "max_tokens": self.settings.max_tokens}
-        options["limits"] = self.settings.limits
+        options = SamplingOptions.of(self.settings, self.plan.temperature)
         with self.model.using(adapter):
-            found = run_groups(self.model, taskset, rows, k=TRIES, seed=seed, **options)
+            found = run_groups(self.model, taskset, rows, k=TRIES, seed=seed, options=options)
         return [[row.reward or 0.0 for row in group] for group in found]
 
     def _passes(self, adapter: str | None, name: str, rows: Rows) -> list[float]:
@@ -231,8 +230,8 @@ def placebo_rewards(
     for subject in subjects:
         rows = _bare(gate_rows(model, store, subject, settings, plan))
         with model.using(name):
-            options: dict[str, Any] = {"max_tokens": settings.max_tokens, "limits": settings.limits}
-            found[subject.taskset.name] = run_arm(model, subject.taskset, rows, **options).rewards
+            options = SamplingOptions.of(settings)
+            found[subject.taskset.name] = run_arm(model, subject.taskset, rows, options=options).rewards
     return found
 
 

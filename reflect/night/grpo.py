@@ -18,7 +18,7 @@ from functools import partial
 
 import torch
 
-from reflect.models.base import Completion, Request
+from reflect.models.base import Completion, Request, SamplingOptions
 from reflect.models.local import LocalModel
 from reflect.night import episodes, parallel
 from reflect.night.distill import Step, prompts_of
@@ -71,8 +71,9 @@ def tried(
     """`plan.group` attempts at each task, each as its answers (one for each turn), and their rewards. Episodes of
     several turns are played by the first process alone: it has the environments."""
     if parallel.from_first(lambda: any_plays(tasks, data.tasksets)):
-        words = (model, name, tasks, data.tasksets, data.limits, data.max_tokens, plan, salt)
-        return parallel.from_first(partial(episodes.attempts, *words))
+        options = SamplingOptions(plan.temperature, data.max_tokens, data.limits)
+        play = partial(episodes.attempts, model, name, tasks, data.tasksets, plan, salt, options)
+        return parallel.from_first(play)
     groups = attempts(model, name, tasks, data, plan, salt)
     scored = parallel.from_first(partial(score, tasks, groups, data))
     questions = [Question(task.prompt, task.prompt) for task in tasks]

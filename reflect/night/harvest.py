@@ -14,7 +14,7 @@ from typing import Any
 
 from reflect.config import Limits, Settings
 from reflect.day.lessons import Stepwise
-from reflect.day.rollout import ANYWAY, Progress, checked, messages_for, using
+from reflect.day.rollout import Progress, checked, messages_for, using
 from reflect.evaluate import run_arm
 from reflect.models.base import Completion, Model, Request
 from reflect.night import episodes
@@ -42,7 +42,7 @@ class Data:
     max_tokens: int
     figures: dict[str, Any] = field(default_factory=dict)
     tasks: list[PracticeTask] = field(default_factory=list)
-    limits: Limits = ANYWAY  # of attempts that have several turns
+    limits: Limits = Limits()  # of attempts that have several turns
     tasksets: dict[str, Taskset] = field(default_factory=dict, compare=False)  # the verifiers; not in the JSON
 
     @property

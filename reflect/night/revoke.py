@@ -14,14 +14,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from reflect.config import Settings
 from reflect.day.lessons import POOL, lessons_for, only
 from reflect.day.rollout import Progress, using
 from reflect.errors import ReflectError
 from reflect.evaluate import HELD_STATUSES, ArmResult, paired_difference, run_arm
-from reflect.models.base import Model
+from reflect.models.base import Model, SamplingOptions
 from reflect.night.checks import MARGIN, Check
 from reflect.night.curriculum import Rows, Subject
 from reflect.night.plan import Plan
@@ -69,10 +68,10 @@ def gone(model: Model, store: Store, subjects: Sequence[Subject], settings: Sett
             rows = rows_of(model, store, lesson, taskset, subjects, settings, WIDER * plan.gate_tasks)
             with using(model, None):
                 taught: Rows = [(task, [lesson, *others]) for task, others in rows]
-                options: dict[str, Any] = {"max_tokens": settings.max_tokens, "limits": settings.limits}
-                passed = run_arm(model, taskset, taught, **options).rewards
+                options = SamplingOptions.of(settings)
+                passed = run_arm(model, taskset, taught, options=options).rewards
                 rows = [row for row, reward in zip(rows, passed, strict=True) if reward >= 1.0][: plan.gate_tasks]
-                base = run_arm(model, taskset, rows, **options)
+                base = run_arm(model, taskset, rows, options=options)
             if rows:
                 mine.append(Gone(lesson, taskset, rows, base))
         found += mine or [Gone(lesson, Taskset(), [], ArmResult(0.0, 0, (0.0, 0.0)))]
@@ -87,8 +86,7 @@ def verdict(model: Model, name: str, one: Gone, settings: Settings, progress: Pr
         return Check(what, True, 0.0, MARGIN, text, CheckKind.PROOF)
     bare: Rows = [(task, []) for task, _ in one.rows]
     with using(model, name):
-        most, limits = settings.max_tokens, settings.limits
-        now = run_arm(model, one.taskset, bare, max_tokens=most, limits=limits, progress=progress)
+        now = run_arm(model, one.taskset, bare, options=SamplingOptions.of(settings), progress=progress)
     mean, low, _ = paired_difference(now, one.base)
     against = "the base with the other lessons" if any(lessons for _, lessons in one.rows) else "the base"
     text = f"{what} in {one.taskset.name}: {against} {one.base.reward:.2f}, the adapter {now.reward:.2f}, "

@@ -73,8 +73,9 @@ def sleep(
     UsageError for a model that has no weights here.
     """
     began = time.monotonic()
-    network: Any = getattr(model, "network", None)
-    if network is None:
+    from reflect.models.local import LocalModel  # torch
+
+    if not isinstance(model, LocalModel):
         raise UsageError(f"The model {model.name} has no weights here to train.", "Use pocket, hf:ORG/NAME or a path.")
     with the_lock(settings):
         lessons = curriculum.pick(store, settings.profile)
@@ -87,13 +88,13 @@ def sleep(
         subjects = curriculum.subjects(store, settings.profile, lessons, tasksets)
         for subject in subjects:
             judge.bind(subject.taskset, settings, model)
-        base_parameters = sum(p.numel() for name, p in network.named_parameters() if ".lora_" not in name)
+        base_parameters = sum(p.numel() for name, p in model.network.named_parameters() if ".lora_" not in name)
         plan = make_plan(base_parameters, len(lessons), start=start_of(store, settings, continued), **dials)
         if dry_run:
             costs = cost.estimate(store, settings, subjects, plan, model.fingerprint)
-            words = f"{in_words(plan, subjects)} {cost.in_words(costs, room.in_mb(room.needed(network, plan)))}"
+            words = f"{in_words(plan, subjects)} {cost.in_words(costs, room.in_mb(room.needed(model.network, plan)))}"
             return NightReport("planned", words, lessons=_ids(lessons), plan=plan.shape(), cost=costs)
-        room.check(network, settings, plan)
+        room.check(model.network, settings, plan)
         night = begin(model, store, settings, subjects, plan)
         again = night.status != "running"
         try:

@@ -71,7 +71,9 @@ def assemble(ws: Workspace, words: Words) -> tuple[Any, Callable[[], None]]:
         key = os.environ.get("REFLECT_UPSTREAM_KEY", "")
         proxy = Proxy(words.upstream, desk, key=key, own_key=bool(words.key))
         return build(proxy, desk, key=words.key), desk.stop
-    if not hasattr(ws.model, "running"):
+    from reflect.models.local import LocalModel
+
+    if not isinstance(ws.model, LocalModel):
         told = f"{ws.settings.model} is not a model of this machine."
         raise UsageError(told, "Serve in front of its server: reflect serve --upstream URL")
     desk = Desk(ws.store, ws.settings, context=ws.model.context, **options)

@@ -129,7 +129,7 @@ class Obedient:
     """Does all that it reads: it repeats the orders of its prompt, decoded where they are encoded, and carries bytes on
     by every way that it has: its answer, its programs' errors and file names, its reviews."""
 
-    name, fingerprint, context, end = "obedient", "obedient-1", 6000, 0
+    name, fingerprint, context, end, active = "obedient", "obedient-1", 6000, 0, None
 
     def __init__(self) -> None:
         self.prompts: list[list[Message]] = []
