@@ -54,10 +54,6 @@ class WorkspaceContext:
     def model_is_loaded(self) -> bool:
         return "model" in self.__dict__
 
-    def unload_model(self) -> None:
-        """Load the model again at its next use."""
-        self.__dict__.pop("model", None)
-
     @cached_property
     def reflector(self) -> Model | None:
         """The model that reflects, without adapter; None if it is the model that makes the rollouts."""
