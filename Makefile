@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 PROOFS := $(wildcard scripts/proofs/[a-z]* scripts/benchmarks/[a-z]*)
 
-.PHONY: setup demo test lint proof clean
+.PHONY: setup demo test lint docs proof clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -29,6 +29,14 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check reflect tasks tests
 	$(BIN)/mypy
 
+# The documentation site in site/. Broken links and anchors are errors. Nothing is loaded from the network.
+docs: .venv/.docs
+	$(BIN)/mkdocs build --strict --quiet
+
+.venv/.docs: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
 # Every figure that we claim. All the scripts run, then those whose line was not met are named. QUICK=1: shorter runs.
 proof: $(STAMP)
 	@failed=; for script in $(PROOFS); do \
@@ -38,4 +46,4 @@ proof: $(STAMP)
 	done; test -z "$$failed" || { echo "Not met:$$failed" >&2; exit 1; }
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache
