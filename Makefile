@@ -28,6 +28,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check reflect tasks tests
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # The documentation site in site/. Broken links and anchors are errors. Nothing is loaded from the network.
 docs: .venv/.docs

@@ -1,4 +1,5 @@
-"""Settings. Precedence: flag, then the environment variable REFLECT_NAME, then reflect.toml, then the default."""
+"""Settings. Precedence: flag, then the environment variable REFLECT_NAME, then reflect.toml, then
+the default."""
 
 from __future__ import annotations
 
@@ -9,29 +10,31 @@ import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from reflect.errors import UsageError
+from reflect.types import Limits
 
 T = TypeVar("T", str, bool, int, float)
 
 
 def shipped(folder: str) -> Path:
-    """The packaged folder `prompts` or `tasks`: inside the wheel, or in the checkout of an editable install."""
+    """The packaged folder `prompts` or `tasks`: inside the wheel, or in the checkout of an editable
+    install."""
     inside = Path(__file__).parent / "_shipped" / folder
     return inside if inside.is_dir() else Path(__file__).parent.parent / folder
 
 
-class Limits(NamedTuple):
-    """Limits of one multi-turn rollout: the settings max_turns, episode_tokens and episode_seconds."""
-
-    turns: int = 32
-    tokens: int = 0
-    seconds: float = 3600.0
-
-
-def setting(default: T, description: str, *, ge: float = 0, lt: float = math.inf, choices: tuple[str, ...] = ()) -> T:
-    """A field of `Settings`. Numbers are finite, at least `ge`, less than `lt`; texts are one of `choices`, if any."""
+def setting(
+    default: T,
+    description: str,
+    *,
+    ge: float = 0,
+    lt: float = math.inf,
+    choices: tuple[str, ...] = (),
+) -> T:
+    """A field of `Settings`. Numbers are finite, at least `ge`, less than `lt`; texts are one of
+    `choices`, if any."""
     metadata = {"description": description, "ge": ge, "lt": lt, "choices": choices}
     return field(default=default, metadata=metadata)
 
@@ -42,58 +45,107 @@ class Settings:
 
     db: str = setting("lessons.db", "lessons database: a path, or a SQLAlchemy URL")
     model: str = setting("pocket", "model: pocket, hf:ORG/NAME, a path, or openai:NAME")
-    judge: str = setting("", "model that grades tasks with a rubric; empty = the model without lessons and adapter")
-    profile: str = setting("default", "profile: a namespace with its own lessons and active adapter")
+    judge: str = setting(
+        "", "model that grades tasks with a rubric; empty = the model without lessons and adapter"
+    )
+    profile: str = setting(
+        "default", "profile: a namespace with its own lessons and active adapter"
+    )
     k: int = setting(8, "rollouts per task", ge=1)
     n: int = setting(40, "tasks per run", ge=1)
     temperature: float = setting(1.0, "sampling temperature")
     max_tokens: int = setting(96, "maximum tokens of one answer", ge=1)
     max_turns: int = setting(32, "maximum turns of one multi-turn rollout", ge=1)
-    episode_tokens: int = setting(0, "maximum tokens of one rollout's conversation; 0 = the model's context length")
-    episode_seconds: float = setting(3600.0, "time limit of one rollout in seconds, checked between turns", ge=0.001)
+    episode_tokens: int = setting(
+        0, "maximum tokens of one rollout's conversation; 0 = the model's context length"
+    )
+    episode_seconds: float = setting(
+        3600.0, "time limit of one rollout in seconds, checked between turns", ge=0.001
+    )
     reflect_tokens: int = setting(160, "maximum tokens of one reflection", ge=1)
     lesson_budget: int = setting(400, "maximum tokens of lessons in one prompt")
     lesson_limit: int = setting(6, "maximum number of lessons in one prompt")
-    require_approval: bool = setting(False, "a person must approve new lessons: reflect lessons approve")
-    trials: bool = setting(True, "withhold lessons from some rollouts of a run, to measure their effect")
-    withhold_candidate: float = setting(0.5, "share of rollouts from which a candidate lesson is withheld", lt=1)
-    withhold_active: float = setting(0.1, "share of rollouts from which an active or pinned lesson is withheld", lt=1)
-    withhold_bundle: float = setting(0.05, "share of rollouts from which all lessons are withheld together", lt=1)
-    reflector: str = setting("", "model that reflects on the rollouts; empty = the model that made them")
-    base_url: str = setting("", "URL of the server of openai:NAME, with /v1; keys: OPENAI_API_KEY or REFLECT_API_KEY")
+    require_approval: bool = setting(
+        False, "a person must approve new lessons: reflect lessons approve"
+    )
+    trials: bool = setting(
+        True, "withhold lessons from some rollouts of a run, to measure their effect"
+    )
+    withhold_candidate: float = setting(
+        0.5, "share of rollouts from which a candidate lesson is withheld", lt=1
+    )
+    withhold_active: float = setting(
+        0.1, "share of rollouts from which an active or pinned lesson is withheld", lt=1
+    )
+    withhold_bundle: float = setting(
+        0.05, "share of rollouts from which all lessons are withheld together", lt=1
+    )
+    reflector: str = setting(
+        "", "model that reflects on the rollouts; empty = the model that made them"
+    )
+    base_url: str = setting(
+        "", "URL of the server of openai:NAME, with /v1; keys: OPENAI_API_KEY or REFLECT_API_KEY"
+    )
     serve_url: str = setting("", "server (vLLM, reflect serve) that loads each promoted adapter")
-    context: int = setting(8192, "context length of openai:NAME in tokens, if its server does not report it", ge=1)
+    context: int = setting(
+        8192, "context length of openai:NAME in tokens, if its server does not report it", ge=1
+    )
     concurrency: int = setting(8, "concurrent requests to a server", ge=1)
-    samples: int = setting(1, "samples per request; above 1 is cheaper, but samples have no seed of their own", ge=1)
+    samples: int = setting(
+        1, "samples per request; above 1 is cheaper, but samples have no seed of their own", ge=1
+    )
     rate: int = setting(0, "maximum requests started per minute; 0 = unlimited")
     timeout: float = setting(120.0, "request timeout in seconds", ge=0.001)
     retries: int = setting(
-        2, "retries of a request after a rate limit (429), server error (5xx), timeout or disconnect"
+        2,
+        "retries of a request after a rate limit (429), server error (5xx), timeout or disconnect",
     )
-    prices: str = setting("", 'price per million tokens in and out, by model: "gpt-x 0.15 0.60, qwen3 0 0"')
-    budget_seconds: float = setting(0.0, "time limit of one run with remote models, in seconds; 0 = unlimited")
-    budget_tokens: int = setting(0, "token limit (input plus output) of one run with remote models; 0 = unlimited")
-    budget_cost: float = setting(0.0, "cost limit of one run with remote models, in the unit of prices; 0 = unlimited")
+    prices: str = setting(
+        "", 'price per million tokens in and out, by model: "gpt-x 0.15 0.60, qwen3 0 0"'
+    )
+    budget_seconds: float = setting(
+        0.0, "time limit of one run with remote models, in seconds; 0 = unlimited"
+    )
+    budget_tokens: int = setting(
+        0, "token limit (input plus output) of one run with remote models; 0 = unlimited"
+    )
+    budget_cost: float = setting(
+        0.0, "cost limit of one run with remote models, in the unit of prices; 0 = unlimited"
+    )
     sleep_lessons: int = setting(1, "sleep --if-due: minimum number of new lessons")
     sleep_hours: float = setting(20.0, "sleep --if-due: minimum hours since the last night ended")
-    verify_seconds: float = setting(10.0, "time limit for scoring one rollout, in seconds", ge=0.001)
+    verify_seconds: float = setting(
+        10.0, "time limit for scoring one rollout, in seconds", ge=0.001
+    )
     verify_memory: int = setting(4096, "memory limit for scoring one rollout, in MiB", ge=1)
     device: str = setting("auto", "device of a local model: auto, cpu, cuda or mps")
-    dtype: str = setting("auto", "weight type of a local model", choices=("auto", "float32", "bfloat16", "float16"))
+    dtype: str = setting(
+        "auto", "weight type of a local model", choices=("auto", "float32", "bfloat16", "float16")
+    )
     device_map: str = setting(
         "",
         "placement of a local model: auto, balanced or sequential = over all GPUs; fsdp = over a night's processes",
         choices=("", "auto", "balanced", "sequential", "fsdp"),
     )
-    quantize: str = setting("", "4bit = quantize with bitsandbytes; needs a GPU", choices=("", "4bit"))
-    memory: float = setting(0.0, "memory limit of a local model with one batch, in GB; 0 = the free memory")
+    quantize: str = setting(
+        "", "4bit = quantize with bitsandbytes; needs a GPU", choices=("", "4bit")
+    )
+    memory: float = setting(
+        0.0, "memory limit of a local model with one batch, in GB; 0 = the free memory"
+    )
     max_context: int = setting(0, "context limit of a local model in tokens; 0 = the model's own")
-    thinking: str = setting("auto", "thinking mode; auto = the chat template's default", choices=("auto", "on", "off"))
+    thinking: str = setting(
+        "auto", "thinking mode; auto = the chat template's default", choices=("auto", "on", "off")
+    )
     checkpointing: str = setting(
-        "auto", "activation checkpointing in training; auto = when memory is short", choices=("auto", "on", "off")
+        "auto",
+        "activation checkpointing in training; auto = when memory is short",
+        choices=("auto", "on", "off"),
     )
     threads: int = setting(0, "torch threads; 0 = torch's default")
-    home: str = setting("", "folder of adapters and locks; empty = .reflect in the database's folder")
+    home: str = setting(
+        "", "folder of adapters and locks; empty = .reflect in the database's folder"
+    )
 
     @property
     def limits(self) -> Limits:
@@ -107,14 +159,17 @@ class Settings:
         return folder / ".reflect"
 
     def stored(self, names: Collection[str]) -> dict[str, object]:
-        """These settings as a run stores and hashes them: renamed ones by their first name, so that old runs resume."""
+        """These settings as a run stores and hashes them: renamed ones by their first name, so that
+        old runs resume."""
         return {FIRST_NAMES.get(name, name): getattr(self, name) for name in names}
 
     def restored(self, config: Mapping[str, object], **changes: object) -> Settings:
         """A copy with the settings that a run stored in its config, and with `changes`."""
         known = {setting.name for setting in fields(self)}
         renamed = {RENAMED.get(name, name): value for name, value in config.items()}
-        return replace(self, **{name: value for name, value in renamed.items() if name in known} | changes)  # type: ignore[arg-type]
+        return replace(
+            self, **{name: value for name, value in renamed.items() if name in known} | changes
+        )  # type: ignore[arg-type]
 
 
 RENAMED = {"review": "require_approval"}  # first name -> name. `load` reads both until version 0.2.
@@ -122,7 +177,8 @@ FIRST_NAMES = {name: first for first, name in RENAMED.items()}
 
 
 def load(path: Path | None = None, **flags: object) -> Settings:
-    """Read the settings. A flag that is None is not set. UsageError for an unknown setting or an invalid value."""
+    """Read the settings. A flag that is None is not set. UsageError for an unknown setting or an
+    invalid value."""
     settings = Settings()
     file = path or Path("reflect.toml")
     if file.is_file():
@@ -135,7 +191,9 @@ def load(path: Path | None = None, **flags: object) -> Settings:
         raise UsageError(f"There is no settings file {path}.")
     names = {setting.name for setting in fields(Settings)} | RENAMED.keys()
     env = {k[8:].lower(): v for k, v in os.environ.items() if k.startswith("REFLECT_")}
-    settings = _update(settings, {k: v for k, v in env.items() if k in names}, "environment REFLECT_*")
+    settings = _update(
+        settings, {k: v for k, v in env.items() if k in names}, "environment REFLECT_*"
+    )
     return _update(settings, {k: v for k, v in flags.items() if v is not None}, "flags")
 
 
@@ -145,15 +203,20 @@ def _update(settings: Settings, table: Mapping[str, object], source: str) -> Set
     for given, value in table.items():
         name = RENAMED.get(given, given)
         if name not in known:
-            raise UsageError(f"{source}: unknown setting '{name}'.", f"Known settings: {', '.join(known)}.")
+            raise UsageError(
+                f"{source}: unknown setting '{name}'.", f"Known settings: {', '.join(known)}."
+            )
         if name != given:
-            print(f"Warning: {source}: the setting '{given}' is now called '{name}'.", file=sys.stderr)
+            print(
+                f"Warning: {source}: the setting '{given}' is now called '{name}'.", file=sys.stderr
+            )
         values[name] = _validate(known[name], value, source)
     return replace(settings, **values)  # type: ignore[arg-type]
 
 
 def _validate(setting: Field[object], value: object, source: str) -> object:
-    """The value in the setting's type. UsageError where it has another type, or is out of bounds."""
+    """The value in the setting's type. UsageError where it has another type, or is out of
+    bounds."""
     name, kind, bounds = setting.name, type(setting.default), setting.metadata
     try:
         clean = _convert(kind, value)
@@ -165,14 +228,19 @@ def _validate(setting: Field[object], value: object, source: str) -> object:
     if isinstance(clean, float) and not math.isfinite(clean):
         raise UsageError(f"{source}: {name} = {value!r} is not a finite number.")
     if isinstance(clean, int | float) and clean < bounds["ge"]:
-        raise UsageError(f"{source}: {name} = {value!r} is too small.", f"Give at least {bounds['ge']}.")
+        raise UsageError(
+            f"{source}: {name} = {value!r} is too small.", f"Give at least {bounds['ge']}."
+        )
     if isinstance(clean, int | float) and clean >= bounds["lt"]:
-        raise UsageError(f"{source}: {name} = {value!r} is too large.", f"Give less than {bounds['lt']}.")
+        raise UsageError(
+            f"{source}: {name} = {value!r} is too large.", f"Give less than {bounds['lt']}."
+        )
     return clean
 
 
 def _convert(kind: type, value: object) -> object:
-    """A TOML value, or the text of an environment variable, as `kind`. Raises ValueError for a lossy conversion."""
+    """A TOML value, or the text of an environment variable, as `kind`. Raises ValueError for a
+    lossy conversion."""
     if kind is bool:
         words = {
             "true": True,
@@ -188,6 +256,8 @@ def _convert(kind: type, value: object) -> object:
         if not isinstance(value, bool):
             raise ValueError(value)
         return value
-    if isinstance(value, bool | dict | list) or (kind is int and isinstance(value, float) and not value.is_integer()):
+    if isinstance(value, bool | dict | list) or (
+        kind is int and isinstance(value, float) and not value.is_integer()
+    ):
         raise ValueError(value)
     return kind(value)

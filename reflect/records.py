@@ -1,11 +1,13 @@
-"""All tables in one file: one queryable chain from the rollout that taught a lesson to the adapter that holds it.
+"""All tables in one file: one queryable chain from the rollout that taught a lesson to the adapter
+that holds it.
 
 Task <- Rollout -> Run          Rollout <- Exposure -> Lesson
 Reflection -> LessonVersion -> Lesson <- Trial
 Night -> Adapter <- Alias (profile -> active adapter)
 Exchange (what a server answered) -> Run (--from-traffic, which made a Rollout of it)
 
-`table=True` SQLModel classes do not validate: use `Model.model_validate` at every import boundary. Times are UTC.
+`table=True` SQLModel classes do not validate: use `Model.model_validate` at every import boundary.
+Times are UTC.
 """
 
 from __future__ import annotations
@@ -23,11 +25,14 @@ NIGHT_STATUSES = ("running", "promoted", "rejected", "nothing", "failed")
 RULE_KINDS = ("words", "regex")
 CHEATED = "cheated"  # a rollout's trust where it was fitted to tests that contradict its task
 ADAPTER_STATUSES = ("candidate", "promoted", "rejected", "rolled_back")
-SEED: Any = BigInteger().with_variant(Integer(), "sqlite")  # 63 bits, which every INTEGER of SQLite has
+SEED: Any = BigInteger().with_variant(
+    Integer(), "sqlite"
+)  # 63 bits, which every INTEGER of SQLite has
 
 
 def now() -> datetime:
-    """UTC, with tzinfo: the tables store UTC and give it back so, and refuse a time that does not say its zone."""
+    """UTC, with tzinfo: the tables store UTC and give it back so, and refuse a time that does not
+    say its zone."""
     return datetime.now(UTC)
 
 
@@ -47,7 +52,8 @@ class TaskRow(SQLModel, table=True):
 
 
 class Run(SQLModel, table=True):
-    """One `reflect run`. `key` hashes what was asked (taskset, n, k, seed, model ...): the same words continue it."""
+    """One `reflect run`. `key` hashes what was asked (taskset, n, k, seed, model ...): the same
+    words continue it."""
 
     id: int | None = Field(default=None, primary_key=True)
     key: str = Field(index=True, unique=True)
@@ -60,15 +66,20 @@ class Run(SQLModel, table=True):
     model_fingerprint: str
     adapter_id: int | None = Field(default=None, foreign_key="adapter.id")
     config: dict[str, Any] = Field(default_factory=dict, sa_column=json_column())
-    measure: str = ""  # hash of the verifier's code and of the system template: what its rewards mean
-    bundle: dict[str, Any] = Field(default_factory=dict, sa_column=json_column())  # all lessons together: an Effect
+    measure: str = (
+        ""  # hash of the verifier's code and of the system template: what its rewards mean
+    )
+    bundle: dict[str, Any] = Field(
+        default_factory=dict, sa_column=json_column()
+    )  # all lessons together: an Effect
     status: str = "running"
     started: datetime = Field(default_factory=now)
     ended: datetime | None = None
 
 
 class Rollout(SQLModel, table=True):
-    """One attempt. Unique by (run, task, index), so that an interrupted run continues where it stopped.
+    """One attempt. Unique by (run, task, index), so that an interrupted run continues where it
+    stopped.
 
     A bad rollout is data: `error` says what broke and `reward` stays None.
     """
@@ -78,7 +89,9 @@ class Rollout(SQLModel, table=True):
     run_id: int = Field(foreign_key="run.id", index=True)
     task_key: str = Field(foreign_key="task.key", index=True)
     index: int
-    messages: list[dict[str, Any]] = Field(sa_column=json_column())  # the whole conversation as the model saw it
+    messages: list[dict[str, Any]] = Field(
+        sa_column=json_column()
+    )  # the whole conversation as the model saw it
     reward: float | None = None
     feedback: str = ""
     parts: dict[str, Any] = Field(default_factory=dict, sa_column=json_column())
@@ -107,7 +120,9 @@ class Reflection(SQLModel, table=True):
     cut: str = ""  # what the packer left out, in words
     prompt_version: str  # hash of the template
     raw: str  # the model's whole answer
-    edits: list[dict[str, Any]] = Field(default_factory=list, sa_column=json_column())  # each with its outcome
+    edits: list[dict[str, Any]] = Field(
+        default_factory=list, sa_column=json_column()
+    )  # each with its outcome
     model: str = ""
     created: datetime = Field(default_factory=now)
 
@@ -125,7 +140,9 @@ class Lesson(SQLModel, table=True):
     tags: list[str] = Field(default_factory=list, sa_column=json_column())
     status: str = "candidate"
     pinned: bool = False  # a human's text: no merge or revision touches it
-    trust: str = "clean"  # clean | untrusted: learned from a rollout that read outside bytes, or cheated
+    trust: str = (
+        "clean"  # clean | untrusted: learned from a rollout that read outside bytes, or cheated
+    )
     tokens: int = 0  # cost of its line in a prompt
     created: datetime = Field(default_factory=now)
     updated: datetime = Field(default_factory=now)
@@ -156,8 +173,8 @@ class LessonVersion(SQLModel, table=True):
 
 
 class LessonLink(SQLModel, table=True):
-    """Lesson `lesson_id` stands where `other_id` stood: `merged`, or `supersedes` it, which said something else. One
-    that is `proposed` waits for a person, whose approval retires the other."""
+    """Lesson `lesson_id` stands where `other_id` stood: `merged`, or `supersedes` it, which said
+    something else. One that is `proposed` waits for a person, whose approval retires the other."""
 
     __tablename__ = "lesson_link"
     __table_args__ = (UniqueConstraint("lesson_id", "other_id", "kind"),)
@@ -171,7 +188,8 @@ class LessonLink(SQLModel, table=True):
 
 
 class Exposure(SQLModel, table=True):
-    """A lesson was shown to, or withheld from, a rollout; `probability` is the chance with which it was shown."""
+    """A lesson was shown to, or withheld from, a rollout; `probability` is the chance with which it
+    was shown."""
 
     __table_args__ = (UniqueConstraint("rollout_id", "lesson_id"),)
     id: int | None = Field(default=None, primary_key=True)
@@ -183,10 +201,12 @@ class Exposure(SQLModel, table=True):
 
 
 class Trial(SQLModel, table=True):
-    """The measured effect of a lesson: mean reward with it minus without it, for one model and adapter.
+    """The measured effect of a lesson: mean reward with it minus without it, for one model and
+    adapter.
 
-    A trial of the day (withhold, paired) measures the text and status as they are from `version` on; the row follows
-    the evidence until a verdict moves the lesson: `moved` is the version which that made.
+    A trial of the day (withhold, paired) measures the text and status as they are from `version`
+    on; the row follows the evidence until a verdict moves the lesson: `moved` is the version which
+    that made.
     """
 
     id: int | None = Field(default=None, primary_key=True)
@@ -199,23 +219,32 @@ class Trial(SQLModel, table=True):
     n: int
     verdict: str  # accept | reject | undecided
     model_fingerprint: str = ""
-    measure: str = ""  # as in Run: another verifier or another wording of the prompt is another trial
+    measure: str = (
+        ""  # as in Run: another verifier or another wording of the prompt is another trial
+    )
     adapter_id: int | None = Field(default=None, foreign_key="adapter.id")
     night_id: int | None = Field(default=None, foreign_key="night.id")
-    run_id: int | None = Field(default=None, foreign_key="run.id", index=True)  # in which it was last measured
+    run_id: int | None = Field(
+        default=None, foreign_key="run.id", index=True
+    )  # in which it was last measured
     moved: int | None = None
     created: datetime = Field(default_factory=now)
 
 
 class Night(SQLModel, table=True):
-    """One distillation job. `key` hashes lessons + base + config: the same night is never slept twice."""
+    """One distillation job. `key` hashes lessons + base + config: the same night is never slept
+    twice."""
 
     id: int | None = Field(default=None, primary_key=True)
     key: str = Field(index=True, unique=True)
     profile: str = "default"
     config: dict[str, Any] = Field(default_factory=dict, sa_column=json_column())
-    stages: dict[str, Any] = Field(default_factory=dict, sa_column=json_column())  # stage -> its figures, when done
-    lessons: list[list[int]] = Field(default_factory=list, sa_column=json_column())  # [lesson id, version]
+    stages: dict[str, Any] = Field(
+        default_factory=dict, sa_column=json_column()
+    )  # stage -> its figures, when done
+    lessons: list[list[int]] = Field(
+        default_factory=list, sa_column=json_column()
+    )  # [lesson id, version]
     status: str = "running"
     reason: str = ""
     adapter_id: int | None = None
@@ -224,7 +253,8 @@ class Night(SQLModel, table=True):
 
 
 class Adapter(SQLModel, table=True):
-    """An immutable folder of LoRA weights, with the sha256 of each file and the base it was trained for."""
+    """An immutable folder of LoRA weights, with the sha256 of each file and the base it was trained
+    for."""
 
     id: int | None = Field(default=None, primary_key=True)
     name: str = Field(index=True, unique=True)
@@ -236,7 +266,9 @@ class Adapter(SQLModel, table=True):
     replaced: int | None = None  # the adapter that was active before this one was promoted
     status: str = "candidate"
     gate: dict[str, Any] = Field(default_factory=dict, sa_column=json_column())
-    revoked: list[int] = Field(default_factory=list, sa_column=json_column())  # lessons in it that must be forgotten
+    revoked: list[int] = Field(
+        default_factory=list, sa_column=json_column()
+    )  # lessons in it that must be forgotten
     created: datetime = Field(default_factory=now)
 
 
@@ -261,16 +293,23 @@ class Rule(SQLModel, table=True):
 
 
 class Exchange(SQLModel, table=True):
-    """One answer that `reflect serve` gave. Once it has a reward, a run --from-traffic makes a Rollout of it."""
+    """One answer that `reflect serve` gave. Once it has a reward, a run --from-traffic makes a
+    Rollout of it."""
 
     id: int | None = Field(default=None, primary_key=True)
     name: str = Field(index=True)  # the chat completion's id, by which feedback names it
     choice: int = 0  # which of its answers
     profile: str = "default"
     taskset: str  # whose tasks these are, for the scope of lessons
-    asked: list[dict[str, Any]] = Field(sa_column=json_column())  # the conversation as the client sent it
-    messages: list[dict[str, Any]] = Field(sa_column=json_column())  # as the model saw it, with the answer
-    exposures: list[dict[str, Any]] = Field(default_factory=list, sa_column=json_column())  # as in Exposure
+    asked: list[dict[str, Any]] = Field(
+        sa_column=json_column()
+    )  # the conversation as the client sent it
+    messages: list[dict[str, Any]] = Field(
+        sa_column=json_column()
+    )  # as the model saw it, with the answer
+    exposures: list[dict[str, Any]] = Field(
+        default_factory=list, sa_column=json_column()
+    )  # as in Exposure
     bundle_shown: bool = True  # this and what follows as in Rollout and Run
     bundle_probability: float = 1.0
     prompt_tokens: int = 0
@@ -281,8 +320,12 @@ class Exchange(SQLModel, table=True):
     model_fingerprint: str
     adapter_id: int | None = Field(default=None, foreign_key="adapter.id")
     measure: str = ""
-    trust: str = "untrusted"  # clean only where the server was told that its clients' words are its own
+    trust: str = (
+        "untrusted"  # clean only where the server was told that its clients' words are its own
+    )
     reward: float | None = None
     feedback: str = ""
-    run_id: int | None = Field(default=None, foreign_key="run.id", index=True)  # in which it was reflected on
+    run_id: int | None = Field(
+        default=None, foreign_key="run.id", index=True
+    )  # in which it was reflected on
     created: datetime = Field(default_factory=now)

@@ -1,16 +1,20 @@
 """Values that several layers share: what the columns of the database and the reports may hold.
 
-The program decides by these values and by the type of an error, never by the words of a message. Each member is its
-stored string (`LessonStatus.ACTIVE == "active"`), so rows, JSON and command lines keep their values.
+The program decides by these values and by the type of an error, never by the words of a message.
+Each member is its stored string (`LessonStatus.ACTIVE == "active"`), so rows, JSON and command
+lines keep their values.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class LessonStatus(StrEnum):
-    """Where a lesson is in its life; `reflect.store.lessons.TRANSITIONS` lists the steps between them."""
+    """Where a lesson is in its life; `reflect.store.lessons.TRANSITIONS` lists the steps between
+    them."""
 
     CANDIDATE = "candidate"
     ACTIVE = "active"
@@ -62,7 +66,8 @@ class RunStatus(StrEnum):
 
 
 class Finish(StrEnum):
-    """How a rollout ended: by the model's last answer, by a limit of the episode, or by a failure."""
+    """How a rollout ended: by the model's last answer, by a limit of the episode, or by a
+    failure."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -84,7 +89,8 @@ class RolloutErrorKind(StrEnum):
 
 
 class TrialKind(StrEnum):
-    """How the effect of a lesson was measured: by a night (preflight, probe) or by the day (withhold, paired)."""
+    """How the effect of a lesson was measured: by a night (preflight, probe) or by the day
+    (withhold, paired)."""
 
     PREFLIGHT = "preflight"
     PROBE = "probe"
@@ -140,7 +146,8 @@ class RuleKind(StrEnum):
 
 
 class CheckKind(StrEnum):
-    """What a check of the gate asks: does the adapter bring the gain, does it harm, is the gain what it seems?"""
+    """What a check of the gate asks: does the adapter bring the gain, does it harm, is the gain
+    what it seems?"""
 
     GAIN = "gain"
     HARM = "harm"
@@ -153,3 +160,15 @@ class QuestionKind(StrEnum):
     NEAR = "near"  # tasks near those of the lessons
     FOLLOWING = "following"  # following lessons that are new to the adapter
     UNRELATED = "unrelated"  # tasksets outside the night
+
+
+Progress = Callable[[int, int, str], None]  # (done, total, what)
+
+
+class Limits(NamedTuple):
+    """Limits of one multi-turn rollout: the settings max_turns, episode_tokens and
+    episode_seconds."""
+
+    turns: int = 32
+    tokens: int = 0
+    seconds: float = 3600.0

@@ -4,8 +4,9 @@
     result: 21692                          the model: call: plus(21692, 912)
     result: 22604                          the model: answer: 22604
 
-Two calls and an answer. The lesson is to call the calculator: nothing forbids an answer at once, and it is nearly
-always wrong. A question belongs to practice, holdout or the pocket model's pretraining by its hash.
+Two calls and an answer. The lesson is to call the calculator: nothing forbids an answer at once,
+and it is nearly always wrong. A question belongs to practice, holdout or the pocket model's
+pretraining by its hash.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import random
 
-from reflect.tasksets.base import Split, Task, Taskset
+from reflect.tasksets.base import Taskset
 from reflect.tasksets.environment import Environment, Toolbox
+from reflect.tasksets.task import Split, Task
 
 HOW = "Calculator: plus(a, b), minus(a, b), times(a, b). To use it, write a line such as call: plus(1, 2)"
 SIZE = {"practice": 240, "holdout": 120}
@@ -79,7 +81,10 @@ class Calc(Taskset):
 
     def gold(self, task: Task) -> list[str]:
         a, _, b, sign, c = task.id.split()
-        return [*(call for call, _ in steps(int(a), int(b), sign, int(c))), f"answer: {task.answer}"]
+        return [
+            *(call for call, _ in steps(int(a), int(b), sign, int(c))),
+            f"answer: {task.answer}",
+        ]
 
 
 TASKSET = Calc()

@@ -2,9 +2,10 @@
 
     Apply zubi to the list 3 1 2.      ->  2 1 3        (if zubi means reverse)
 
-Nothing about a verb can be known in advance: its meaning is found by attempts and rewards, stated in a lesson, followed
-from the prompt, and finally known from the weights. Practice and holdout use the same verbs on different lists. None of
-these verbs occurs in the pocket model's pretraining. `dialect:2` is the second set of verbs, and so on: a new day.
+Nothing about a verb can be known in advance: its meaning is found by attempts and rewards, stated
+in a lesson, followed from the prompt, and finally known from the weights. Practice and holdout use
+the same verbs on different lists. None of these verbs occurs in the pocket model's pretraining.
+`dialect:2` is the second set of verbs, and so on: a new day.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import random
 from pathlib import Path
 
 from reflect.errors import UnknownName
-from reflect.tasksets.base import Split, Task, Taskset
+from reflect.tasksets.base import Taskset
+from reflect.tasksets.task import Split, Task
 
 OPS = {
     "first": lambda xs: xs[:1],
@@ -29,7 +31,8 @@ OPS = {
 }
 SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
 VERBS_PER_SET = 6
-# Short words of the vocabulary: the tokenizer would not split a verb that starts with one into its two syllables.
+# Short words of the vocabulary: the tokenizer would not split a verb that starts with one into its
+# two syllables.
 TAKEN = {
     *(word for word in (Path(__file__).parent / "words.txt").read_text().split() if len(word) <= 4),
     *"for get has had how let may new not now one say see ten too two use was way yes you buy sum".split(),
@@ -48,7 +51,9 @@ def is_shipped(verb: str) -> bool:
 def verbs(shipped: bool) -> list[str]:
     """All two-syllable verbs of one side, in a fixed random order."""
     every = (a + b for a, b in itertools.product(SYLLABLES, SYLLABLES) if a != b)
-    chosen = [v for v in every if v not in TAKEN and v[:3] not in TAKEN and is_shipped(v) == shipped]
+    chosen = [
+        v for v in every if v not in TAKEN and v[:3] not in TAKEN and is_shipped(v) == shipped
+    ]
     random.Random("dialect").shuffle(chosen)
     return chosen
 
@@ -80,19 +85,28 @@ class Dialect(Taskset):
     def variant(self, argument: str) -> Dialect:
         """`dialect:N`, N from 1 to 100."""
         if not argument.isdigit() or not 1 <= int(argument) <= 100:
-            raise UnknownName(f"There is no taskset dialect:{argument}.", "Use dialect:1 to dialect:100.")
+            raise UnknownName(
+                f"There is no taskset dialect:{argument}.", "Use dialect:1 to dialect:100."
+            )
         return Dialect(int(argument))
 
     def tasks(self, split: Split, n: int | None = None, seed: int = 0) -> list[Task]:
-        # Lists differ between splits by their generator seed; a list that stands in both is dropped from holdout.
+        # Lists differ between splits by their generator seed; a list that stands in both is dropped
+        # from holdout.
         practice = {task.id for task in self._all("practice")}
-        rows = self._all(split) if split == "practice" else [t for t in self._all(split) if t.id not in practice]
+        rows = (
+            self._all(split)
+            if split == "practice"
+            else [t for t in self._all(split) if t.id not in practice]
+        )
         names = list(self.meanings)
         rng = random.Random(f"order {split} {seed}")
         by_verb = {verb: [t for t in rows if t.id.startswith(verb)] for verb in names}
         for pool in by_verb.values():
             rng.shuffle(pool)
-        order = [t for layer in itertools.zip_longest(*by_verb.values()) for t in layer if t is not None]
+        order = [
+            t for layer in itertools.zip_longest(*by_verb.values()) for t in layer if t is not None
+        ]
         return order if n is None else order[:n]
 
     def _all(self, split: Split) -> list[Task]:
@@ -105,7 +119,9 @@ class Dialect(Taskset):
         return list(rows.values())
 
     @staticmethod
-    def task(verb: str, op: str, xs: list[int], split: Split, lessons: tuple[tuple[str, str], ...] = ()) -> Task:
+    def task(
+        verb: str, op: str, xs: list[int], split: Split, lessons: tuple[tuple[str, str], ...] = ()
+    ) -> Task:
         return Task(
             id=f"{verb}-{'-'.join(map(str, xs))}",
             messages=[{"role": "user", "content": f"Apply {verb} to the list {listed(xs)}."}],

@@ -6,13 +6,15 @@
     0 paid. Day 3, a sailor.               ...
     4 paid. The shop closes. The book: sailor 4, baker 0.
 
-Each kind of customer pays up to a price that nobody tells, and buys nothing for more. The reward is what was earned in
-all, as a share of what could have been: one number for ten turns. In the end the shop's book says the highest price
-that each kind has paid; what a kind would pay can be found out by comparing episodes, stated as a lesson, and followed.
-Lessons are chosen again each day, by the day's customer.
+Each kind of customer pays up to a price that nobody tells, and buys nothing for more. The reward is
+what was earned in all, as a share of what could have been: one number for ten turns. In the end the
+shop's book says the highest price that each kind has paid; what a kind would pay can be found out
+by comparing episodes, stated as a lesson, and followed. Lessons are chosen again each day, by the
+day's customer.
 
-Practice and holdout have the same customers in other sequences. `shop:2` is the second shop, with other customers and
-prices, and so on. In the pocket model's pretraining what each of them pays is drawn anew in every game.
+Practice and holdout have the same customers in other sequences. `shop:2` is the second shop, with
+other customers and prices, and so on. In the pocket model's pretraining what each of them pays is
+drawn anew in every game.
 """
 
 from __future__ import annotations
@@ -21,12 +23,15 @@ import random
 import re
 
 from reflect.errors import UnknownName
-from reflect.tasksets.base import Message, Score, Split, Task, Taskset
-from reflect.tasksets.environment import Environment, Step
+from reflect.tasksets.base import Taskset
+from reflect.tasksets.environment import Environment, EnvironmentStep
+from reflect.tasksets.task import Message, Score, Split, Task
 
 DAYS = 10
 PRICES = range(1, 10)
-KINDS = "farmer sailor baker pirate teacher student soldier artist".split()  # single tokens of the pocket model
+KINDS = (
+    "farmer sailor baker pirate teacher student soldier artist".split()
+)  # single tokens of the pocket model
 KINDS_PER_SHOP = 3
 SIZE = {"practice": 200, "holdout": 100}
 PRICE = re.compile(r"price\s*:\s*(-?\d+)", re.IGNORECASE)
@@ -48,7 +53,7 @@ class Shop(Environment):
         self.day = self.earned = 0
         self.book = dict.fromkeys(days, 0)  # the highest price that each kind has paid
 
-    def step(self, message: Message) -> Step:
+    def step(self, message: Message) -> EnvironmentStep:
         asked = PRICE.findall(message["content"])
         price = int(asked[-1]) if len(asked) == 1 and len(asked[-1]) < 3 else 0
         feedback = "" if price in PRICES else "there is no price: with one number from 1 to 9"
@@ -59,11 +64,13 @@ class Shop(Environment):
         self.day += 1
         if self.day < len(self.days):
             said = f"{got} paid. Day {self.day + 1}, a {self.days[self.day]}."
-            return Step([{"role": "user", "content": said}], feedback=feedback)
+            return EnvironmentStep([{"role": "user", "content": said}], feedback=feedback)
         best = sum(self.limits[kind] for kind in self.days)
         book = ", ".join(f"{kind} {most}" for kind, most in self.book.items())
         said = f"{got} paid. The shop closes. The book: {book}."
-        return Step([{"role": "user", "content": said}], True, self.earned / best, feedback)
+        return EnvironmentStep(
+            [{"role": "user", "content": said}], True, self.earned / best, feedback
+        )
 
     def state(self) -> str:
         return f"The customer is a {self.days[self.day]}."
@@ -88,7 +95,9 @@ class Shops(Taskset):
         return Shops(int(argument))
 
     def tasks(self, split: Split, n: int | None = None, seed: int = 0) -> list[Task]:
-        rng = random.Random(f"shop {self.number}")  # one stream, so that no sequence stands on both sides
+        rng = random.Random(
+            f"shop {self.number}"
+        )  # one stream, so that no sequence stands on both sides
         every: dict[tuple[str, ...], None] = {}
         while len(every) < sum(SIZE.values()):
             every[tuple(rng.choice(list(self.limits)) for _ in range(DAYS))] = None
@@ -99,9 +108,16 @@ class Shops(Taskset):
 
     @staticmethod
     def task(game: int, days: tuple[str, ...], split: Split) -> Task:
-        """The days to come are for the environment alone: they stand where other tasks have their answer."""
+        """The days to come are for the environment alone: they stand where other tasks have their
+        answer."""
         first = {"role": "user", "content": OPENING.format(game, len(days), days[0])}
-        return Task(id=f"game-{game}", messages=[first], verifier="taskset", answer=" ".join(days), split=split)
+        return Task(
+            id=f"game-{game}",
+            messages=[first],
+            verifier="taskset",
+            answer=" ".join(days),
+            split=split,
+        )
 
     def environment(self, task: Task) -> Environment:
         return Shop(task.answer.split(), self.limits)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import random
 
 from reflect.config import shipped
-from reflect.tasksets.base import Split, Task, Taskset, load_module
+from reflect.tasksets.base import Taskset
+from reflect.tasksets.imports import load_module
+from reflect.tasksets.task import Split, Task
 
 letters = load_module(shipped("tasks") / "letters.py")
 dialect = load_module(shipped("tasks") / "dialect.py")
@@ -26,9 +28,18 @@ class Skills(Taskset):
             rows[f"spell-{word}"] = (f"Spell {word}.", " ".join(word))
             op, xs = sorted(dialect.OPS)[i % len(dialect.OPS)], dialect.numbers(rng)
             asked = f"Apply {op} to the list {dialect.listed(xs)}."
-            rows[f"{split}-{op}-{'-'.join(map(str, xs))}"] = (asked, dialect.listed(dialect.OPS[op](xs)))
+            rows[f"{split}-{op}-{'-'.join(map(str, xs))}"] = (
+                asked,
+                dialect.listed(dialect.OPS[op](xs)),
+            )
         tasks = [
-            Task(id=key, messages=[{"role": "user", "content": text}], verifier="exact", answer=answer, split=split)
+            Task(
+                id=key,
+                messages=[{"role": "user", "content": text}],
+                verifier="exact",
+                answer=answer,
+                split=split,
+            )
             for key, (text, answer) in rows.items()
         ]
         random.Random(f"order {split} {seed}").shuffle(tasks)

@@ -1,9 +1,10 @@
-"""A server that speaks chat completions by script, on a free loopback port: it can answer, and it can misbehave.
+"""A server that speaks chat completions by script, on a free loopback port: it can answer, and it
+can misbehave.
 
     with Server(script=[status(429, {"Retry-After": "0.01"}), say("answer: 3")]) as server: ...
 
-Each request takes the next step of the script; when there is none left, `default` answers. `asked` holds the bodies of
-all chat requests, in order, the misbehaved ones too.
+Each request takes the next step of the script; when there is none left, `default` answers. `asked`
+holds the bodies of all chat requests, in order, the misbehaved ones too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ NAME = "m"
 
 
 class Server:
-    """`models`: name -> what it says of it; None has no list. `keys`: those it takes, any when None."""
+    """`models`: name -> what it says of it; None has no list. `keys`: those it takes, any when
+    None."""
 
     def __init__(
         self,
@@ -44,7 +46,9 @@ class Server:
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"mine": self}))
         self.http.daemon_threads = True
         self.http.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that hangs up is expected
-        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self.thread = threading.Thread(
+            target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
         self.thread.start()
         return self
 
@@ -81,7 +85,12 @@ class Handler(BaseHTTPRequestHandler):
         key = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if self.mine.keys is None or key in self.mine.keys:
             return False
-        self.send_json(401, error(f"Incorrect API key provided: {key}. No such key as {key[:12]}.", "invalid_api_key"))
+        self.send_json(
+            401,
+            error(
+                f"Incorrect API key provided: {key}. No such key as {key[:12]}.", "invalid_api_key"
+            ),
+        )
         return True
 
     def do_GET(self) -> None:
@@ -89,7 +98,10 @@ class Handler(BaseHTTPRequestHandler):
             return
         if self.path != "/v1/models" or self.mine.models is None:
             return self.send_json(404, error("Not Found"))
-        rows = [{"id": name, "object": "model", "owned_by": "test"} | card for name, card in self.mine.models.items()]
+        rows = [
+            {"id": name, "object": "model", "owned_by": "test"} | card
+            for name, card in self.mine.models.items()
+        ]
         self.send_json(200, {"object": "list", "data": rows})
 
     def do_POST(self) -> None:
@@ -118,23 +130,32 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_json(404, error("Not Found"))
         if self.path == "/v1/load_lora_adapter":
             if name in models:
-                return self.send_json(400, error(f"The lora adapter '{name}' has already been loaded."))
+                return self.send_json(
+                    400, error(f"The lora adapter '{name}' has already been loaded.")
+                )
             models[name] = {"root": body["lora_path"], "parent": NAME}
         elif models.pop(name, None) is None:
             return self.send_json(404, error(f"The lora adapter '{name}' cannot be found."))
         self.send_json(200, f"Success: {name}")
 
 
-# -- steps -------------------------------------------------------------------------------------------------------------
+# -- steps
+# -------------------------------------------------------------------------------------------------------------
 
 
 def error(message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
+    return {
+        "error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+    }
 
 
 def reply(body: dict[str, Any], *texts: str, finish: str = "stop", **more: Any) -> dict[str, Any]:
     choices = [
-        {"index": i, "message": {"role": "assistant", "content": text, **more}, "finish_reason": finish}
+        {
+            "index": i,
+            "message": {"role": "assistant", "content": text, **more},
+            "finish_reason": finish,
+        }
         for i, text in enumerate(texts)
     ]
     size = sum(len(m["content"].split()) for m in body["messages"])
@@ -156,11 +177,14 @@ def say(text: str, after: float = 0.0, finish: str = "stop", **more: Any) -> Ste
 
 def think(answer: Callable[[dict[str, Any]], str]) -> Step:
     """An answer that depends on the request."""
-    return lambda handler, body: handler.send_json(200, reply(body, *[answer(body)] * body.get("n", 1)))
+    return lambda handler, body: handler.send_json(
+        200, reply(body, *[answer(body)] * body.get("n", 1))
+    )
 
 
 def status(code: int, headers: dict[str, str] | None = None, body: Any = None) -> Step:
-    """An error. It asks for a retry at once, so that tests are quick, unless `headers` say otherwise."""
+    """An error. It asks for a retry at once, so that tests are quick, unless `headers` say
+    otherwise."""
     words = {"Retry-After": "0.01"} if headers is None else headers
     return lambda handler, _: handler.send_json(code, body or error(f"scripted {code}"), words)
 

@@ -1,4 +1,5 @@
-"""What several tests share: databases of both kinds, the pocket model, a tiny random model in the same layout."""
+"""What several tests share: databases of both kinds, the pocket model, a tiny random model in the
+same layout."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ def imports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield
     sys.path[:] = path
     for name in set(sys.modules) - before:
-        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path_factory.getbasetemp())):
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(
+            str(tmp_path_factory.getbasetemp())
+        ):
             del sys.modules[name]
 
 
@@ -62,10 +65,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def bwrap() -> str:
     """The sandbox's program. Skips where there is none; what is refused then is tested always."""
     from reflect.errors import SandboxError
-    from reflect.tasksets import sandbox
+    from reflect.sandbox import bubblewrap
 
     try:
-        return sandbox.require()
+        return bubblewrap.require()
     except SandboxError as e:
         pytest.skip(str(e))
 
@@ -85,11 +88,19 @@ def pocket(pocket_model: LocalModel) -> Iterator[LocalModel]:
         pocket_model.drop_adapter(name)
 
 
-def save_tiny(folder: Path, *, seed: int = 0, template: str | None = TEMPLATE, **changes: object) -> Path:
-    """Write a random little Llama (2 layers of width 64, 128 words) as a Hugging Face model directory."""
+def save_tiny(
+    folder: Path, *, seed: int = 0, template: str | None = TEMPLATE, **changes: object
+) -> Path:
+    """Write a random little Llama (2 layers of width 64, 128 words) as a Hugging Face model
+    directory."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import (
+        GenerationConfig,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+    )
 
     special = ["<pad>", "<unk>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
     words = [*special, *(f"w{i}" for i in range(128 - len(special)))]
@@ -124,7 +135,8 @@ def tiny(tmp_path: Path) -> LocalModel:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
-    """A PostgreSQL server for the whole session. Skipped where there is none, unless REFLECT_TEST_POSTGRES=require."""
+    """A PostgreSQL server for the whole session. Skipped where there is none, unless
+    REFLECT_TEST_POSTGRES=require."""
     try:
         with server() as found:
             yield found

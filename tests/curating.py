@@ -2,8 +2,8 @@
 
 from day_model import RuleModel, dialect
 
-from reflect.day.edits import Evidence, apply_edits
-from reflect.day.reflection import Edit
+from reflect.lessons.apply_edits import Evidence, apply_edits
+from reflect.lessons.edit_format import Edit
 from reflect.records import Trial
 from reflect.store import lessons as db
 
@@ -19,8 +19,15 @@ def add(s, when, do, **more):
 
 
 def apply(s, edit, shown=(), task=ZUBI, contrast=True, **more):
-    words = {"scope": "dialect", "profile": "default", "shown": [x.model_copy() for x in shown], **more}
-    return apply_edits(s, [edit], Evidence(task=task, contrast=contrast, **words), count_tokens=COUNT)[0]
+    words = {
+        "scope": "dialect",
+        "profile": "default",
+        "shown": [x.model_copy() for x in shown],
+        **more,
+    }
+    return apply_edits(
+        s, [edit], Evidence(task=task, contrast=contrast, **words), count_tokens=COUNT
+    )[0]
 
 
 def merging(*lessons, when=SPELL[0], do=SPELL[1]):
@@ -29,5 +36,9 @@ def merging(*lessons, when=SPELL[0], do=SPELL[1]):
 
 def prove(s, lesson, verdict="accept"):
     words = {"effect": 0.3, "low": 0.1, "high": 0.5, "n": 80}
-    s.add(Trial(lesson_id=lesson.id, version=lesson.version, kind="withhold", verdict=verdict, **words))
+    s.add(
+        Trial(
+            lesson_id=lesson.id, version=lesson.version, kind="withhold", verdict=verdict, **words
+        )
+    )
     s.flush()

@@ -1,7 +1,8 @@
-"""A language model that works by rule, for tests of the day: it answers dialect tasks and reviews packed groups.
+"""A language model that works by rule, for tests of the day: it answers dialect tasks and reviews
+packed groups.
 
-It reads nothing but its prompt: lessons from the system message, attempts and rewards from the review. Without a lesson
-it guesses an operation from the request's seed.
+It reads nothing but its prompt: lessons from the system message, attempts and rewards from the
+review. Without a lesson it guesses an operation from the request's seed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from reflect.config import shipped
 from reflect.errors import ModelError
 from reflect.models.base import Completion, Request
-from reflect.tasksets.base import load_module
+from reflect.tasksets.imports import load_module
 
 dialect = load_module(shipped("tasks") / "dialect.py")
 OPS = sorted(dialect.OPS)
@@ -29,7 +30,9 @@ class RuleModel:
         self.calls = 0
         self.prompts: list[str] = []
         self.active: str | None = None
-        self.weights: dict[str, dict[str, str]] = {}  # adapter name -> what it knows: verb -> operation
+        self.weights: dict[
+            str, dict[str, str]
+        ] = {}  # adapter name -> what it knows: verb -> operation
 
     def count_tokens(self, text: str) -> int:
         return len(re.findall(r"\w+|[^\w\s]", text))
@@ -56,7 +59,9 @@ class RuleModel:
         text = self.review(prompt) if "You review attempts" in prompt else self.solve(prompt, rng)
         words = text.split(" ")
         said = words[: request.max_tokens]
-        return Completion(" ".join(said), size, len(said), "stop" if said == words else "length", seed)
+        return Completion(
+            " ".join(said), size, len(said), "stop" if said == words else "length", seed
+        )
 
     def solve(self, prompt: str, rng: random.Random) -> str:
         verb, numbers = re.findall(r"Apply (\w+) to the list ([\d ]+)", prompt)[-1]
@@ -81,4 +86,6 @@ class RuleModel:
         if not do or (known and known[0][1] == do):
             return f"{note}\nNONE"
         verb_and_do = f"when: the task says {verb} do: {do}"
-        return f"{note}\nREVISE {known[0][0]} {verb_and_do}" if known else f"{note}\nADD {verb_and_do}"
+        return (
+            f"{note}\nREVISE {known[0][0]} {verb_and_do}" if known else f"{note}\nADD {verb_and_do}"
+        )

@@ -1,9 +1,11 @@
-"""A private PostgreSQL server for the tests and the proofs: a temporary folder, a Unix socket in it, no network.
+"""A private PostgreSQL server for the tests and the proofs: a temporary folder, a Unix socket in
+it, no network.
 
     with server() as postgres:
         store = Store(postgres.fresh())
 
-What is written need not survive a power cut here, so fsync is off: not for anything that should last.
+What is written need not survive a power cut here, so fsync is off: not for anything that should
+last.
 """
 
 from __future__ import annotations
@@ -22,7 +24,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PLACES = ("usr/lib/postgresql/*/bin", "usr/pgsql-*/bin", "opt/homebrew/opt/postgresql*/bin", "usr/local/pgsql/bin")
+PLACES = (
+    "usr/lib/postgresql/*/bin",
+    "usr/pgsql-*/bin",
+    "opt/homebrew/opt/postgresql*/bin",
+    "usr/local/pgsql/bin",
+)
 INSTALL = "install PostgreSQL's server (Debian: apt-get install postgresql) and `pip install 'second-nature[postgres]'`"
 LODGER = "lodger"  # a role that must say its password, which is `secret`
 SETTINGS = {
@@ -59,7 +66,8 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.made = 0
-        self.template = ""  # a database with reflect's tables, copied for every test: faster than its migrations
+        # a database with reflect's tables, copied for every test: faster than its migrations
+        self.template = ""
 
     def url(self, database: str, user: str = "postgres") -> str:
         return f"postgresql+psycopg://{user}@/{database}?host={self.folder}"
@@ -68,7 +76,9 @@ class Server:
         """Run one statement as the superuser, outside of a transaction; its rows, if it has any."""
         import psycopg
 
-        with psycopg.connect(host=str(self.folder), user="postgres", dbname=database, autocommit=True) as c:
+        with psycopg.connect(
+            host=str(self.folder), user="postgres", dbname=database, autocommit=True
+        ) as c:
             cursor = c.execute(statement)  # type: ignore[arg-type]  # not a literal
             return cursor.fetchall() if cursor.description else []
 
@@ -103,14 +113,23 @@ def name_of(url: str) -> str:
 
 @contextmanager
 def server() -> Iterator[Server]:
-    """Make a server, start it, and stop it at the end. Raises Missing where there is none to start."""
+    """Make a server, start it, and stop it at the end. Raises Missing where there is none to
+    start."""
     programs = binaries()
     who = {"user": user, "group": pwd.getpwnam(user).pw_gid} if (user := _unprivileged()) else {}
-    folder = Path(tempfile.mkdtemp(prefix="reflect-pg-"))  # not pytest's: a socket's path must be short
+    folder = Path(
+        tempfile.mkdtemp(prefix="reflect-pg-")
+    )  # not pytest's: a socket's path must be short
     try:
         if user:
             shutil.chown(folder, user, who["group"])
-        words = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"]
+        words = [
+            "--username=postgres",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+            "--no-sync",
+        ]
         initdb = [programs / "initdb", f"--pgdata={folder / 'data'}", *words]
         made = subprocess.run(initdb, cwd=folder, capture_output=True, text=True, **who)
         if made.returncode:
@@ -157,10 +176,14 @@ def _wait_for(found: Server, process: subprocess.Popen, seconds: float = 60) -> 
             return
         except psycopg.OperationalError as e:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"PostgreSQL did not start: {(found.folder / 'log').read_text()}") from e
+                raise RuntimeError(
+                    f"PostgreSQL did not start: {(found.folder / 'log').read_text()}"
+                ) from e
             time.sleep(0.05)
 
 
 def _stop(process: subprocess.Popen) -> None:
-    process.send_signal(signal.SIGQUIT)  # "immediate": nothing here is kept. Its children end with it.
+    process.send_signal(
+        signal.SIGQUIT
+    )  # "immediate": nothing here is kept. Its children end with it.
     process.wait(30)

@@ -14,8 +14,8 @@ import httpx2
 from reflect.config import Settings
 from reflect.models.local import LocalModel
 from reflect.serve import server
-from reflect.serve.server import Words, assemble, listen, url
-from reflect.workspace import Workspace
+from reflect.serve.server import ServeOptions, assemble, listen, url
+from reflect.workspace.workspace import Workspace
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def serving(
     ws = Workspace(settings or Settings(db=str(db)))
     if model is not None:
         ws.context.model = model
-    app, close = assemble(ws, Words(**words))
+    app, close = assemble(ws, ServeOptions(**words))
     with running(app) as base:
         yield base
     close()

@@ -1,4 +1,5 @@
-"""An adapter on its way out: peft itself loads the folder, transformers loads the merged model; and their cards."""
+"""An adapter on its way out: peft itself loads the folder, transformers loads the merged model; and
+their cards."""
 
 from __future__ import annotations
 
@@ -17,15 +18,15 @@ from test_workspace import ASK, make_adapter
 from test_workspace import ws as tiny_ws  # noqa: F401  (a fixture)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from reflect.adapters import registry
+from reflect.adapters.export import write_peft
+from reflect.adapters.model_card import base_name, grid
 from reflect.cli import run_command
 from reflect.errors import AdapterCorrupt, AdapterMismatch, UnknownName, UsageError
 from reflect.models import load_model
-from reflect.night import adapters
-from reflect.night.card import base_name, grid
-from reflect.night.carry import write_peft
 from reflect.records import Adapter
 from reflect.store import nights
-from reflect.workspace import Workspace
+from reflect.workspace.workspace import Workspace
 
 GATE = {
     "ok": True,
@@ -72,16 +73,25 @@ def test_peft_itself_loads_the_folder(slept: tuple[Workspace, Adapter], tmp_path
     assert torch.allclose(ours, theirs, atol=1e-5) and not torch.allclose(ours, bare, atol=1e-2)
 
 
-def test_the_card_tells_where_it_comes_from(slept: tuple[Workspace, Adapter], tmp_path: Path) -> None:
+def test_the_card_tells_where_it_comes_from(
+    slept: tuple[Workspace, Adapter], tmp_path: Path
+) -> None:
     ws, adapter = slept
     out = ws.adapters.export("one", tmp_path / "deep" / "out")
     head = front(out)
-    assert (head["base_model"], head["library_name"], head["tags"]) == ("tiny", "peft", ["reflect", "lora"])
+    assert (head["base_model"], head["library_name"], head["tags"]) == (
+        "tiny",
+        "peft",
+        ["reflect", "lora"],
+    )
     text = (out / "README.md").read_text()
     assert str(tmp_path) not in text, "no path of this machine"
     assert r"| 1 | 1 | my.jsonl | w1 \| w2 | say &lt;b>w9&lt;/b> |" in text
     assert "| my.jsonl | 0.12 | 1.00 | 0.88 | 0.75 | 3 |" in text
-    assert r"- passed: the weights keep 90% \| of &lt;it>" in text and "not passed the gate" not in text
+    assert (
+        r"- passed: the weights keep 90% \| of &lt;it>" in text
+        and "not passed the gate" not in text
+    )
     assert "reflect sleep --method staged --budget 0.5m --seed 3" in text
     assert adapter.base_fingerprint in text and "--max-lora-rank 8" in text
     for name, digest in adapter.manifest.items():
@@ -91,7 +101,9 @@ def test_the_card_tells_where_it_comes_from(slept: tuple[Workspace, Adapter], tm
     assert not list(out.parent.glob(".*.part"))
 
 
-def test_a_base_from_the_hub_is_named_as_the_hub_names_it(slept: tuple[Workspace, Adapter], tmp_path: Path) -> None:
+def test_a_base_from_the_hub_is_named_as_the_hub_names_it(
+    slept: tuple[Workspace, Adapter], tmp_path: Path
+) -> None:
     ws, adapter = slept
     assert base_name("hf:org/name") == "org/name" and base_name("/home/me/model/") == "model"
     assert base_name("pocket") == "pocket"
@@ -102,7 +114,9 @@ def test_a_base_from_the_hub_is_named_as_the_hub_names_it(slept: tuple[Workspace
     assert config["base_model_name_or_path"] == "org/name" and config["r"] == 4
 
 
-def test_a_merged_model_is_an_ordinary_one(slept: tuple[Workspace, Adapter], tmp_path: Path) -> None:
+def test_a_merged_model_is_an_ordinary_one(
+    slept: tuple[Workspace, Adapter], tmp_path: Path
+) -> None:
     ws, adapter = slept
     out = ws.adapters.export("one", tmp_path / "merged", merge=True)
     assert ws.model.adapters == [], "the workspace's own model is left alone"
@@ -115,7 +129,10 @@ def test_a_merged_model_is_an_ordinary_one(slept: tuple[Workspace, Adapter], tmp
     greedy = [dataclasses.replace(request, temperature=0.0) for request in ASK]
     assert again.sample(greedy) == ws.model.sample(greedy)
     head = front(out)
-    assert (head["library_name"], head["base_model"]) == ("transformers", "tiny") and "lora" not in head["tags"]
+    assert (head["library_name"], head["base_model"]) == (
+        "transformers",
+        "tiny",
+    ) and "lora" not in head["tags"]
     assert "merged into its weights" in (out / "README.md").read_text()
     other = dataclasses.replace(ws.settings, model="pocket")
     with pytest.raises(AdapterMismatch, match="another base"):
@@ -129,11 +146,17 @@ def test_nothing_is_overwritten_without_a_word(
     ws, _ = slept
     words = ["adapters", "export", "one", "--db", ws.settings.db, "--model", ws.settings.model]
     assert run_command(words) == 0
-    assert capsys.readouterr().out == "one\n" and (tmp_path / "one" / "adapter_model.safetensors").is_file()
+    assert (
+        capsys.readouterr().out == "one\n"
+        and (tmp_path / "one" / "adapter_model.safetensors").is_file()
+    )
     (tmp_path / "one" / "README.md").write_text("mine")
     assert run_command(words) == 2 and (tmp_path / "one" / "README.md").read_text() == "mine"
     assert "--yes" in capsys.readouterr().err
-    assert run_command([*words, "--yes"]) == 0 and "## Lessons" in (tmp_path / "one" / "README.md").read_text()
+    assert (
+        run_command([*words, "--yes"]) == 0
+        and "## Lessons" in (tmp_path / "one" / "README.md").read_text()
+    )
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letters.txt").write_text("dear")
     with pytest.raises(UsageError, match="no exported adapter"):
@@ -143,13 +166,15 @@ def test_nothing_is_overwritten_without_a_word(
         ws.adapters.export("two")
 
 
-def test_a_damaged_or_revoked_one_is_refused(slept: tuple[Workspace, Adapter], tmp_path: Path) -> None:
+def test_a_damaged_or_revoked_one_is_refused(
+    slept: tuple[Workspace, Adapter], tmp_path: Path
+) -> None:
     ws, adapter = slept
     ws.lessons.revoke(1)
     with pytest.raises(UsageError, match="revoked or retired: lesson 1"):
         ws.adapters.export("one", tmp_path / "out")
     ws.lessons.undo(1)
-    file = adapters.folder_of(adapter, ws.settings) / "adapter_model.safetensors"
+    file = registry.folder_of(adapter, ws.settings) / "adapter_model.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
@@ -163,7 +188,9 @@ def test_one_that_did_not_pass_says_so(slept: tuple[Workspace, Adapter], tmp_pat
     ws, adapter = slept
     failed = [GATE["checks"][0] | {"ok": False}]
     with ws.store.write() as s:
-        nights.set_adapter(s, adapter.id, status="rejected", gate=adapter.gate | {"ok": False, "checks": failed})
+        nights.set_adapter(
+            s, adapter.id, status="rejected", gate=adapter.gate | {"ok": False, "checks": failed}
+        )
     text = (ws.adapters.export("one", tmp_path / "out") / "README.md").read_text()
     assert "**It has not passed the gate" in text and "**failed**" in text
 

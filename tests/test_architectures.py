@@ -1,4 +1,5 @@
-"""Five architectures, small and random but for one skill: a day, a night and a way back each; the same code for all."""
+"""Five architectures, small and random but for one skill: a day, a night and a way back each; the
+same code for all."""
 
 from __future__ import annotations
 
@@ -10,22 +11,33 @@ import pytest
 import torch
 
 import reflect
+from reflect.gate import drift
 from reflect.models import load_model
 from reflect.models.base import Request
 from reflect.models.local import LocalModel
-from reflect.night import losses, training
 from reflect.store import doctor, nights
+from reflect.training import losses
 from scripts import architectures
 from scripts.proofs._architectures import ADVICE, KINDS, LESSON, messages, write_tasks
 
-NIGHT = {"budget": 0.15, "batch": 16, "anchors": 24, "tasks_per_lesson": 8, "fewest_tasks": 16, "gate_tasks": 12}
+NIGHT = {
+    "budget": 0.15,
+    "batch": 16,
+    "anchors": 24,
+    "tasks_per_lesson": 8,
+    "fewest_tasks": 16,
+    "gate_tasks": 12,
+}
 NIGHT |= {"placebo": False}  # a model that says "yes" to any lesson at all would not pass it
 ADD = {
     "type": "function",
     "function": {
         "name": "add",
         "description": "Add two numbers.",
-        "parameters": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}},
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+        },
     },
 }
 
@@ -43,10 +55,14 @@ def model(folder: Path) -> LocalModel:
     return load_model(str(folder))
 
 
-def test_a_day_a_night_and_the_way_back(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_day_a_night_and_the_way_back(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder.parent)
     ws = reflect.open(tmp_path / "lessons.db", model=str(folder), max_tokens=6, reflect_tokens=16)
-    run = ws.run("luck.jsonl", n=2, k=3)  # without lessons most attempts fail, and the reviews are noise
+    run = ws.run(
+        "luck.jsonl", n=2, k=3
+    )  # without lessons most attempts fail, and the reviews are noise
     with ws.store.read() as s:
         assert run.reward < 0.5 and run.errors == 0 and doctor.check(s) == []
     assert run.reflections == 2 and set(run.outcomes) <= {"problem"}, "noise is no lesson"
@@ -60,14 +76,20 @@ def test_a_day_a_night_and_the_way_back(folder: Path, tmp_path: Path, monkeypatc
 
     before = say()
     night = ws.sleep("luck.jsonl", **NIGHT)
-    assert night.status in ("promoted", "rejected"), night.reason  # the gate may see that so small a model is changed
+    assert night.status in ("promoted", "rejected"), (
+        night.reason
+    )  # the gate may see that so small a model is changed
     gate = night.stages["gate"]["arms"]["luck.jsonl"]
-    assert gate["adapter_out"]["reward"] >= 0.9 > gate["base_out"]["reward"] + 0.5, "the weights have learned it"
+    assert gate["adapter_out"]["reward"] >= 0.9 > gate["base_out"]["reward"] + 0.5, (
+        "the weights have learned it"
+    )
     if night.status == "rejected":
         assert say() == before
         with ws.store.write() as s:
             nights.set_adapter(s, nights.get_adapter(s, night.adapter).id, status="candidate")
-            nights.promote(s, nights.get_adapter(s, night.adapter).id, "default", night.lessons, night.night_id)
+            nights.promote(
+                s, nights.get_adapter(s, night.adapter).id, "default", night.lessons, night.night_id
+            )
         ws.adapters.switch()
     assert say() == ["yes", "yes"] and ws.model.active == night.adapter
     ws.rollback()
@@ -78,12 +100,14 @@ def test_a_day_a_night_and_the_way_back(folder: Path, tmp_path: Path, monkeypatc
 
 def test_an_answer_does_not_depend_on_its_batch(model: LocalModel) -> None:
     many = [
-        Request(messages(i, do), (i, 7), 10, heat) for i, do, heat in [(1, "", 1.0), (40, "say no", 2.0), (2, "", 0.0)]
+        Request(messages(i, do), (i, 7), 10, heat)
+        for i, do, heat in [(1, "", 1.0), (40, "say no", 2.0), (2, "", 0.0)]
     ]
     together = model.sample(many)
     for request, group in zip(many, together, strict=True):
         assert group == [
-            model.sample([Request(request.messages, (s,), 10, request.temperature)])[0][0] for s in request.seeds
+            model.sample([Request(request.messages, (s,), 10, request.temperature)])[0][0]
+            for s in request.seeds
         ]
     ids = torch.tensor([model.encode(messages(2))])
     with torch.inference_mode():
@@ -95,18 +119,32 @@ def test_an_answer_does_not_depend_on_its_batch(model: LocalModel) -> None:
 
 def test_every_linear_layer_of_the_text_learns(model: LocalModel) -> None:
     model.new_adapter("a", rank=2)
-    rows = [losses.Row([5, 6, 7], [5, 6, 7], [8, 9], "nll")]
+    rows = [losses.TrainingRow([5, 6, 7], [5, 6, 7], [8, 9], "nll")]
     losses.backward(model, "a", rows, 100)
-    moved = [name for name, p in model.network.named_parameters() if ".lora_B" in name and p.grad.abs().sum() > 0]
-    layers = {"gpt2": 4}.get(model.folder.name, 7)  # GPT-2 has one layer for queries, keys and values, and no gate
+    moved = [
+        name
+        for name, p in model.network.named_parameters()
+        if ".lora_B" in name and p.grad.abs().sum() > 0
+    ]
+    layers = {"gpt2": 4}.get(
+        model.folder.name, 7
+    )  # GPT-2 has one layer for queries, keys and values, and no gate
     assert len(moved) == 2 * layers
 
 
-def rows_of_all_losses(model: LocalModel) -> list[losses.Row]:
+def rows_of_all_losses(model: LocalModel) -> list[losses.TrainingRow]:
     student, teacher = model.encode(messages(3)), model.encode(messages(3, "say yes"))
     answer = [*range(20, 31), model.end]
-    rows = [losses.Row(student, teacher, answer, kind) for kind in ("nll", "forward", "reverse", "jsd")]
-    return [*rows, losses.Row(student, student, answer, "policy", advantage=0.5, old=[-2.0] * 12, beta=0.1)]
+    rows = [
+        losses.TrainingRow(student, teacher, answer, kind)
+        for kind in ("nll", "forward", "reverse", "jsd")
+    ]
+    return [
+        *rows,
+        losses.TrainingRow(
+            student, student, answer, "policy", advantage=0.5, old=[-2.0] * 12, beta=0.1
+        ),
+    ]
 
 
 def gradients(model: LocalModel, name: str) -> list[torch.Tensor]:
@@ -133,8 +171,15 @@ def test_pieces_and_recomputed_layers_have_the_same_gradients(
 
 
 def test_tools_are_told_called_and_answered(model: LocalModel) -> None:
-    ask = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2 and 3?"}]
-    call = {"id": "abcdefghi", "type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 3}'}}
+    ask = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is 2 and 3?"},
+    ]
+    call = {
+        "id": "abcdefghi",
+        "type": "function",
+        "function": {"name": "add", "arguments": '{"a": 2, "b": 3}'},
+    }
     talk = [
         *ask,
         {"role": "assistant", "content": None, "tool_calls": [call]},
@@ -149,30 +194,37 @@ def test_tools_are_told_called_and_answered(model: LocalModel) -> None:
     written = {
         "llama": '{"name": "add", "parameters": {"a": 2, "b": 3}}',
         "mistral": '[TOOL_CALLS] [{"name": "add", "arguments": {"a": 2, "b": 3}}]',
-    }.get(model.folder.name, '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>')
+    }.get(
+        model.folder.name,
+        '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>',
+    )
     request = Request(ask, (4,), 80, tools=(ADD,))
     (row,) = model.rows(request)
     row.tokens, row.ended = model.tokenizer(written, add_special_tokens=False)["input_ids"], True
     done = model.completion(row, request)
     assert done.finish == "tool_calls" and done.text == ""
-    assert [(c["function"]["name"], json.loads(c["function"]["arguments"])) for c in done.calls] == [
-        ("add", {"a": 2, "b": 3})
-    ]
+    assert [
+        (c["function"]["name"], json.loads(c["function"]["arguments"])) for c in done.calls
+    ] == [("add", {"a": 2, "b": 3})]
     unasked = model.completion(row, Request(ask, (4,), 80))
     assert not unasked.calls and unasked.finish == "stop" and "add" in unasked.text
 
 
-def test_the_drift_is_the_same_in_pieces(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from reflect.night.harvest import Data, Example, Question
-    from reflect.night.plan import make_plan
+def test_the_drift_is_the_same_in_pieces(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reflect.training.plan import make_plan
+    from reflect.training.teacher_data import Example, Question, TrainingData
 
     model.new_adapter("a")
     for p in model.adapter_parameters("a"):
         p.data.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
-    data: Any = Data([], [], [Example(Question(messages(i), messages(i)), [20, 21, 22, 23]) for i in (1, 2)], 8)
-    whole = training.probe(model, "a", data, make_plan(10))
+    data: Any = TrainingData(
+        [], [], [Example(Question(messages(i), messages(i)), [20, 21, 22, 23]) for i in (1, 2)], 8
+    )
+    whole = drift.probe(model, "a", data, make_plan(10))
     monkeypatch.setattr(losses, "LOGITS", 3 * len(model.tokenizer))
-    for mine, its in zip(training.probe(model, "a", data, make_plan(10)), whole, strict=True):
+    for mine, its in zip(drift.probe(model, "a", data, make_plan(10)), whole, strict=True):
         assert mine == pytest.approx(its, rel=1e-4) and its[1] > 0
 
 
@@ -181,14 +233,23 @@ def test_of_a_model_that_sees_the_language_alone_learns(tmp_path: Path) -> None:
 
     folder = architectures.build(tmp_path / "m", "gemma3")
     text = transformers.Gemma3TextConfig.from_pretrained(folder)
-    eyes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    eyes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     eyes |= {"image_size": 28, "patch_size": 14}
-    config = transformers.Gemma3Config(text_config=text.to_dict(), vision_config=eyes, mm_tokens_per_image=4)
+    config = transformers.Gemma3Config(
+        text_config=text.to_dict(), vision_config=eyes, mm_tokens_per_image=4
+    )
     network = transformers.Gemma3ForConditionalGeneration(config)
     network.generation_config = transformers.GenerationConfig(eos_token_id=0, pad_token_id=2)
     network.save_pretrained(folder)
     model = load_model(str(folder))
     model.new_adapter("a", rank=2)
-    layers = {name.split(".lora_")[0] for name, _ in model.network.named_parameters() if ".lora_" in name}
+    layers = {
+        name.split(".lora_")[0] for name, _ in model.network.named_parameters() if ".lora_" in name
+    }
     assert len(layers) == 14 and not any("vision" in name or "projector" in name for name in layers)
     assert model.sample([Request(messages(1), (1,), 6)])[0][0].tokens

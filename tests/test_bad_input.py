@@ -1,4 +1,5 @@
-"""Bad input, as a user meets it: one clear sentence with the next step on stderr, exit 1 or 2, nothing lost."""
+"""Bad input, as a user meets it: one clear sentence with the next step on stderr, exit 1 or 2,
+nothing lost."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ import pytest
 from conftest import save_tiny
 
 import reflect
+from reflect.adapters import registry
 from reflect.cli import run_command
-from reflect.night import adapters
 from reflect.store import lessons, nights, runs
 
 REFLECT = Path(sys.executable).with_name("reflect")
@@ -53,7 +54,8 @@ def test_the_process_says_what_the_function_says() -> None:
     )
 
 
-# -- names -------------------------------------------------------------------------------------------------------------
+# -- names
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,8 @@ def test_a_setting_that_is_none(refused: Refused, folder: Path) -> None:
         assert said in refused("lessons", code=2)
 
 
-# -- files of tasks ----------------------------------------------------------------------------------------------------
+# -- files of tasks
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -114,13 +117,21 @@ def test_a_setting_that_is_none(refused: Refused, folder: Path) -> None:
         ('{"prompt": "a?"}', "my.jsonl, line 2, field 'answer': there is none"),
         ('{"prompt": "a?", "answer": ""}', "my.jsonl, line 2, field 'answer': there is none"),
         ('{"answer": "a"}', "my.jsonl, line 2, field 'prompt': there is none"),
-        ('{"prompt": "a?", "answer": "a", "verifier": "vibes"}', "my.jsonl, line 2, field 'verifier'"),
+        (
+            '{"prompt": "a?", "answer": "a", "verifier": "vibes"}',
+            "my.jsonl, line 2, field 'verifier'",
+        ),
         ('{"prompt": "a?", "answer": "a", "split": "exam"}', "my.jsonl, line 2, field 'split'"),
-        ('{"prompt": "b?", "answer": "a", "id": "one"}', "my.jsonl, line 2, field 'id': 'one' is already the id"),
+        (
+            '{"prompt": "b?", "answer": "a", "id": "one"}',
+            "my.jsonl, line 2, field 'id': 'one' is already the id",
+        ),
         ("[1, 2]", "my.jsonl, line 2: it is not a task"),
     ],
 )
-def test_a_malformed_line_says_file_line_and_field(refused: Refused, folder: Path, line: str, said: str) -> None:
+def test_a_malformed_line_says_file_line_and_field(
+    refused: Refused, folder: Path, line: str, said: str
+) -> None:
     (folder / "my.jsonl").write_text(f'{{"id": "one", "prompt": "a!", "answer": "a"}}\n{line}\n')
     assert said in refused("run", "my.jsonl", code=2)
     assert not (folder / "lessons.db").exists()
@@ -139,7 +150,8 @@ def test_a_prompt_template_that_does_not_render(refused: Refused, folder: Path) 
     assert "prompts/system.jinja does not render" in said and "nothing" in said
 
 
-# -- databases ---------------------------------------------------------------------------------------------------------
+# -- databases
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_database_from_a_newer_version(refused: Refused) -> None:
@@ -153,7 +165,9 @@ def test_a_database_from_a_newer_version(refused: Refused) -> None:
 
 
 def test_a_file_that_is_no_database_or_cannot_be_one(refused: Refused, folder: Path) -> None:
-    Path("lessons.db").write_text("these are not the bytes of a database, but there are enough of them\n" * 20)
+    Path("lessons.db").write_text(
+        "these are not the bytes of a database, but there are enough of them\n" * 20
+    )
     assert "lessons.db is not a database" in refused("lessons", code=1)
     assert "is a folder" in refused("lessons", "--db", str(folder), code=1)
     assert "/dev/null cannot be" in refused("lessons", "--db", "/dev/null/x.db", code=1)
@@ -163,7 +177,8 @@ def test_a_file_that_is_no_database_or_cannot_be_one(refused: Refused, folder: P
     assert "a database of another program" in refused("lessons", "--db", "other.db", code=1)
 
 
-# -- models and adapters -----------------------------------------------------------------------------------------------
+# -- models and adapters
+# -----------------------------------------------------------------------------------------------
 
 
 def test_a_model_folder_without_a_model_or_a_chat_template(refused: Refused, folder: Path) -> None:
@@ -178,11 +193,13 @@ def test_a_model_folder_without_a_model_or_a_chat_template(refused: Refused, fol
 def test_an_adapter_with_a_flipped_byte_or_for_another_base(refused: Refused, folder: Path) -> None:
     ws = reflect.open("lessons.db", model=str(save_tiny(folder / "tiny")))
     ws.model.new_adapter("one", rank=4, alpha=8, seed=1)  # type: ignore[attr-defined]
-    adapters.publish(ws.model, "one", ws.settings, {})
+    registry.publish(ws.model, "one", ws.settings, {})
     lesson = ws.lessons.add("w1", "w2")
     with ws.store.write() as s:
-        night = nights.start_night(s, key="k", profile="default", config={}, lessons=[[lesson.id, 1]])
-        row = adapters.row(ws.model, "one", ws.settings, night_id=night.id)
+        night = nights.start_night(
+            s, key="k", profile="default", config={}, lessons=[[lesson.id, 1]]
+        )
+        row = registry.row(ws.model, "one", ws.settings, night_id=night.id)
         adapter = nights.add_adapter(s, **row.model_dump(exclude={"id", "created"}))
         nights.finish_night(s, night.id, "promoted", adapter_id=adapter.id)
         nights.promote(s, adapter.id)
@@ -192,11 +209,16 @@ def test_an_adapter_with_a_flipped_byte_or_for_another_base(refused: Refused, fo
         said = refused(*words, "-m", "other", code=1)
         assert "made for another base" in said and "--model" in said
 
-    weights = adapters.folder_of(row, ws.settings) / "adapter_model.safetensors"
+    weights = registry.folder_of(row, ws.settings) / "adapter_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
-    for words in (["run", "letters"], ["eval", "letters"], ["sleep"], ["adapters", "promote", "one"]):
+    for words in (
+        ["run", "letters"],
+        ["eval", "letters"],
+        ["sleep"],
+        ["adapters", "promote", "one"],
+    ):
         said = refused(*words, "-m", "tiny", code=1)
         assert "adapter_model.safetensors differs from its manifest" in said and "rollback" in said
     assert run_command(["adapters", "verify", "-m", "tiny"]) == 1
@@ -205,13 +227,20 @@ def test_an_adapter_with_a_flipped_byte_or_for_another_base(refused: Refused, fo
         assert lessons.get(s, lesson.id).status == "active" and not runs.list_runs(s)
 
 
-# -- full disks and sudden ends ----------------------------------------------------------------------------------------
+# -- full disks and sudden ends
+# ----------------------------------------------------------------------------------------
 
 
 def test_a_full_disk_behind_stdout() -> None:
     with open("/dev/full", "w") as full:
-        done = subprocess.run([REFLECT, "tasks", "show", "letters"], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1 and "The disk is full" in done.stderr and "Traceback" not in done.stderr
+        done = subprocess.run(
+            [REFLECT, "tasks", "show", "letters"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (
+        done.returncode == 1
+        and "The disk is full" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_a_full_disk_behind_the_database(folder: Path) -> None:
@@ -219,7 +248,10 @@ def test_a_full_disk_behind_the_database(folder: Path) -> None:
     unshare = ["unshare", "-m", "sh", "-c"] if os.geteuid() == 0 else ["unshare", "-rm", "sh", "-c"]
     (folder / "small").mkdir()
     mount = "mount -t tmpfs -o size=700k tmpfs small"
-    if not shutil.which("unshare") or subprocess.run([*unshare, mount], capture_output=True).returncode:
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*unshare, mount], capture_output=True).returncode
+    ):
         pytest.skip("this system lets us mount nothing")
     script = f"""{mount} || exit 99
         export REFLECT_DB=small/lessons.db
@@ -232,7 +264,11 @@ def test_a_full_disk_behind_the_database(folder: Path) -> None:
         {REFLECT} lessons --json"""
     done = subprocess.run([*unshare, script], capture_output=True, text=True)
     assert done.returncode == 0, (done.returncode, done.stderr)
-    assert "code 1" in done.stdout and "The disk is full" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        "code 1" in done.stdout
+        and "The disk is full" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert "then run the same command again" in done.stderr
     listed = json.loads(done.stdout[done.stdout.index("[") :])
     assert [row["when"] for row in listed] == ["first", "second"]
@@ -241,7 +277,8 @@ def test_a_full_disk_behind_the_database(folder: Path) -> None:
 def test_an_interrupted_run_says_so_and_is_continued(folder: Path) -> None:
     words = [REFLECT, "run", "dialect", "-n", "24", "-k", "8", "--seed", "1"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    # What a shell starts in the background ignores SIGINT, and so do its children, unless they are told otherwise.
+    # What a shell starts in the background ignores SIGINT, and so do its children, unless they are
+    # told otherwise.
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     process = subprocess.Popen(
         words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, preexec_fn=heed
@@ -255,7 +292,9 @@ def test_an_interrupted_run_says_so_and_is_continued(folder: Path) -> None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "the same command continues" in err and "Traceback" not in err
+    assert (
+        process.returncode == 130 and "the same command continues" in err and "Traceback" not in err
+    )
     with ws.store.read() as s:
         before = runs.figures(s, 1).rollouts
     assert 0 < before < 192

@@ -1,4 +1,5 @@
-"""All lessons withheld together: the draw, the evidence, the verdict, what a run and a command say of it."""
+"""All lessons withheld together: the draw, the evidence, the verdict, what a run and a command say
+of it."""
 
 from __future__ import annotations
 
@@ -11,15 +12,15 @@ from sqlmodel import select
 
 from reflect.cli import run_command
 from reflect.config import Settings, load
-from reflect.day import planned
-from reflect.day.bundle import Bundle, draw, in_words
-from reflect.day.measure import measure
 from reflect.day.practice import practice
-from reflect.day.trial import Court, Holds, withhold
 from reflect.errors import UsageError
 from reflect.records import Exposure, Rollout, TaskRow, Trial
 from reflect.store import Store, doctor, runs, trials
 from reflect.store import lessons as db
+from reflect.trials import comparison
+from reflect.trials.bundle import Bundle, draw, in_words
+from reflect.trials.lesson_trial import LessonTrials, TrialScope, withhold
+from reflect.trials.reward_version import measure
 
 SETTINGS = Settings()
 
@@ -36,11 +37,14 @@ def lessons_of(store, n=3, **words):
 
 
 def suite(store, effect, *, tasks=160, k=8, seed=0, measure="", settings=SETTINGS):
-    """A run of simulated rollouts in which all lessons of the scope s together are worth `effect`."""
+    """A run of simulated rollouts in which all lessons of the scope s together are worth
+    `effect`."""
     rng = random.Random(f"{seed} {effect}")
     with store.write() as s:
         keys = [f"{seed}-{effect}-{i}" for i in range(tasks)]
-        s.add_all(TaskRow(key=key, taskset="s", task_id=key, split="practice", content={}) for key in keys)
+        s.add_all(
+            TaskRow(key=key, taskset="s", task_id=key, split="practice", content={}) for key in keys
+        )
         run = runs.start_run(s, key=f"{seed} {effect} {measure}", taskset="s", n=tasks, k=k, seed=seed, model="m",
                              profile="default", model_fingerprint="f", measure=measure)  # fmt: skip
     bundle = Bundle(run)
@@ -53,7 +57,14 @@ def suite(store, effect, *, tasks=160, k=8, seed=0, measure="", settings=SETTING
                     kept = draw(chosen, settings, seed, key, index)
                     drawn.append(kept.applied(withhold(chosen, settings, seed, key, index)))
                     reward = float(rng.random() < base + effect * bool(chosen and kept.shown))
-                    row = Rollout(run_id=run.id, task_key=key, index=index, messages=[], reward=reward, seed=index)
+                    row = Rollout(
+                        run_id=run.id,
+                        task_key=key,
+                        index=index,
+                        messages=[],
+                        reward=reward,
+                        seed=index,
+                    )
                     row.bundle_shown, row.bundle_probability = kept
                     rows.append(row)
             runs.save_rollouts(s, rows, drawn)
@@ -70,7 +81,11 @@ def test_the_bundle_is_drawn_by_a_hash_and_leaves_single_lessons_alone(store):
     assert {one.probability for one in drawn} == {0.95}
     # 4,000 coins: 0.02 off is 5.8 standard errors, 1 of 10^8
     assert sum(not one.shown for one in drawn) / 4000 == pytest.approx(0.05, abs=0.02)
-    assert draw([], SETTINGS, 1, "t", 0) == draw(lessons, Settings(trials=False), 1, "t", 0) == (True, 1.0)
+    assert (
+        draw([], SETTINGS, 1, "t", 0)
+        == draw(lessons, Settings(trials=False), 1, "t", 0)
+        == (True, 1.0)
+    )
     out = next(i for i, one in enumerate(drawn) if not one.shown)
     exposures = drawn[out].applied(withhold(lessons, SETTINGS, 1, f"task {out // 8}", out % 8))
     assert [(x.shown, x.probability) for x in exposures] == [(False, 0.0)] * 3
@@ -93,16 +108,21 @@ def test_a_day_withholds_bundles_and_their_rollouts_are_no_evidence_on_one_lesso
     with store.read() as s:
         rows = {row.id: row for row in s.exec(select(Rollout))}
         out = [row for row in rows.values() if not row.bundle_shown]
-        assert 0.1 * len(rows) < len(out) < 0.3 * len(rows)  # 192 coins: 3.5 standard errors either way
+        assert (
+            0.1 * len(rows) < len(out) < 0.3 * len(rows)
+        )  # 192 coins: 3.5 standard errors either way
         assert {row.bundle_probability for row in rows.values()} == {0.8}
         for row in out:
             assert "Lessons from practice" not in json.dumps(row.messages)
         found = s.exec(select(Exposure)).all()
         assert {x.probability for x in found if not rows[x.rollout_id].bundle_shown} == {0.0}
         assert {x.probability for x in found if rows[x.rollout_id].bundle_shown} <= {0.5, 0.9}
-        holds = Holds("rule-1", None, measure(dialect.TASKSET))
-        heard = [Court(holds).hear(s, db.get(s, i)) for i in range(1, 7)]
-        counted = [len(trials.observations(s, i, version, **holds.words())) for i, (version, _) in enumerate(heard, 1)]
+        holds = TrialScope("rule-1", None, measure(dialect.TASKSET))
+        heard = [LessonTrials(holds).hear(s, db.get(s, i)) for i in range(1, 7)]
+        counted = [
+            len(trials.observations(s, i, version, **holds.words()))
+            for i, (version, _) in enumerate(heard, 1)
+        ]
         assert [contrast.n for _, contrast in heard] == counted
         assert report.reward == 1.0, "the rewards told are those of rollouts that saw their lessons"
         run = runs.get_run(s, report.run_id)
@@ -133,10 +153,24 @@ def test_a_bundle_that_does_harm_is_retired_but_for_what_is_proven_or_pinned(sto
     with store.read() as s:
         status = {x.id: x.status for x in db.listing(s)}
         newest = db.history(s, plain)[-1]
-        assert status == {plain: "retired", proven: "active", pinned: "candidate", general: "candidate"}
-        assert newest.author == "trial" and newest.reason.startswith("all lessons of s together do harm: -0.")
-        assert run.bundle["harm"][0]["retired"] == [[plain, 2]] and run.bundle["harm"][0]["high"] < 0
-        assert trials.bundle_since(s, run) == run.bundle["harm"][-1]["since"] >= run.bundle["harm"][0]["since"] > 0
+        assert status == {
+            plain: "retired",
+            proven: "active",
+            pinned: "candidate",
+            general: "candidate",
+        }
+        assert newest.author == "trial" and newest.reason.startswith(
+            "all lessons of s together do harm: -0."
+        )
+        assert (
+            run.bundle["harm"][0]["retired"] == [[plain, 2]] and run.bundle["harm"][0]["high"] < 0
+        )
+        assert (
+            trials.bundle_since(s, run)
+            == run.bundle["harm"][-1]["since"]
+            >= run.bundle["harm"][0]["since"]
+            > 0
+        )
         assert run.bundle["n"] < 160 * 8 - 1, "the evidence spoke of another bundle: it began anew"
     assert "it did harm before: 1 lessons were retired" in in_words(run.bundle)
     fresh = lessons_of(store, 1, when="new")
@@ -158,7 +192,8 @@ def test_a_bundle_that_brings_little_changes_nothing_and_is_told(store):
         assert {db.get(s, i).status for i in ids} == {"candidate"}
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
+# -- the command
+# -------------------------------------------------------------------------------------------------------
 
 
 def told(capsys, *words):
@@ -179,7 +214,9 @@ def test_the_commands_show_the_bundle(store, capsys):
     assert code == 0 and out.startswith("bundle dialect: all lessons together +")
     code, out, _ = told(capsys, "trial", "--bundle", "dialect", "--db", path, "--json")
     row = json.loads(out)
-    assert (row["taskset"], row["n"], row["run"]) == ("dialect", 192, 1) and row["low"] < row["effect"] < row["high"]
+    assert (row["taskset"], row["n"], row["run"]) == ("dialect", 192, 1) and row["low"] < row[
+        "effect"
+    ] < row["high"]
     assert isinstance(json.loads(told(capsys, "trial", "--db", path, "--json")[1]), list)
     assert "bundle dialect: all lessons" in told(capsys, "runs", "show", "1", "--db", path)[1]
     assert told(capsys, "trial", "1", "--bundle", "dialect", "--db", path)[0] == 2
@@ -187,11 +224,13 @@ def test_the_commands_show_the_bundle(store, capsys):
 
 def test_a_planned_comparison_of_all_lessons_with_none(store):
     with pytest.raises(UsageError, match="No lesson stands"):
-        planned.compare_bundle(RuleModel(), store, dialect.TASKSET, SETTINGS, n=4, k=2)
+        comparison.compare_bundle(RuleModel(), store, dialect.TASKSET, SETTINGS, n=4, k=2)
     with store.write() as s:
         for verb, op in dialect.TASKSET.meanings.items():
             db.add(s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect")
-    effect = planned.compare_bundle(RuleModel(), store, dialect.TASKSET, SETTINGS, n=8, k=4)
+    effect = comparison.compare_bundle(RuleModel(), store, dialect.TASKSET, SETTINGS, n=8, k=4)
     assert effect.verdict == "accept" and effect.low > 0 and effect.n <= 32
     with store.read() as s:
-        assert s.exec(select(Trial)).all() == [] and {x.status for x in db.listing(s)} == {"candidate"}
+        assert s.exec(select(Trial)).all() == [] and {x.status for x in db.listing(s)} == {
+            "candidate"
+        }

@@ -12,10 +12,13 @@ from reflect.config import Settings
 from reflect.errors import ModelError
 from reflect.models import load_model
 from reflect.models.base import Completion, Request
-from reflect.models.calls import read_calls, shaped
 from reflect.models.local import LocalModel
+from reflect.models.tool_calls import read_calls, shaped
 
-ADD = {"type": "function", "function": {"name": "add", "description": "w7", "parameters": {"type": "object"}}}
+ADD = {
+    "type": "function",
+    "function": {"name": "add", "description": "w7", "parameters": {"type": "object"}},
+}
 ONE = '{"name": "add", "arguments": {"a": 1}}'
 
 
@@ -54,7 +57,8 @@ def test_calls_are_read(text: str, rest: str, calls: list[dict[str, object]]) ->
         f"It is {ONE}",
         f"<tool_call>{ONE}",
         f"{ONE}</tool_call>",
-        f"<tool_call>{ONE}</tool_call><tool_call>{{broken}}</tool_call>",  # one that cannot be read: none is made
+        # one that cannot be read: none is made
+        f"<tool_call>{ONE}</tool_call><tool_call>{{broken}}</tool_call>",
         "<tool_call>add(1)</tool_call>",
         '<tool_call>{"name": 3, "arguments": {}}</tool_call>',
         '<tool_call>{"name": "add", "arguments": [1]}</tool_call>',
@@ -71,7 +75,10 @@ def test_what_cannot_be_read_stays_text(text: str) -> None:
 def test_the_same_calls_have_the_same_ids() -> None:
     calls = read_calls(f"<tool_call>{ONE}</tool_call><tool_call>{ONE}</tool_call>", {"add"})[1]
     made = shaped(calls, "7/20")
-    assert made == shaped(calls, "7/20") and made[0]["id"] != made[1]["id"] != shaped(calls, "8/20")[1]["id"]
+    assert (
+        made == shaped(calls, "7/20")
+        and made[0]["id"] != made[1]["id"] != shaped(calls, "8/20")[1]["id"]
+    )
     assert all(len(call["id"]) == 9 and call["id"].isalnum() for call in made)
     assert made[0]["function"] == {"name": "add", "arguments": '{"a": 1}'}
 
@@ -96,7 +103,9 @@ def test_a_template_that_knows_no_tools_gets_words(tmp_path: Path) -> None:
 # ---- thoughts
 
 
-def said(model: LocalModel, text: str, stop: tuple[str, ...] = (), ended: bool = True) -> Completion:
+def said(
+    model: LocalModel, text: str, stop: tuple[str, ...] = (), ended: bool = True
+) -> Completion:
     """The completion of a model that wrote just this."""
     request = Request([{"role": "user", "content": "w1"}], (0,), 60, stop=stop)
     (row,) = model.rows(request)
@@ -114,7 +123,8 @@ def thinker(tmp_path: Path) -> LocalModel:
 
 
 QWEN_SWITCH = TEMPLATE.replace(
-    "'<|assistant|>'", "'<|assistant|>' + ('' if enable_thinking | default(true) else ' <think> </think>')"
+    "'<|assistant|>'",
+    "'<|assistant|>' + ('' if enable_thinking | default(true) else ' <think> </think>')",
 )
 
 
@@ -124,7 +134,9 @@ def test_a_thought_is_no_part_of_the_answer(thinker: LocalModel) -> None:
     assert len(done.tokens) == done.completion_tokens == 6, "training sees all of it"
     cut = said(thinker, "<think> w3 w4", ended=False)
     assert (cut.thought, cut.text, cut.finish) == ("w3 w4", "", "length")
-    assert said(thinker, "w5 <think> w6 </think>").text == "w5 <think> w6 </think>"  # no thought of its own
+    assert (
+        said(thinker, "w5 <think> w6 </think>").text == "w5 <think> w6 </think>"
+    )  # no thought of its own
     stopped = said(thinker, "<think> w9 </think> w5 w9 w6", stop=("w9",))
     assert (stopped.thought, stopped.text.strip()) == ("w9", "w5")
 
@@ -132,7 +144,12 @@ def test_a_thought_is_no_part_of_the_answer(thinker: LocalModel) -> None:
 def test_an_earlier_thought_is_not_read_again(thinker: LocalModel) -> None:
     talk = [
         {"role": "user", "content": "w1"},
-        {"role": "assistant", "content": "<think> w3 </think> w5", "thought": "w3", "reasoning_content": "w3"},
+        {
+            "role": "assistant",
+            "content": "<think> w3 </think> w5",
+            "thought": "w3",
+            "reasoning_content": "w3",
+        },
         {"role": "user", "content": "w2"},
     ]
     text = thinker.chat.render(talk)
@@ -141,13 +158,25 @@ def test_an_earlier_thought_is_not_read_again(thinker: LocalModel) -> None:
 
 def test_the_switch_of_the_template_is_used(tmp_path: Path) -> None:
     ask = [{"role": "user", "content": "w1"}]
-    for thinking, end in (("auto", "<|assistant|>"), ("on", "<|assistant|>"), ("off", "<think> </think>")):
-        assert loaded(tmp_path / thinking, QWEN_SWITCH, thinking=thinking).chat.render(ask).endswith(end)
-    assert loaded(tmp_path / "none", thinking="off").chat.render(ask).endswith("<|assistant|>")  # it has no switch
+    for thinking, end in (
+        ("auto", "<|assistant|>"),
+        ("on", "<|assistant|>"),
+        ("off", "<think> </think>"),
+    ):
+        assert (
+            loaded(tmp_path / thinking, QWEN_SWITCH, thinking=thinking)
+            .chat.render(ask)
+            .endswith(end)
+        )
+    assert (
+        loaded(tmp_path / "none", thinking="off").chat.render(ask).endswith("<|assistant|>")
+    )  # it has no switch
 
 
 def test_a_template_may_begin_the_thought_itself(tmp_path: Path) -> None:
-    model = loaded(tmp_path / "m", TEMPLATE.replace("'<|assistant|>'", "'<|assistant|> <think>\\n'"))
+    model = loaded(
+        tmp_path / "m", TEMPLATE.replace("'<|assistant|>'", "'<|assistant|> <think>\\n'")
+    )
     assert model.chat.split("w3 w4\n</think>\n\nw5") == ("w3 w4", "w5")
     assert model.chat.split("w3 w4") == ("w3 w4", "")
 
@@ -158,7 +187,13 @@ def test_marks_that_count_as_special_tokens_are_read(tmp_path: Path) -> None:
     for word, mark in (("w100", "<think>"), ("w101", "</think>"), ("w102", "<|secret|>")):
         number = table["model"]["vocab"].pop(word)
         table["model"]["vocab"][mark] = number
-        plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        plain = {
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
         table["added_tokens"].append({"id": number, "content": mark, **plain})
     (folder / "tokenizer.json").write_text(json.dumps(table))
     model = load_model(str(folder))
@@ -183,6 +218,8 @@ def test_a_model_without_an_end_is_refused(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "m", template=TEMPLATE.replace(" <|end|> ", " "))
     for file in ("generation_config.json", "config.json", "tokenizer_config.json"):
         config = json.loads((folder / file).read_text())
-        (folder / file).write_text(json.dumps({k: v for k, v in config.items() if not k.startswith("eos_token")}))
+        (folder / file).write_text(
+            json.dumps({k: v for k, v in config.items() if not k.startswith("eos_token")})
+        )
     with pytest.raises(ModelError, match="with which token an answer ends"):
         load_model(str(folder))

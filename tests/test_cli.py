@@ -1,4 +1,5 @@
-"""The command line without a model: the same verbs on every noun, data on stdout, everything else on stderr."""
+"""The command line without a model: the same verbs on every noun, data on stdout, everything else
+on stderr."""
 
 from __future__ import annotations
 
@@ -35,14 +36,21 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     return run
 
 
-def add(cli: Cli, when: str = "counting letters", do: str = "spell the word first", **options: str) -> dict[str, Any]:
+def add(
+    cli: Cli, when: str = "counting letters", do: str = "spell the word first", **options: str
+) -> dict[str, Any]:
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     return cli("lessons", "add", "--when", when, "--do", do, *words, "--json")
 
 
 def test_a_lesson_from_first_to_last(cli: Cli) -> None:
     lesson = add(cli, scope="letters", tag="spelling", reason="I know it")
-    assert (lesson["id"], lesson["status"], lesson["pinned"], lesson["tags"]) == (1, "active", True, ["spelling"])
+    assert (lesson["id"], lesson["status"], lesson["pinned"], lesson["tags"]) == (
+        1,
+        "active",
+        True,
+        ["spelling"],
+    )
     assert lesson["tokens"] > 0  # counted by the tokenizer alone
 
     assert cli("lessons", "edit", "1", "--do", "spell it, comma by comma", "--json")["version"] == 2
@@ -107,7 +115,8 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(
     assert cli("lessons", "path", "--db", "flag.db").endswith("/flag.db\n")
 
 
-# -- editing -----------------------------------------------------------------------------------------------------------
+# -- editing
+# -----------------------------------------------------------------------------------------------------------
 
 
 def editor(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,16 +129,26 @@ def editor(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_editor(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add(cli, scope="letters")
-    editor(folder, "sed -i 's/^do: .*/do: count on your fingers/; s/^tags:.*/tags: a, b/' \"$1\"", monkeypatch)
+    editor(
+        folder,
+        "sed -i 's/^do: .*/do: count on your fingers/; s/^tags:.*/tags: a, b/' \"$1\"",
+        monkeypatch,
+    )
     row = cli("lessons", "edit", "1", "--json")
-    assert (row["do"], row["tags"], row["scope"]) == ("count on your fingers", ["a", "b"], "letters")
+    assert (row["do"], row["tags"], row["scope"]) == (
+        "count on your fingers",
+        ["a", "b"],
+        "letters",
+    )
     editor(folder, "true", monkeypatch)
     assert "stays as it was (version 2" in cli("lessons", "edit", "1")
     editor(folder, "printf 'when: it rains\\ndo: take\\n  an umbrella\\n' > \"$1\"", monkeypatch)
     assert cli("lessons", "add", "--json")["do"] == "take an umbrella"
 
 
-@pytest.mark.parametrize("script", ["exit 1", "echo > $1", "printf 'when: x\\ndo:\\n' > $1", "echo stray > $1"])
+@pytest.mark.parametrize(
+    "script", ["exit 1", "echo > $1", "printf 'when: x\\ndo:\\n' > $1", "echo stray > $1"]
+)
 def test_an_editor_that_fails_changes_nothing(
     cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
@@ -139,7 +158,8 @@ def test_an_editor_that_fails_changes_nothing(
     assert cli("lessons", "history", "1").count("human") == 1
 
 
-# -- tasks, init, doctor -----------------------------------------------------------------------------------------------
+# -- tasks, init, doctor
+# -----------------------------------------------------------------------------------------------
 
 
 def test_tasks_have_the_public_shape(cli: Cli) -> None:
@@ -156,8 +176,13 @@ def test_tasks_are_checked_without_a_model(cli: Cli, folder: Path) -> None:
 
 def test_init_makes_a_folder_to_work_in_and_overwrites_nothing(cli: Cli, folder: Path) -> None:
     made = cli("init", "here", "--prompts").splitlines()
-    prompts = [f"prompts/{name}.jinja" for name in ("compare", "judge", "merge", "notes", "reflect", "system", "tools")]
-    assert made == [f"here/{name}" for name in ("reflect.toml", "example.jsonl", *prompts, "lessons.db")]
+    prompts = [
+        f"prompts/{name}.jinja"
+        for name in ("compare", "judge", "merge", "notes", "reflect", "system", "tools")
+    ]
+    assert made == [
+        f"here/{name}" for name in ("reflect.toml", "example.jsonl", *prompts, "lessons.db")
+    ]
     (folder / "here" / "reflect.toml").write_text("k = 3\n")
     assert cli("init", "here") == ""
     assert (folder / "here" / "reflect.toml").read_text() == "k = 3\n"
@@ -169,20 +194,28 @@ def test_the_settings_that_init_writes_are_the_settings(cli: Cli, folder: Path) 
 
     cli("init")
     file = folder / "reflect.toml"
-    file.write_text("\n".join(line.removeprefix("# ") for line in file.read_text().splitlines()[2:]))
+    file.write_text(
+        "\n".join(line.removeprefix("# ") for line in file.read_text().splitlines()[2:])
+    )
     assert config.load(file) == config.Settings()
 
 
 def test_the_doctor_finds_what_is_wrong(cli: Cli) -> None:
     add(cli)
     facts = cli("doctor", "--json")
-    assert facts["ok"] and facts["lessons"] == 1 and facts["adapter"] is None and facts["packages"]["torch"]
+    assert (
+        facts["ok"]
+        and facts["lessons"] == 1
+        and facts["adapter"] is None
+        and facts["packages"]["torch"]
+    )
     with Store("lessons.db").write() as s:
         s.connection().exec_driver_sql("UPDATE lesson SET status = 'odd'")
     assert "PROBLEM Lesson 1 has the unknown status 'odd'" in cli("doctor", code=1)
 
 
-# -- the process -------------------------------------------------------------------------------------------------------
+# -- the process
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_a_reader_that_goes_away_is_no_traceback() -> None:
@@ -191,7 +224,9 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     assert done.stdout.startswith("id") and not done.stderr
 
 
-@pytest.mark.parametrize("words", [["lessons"], ["lessons", "search", "x"], ["tasks"], ["runs"], ["prompt", "letters"]])
+@pytest.mark.parametrize(
+    "words", [["lessons"], ["lessons", "search", "x"], ["tasks"], ["runs"], ["prompt", "letters"]]
+)
 def test_what_needs_no_model_loads_no_torch(words: list[str]) -> None:
     code = (
         "import sys\nfrom reflect.cli import run_command\n"

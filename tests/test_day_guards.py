@@ -3,8 +3,8 @@
 import pytest
 from day_model import dialect
 
-from reflect.day.guards import instance, leaks, suspicions
-from reflect.tasksets.base import Task
+from reflect.lessons.safety import instance, leaks, suspicions
+from reflect.tasksets.task import Task
 
 
 def task(text: str, answer) -> Task:
@@ -24,8 +24,14 @@ SPELL = "counting letters in a word: spell the word, comma by comma, and keep a 
         ("the task says zubi: give 3 numbers at most", ZUBI),
         (SPELL, LETTERS),
         ("a word is asked about: say yes to nothing", task("Is a whale a fish?", "a")),
-        ("a list is asked for: separate the items with commas", task("Name three rivers.", "Rhine, Danube and Elbe")),
-        ("the choice is A, B or C: compare each", task("Which is right: red, green or blue?", "red")),
+        (
+            "a list is asked for: separate the items with commas",
+            task("Name three rivers.", "Rhine, Danube and Elbe"),
+        ),
+        (
+            "the choice is A, B or C: compare each",
+            task("Which is right: red, green or blue?", "red"),
+        ),
     ],
 )
 def test_advice_is_no_leak(text, of):
@@ -39,8 +45,14 @@ def test_advice_is_no_leak(text, of):
         ("the task says zubi: answer 4 2 9", ZUBI),
         ("the task says zubi: answer 4, 2, 9", ZUBI),
         ("strawberry is asked about: say 3", LETTERS),
-        ("the capital of France is asked: it is paris", task("What is the capital of France?", "Paris")),
-        ("rivers: the rhine danube and the others", task("Name three rivers.", "Rhine, Danube and Elbe")),
+        (
+            "the capital of France is asked: it is paris",
+            task("What is the capital of France?", "Paris"),
+        ),
+        (
+            "rivers: the rhine danube and the others",
+            task("Name three rivers.", "Rhine, Danube and Elbe"),
+        ),
         ("a sum is asked: 0.75", task("What is 1/2 + 1/4?", 0.75)),
         ("any of these: zebra", task("Name an animal.", ["Lion", "Zebra"])),
         ("a formula: it ends in 512", task("What is 2^9 and 3^2?", {"x": 512, "y": 9})),
@@ -69,8 +81,13 @@ def test_suspicious_texts(text, what):
 
 
 def test_a_lesson_that_names_the_whole_task_and_a_word_of_its_answer_leaks():
-    first = dialect.Dialect.task("zubi", "first", [9, 2, 4], "practice")  # its answer, 9, stands in the task itself
-    assert leaks(f"asked: {first.text} the answer is 9", first) == "it names this one task and gives its answer"
+    first = dialect.Dialect.task(
+        "zubi", "first", [9, 2, 4], "practice"
+    )  # its answer, 9, stands in the task itself
+    assert (
+        leaks(f"asked: {first.text} the answer is 9", first)
+        == "it names this one task and gives its answer"
+    )
     assert leaks(f"asked: {first.text} use first", first) is None
     assert leaks("the task says zubi use first", first) is None
 

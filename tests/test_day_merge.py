@@ -5,15 +5,15 @@ from curating import SAYS, SPELL, SPELT, add, apply, merging, prove
 from day_model import RuleModel
 
 from reflect.config import Settings
-from reflect.day.election import Ballot, elect
-from reflect.day.likeness import alike, apart, families, keeps, stems, telling
-from reflect.day.merge import merge
-from reflect.day.reflection import Edit
+from reflect.lessons.deduplicate import merge
+from reflect.lessons.edit_format import Edit
+from reflect.lessons.similarity import alike, apart, covers_condition, families, stems, telling
+from reflect.lessons.voting import ProposedEdits, select_winning_edits
 from reflect.records import Lesson
 from reflect.store import Store
 from reflect.store import lessons as db
-from reflect.store.links import links, successor
-from reflect.workspace import Workspace
+from reflect.store.lesson_links import links, successor
+from reflect.workspace.workspace import Workspace
 
 
 @pytest.fixture
@@ -21,7 +21,8 @@ def store(tmp_path):
     return Store(str(tmp_path / "lessons.db"))
 
 
-# -- likeness ----------------------------------------------------------------------------------------------------------
+# -- likeness
+# ----------------------------------------------------------------------------------------------------------
 
 
 def lesson(when, do="use sort"):
@@ -34,29 +35,38 @@ def test_one_telling_word_makes_two_things_of_one_sentence():
     assert {"zubi", "fapo"} <= told and "says" not in told
     assert apart(SAYS, conditions[1]) and apart(SAYS, conditions[2], told)
     assert not apart("counting letters in a word", "you count the letters of a word")
-    assert apart("at most 3 words", "at most 4 words in a line") and apart("use sort", "do not use sort")
+    assert apart("at most 3 words", "at most 4 words in a line") and apart(
+        "use sort", "do not use sort"
+    )
     assert not alike(lesson(SAYS), lesson(conditions[2]), told)
     assert alike(lesson(*SPELL), lesson(*SPELT)) and not alike(lesson(*SPELL), lesson(SAYS))
     assert alike(lesson(SAYS, "use sort"), lesson(SAYS, "sort it, then give the list")) is True
-    assert not alike(lesson(SAYS, "use sort"), lesson(SAYS, "use swap")), "other advice is a contradiction"
+    assert not alike(lesson(SAYS, "use sort"), lesson(SAYS, "use swap")), (
+        "other advice is a contradiction"
+    )
 
 
 def test_a_condition_is_kept_by_one_that_names_all_of_it():
-    assert keeps("counting letters or vowels in a word", "counting letters in a word")
-    assert keeps("You count the letters of a word!", "counting letters of a word")
-    assert not keeps("the task says fapo", SAYS) and not keeps("a task", SAYS)
+    assert covers_condition("counting letters or vowels in a word", "counting letters in a word")
+    assert covers_condition("You count the letters of a word!", "counting letters of a word")
+    assert not covers_condition("the task says fapo", SAYS) and not covers_condition("a task", SAYS)
     assert stems("zubis") != stems("zubi"), "made-up words are short: nothing is cut from them"
 
 
 def test_all_of_a_family_are_alike():
-    rows = [lesson("a b c d e f", "x"), lesson("a b c d e f g h", "x"), lesson("a b c d e f g h i j k", "x")]
+    rows = [
+        lesson("a b c d e f", "x"),
+        lesson("a b c d e f g h", "x"),
+        lesson("a b c d e f g h i j k", "x"),
+    ]
     pairs = [(0, 1), (0, 2), (1, 2)]
     assert alike(rows[1], rows[2]) and not alike(rows[0], rows[2])
     assert families(rows, pairs) == [[0, 1]]
     assert families(rows, []) == []
 
 
-# -- MERGE -------------------------------------------------------------------------------------------------------------
+# -- MERGE
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_oldest_takes_the_text_and_the_others_retire_with_a_link_and_all_has_an_undo(s):
@@ -64,14 +74,28 @@ def test_the_oldest_takes_the_text_and_the_others_retire_with_a_link_and_all_has
     edit = merging(new, old, when="counting letters of a word", do="spell it out, with a counter")
     outcome = apply(s, edit, shown=[old, new])
     assert (outcome.outcome, outcome.lesson_id, outcome.gone) == ("merged", old.id, (new.id,))
-    assert (old.do, old.status, old.version, old.tags) == (edit.do, "candidate", 2, ["count", "words"])
-    assert (new.status, db.history(s, new.id)[-1].reason) == ("retired", f"merged into lesson {old.id}")
+    assert (old.do, old.status, old.version, old.tags) == (
+        edit.do,
+        "candidate",
+        2,
+        ["count", "words"],
+    )
+    assert (new.status, db.history(s, new.id)[-1].reason) == (
+        "retired",
+        f"merged into lesson {old.id}",
+    )
     (found,) = links(s, new.id)
     assert (found.lesson_id, found.other_id, found.kind) == (old.id, new.id, "merged")
-    assert links(s, old.id) == [found] and successor(s, new.id) == old.id and successor(s, old.id) is None
+    assert (
+        links(s, old.id) == [found]
+        and successor(s, new.id) == old.id
+        and successor(s, old.id) is None
+    )
     assert outcome.row()["ids"] == [new.id, old.id] and outcome.row()["gone"] == [new.id]
     again = apply(s, Edit("add", *SPELT))
-    assert (again.outcome, again.lesson_id) == ("known", old.id), "what was merged does not come back by itself"
+    assert (again.outcome, again.lesson_id) == ("known", old.id), (
+        "what was merged does not come back by itself"
+    )
     db.undo(s, new.id)
     db.undo(s, old.id)
     assert (old.do, old.status, new.do, new.status) == (SPELL[1], "active", SPELT[1], "candidate")
@@ -86,7 +110,12 @@ def test_the_same_text_needs_no_new_trial(s):
 @pytest.mark.parametrize("why", ["pinned", "proven", "in the weights"])
 def test_words_that_are_pinned_proven_or_slept_stay_and_the_others_go_into_them(s, why):
     loose = add(s, *SPELL)
-    held = add(s, *SPELT, status="distilled" if why == "in the weights" else "active", pinned=why == "pinned")
+    held = add(
+        s,
+        *SPELT,
+        status="distilled" if why == "in the weights" else "active",
+        pinned=why == "pinned",
+    )
     if why == "proven":
         prove(s, held)
     outcome = apply(s, merging(loose, held, do="say it letter by letter"), shown=[loose, held])
@@ -96,7 +125,10 @@ def test_words_that_are_pinned_proven_or_slept_stay_and_the_others_go_into_them(
 
 def test_what_no_merge_may_do(s):
     a, b = add(s, *SPELL, pinned=True), add(s, *SPELT, pinned=True)
-    c, far = add(s, "letters of a word are counted", "spell it"), add(s, "the task says fapo", "use sort")
+    c, far = (
+        add(s, "letters of a word are counted", "spell it"),
+        add(s, "the task says fapo", "use sort"),
+    )
     zubi = add(s, SAYS, "use sort")
     general = add(s, *SPELT, scope="")
     one = add(s, *SPELT, tags=["task:abc"])
@@ -129,18 +161,24 @@ def test_where_a_person_reviews_a_merge_waits_once_and_changes_nothing(s):
     first, second = (apply(s, edit, shown=[old, new], review=True) for _ in range(2))
     assert (first.outcome, second.outcome) == ("quarantined", "known") and "person" in first.reason
     assert "person" in apply(s, merging(old, new), shown=[old, new], review=True).reason
-    assert (old.version, new.version) == (1, 1) and {x.kind for x in links(s, old.id)} == {"proposed"}
+    assert (old.version, new.version) == (1, 1) and {x.kind for x in links(s, old.id)} == {
+        "proposed"
+    }
 
 
 def test_approving_what_was_proposed_retires_what_it_replaces(tmp_path):
     ws = Workspace(Settings(db=str(tmp_path / "lessons.db")))
     with ws.store.write() as s:
         old, new = add(s, *SPELL), add(s, *SPELT)
-        outcome = apply(s, merging(old, new, do="spell it out, with a counter"), shown=[old, new], review=True)
+        outcome = apply(
+            s, merging(old, new, do="spell it out, with a counter"), shown=[old, new], review=True
+        )
         ids = [old.id, new.id]
     assert ws.lessons.approve(outcome.lesson_id).status == "active"
     assert [ws.lessons.get(i).status for i in ids] == ["retired", "retired"]
-    assert {(x.other_id, x.kind) for x in ws.lessons.links(outcome.lesson_id)} >= {(i, "supersedes") for i in ids}
+    assert {(x.other_id, x.kind) for x in ws.lessons.links(outcome.lesson_id)} >= {
+        (i, "supersedes") for i in ids
+    }
     assert ws.lessons.undo(ids[0]).status == "candidate", "a person may have both"
 
 
@@ -153,13 +191,25 @@ def test_what_was_read_outside_merges_nothing(s):
 def test_a_merge_must_win_for_each_of_its_lessons():
     three, seven = Lesson(id=3, when="a", do="b"), Lesson(id=7, when="c", do="d")
     edit = Edit("merge", "a", "b", lesson_ids=(3, 7))
-    assert elect([Ballot([edit], [three, seven])]) == [[True]]
-    assert elect([Ballot([edit], [three, seven]), Ballot([], [seven], content=True)]) == [[False], []]
+    assert select_winning_edits([ProposedEdits([edit], [three, seven])]) == [[True]]
+    assert select_winning_edits(
+        [ProposedEdits([edit], [three, seven]), ProposedEdits([], [seven], content=True)]
+    ) == [
+        [False],
+        [],
+    ]
     retire = Edit("retire", why="x", lesson_id=7)
-    assert elect([Ballot([edit]), Ballot([retire]), Ballot([retire])]) == [[False], [True], [True]]
+    assert select_winning_edits(
+        [ProposedEdits([edit]), ProposedEdits([retire]), ProposedEdits([retire])]
+    ) == [
+        [False],
+        [True],
+        [True],
+    ]
 
 
-# -- tidying up --------------------------------------------------------------------------------------------------------
+# -- tidying up
+# --------------------------------------------------------------------------------------------------------
 
 
 class Scribe(RuleModel):
@@ -190,10 +240,15 @@ def test_exact_duplicates_are_merged_without_a_model_and_verbs_are_no_duplicates
     with store.write() as s:
         for verb in ("zubi", "fapo", "kimo"):
             add(s, f"the task says {verb}", "use sort")
-        one, two = add(s, "The task says: zubi", "use the sort"), add(s, SAYS, "use sort", scope="letters")
+        one, two = (
+            add(s, "The task says: zubi", "use the sort"),
+            add(s, SAYS, "use sort", scope="letters"),
+        )
     for dry_run in (True, False):
         found, _ = tidy(store, dry_run=dry_run)
-        assert [(x["outcome"], x["lesson"], x["gone"]) for x in found.changes] == [("merged", 1, [one.id])]
+        assert [(x["outcome"], x["lesson"], x["gone"]) for x in found.changes] == [
+            ("merged", 1, [one.id])
+        ]
         assert found.standing["dialect"]["lessons"] == 3 + dry_run and not found.asked
     with store.read() as s:
         assert (db.get(s, one.id).status, db.get(s, two.id).status) == ("retired", "candidate")
@@ -206,13 +261,18 @@ def test_near_duplicates_are_for_the_bare_model_and_its_answer_is_kept(store):
         add(s, SAYS, "use sort")
     answer = f"MERGE {a.id} {b.id} when: counting letters of a word do: spell it, with a counter\nRETIRE 3 why: no"
     found, scribe = tidy(store, answer, dry_run=True)
-    assert [x["outcome"] for x in found.changes] == ["merged", "refused"] and found.asked[0].lessons == [a.id, b.id]
+    assert [x["outcome"] for x in found.changes] == ["merged", "refused"] and found.asked[
+        0
+    ].lessons == [a.id, b.id]
     found, scribe = tidy(store, answer, scope="dialect")
     assert scribe.asked_with == [None] and scribe.active == "an adapter"
     prompt = scribe.prompts[0]
     assert f"lesson {a.id} when: {SPELL[0]} do: {SPELL[1]}" in prompt and "zubi" not in prompt
     with store.read() as s:
-        assert (db.get(s, a.id).do, db.get(s, b.id).status) == ("spell it, with a counter", "retired")
+        assert (db.get(s, a.id).do, db.get(s, b.id).status) == (
+            "spell it, with a counter",
+            "retired",
+        )
         assert db.get(s, 3).status == "candidate"
         assert answer.split("\n")[0] in links(s, b.id)[0].why
     assert not tidy(store)[0].asked
@@ -242,8 +302,13 @@ def test_the_model_is_told_which_words_stay_and_not_asked_where_all_do(store):
 def test_a_tidy_up_that_loses_too_much_is_refused_whole(store):
     with store.write() as s:
         for word in ("paper", "river"):
-            for when in (f"counting letters of the word {word}", f"you count letters of the word {word}"):
-                row = add(s, when, "spell it out and keep a counter", author="human", status="active")
+            for when in (
+                f"counting letters of the word {word}",
+                f"you count letters of the word {word}",
+            ):
+                row = add(
+                    s, when, "spell it out and keep a counter", author="human", status="active"
+                )
     assert row.id == 4
     found, _ = tidy(store, "RETIRE 1 why: no\nRETIRE 2 why: no\nRETIRE 3 why: no\nRETIRE 4 why: no")
     assert "4 of 4" in found.alarm and [x["outcome"] for x in found.changes][-1] == "alarm"
@@ -258,8 +323,12 @@ def test_a_lesson_that_changed_while_the_model_was_asked_is_left_alone(store):
     class Slow(Scribe):
         def solve(self, prompt, rng):
             with store.write() as s:
-                db.revise(s, a.id, author="human", do="spell the word out and keep a counter in mind")
+                db.revise(
+                    s, a.id, author="human", do="spell the word out and keep a counter in mind"
+                )
             return super().solve(prompt, rng)
 
-    found = merge(lambda: Slow("MERGE 1 2 when: counting letters of a word do: spell it"), store, Settings())
+    found = merge(
+        lambda: Slow("MERGE 1 2 when: counting letters of a word do: spell it"), store, Settings()
+    )
     assert "has changed since" in found.changes[0]["reason"]

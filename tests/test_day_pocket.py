@@ -1,10 +1,11 @@
-"""The day with the real pocket model: it fails, reviews its attempts, writes itself the lesson, and gets better."""
+"""The day with the real pocket model: it fails, reviews its attempts, writes itself the lesson, and
+gets better."""
 
 import pytest
 
 from reflect.config import Settings
 from reflect.day.practice import practice
-from reflect.evaluate import evaluate, following
+from reflect.evaluation.arms import evaluate, following
 from reflect.records import SHOWN_STATUSES
 from reflect.store import Store
 from reflect.store import lessons as db

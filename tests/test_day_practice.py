@@ -8,12 +8,12 @@ from sqlmodel import select
 
 from reflect.config import Settings
 from reflect.day.practice import practice
-from reflect.day.rollout import rollout_seed, run_group
 from reflect.errors import UsageError
 from reflect.records import Exposure, Lesson, LessonVersion, Reflection, Rollout, Run, Trial
+from reflect.rollouts.runner import rollout_seed, run_group
 from reflect.store import Store, nights
 from reflect.store import lessons as db
-from reflect.tasksets.base import Score
+from reflect.tasksets.task import Score
 
 SETTINGS = Settings()
 
@@ -29,7 +29,8 @@ def day(store, model=None, **words):
 
 
 def rows_of(store) -> str:
-    """Everything that a day stores, without ids of its own, times, and what it remembers (see `heard`)."""
+    """Everything that a day stores, without ids of its own, times, and what it remembers (see
+    `heard`)."""
     with store.read() as s:
         every = [
             row
@@ -39,7 +40,10 @@ def rows_of(store) -> str:
     for row in every:
         if isinstance(row, Run):
             row.config = {name: value for name, value in row.config.items() if name != "heard"}
-    dumped = [(type(row).__name__, row.model_dump(exclude={"created", "updated", "started", "ended"})) for row in every]
+    dumped = [
+        (type(row).__name__, row.model_dump(exclude={"created", "updated", "started", "ended"}))
+        for row in every
+    ]
     return json.dumps(dumped, indent=1, default=str)
 
 
@@ -80,7 +84,9 @@ def test_what_was_shown_is_recorded_and_is_what_the_prompt_held(store):
     assert {e.probability for e in exposures} <= {0.0, 0.5, 0.9}
     for row in rollouts:
         system = row.messages[0]["content"] if row.messages[0]["role"] == "system" else ""
-        seen = [(versions[e.lesson_id, e.version], e.shown) for e in exposures if e.rollout_id == row.id]
+        seen = [
+            (versions[e.lesson_id, e.version], e.shown) for e in exposures if e.rollout_id == row.id
+        ]
         assert bool(system) == any(shown for _, shown in seen)
         assert all((f"when: {v.when} do: {v.do}" in system) == shown for v, shown in seen)
 
@@ -219,10 +225,17 @@ def test_the_day_after_a_night_builds_on_what_the_weights_hold(store):
     model.weights["night-1"], model.active = known, "night-1"
     with store.write() as s:
         adapter = nights.add_adapter(
-            s, name="night-1", path="night-1", manifest={}, base_model="rule", base_fingerprint="rule-1"
+            s,
+            name="night-1",
+            path="night-1",
+            manifest={},
+            base_model="rule",
+            base_fingerprint="rule-1",
         )
         for verb, op in known.items():
-            lesson = db.add(s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect")
+            lesson = db.add(
+                s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect"
+            )
             db.revise(s, lesson.id, author="night", status="distilled")
     report = day(store, model, n=30, k=8)
     assert model.active == "night-1"
@@ -231,10 +244,14 @@ def test_the_day_after_a_night_builds_on_what_the_weights_hold(store):
         lessons = {x.when.split()[-1]: (x.do, x.status, x.version) for x in db.listing(s)}
     assert report.rewards[0] > 0.5 and report.rewards[-1] > 0.9
     assert lessons == {
-        verb: (f"use {op}", "distilled", 2) if verb in known else (f"use {op}", lessons[verb][1], lessons[verb][2])
+        verb: (f"use {op}", "distilled", 2)
+        if verb in known
+        else (f"use {op}", lessons[verb][1], lessons[verb][2])
         for verb, op in dialect.TASKSET.meanings.items()
     }
-    assert {status for _, status, _ in lessons.values()} == {"distilled", "active"}, "the new ones are proven by now"
+    assert {status for _, status, _ in lessons.values()} == {"distilled", "active"}, (
+        "the new ones are proven by now"
+    )
     assert all(f"the task says {verb}" not in prompt for verb in known for prompt in model.prompts)
 
 

@@ -5,13 +5,13 @@ from curating import SAYS, add, apply, prove
 from day_model import RuleModel, dialect
 
 from reflect.config import Settings
-from reflect.day.keeping import Consolidation
-from reflect.day.reflection import Edit
 from reflect.day.review import Group, Review, edit_lessons
+from reflect.lessons.edit_format import Edit
+from reflect.lessons.protection import EditTransaction
 from reflect.records import Exposure, Reflection, Rollout
 from reflect.store import Store, runs
 from reflect.store import lessons as db
-from reflect.store.links import link, links, successor
+from reflect.store.lesson_links import link, links, successor
 
 
 @pytest.fixture
@@ -19,7 +19,8 @@ def store(tmp_path):
     return Store(str(tmp_path / "lessons.db"))
 
 
-# -- contradiction -----------------------------------------------------------------------------------------------------
+# -- contradiction
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_a_general_lesson_that_is_contradicted_is_not_reworded_but_superseded(s):
@@ -37,19 +38,28 @@ def test_a_general_lesson_that_is_contradicted_is_not_reworded_but_superseded(s)
         "a comparison of lessons says: use reverse",
     )
     back = apply(s, Edit("add", SAYS, "use sort"), shown=[new])
-    assert (back.outcome, back.lesson_id, back.gone) == ("superseded", general.id, (new.id,)), "and the other way round"
+    assert (back.outcome, back.lesson_id, back.gone) == ("superseded", general.id, (new.id,)), (
+        "and the other way round"
+    )
 
 
 def test_of_two_lessons_of_one_condition_the_newer_evidence_leaves_one(s):
     mine, general = add(s, SAYS, "use sort"), add(s, SAYS, "use swap", scope="")
     outcome = apply(s, Edit("add", SAYS, "use reverse"), shown=[mine, general])
-    assert (outcome.outcome, outcome.lesson_id, outcome.gone) == ("superseded", mine.id, (general.id,))
+    assert (outcome.outcome, outcome.lesson_id, outcome.gone) == (
+        "superseded",
+        mine.id,
+        (general.id,),
+    )
     assert mine.do == "use reverse" and general.status == "retired"
     assert "says otherwise than version 1 (model): use sort" in db.history(s, mine.id)[-1].reason
 
 
 def test_a_pinned_lesson_of_the_same_condition_stops_it_all(s):
-    mine, general = add(s, SAYS, "use sort"), add(s, SAYS, "use swap", scope="", pinned=True, author="human")
+    mine, general = (
+        add(s, SAYS, "use sort"),
+        add(s, SAYS, "use swap", scope="", pinned=True, author="human"),
+    )
     outcome = apply(s, Edit("add", SAYS, "use reverse"), shown=[mine, general])
     assert outcome.outcome == "refused" and mine.version == general.version == 1
 
@@ -57,7 +67,9 @@ def test_a_pinned_lesson_of_the_same_condition_stops_it_all(s):
 def test_a_revision_that_makes_two_conditions_equal_supersedes_the_other(s):
     near, other = add(s, "the task says the word zubi", "use sort"), add(s, SAYS, "use swap")
     edit = Edit("revise", SAYS, "use reverse", lesson_id=near.id)
-    assert apply(s, edit, shown=[near], contrast=False).outcome == "kept", "the other one was not tried"
+    assert apply(s, edit, shown=[near], contrast=False).outcome == "kept", (
+        "the other one was not tried"
+    )
     outcome = apply(s, edit, shown=[near, other], contrast=False)
     assert (outcome.lesson_id, outcome.gone) == (near.id, (other.id,))
     assert (near.when, near.do, other.status) == (SAYS, "use reverse", "retired")
@@ -76,15 +88,19 @@ def test_a_link_said_again_is_one_link(s):
             link(s, a.id, other, kind)
 
 
-# -- a proven lesson ---------------------------------------------------------------------------------------------------
+# -- a proven lesson
+# ---------------------------------------------------------------------------------------------------
 
 
 def group(s, lesson, seen, missed=(), name="t", held=False):
-    """The reflection of one group: the rewards of the rollouts that saw the lesson, and of those that missed it."""
+    """The reflection of one group: the rewards of the rollouts that saw the lesson, and of those
+    that missed it."""
     run = runs.list_runs(s)[0] if runs.list_runs(s) else None
     if run is None:
         words = {"n": 1, "k": 8, "seed": 1, "model": "rule", "model_fingerprint": "rule-1"}
-        run = runs.start_run(s, key="run", taskset="dialect", profile="default", adapter_id=None, config={}, **words)
+        run = runs.start_run(
+            s, key="run", taskset="dialect", profile="default", adapter_id=None, config={}, **words
+        )
     task = dialect.Dialect.task("zubi", "reverse", [9, 2, len(name)], "practice")
     runs.save_tasks(s, "dialect", [task])
     rows, exposed = [], []
@@ -93,18 +109,36 @@ def group(s, lesson, seen, missed=(), name="t", held=False):
         shown = [] if held else [(i < len(seen), 0.9)]
         exposed.append(
             [
-                Exposure(rollout_id=0, lesson_id=lesson.id, version=lesson.version, shown=x, probability=p)
+                Exposure(
+                    rollout_id=0,
+                    lesson_id=lesson.id,
+                    version=lesson.version,
+                    shown=x,
+                    probability=p,
+                )
                 for x, p in shown
             ]
         )
     runs.save_rollouts(s, rows, exposed)
-    row = Reflection(run_id=run.id, task_key=task.key, pack_hash="", pack_tokens=0, prompt_version="", raw="", edits=[])
+    row = Reflection(
+        run_id=run.id,
+        task_key=task.key,
+        pack_hash="",
+        pack_tokens=0,
+        prompt_version="",
+        raw="",
+        edits=[],
+    )
     return runs.save_reflection(s, row)
 
 
 def ask(s, lesson, review, edit=None, **more):
     outcome = apply(
-        s, edit or Edit("revise", SAYS, "use swap", lesson_id=lesson.id), [lesson], reflection_id=review.id, **more
+        s,
+        edit or Edit("revise", SAYS, "use swap", lesson_id=lesson.id),
+        [lesson],
+        reflection_id=review.id,
+        **more,
     )
     review.edits = [outcome.row()]
     s.add(review)
@@ -130,7 +164,9 @@ def test_one_group_that_went_well_with_a_proven_lesson_changes_nothing(s, good):
     assert good.version == 1
     bare = add(s, "the task says fapo", "use sort", status="active")
     edit = Edit("revise", "the task says fapo", "use swap", lesson_id=bare.id)
-    assert apply(s, edit, [bare]).outcome == "revised", "one that was never proven has no such shield"
+    assert apply(s, edit, [bare]).outcome == "revised", (
+        "one that was never proven has no such shield"
+    )
 
 
 def test_a_group_that_did_worse_without_it_does_not_speak_against_it(s, good):
@@ -145,19 +181,34 @@ def test_where_all_attempts_with_it_fail_and_one_without_finds_the_way_it_goes_a
 def test_else_a_second_group_of_the_run_must_want_it_too(s, good):
     assert ask(s, good, group(s, good, [0] * 8, name="a")) == "defended"
     assert good.version == 1
-    assert ask(s, good, group(s, good, [1] * 8, name="ab")) == "kept", "one that went well is no second voice"
+    assert ask(s, good, group(s, good, [1] * 8, name="ab")) == "kept", (
+        "one that went well is no second voice"
+    )
     assert ask(s, good, group(s, good, [0] * 8, name="abc")) == "revised"
     assert (
-        ask(s, good, group(s, good, [0] * 8, name="abcd"), Edit("retire", why="x", lesson_id=good.id)) == "retired"
+        ask(
+            s,
+            good,
+            group(s, good, [0] * 8, name="abcd"),
+            Edit("retire", why="x", lesson_id=good.id),
+        )
+        == "retired"
     ), "its new text has proven nothing"
 
 
 def test_a_lesson_that_helps_is_bettered_when_three_groups_ask_for_the_same_words(s, good):
     rewards = [1, 1, 1, 0, 1, 1, 1]
-    assert [ask(s, good, group(s, good, rewards, name=name)) for name in ("a", "ab")] == ["kept", "kept"]
+    assert [ask(s, good, group(s, good, rewards, name=name)) for name in ("a", "ab")] == [
+        "kept",
+        "kept",
+    ]
     other = Edit("revise", SAYS, "use rotate", lesson_id=good.id)
-    assert ask(s, good, group(s, good, rewards, name="abc"), other) == "kept", "other words are another wish"
-    assert ask(s, good, group(s, good, [1] * 7, name="abcd")) == "kept", "where it always works nothing is to better"
+    assert ask(s, good, group(s, good, rewards, name="abc"), other) == "kept", (
+        "other words are another wish"
+    )
+    assert ask(s, good, group(s, good, [1] * 7, name="abcd")) == "kept", (
+        "where it always works nothing is to better"
+    )
     assert ask(s, good, group(s, good, rewards, name="abcde")) == "revised"
 
 
@@ -181,23 +232,28 @@ def test_a_later_verdict_or_another_text_ends_the_proof(s, good):
     assert ask(s, good, group(s, good, [1] * 8, name="ab")) == "revised"
 
 
-# -- the shrink alarm --------------------------------------------------------------------------------------------------
+# -- the shrink alarm
+# --------------------------------------------------------------------------------------------------
 
 
 VERBS = "zubi fapo kimo ruda nelo tive gosu bima".split()
 
 
 def wellknown(s, n):
-    return [add(s, f"the task says {verb}", "use sort", pinned=True, author="human") for verb in VERBS[:n]]
+    return [
+        add(s, f"the task says {verb}", "use sort", pinned=True, author="human")
+        for verb in VERBS[:n]
+    ]
 
 
 @pytest.mark.parametrize(
-    ("n", "lost", "alarm"), [(6, 2, False), (6, 3, True), (2, 1, False), (2, 2, True), (8, 0, False)]
+    ("n", "lost", "alarm"),
+    [(6, 2, False), (6, 3, True), (2, 1, False), (2, 2, True), (8, 0, False)],
 )
 def test_a_consolidation_that_loses_more_than_a_third_is_taken_back_whole(s, n, lost, alarm):
     rows = wellknown(s, n)
     add(s, "unproven", "use sort")
-    tidy = Consolidation(s, "default")
+    tidy = EditTransaction(s, "default")
     for row in rows[:lost]:
         db.revise(s, row.id, author="model", status="retired")
     reason = tidy.close()
@@ -209,14 +265,17 @@ def test_a_consolidation_that_loses_more_than_a_third_is_taken_back_whole(s, n, 
 
 def test_what_a_successor_keeps_and_what_was_never_supported_is_not_lost(s):
     rows = wellknown(s, 4)
-    doubtful = [add(s, f"on {word}", "use swap", status="active") for word in ("monday", "tuesday", "sunday")]
-    tidy = Consolidation(s, "default")
+    doubtful = [
+        add(s, f"on {word}", "use swap", status="active")
+        for word in ("monday", "tuesday", "sunday")
+    ]
+    tidy = EditTransaction(s, "default")
     for row in [*rows, *doubtful]:
         db.revise(s, row.id, author="model", status="retired")
     for row in rows:
         add(s, f"{row.when} at last", "use sort")
     assert tidy.close() == "" and db.count(s, status="retired") == 7
-    tidy = Consolidation(s, "default")
+    tidy = EditTransaction(s, "default")
     add(s, "for a rehearsal", "use sort")
     assert tidy.close(keep=False) == "" and db.find_exact(s, "for a rehearsal", "use sort") is None
 
@@ -225,7 +284,9 @@ def test_a_wave_that_loses_too_much_is_one_outcome_and_changes_nothing(store):
     with store.write() as s:
         rows = [add(s, f"the task says {verb}", "use sort", status="active") for verb in VERBS[:3]]
         for row in rows:
-            db.revise(s, row.id, author="human", status="candidate")  # a person put it there: it is well supported
+            db.revise(
+                s, row.id, author="human", status="candidate"
+            )  # a person put it there: it is well supported
         reviews = []
         for i, row in enumerate(rows):
             found = group(s, row, [0] * 4, name="x" * i)
@@ -240,5 +301,9 @@ def test_a_wave_that_loses_too_much_is_one_outcome_and_changes_nothing(store):
     with store.read() as s:
         saved = [row.edits for row in runs.reflections(s, run.id)]
         assert db.count(s, status="candidate") == 3
-    assert [[edit["outcome"] for edit in edits] for edits in saved] == [["alarm", "refused"], ["refused"], ["refused"]]
+    assert [[edit["outcome"] for edit in edits] for edits in saved] == [
+        ["alarm", "refused"],
+        ["refused"],
+        ["refused"],
+    ]
     assert "3 of 3" in saved[0][0]["reason"]

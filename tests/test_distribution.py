@@ -1,4 +1,5 @@
-"""The distribution is `second-nature`, import and command are `reflect`. Another distribution is called `reflect`."""
+"""The distribution is `second-nature`, import and command are `reflect`. Another distribution is
+called `reflect`."""
 
 from __future__ import annotations
 
@@ -15,23 +16,46 @@ ROOT = Path(__file__).resolve().parent
 while not (ROOT / "pyproject.toml").exists():
     ROOT = ROOT.parent
 
-EXTRAS = tuple(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
-# `pip install reflect`, also with options, quotes, a version or an extra, and an extra without a command before it.
+EXTRAS = tuple(
+    tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+)
+# `pip install reflect`, also with options, quotes, a version or an extra, and an extra without a
+# command before it.
 OLD_FORM = re.compile(
     r"(?:pip3?|pipx|uv|uvx|poetry)\s+(?:pip\s+|tool\s+)?(?:install|add|show|run)\s+"
     r"(?:-{1,2}\S+\s+)*['\"]?reflect(?![\w./-])"
     rf"|(?<![\w/-])reflect\[(?:{'|'.join(EXTRAS)})\b"
     r"|metadata\.(?:version|distribution|metadata)\(['\"]reflect['\"]\)"
 )
-TEXT = {"", ".cfg", ".cff", ".ipynb", ".jinja", ".json", ".md", ".mdc", ".py", ".toml", ".txt", ".yaml", ".yml"}
+TEXT = {
+    "",
+    ".cfg",
+    ".cff",
+    ".ipynb",
+    ".jinja",
+    ".json",
+    ".md",
+    ".mdc",
+    ".py",
+    ".toml",
+    ".txt",
+    ".yaml",
+    ".yml",
+}
 SKIPPED = {".git", ".venv", "build", "dist", "out", "runs", "site", "__pycache__", ".reflect"}
 
 
 def tree_files() -> list[Path]:
     paths = [
-        path for path in ROOT.rglob("*") if path.suffix in TEXT and not SKIPPED & set(path.relative_to(ROOT).parts)
+        path
+        for path in ROOT.rglob("*")
+        if path.suffix in TEXT and not SKIPPED & set(path.relative_to(ROOT).parts)
     ]
-    return [path for path in paths if path.is_file() and not any(part.endswith("_cache") for part in path.parts)]
+    return [
+        path
+        for path in paths
+        if path.is_file() and not any(part.endswith("_cache") for part in path.parts)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +68,13 @@ def test_the_search_finds_the_old_form(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["pip install 'second-nature[serve]'", "import reflect", "reflect[0]", "pip install ./reflect", "reflect run"],
+    [
+        "pip install 'second-nature[serve]'",
+        "import reflect",
+        "reflect[0]",
+        "pip install ./reflect",
+        "reflect run",
+    ],
 )
 def test_the_search_ignores_what_is_right(text: str) -> None:
     assert not OLD_FORM.search(text)
@@ -86,10 +116,17 @@ def test_the_wheel_has_the_name_and_the_version(wheel: zipfile.ZipFile) -> None:
 
 @pytest.mark.parametrize("folder", ["prompts", "tasks"])
 def test_the_wheel_holds_prompts_and_tasks(wheel: zipfile.ZipFile, folder: str) -> None:
-    sources = [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    sources = [
+        path
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
     assert len(sources) > 2
     for source in sources:
-        assert wheel.read(f"reflect/_shipped/{source.relative_to(ROOT).as_posix()}") == source.read_bytes()
+        assert (
+            wheel.read(f"reflect/_shipped/{source.relative_to(ROOT).as_posix()}")
+            == source.read_bytes()
+        )
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
@@ -98,4 +135,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) ->
     assert not [name for name in names if "__pycache__" in name or name.endswith(".db")]
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "reflect").rglob("*.py")}
     assert modules <= set(names)
-    assert any(name.startswith("reflect/models/pocket/") and name.endswith(".safetensors") for name in names)
+    assert any(
+        name.startswith("reflect/models/pocket/") and name.endswith(".safetensors")
+        for name in names
+    )

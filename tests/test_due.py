@@ -1,4 +1,5 @@
-"""`reflect sleep --if-due`: the decision from the database and the clock, and that it costs nothing to ask."""
+"""`reflect sleep --if-due`: the decision from the database and the clock, and that it costs nothing
+to ask."""
 
 from __future__ import annotations
 
@@ -35,23 +36,42 @@ def teach(store: Store, when: str = "the task says zub", **options: str) -> int:
 
 
 def slept(
-    store: Store, ids: list[int], status: str = "promoted", hours: float = 24, kept: list[int] | None = None
+    store: Store,
+    ids: list[int],
+    status: str = "promoted",
+    hours: float = 24,
+    kept: list[int] | None = None,
 ) -> Night:
-    """A night over the lessons as they are now, ended so many hours ago, as `reflect.night.sleep` leaves it."""
+    """A night over the lessons as they are now, ended so many hours ago, as `reflect.night.sleep`
+    leaves it."""
     with store.write() as s:
         pairs = [[i, lessons.get(s, i).version] for i in ids]
-        night = nights.start_night(s, key=f"{status} {pairs} {hours}", profile="default", config={}, lessons=pairs)
+        night = nights.start_night(
+            s, key=f"{status} {pairs} {hours}", profile="default", config={}, lessons=pairs
+        )
         if status == "running":
             return night
         for i, version in pairs:
             trial = Trial(
-                lesson_id=i, version=version, kind="preflight", effect=0, low=0, high=0, n=8, verdict="accept"
+                lesson_id=i,
+                version=version,
+                kind="preflight",
+                effect=0,
+                low=0,
+                high=0,
+                n=8,
+                verdict="accept",
             )
             trial.night_id = night.id
             nights.add_trial(s, trial)
         if status == "promoted":
             row = Adapter(
-                name=night.key, path="x", manifest={}, base_model="pocket", base_fingerprint="f", night_id=night.id
+                name=night.key,
+                path="x",
+                manifest={},
+                base_model="pocket",
+                base_fingerprint="f",
+                night_id=night.id,
             )
             adapter = nights.add_adapter(s, **row.model_dump(exclude={"id"}))
             night.lessons = [pair for pair in pairs if kept is None or pair[0] in kept]
@@ -88,7 +108,10 @@ def test_a_lesson_without_tasks_is_never_due(store: Store, settings: Settings) -
 def test_the_hours_since_the_last_night(store: Store, settings: Settings) -> None:
     slept(store, [teach(store)], hours=5)
     teach(store, "the task says fip")
-    assert asked(store, settings) == (False, "Not due: night 1 ended 5.0 hours ago (sleep_hours = 20).")
+    assert asked(store, settings) == (
+        False,
+        "Not due: night 1 ended 5.0 hours ago (sleep_hours = 20).",
+    )
     assert asked(store, settings, sleep_hours=4.5)[0]
     assert decide(store, settings, now() + timedelta(hours=15.1)).new == [2]
 
@@ -101,7 +124,9 @@ def test_the_same_lessons_again_are_not_due(store: Store, settings: Settings, st
     assert not due and f"night 1 ({status}) was over these very lessons" in why
     with store.write() as s:  # other words are another lesson
         lessons.revise(s, ids[1], author="human", do="use sort")
-    assert asked(store, settings) == (True, "Due: 1 lesson is new (lessons 2).") or status == "failed"
+    assert (
+        asked(store, settings) == (True, "Due: 1 lesson is new (lessons 2).") or status == "failed"
+    )
     assert asked(store, settings)[0]
 
 
@@ -119,12 +144,17 @@ def test_an_interrupted_night_goes_on_at_any_hour(store: Store, settings: Settin
     assert asked(store, settings) == (True, "Due: night 2 was interrupted, and goes on.")
 
 
-def test_what_was_taken_back_leaves_the_weights_at_any_hour(store: Store, settings: Settings) -> None:
+def test_what_was_taken_back_leaves_the_weights_at_any_hour(
+    store: Store, settings: Settings
+) -> None:
     ids = [teach(store), teach(store, "the task says fip")]
     slept(store, ids, hours=1)
     with store.write() as s:
         lessons.revise(s, ids[0], author="human", status="retired")
-    assert asked(store, settings) == (True, "Due: the weights still hold what was taken back (lessons 1).")
+    assert asked(store, settings) == (
+        True,
+        "Due: the weights still hold what was taken back (lessons 1).",
+    )
     slept(store, ids[1:], hours=0.5)  # the night without it
     assert not asked(store, settings)[0]
 
@@ -154,6 +184,10 @@ def test_asking_loads_no_model(store: Store, settings: Settings) -> None:
     )
     words = [sys.executable, "-c", code, "sleep", "--if-due", "--db", settings.db]
     root = str(Path(reflect.__file__).parent.parent)
-    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": root})
+    done = subprocess.run(
+        words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": root}
+    )
     said, end = done.stdout.splitlines()
-    assert said == "Not due: night 1 (promoted) was over these very lessons." and end == "0 []", done.stderr
+    assert said == "Not due: night 1 (promoted) was over these very lessons." and end == "0 []", (
+        done.stderr
+    )

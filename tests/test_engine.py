@@ -14,15 +14,20 @@ from conftest import save_tiny
 from reflect.errors import ModelError
 from reflect.models import load_model
 from reflect.models.base import Request
+from reflect.models.continuous_batch import ContinuousBatch
+from reflect.models.generation import GenerationRow
 from reflect.models.local import LocalModel
-from reflect.models.running import Running
-from reflect.models.sampling import Row
-from reflect.serve.engine import GATHER, Busy, Engine, Job
+from reflect.serve.engine import GATHER, Busy, Engine, EngineJob
 
 
 def test_rows_that_join_and_leave_say_what_they_say_alone(tiny: LocalModel) -> None:
     asked = [
-        Request([{"role": "user", "content": " ".join(["w7"] * (1 + i % 5) + [f"w{i}"])}], (i,), 4 + i % 20, i % 3 / 2)
+        Request(
+            [{"role": "user", "content": " ".join(["w7"] * (1 + i % 5) + [f"w{i}"])}],
+            (i,),
+            4 + i % 20,
+            i % 3 / 2,
+        )
         for i in range(24)
     ]
     want = [tiny.sample([request])[0][0] for request in asked]
@@ -41,7 +46,11 @@ def test_rows_that_join_and_leave_say_what_they_say_alone(tiny: LocalModel) -> N
 def test_what_a_running_row_has_read_is_not_read_again(tiny: LocalModel) -> None:
     lessons = " ".join(f"w{i}" for i in range(2, 40))
     asked = [
-        Request([{"role": "system", "content": lessons}, {"role": "user", "content": f"w{i} " * i}], (i,), 20)
+        Request(
+            [{"role": "system", "content": lessons}, {"role": "user", "content": f"w{i} " * i}],
+            (i,),
+            20,
+        )
         for i in (1, 1, 5, 2)
     ]
     want = [tiny.sample([request])[0][0] for request in asked]
@@ -49,7 +58,10 @@ def test_what_a_running_row_has_read_is_not_read_again(tiny: LocalModel) -> None
     rows = [tiny.rows(request)[0] for request in asked]
     read: list[int] = []
     inner = tiny.network.forward
-    tiny.network.forward = lambda **words: (read.append(words["input_ids"].numel()), inner(**words))[1]
+    tiny.network.forward = lambda **words: (
+        read.append(words["input_ids"].numel()),
+        inner(**words),
+    )[1]
     for row in rows:
         batch.join([row])
         batch.step()
@@ -72,7 +84,7 @@ def test_a_row_that_is_dropped_leaves_the_others_alone(tiny: LocalModel) -> None
     while batch.rows:
         batch.step()
     assert [tuple(rows[i].tokens) for i in (1, 2, 3)] == [want[i] for i in (1, 2, 3)]
-    batch.join([Row(rows[0].prompt, 0, 12)])
+    batch.join([GenerationRow(rows[0].prompt, 0, 12)])
     batch.drop(batch.rows[0])
     assert batch.step() == []
 
@@ -132,14 +144,18 @@ def test_a_full_queue_and_a_job_that_nobody_waits_for(tiny: LocalModel) -> None:
     engine.close()
 
 
-def test_newcomers_are_read_together_and_none_is_forgotten(tiny: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_newcomers_are_read_together_and_none_is_forgotten(
+    tiny: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny.__dict__["ends"] = frozenset()
     read: list[int] = []
-    inner = Running.join
-    monkeypatch.setattr(Running, "join", lambda batch, rows: (read.append(len(rows)), inner(batch, rows))[1])
+    inner = ContinuousBatch.join
+    monkeypatch.setattr(
+        ContinuousBatch, "join", lambda batch, rows: (read.append(len(rows)), inner(batch, rows))[1]
+    )
     engine = Engine(tiny, queue=100)
     asked = [Request([{"role": "user", "content": f"w{i}"}], (i,), 6) for i in range(2 * GATHER)]
-    jobs: list[Job] = []
+    jobs: list[EngineJob] = []
 
     def tell(index: int, text: str) -> None:  # one comes at each step of the first
         if len(jobs) < len(asked):
@@ -152,20 +168,30 @@ def test_newcomers_are_read_together_and_none_is_forgotten(tiny: LocalModel, mon
     assert done == tiny.sample(asked)
 
 
-def test_answers_that_outgrow_the_memory_begin_again_later(tiny: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_that_outgrow_the_memory_begin_again_later(
+    tiny: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny.__dict__["ends"] = frozenset()
-    asked = [Request([{"role": "user", "content": "w1 " * (i + 1)}], (i, i + 9), 70) for i in range(4)]
+    asked = [
+        Request([{"role": "user", "content": "w1 " * (i + 1)}], (i, i + 9), 70) for i in range(4)
+    ]
     want = tiny.sample(asked)
     most, held = 200, []
     monkeypatch.setattr(tiny, "cache_tokens", lambda: most)
     monkeypatch.setattr("reflect.serve.engine.ALLOW", 2)
-    step = Running.step
-    monkeypatch.setattr(Running, "step", lambda one: (held.append((len(one.rows), one.tokens())), step(one))[1])
+    step = ContinuousBatch.step
+    monkeypatch.setattr(
+        ContinuousBatch,
+        "step",
+        lambda one: (held.append((len(one.rows), one.tokens())), step(one))[1],
+    )
     engine = Engine(tiny, queue=100)
     jobs = [engine.submit(request) for request in asked]
     assert [job.done.result(60) for job in jobs] == want
     engine.close()
-    assert max(tokens for rows, tokens in held if rows > 1) <= most, "a step of many is never more than fits"
+    assert max(tokens for rows, tokens in held if rows > 1) <= most, (
+        "a step of many is never more than fits"
+    )
     assert max(rows for rows, _ in held) > 4, "all were let in while they were short"
     assert held[-1][0] < 4
 
@@ -195,7 +221,9 @@ def test_too_little_memory_halves_the_running_batch(tiny: LocalModel) -> None:
     assert told
 
 
-def test_a_light_network_serves_on_one_thread(tiny: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_light_network_serves_on_one_thread(
+    tiny: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)

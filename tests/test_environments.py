@@ -1,4 +1,5 @@
-"""Rollouts of several turns: turn by turn in one batch, whole in the record, and no environment that ends a run."""
+"""Rollouts of several turns: turn by turn in one batch, whole in the record, and no environment
+that ends a run."""
 
 from __future__ import annotations
 
@@ -11,16 +12,27 @@ import pytest
 from sqlmodel import select
 from world_model import CALL, WorldModel
 
-from reflect.config import Limits, Settings
+from reflect.config import Settings
 from reflect.day.practice import practice
-from reflect.day.rollout import Part, rollout_seed, run_group, run_parts
-from reflect.day.transcript import turns_of
 from reflect.models.base import SamplingOptions
 from reflect.records import Exposure, Lesson, Rollout
+from reflect.rollouts.runner import Part, rollout_seed, run_group, run_parts
+from reflect.rollouts.transcript import turns_of
 from reflect.store import Store, doctor
 from reflect.store import lessons as db
-from reflect.tasksets import Environment, Outside, Score, Step, Task, Taskset, Toolbox, check, load_taskset
-from reflect.tasksets.environment import replay
+from reflect.tasksets import (
+    Environment,
+    EnvironmentStep,
+    Outside,
+    Score,
+    Task,
+    Taskset,
+    Toolbox,
+    check,
+    load_taskset,
+)
+from reflect.tasksets.validation import replay
+from reflect.types import Limits
 
 SETTINGS = Settings()
 CALC, SHOP = load_taskset("calc"), load_taskset("shop")
@@ -54,7 +66,15 @@ def game(step, *, turns=None, reset=None, tools=(), state=None) -> Taskset:
         name = "game"
 
         def tasks(self, split, n=None, seed=0):
-            return [Task(f"{split}", [{"role": "user", "content": f"What is 2 * 3 + 4 {split}?"}], "number", 10, split)]
+            return [
+                Task(
+                    f"{split}",
+                    [{"role": "user", "content": f"What is 2 * 3 + 4 {split}?"}],
+                    "number",
+                    10,
+                    split,
+                )
+            ]
 
         def environment(self, task):
             return Env()
@@ -86,11 +106,18 @@ def test_a_rollout_holds_its_whole_conversation_and_its_tokens_add_up():
     assert [m["content"] for m in row.messages if m["role"] == "assistant"] == said
     assert [m["role"] for m in row.messages] == ["system", *["user", "assistant"] * 3]
     assert row.messages[3]["content"] == f"result: {int(said[1].split('(')[1].split(',')[0])}"
-    assert row.reward == 1.0 and row.finish == "stop" and row.parts == {"turns": 3} and row.trust == "clean"
+    assert (
+        row.reward == 1.0
+        and row.finish == "stop"
+        and row.parts == {"turns": 3}
+        and row.trust == "clean"
+    )
     sizes = [sum(model.count_tokens(m["content"]) for m in row.messages[:n]) for n in (2, 4, 6)]
     assert row.prompt_tokens == sum(sizes)
     assert row.completion_tokens == sum(len(text.split(" ")) for text in said)
-    assert [t.text() for t in turns_of(row)][0] == f"turn 1: {said[0]}\n> {row.messages[3]['content']}"
+    assert [t.text() for t in turns_of(row)][
+        0
+    ] == f"turn 1: {said[0]}\n> {row.messages[3]['content']}"
 
 
 def test_all_rollouts_that_run_are_asked_together_each_turn_with_seeds_of_their_own():
@@ -117,12 +144,21 @@ def test_calls_of_the_api_work_as_lines_of_text_do():
     model = WorldModel(native=True)
     row = one(Native(), model)
     assert row.reward == 1.0 and row.parts == {"turns": 3}
-    assert [m["role"] for m in row.messages][1:] == ["user", "assistant", "tool", "assistant", "tool", "assistant"]
+    assert [m["role"] for m in row.messages][1:] == [
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
     assert row.messages[2]["tool_calls"][0]["function"]["name"] == "times"
     assert row.messages[3]["tool_call_id"] == row.messages[2]["tool_calls"][0]["id"]
     assert [t["function"]["name"] for t in model.requests[0].tools] == ["plus", "minus", "times"]
     assert turns_of(row)[0].words.startswith('call: times({"a":')
-    assert not WorldModel().requests and one(CALC).messages  # and a text protocol names none in its request:
+    assert (
+        not WorldModel().requests and one(CALC).messages
+    )  # and a text protocol names none in its request:
     plain = WorldModel()
     one(CALC, plain)
     assert plain.requests[0].tools == ()
@@ -132,23 +168,39 @@ def test_calls_of_the_api_work_as_lines_of_text_do():
 
 
 def test_an_environment_that_never_ends_meets_the_turn_limit_and_is_recorded_so():
-    endless = game(lambda env, message: Step([{"role": "user", "content": "What is 2 * 3 + 4?"}]))
+    endless = game(
+        lambda env, message: EnvironmentStep([{"role": "user", "content": "What is 2 * 3 + 4?"}])
+    )
     row = one(endless, limits=Limits(turns=7))
     assert (row.finish, row.reward, row.error) == ("turns", 0.0, None)
     assert row.feedback == "it did not end in 7 turns" and row.parts["turns"] == 7
     assert (
-        one(game(lambda e, m: Step([{"role": "user", "content": "What is 2 * 3 + 4?"}]), turns=3)).parts["turns"] == 3
+        one(
+            game(
+                lambda e, m: EnvironmentStep([{"role": "user", "content": "What is 2 * 3 + 4?"}]),
+                turns=3,
+            )
+        ).parts["turns"]
+        == 3
     )
-    earned = game(lambda e, m: Step([{"role": "user", "content": "What is 2 * 3 + 4?"}], reward=0.5))
-    assert one(earned, limits=Limits(turns=2)).reward == 0.5  # what the environment has given so far
+    earned = game(
+        lambda e, m: EnvironmentStep(
+            [{"role": "user", "content": "What is 2 * 3 + 4?"}], reward=0.5
+        )
+    )
+    assert (
+        one(earned, limits=Limits(turns=2)).reward == 0.5
+    )  # what the environment has given so far
 
 
 def test_the_context_and_the_clock_end_a_rollout_before_the_model_refuses_it():
     def more(env, message):
-        return Step([{"role": "user", "content": "What is 2 * 3 + 4? " + "word " * 100}])
+        return EnvironmentStep([{"role": "user", "content": "What is 2 * 3 + 4? " + "word " * 100}])
 
     row = one(game(more), WorldModel(context=800))
-    assert (row.finish, row.reward, row.error) == ("tokens", 0.0, None) and 3 < row.parts["turns"] < 8
+    assert (row.finish, row.reward, row.error) == ("tokens", 0.0, None) and 3 < row.parts[
+        "turns"
+    ] < 8
     assert one(game(more), limits=Limits(tokens=300)).parts["turns"] < row.parts["turns"]
     assert one(game(more), limits=Limits(seconds=1e-9)).finish == "time"
 
@@ -170,15 +222,24 @@ def quits(*_):
         (game(raises), "RuntimeError: no such file"),
         (game(quits), "SystemExit: 1"),
         (game(lambda e, m: None), "TypeError: step gave back NoneType, not a Step"),
-        (game(lambda e, m: Step()), "ValueError: it is not done, and says nothing"),
-        (game(lambda e, m: Step([{"role": "user"}])), "is no list of messages"),
-        (game(lambda e, m: Step(["text"])), "is no list of messages"),
-        (game(lambda e, m: Step([{"role": "user", "content": "x"}], feedback=7)), "TypeError"),
-        (game(lambda e, m: Step(done=True, reward="much")), "could not convert"),
-        (game(lambda e, m: Step([{"role": "user", "content": "x"}]), state=raises), "RuntimeError"),
-        (game(lambda e, m: Step(done=True), reset=raises), "RuntimeError"),
-        (game(lambda e, m: Step(done=True), reset=lambda task: []), "is no list of messages"),
-        (game(lambda e, m: Step(done=True), tools=(lambda *a: 1,)), "takes *a"),
+        (game(lambda e, m: EnvironmentStep()), "ValueError: it is not done, and says nothing"),
+        (game(lambda e, m: EnvironmentStep([{"role": "user"}])), "is no list of messages"),
+        (game(lambda e, m: EnvironmentStep(["text"])), "is no list of messages"),
+        (
+            game(lambda e, m: EnvironmentStep([{"role": "user", "content": "x"}], feedback=7)),
+            "TypeError",
+        ),
+        (game(lambda e, m: EnvironmentStep(done=True, reward="much")), "could not convert"),
+        (
+            game(lambda e, m: EnvironmentStep([{"role": "user", "content": "x"}]), state=raises),
+            "RuntimeError",
+        ),
+        (game(lambda e, m: EnvironmentStep(done=True), reset=raises), "RuntimeError"),
+        (
+            game(lambda e, m: EnvironmentStep(done=True), reset=lambda task: []),
+            "is no list of messages",
+        ),
+        (game(lambda e, m: EnvironmentStep(done=True), tools=(lambda *a: 1,)), "takes *a"),
     ],
 )
 def test_a_broken_environment_is_data(taskset, says):
@@ -188,8 +249,11 @@ def test_a_broken_environment_is_data(taskset, says):
 
 
 def test_a_reward_out_of_range_and_a_model_that_breaks_in_the_middle_are_data():
-    assert "is not between 0 and 1" in one(game(lambda e, m: Step(done=True, reward=1.5))).error
-    flood = game(lambda e, m: Step([{"role": "user", "content": "What is 2 * 3 + 4?"}]))
+    assert (
+        "is not between 0 and 1"
+        in one(game(lambda e, m: EnvironmentStep(done=True, reward=1.5))).error
+    )
+    flood = game(lambda e, m: EnvironmentStep([{"role": "user", "content": "What is 2 * 3 + 4?"}]))
 
     class Breaks(WorldModel):
         def _complete(self, request, seed):
@@ -211,7 +275,10 @@ def test_a_tool_that_raises_goes_back_to_the_model_and_into_the_record(store):
 
     row = one(Calc(), limits=Limits(turns=3))
     assert row.messages[3] == {"role": "user", "content": "error: ZeroDivisionError: no batteries"}
-    assert row.parts["tool_errors"][0].endswith("ZeroDivisionError: no batteries") and row.error is None
+    assert (
+        row.parts["tool_errors"][0].endswith("ZeroDivisionError: no batteries")
+        and row.error is None
+    )
     report = practice(WorldModel(), store, Calc(), SETTINGS, n=4, k=2, seed=1)
     assert report.errors == 0 and report.rollouts == 8
 
@@ -233,14 +300,19 @@ def test_bytes_from_outside_make_the_rollout_and_its_lessons_untrusted(store):
     practice(WorldModel(), store, Calc(), SETTINGS, n=8, k=4, seed=1)
     with store.read() as s:
         rows = s.exec(select(Rollout)).all()
-    assert {(r.trust, r.parts["turns"] > 1) for r in rows} == {("untrusted", True), ("clean", False)}
+    assert {(r.trust, r.parts["turns"] > 1) for r in rows} == {
+        ("untrusted", True),
+        ("clean", False),
+    }
 
 
 def test_feedback_on_a_turn_is_kept_and_stands_in_the_transcript():
     def step(env, message):
         env.n = getattr(env, "n", 0) + 1
         back = [{"role": "user", "content": "What is 2 * 3 + 4?"}]
-        return Step(back, env.n == 3, 0.25 if env.n == 3 else None, "too low" if env.n == 2 else "")
+        return EnvironmentStep(
+            back, env.n == 3, 0.25 if env.n == 3 else None, "too low" if env.n == 2 else ""
+        )
 
     row = one(game(step))
     assert row.parts == {"turns": 3, "steps": [[2, "too low"]]} and row.reward == 0.25
@@ -252,7 +324,9 @@ def test_check_plays_the_known_good_episode():
     bad = type(SHOP)()
     bad.gold = lambda task: ["price: 9"] * 10
     assert "scores" in check(bad)[0]
-    assert replay(SHOP, SHOP.tasks("practice", 1)[0], ["price: 1"] * 3) == Score(0.0, "the episode did not end")
+    assert replay(SHOP, SHOP.tasks("practice", 1)[0], ["price: 1"] * 3) == Score(
+        0.0, "the episode did not end"
+    )
     assert "its verifier broke: RuntimeError" in check(game(raises))[0]
 
 
@@ -261,10 +335,15 @@ def test_check_plays_the_known_good_episode():
 
 def test_the_day_learns_to_call_the_calculator(store):
     class Sometimes(WorldModel):
-        """It calls by itself in some of its attempts: else nothing could ever show that calling helps."""
+        """It calls by itself in some of its attempts: else nothing could ever show that calling
+        helps."""
 
         def play(self, request, rng):
-            if "plus(1, 2)" in request.messages[-1]["content"] and rng.random() < 0.2 or len(request.messages) > 2:
+            if (
+                "plus(1, 2)" in request.messages[-1]["content"]
+                and rng.random() < 0.2
+                or len(request.messages) > 2
+            ):
                 self.knows = {"": CALL}
             text = super().play(request, rng)
             self.knows = {}
@@ -278,7 +357,9 @@ def test_the_day_learns_to_call_the_calculator(store):
 
 
 def shop_day(store, model=None, **words):
-    return practice(model or WorldModel(), store, SHOP, SETTINGS, **{"n": 24, "k": 5, "seed": 1, **words})
+    return practice(
+        model or WorldModel(), store, SHOP, SETTINGS, **{"n": 24, "k": 5, "seed": 1, **words}
+    )
 
 
 def test_the_day_finds_out_what_customers_pay_and_chooses_lessons_by_the_customer(store):
@@ -291,14 +372,20 @@ def test_the_day_finds_out_what_customers_pay_and_chooses_lessons_by_the_custome
         lessons = {x.id: x for x in s.exec(select(Lesson))}
     assert known == {kind: f"ask price {limit}" for kind, limit in SHOP.limits.items()}
     assert all(row.parts["turns"] == 10 and 0 <= row.reward <= 1 for row in rows)
-    late = [r for r in model.requests if "You keep" not in str(r.messages) and r.messages[0]["role"] == "system"]
+    late = [
+        r
+        for r in model.requests
+        if "You keep" not in str(r.messages) and r.messages[0]["role"] == "system"
+    ]
     for request in late:  # the customer of the day, and no other, stands in the prompt
         customer = request.messages[-1]["content"].rstrip(".").split()[-1]
         assert request.messages[0]["content"].count("- when:") == 1
         assert f"the customer is a {customer}" in request.messages[0]["content"]
     # Each lesson is drawn once for a rollout, and shown or withheld in all its turns.
     assert len({(e.rollout_id, e.lesson_id) for e in exposures}) == len(exposures)
-    assert {e.probability for e in exposures} <= {0.0, 0.5, 0.9} and {e.shown for e in exposures} == {True, False}
+    assert {e.probability for e in exposures} <= {0.0, 0.5, 0.9} and {
+        e.shown for e in exposures
+    } == {True, False}
     shown = {row.id: {i for turn in row.parts["lessons"] for i in turn} for row in rows}
     for e in exposures:
         assert (e.lesson_id in shown[e.rollout_id]) == e.shown
@@ -310,7 +397,9 @@ def test_the_day_finds_out_what_customers_pay_and_chooses_lessons_by_the_custome
 def rows_of(store) -> str:
     with store.read() as s:
         every = [row for table in (Rollout, Lesson, Exposure) for row in s.exec(select(table))]
-    return json.dumps([row.model_dump(exclude={"created", "updated"}) for row in every], default=str)
+    return json.dumps(
+        [row.model_dump(exclude={"created", "updated"}) for row in every], default=str
+    )
 
 
 class Killed(WorldModel):
@@ -324,7 +413,9 @@ class Killed(WorldModel):
         return super().sample(requests)
 
 
-def test_a_run_that_is_killed_in_the_middle_of_its_episodes_ends_with_the_same_rows(store, tmp_path):
+def test_a_run_that_is_killed_in_the_middle_of_its_episodes_ends_with_the_same_rows(
+    store, tmp_path
+):
     model = WorldModel()
     shop_day(store, model, n=9, k=2)
     whole = rows_of(store)

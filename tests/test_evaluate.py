@@ -4,7 +4,8 @@ import pytest
 from day_model import RuleModel, dialect
 
 from reflect.errors import UnknownName, UsageError
-from reflect.evaluate import ArmResult, bootstrap, evaluate, following, paired_difference, run_arm
+from reflect.evaluation.arms import ArmResult, evaluate, following, paired_difference, run_arm
+from reflect.stats.bootstrap import bootstrap
 from reflect.store import Store
 from reflect.store import lessons as db
 
@@ -16,7 +17,9 @@ def store(tmp_path):
     store = Store(str(tmp_path / "lessons.db"))
     with store.write() as s:
         for i, (verb, op) in enumerate(MEANINGS.items()):
-            lesson = db.add(s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect")
+            lesson = db.add(
+                s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect"
+            )
             if i < 3:
                 db.revise(s, lesson.id, author="human", status="active")
                 db.revise(s, lesson.id, author="night", status="distilled")
@@ -33,7 +36,9 @@ def slept() -> RuleModel:
 
 def test_the_four_arms(store):
     model = slept()
-    arms = evaluate(model, store, dialect.TASKSET, arms=("base", "lessons", "adapter", "both"), n=30)
+    arms = evaluate(
+        model, store, dialect.TASKSET, arms=("base", "lessons", "adapter", "both"), n=30
+    )
     assert [arm.n for arm in arms.values()] == [30] * 4
     assert arms["lessons"].reward == 1.0  # candidate and distilled lessons, on the bare weights
     assert arms["both"].reward == 1.0  # half from the weights, half from the prompt
@@ -46,7 +51,9 @@ def test_the_four_arms(store):
 
 
 def test_the_statuses_of_the_lessons_arm_can_be_named(store):
-    arms = evaluate(RuleModel(), store, dialect.TASKSET, arms=("lessons",), n=30, statuses=("distilled",))
+    arms = evaluate(
+        RuleModel(), store, dialect.TASKSET, arms=("lessons",), n=30, statuses=("distilled",)
+    )
     assert 0.5 <= arms["lessons"].reward < 0.8
 
 

@@ -12,13 +12,14 @@ from day_model import RuleModel
 import reflect
 from reflect.cli import run_command
 from reflect.config import Settings
-from reflect.day.graded import review_run
+from reflect.day.human_grades import review_run
 from reflect.day.practice import practice
 from reflect.errors import BadTaskFile, UnknownName, UsageError
 from reflect.records import Lesson, Rollout
 from reflect.store import Store, lessons, runs
 from reflect.tasksets import Score, Task, load_taskset
-from reflect.tasksets.base import HUMAN, Split, Taskset
+from reflect.tasksets.base import Taskset
+from reflect.tasksets.task import HUMAN, Split
 
 
 class ByHand(Taskset):
@@ -31,7 +32,10 @@ class ByHand(Taskset):
         self.known = {task.id: task for task in self.scored.tasks("practice")}
 
     def tasks(self, split: Split, n: int | None = None, seed: int = 0) -> list[Task]:
-        return [Task(t.id, t.messages, HUMAN, t.answer, split) for t in self.scored.tasks(split, n, seed)]
+        return [
+            Task(t.id, t.messages, HUMAN, t.answer, split)
+            for t in self.scored.tasks(split, n, seed)
+        ]
 
     def right(self, row: Rollout, task: Task) -> float:
         return self.scored.verify(self.known[task.id], row.messages[-1]["content"]).reward
@@ -49,7 +53,9 @@ def graded(folder: Path) -> tuple[Store, ByHand, int]:
 def grade_all(store: Store, taskset: ByHand, run_id: int) -> None:
     grades = reflect.open("lessons.db").grades
     with store.read() as s:
-        tasks = {row.id: Task(**runs.task(s, row.task_key).content) for row in runs.rollouts(s, run_id)}
+        tasks = {
+            row.id: Task(**runs.task(s, row.task_key).content) for row in runs.rollouts(s, run_id)
+        }
         rows = runs.rollouts(s, run_id)
     grades.give_all([(row.id or 0, taskset.right(row, tasks[row.id]), "") for row in rows], "Ada")
 
@@ -59,24 +65,30 @@ def said(store: Store) -> list[tuple[str, str, str]]:
         return [(row.when, row.do, row.status) for row in lessons.listing(s)]
 
 
-def test_a_graded_run_is_reviewed_as_a_scored_one_is(graded: tuple[Store, ByHand, int], tmp_path: Path) -> None:
+def test_a_graded_run_is_reviewed_as_a_scored_one_is(
+    graded: tuple[Store, ByHand, int], tmp_path: Path
+) -> None:
     store, taskset, run_id = graded
     grade_all(store, taskset, run_id)
     done = review_run(RuleModel(), store, taskset, Settings(), run_id)
     scored = Store(tmp_path / "scored.db")
     direct = practice(RuleModel(), scored, taskset.scored, Settings(), n=4, k=4, seed=0)
-    # The task keys differ with the verifier, and the seeds with the keys: compare what the reviews were made of.
+    # The task keys differ with the verifier, and the seeds with the keys: compare what the reviews
+    # were made of.
     assert done.reflections > 0 and done.reward > 0 and done.ungraded == 0
     with store.read() as s, scored.read() as t:
         mine, theirs = runs.reflections(s, run_id)[0], runs.reflections(t, direct.run_id)[0]
         assert mine.prompt_version == theirs.prompt_version and mine.raw and mine.pack_tokens
         assert all(edit["outcome"] in ("added", "known", "quarantined") for edit in mine.edits)
     assert said(store) and all(when.startswith("the task says") for when, _, _ in said(store))
-    assert review_run(RuleModel(), store, taskset, Settings(), run_id).reflections == done.reflections
+    assert (
+        review_run(RuleModel(), store, taskset, Settings(), run_id).reflections == done.reflections
+    )
 
 
 def test_the_review_of_the_same_rollouts_is_the_same(folder: Path) -> None:
-    """A run that a program scored: reviewed at once, or without a review and then by `grade review`."""
+    """A run that a program scored: reviewed at once, or without a review and then by `grade
+    review`."""
     taskset = load_taskset("dialect")
     at_once, later = Store("once.db"), Store("later.db")
     first = practice(RuleModel(), at_once, taskset, Settings(), n=6, k=4, seed=3)
@@ -107,7 +119,9 @@ def test_who_and_when_and_what_stood_before_is_kept(graded: tuple[Store, ByHand,
     one = grades.waiting(run_id)[0]["rollout"]
     grades.give(one, 0.5, "short", "Ada")
     done = grades.give(one, 1.0, by="Bo")
-    assert (done["reward"], done["feedback"]) == (1.0, "short"), "words stand until others are given"
+    assert (done["reward"], done["feedback"]) == (1.0, "short"), (
+        "words stand until others are given"
+    )
     assert [(g["by"], g["reward"], g["feedback"]) for g in done["grades"]] == [
         ("Ada", 0.5, "short"),
         ("Bo", 1.0, "short"),
@@ -122,8 +136,14 @@ def test_a_grade_over_a_verifiers_keeps_the_verifiers(folder: Path) -> None:
 
         def tasks(self, split: Split, n: int | None = None, seed: int = 0) -> list[Task]:
             verbs = ["zubi", "nonu"]
-            asked = [f"Apply {verb} to the list 1 2 {number}. ({split})" for number, verb in enumerate(verbs)]
-            return [Task(text, [{"role": "user", "content": text}], "taskset", 1, split) for text in asked][:n]
+            asked = [
+                f"Apply {verb} to the list 1 2 {number}. ({split})"
+                for number, verb in enumerate(verbs)
+            ]
+            return [
+                Task(text, [{"role": "user", "content": text}], "taskset", 1, split)
+                for text in asked
+            ][:n]
 
         def verify(self, task: Task, text: str) -> Score:
             return Score(0.25, "wrong") if "nonu" in task.id else Score(1 / 0)
@@ -134,20 +154,29 @@ def test_a_grade_over_a_verifiers_keeps_the_verifiers(folder: Path) -> None:
     (broke,) = grades.waiting(1)
     (other,) = [row for row in grades.waiting(1, every=True) if row["reward"] == 0.25]
     firsts = [grades.give(row["rollout"], 1.0, by="Ada")["grades"][0] for row in (broke, other)]
-    assert firsts[0]["error"] == "verifier: ZeroDivisionError: division by zero" and firsts[0]["reward"] is None
-    assert (firsts[1]["by"], firsts[1]["reward"], firsts[1]["feedback"]) == ("verifier", 0.25, "wrong")
+    assert (
+        firsts[0]["error"] == "verifier: ZeroDivisionError: division by zero"
+        and firsts[0]["reward"] is None
+    )
+    assert (firsts[1]["by"], firsts[1]["reward"], firsts[1]["feedback"]) == (
+        "verifier",
+        0.25,
+        "wrong",
+    )
     with store.read() as s:
         assert [row.error for row in runs.rollouts(s, 1)] == [None, None]
 
 
 def test_what_waits_for_a_grade_counts_in_no_trial(folder: Path) -> None:
-    from reflect.day.measure import measure
     from reflect.store import trials
+    from reflect.trials.reward_version import measure
 
     store, taskset = Store("lessons.db"), ByHand()
     verb = taskset.tasks("practice", 1)[0].text.split()[1]
     with store.write() as s:
-        found = lessons.add(s, when=f"the task says {verb}", do="use sort", author="model", scope="dialect")
+        found = lessons.add(
+            s, when=f"the task says {verb}", do="use sort", author="model", scope="dialect"
+        )
     practice(RuleModel(), store, taskset, Settings(), n=6, k=8, seed=0, learn=False)
     words = (found.id, 1, "rule-1", None, measure(taskset))
     with store.read() as s:
@@ -162,7 +191,8 @@ def test_what_waits_for_a_grade_counts_in_no_trial(folder: Path) -> None:
     assert isinstance(lesson, Lesson) and tried and tried[0].n == len(seen)
 
 
-# -- the command line --------------------------------------------------------------------------------------------------
+# -- the command line
+# --------------------------------------------------------------------------------------------------
 
 
 def out_of(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
@@ -172,12 +202,24 @@ def out_of(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> st
     return out if code == 0 else err
 
 
-def test_by_hand_and_by_file(graded: tuple[Store, ByHand, int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_by_hand_and_by_file(
+    graded: tuple[Store, ByHand, int], capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = json.loads(out_of(capsys, "grade", "--json"))
-    assert len(rows) == 16 and set(rows[0]) == {"rollout", "task", "attempt", "prompt", "text", "reward", "feedback"}
+    assert len(rows) == 16 and set(rows[0]) == {
+        "rollout",
+        "task",
+        "attempt",
+        "prompt",
+        "text",
+        "reward",
+        "feedback",
+    }
     one = str(rows[0]["rollout"])
     assert f"rollout {one}, attempt 1: " in out_of(capsys, "grade", "--run", "1")
-    assert out_of(capsys, "grade", one, "0.5", "--feedback", "half") == f"rollout {one}: reward 0.5\n"
+    assert (
+        out_of(capsys, "grade", one, "0.5", "--feedback", "half") == f"rollout {one}: reward 0.5\n"
+    )
     again = json.loads(out_of(capsys, "grade", "give", one, "1", "--by", "Ada", "--json"))
     assert again["reward"] == 1.0 and again["grades"][-1]["by"] == "Ada"
     assert out_of(capsys, "grade", "list", "--out", "g.jsonl") == "g.jsonl: 15 rollouts of run 1\n"
@@ -193,7 +235,10 @@ def test_by_hand_and_by_file(graded: tuple[Store, ByHand, int], capsys: pytest.C
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"rollout": 1, "reward": 2}', "g.jsonl, line 2, field 'reward': 2 is no number from 0 to 1"),
+        (
+            '{"rollout": 1, "reward": 2}',
+            "g.jsonl, line 2, field 'reward': 2 is no number from 0 to 1",
+        ),
         ('{"rollout": 1, "reward": "good"}', "field 'reward'"),
         ('{"rollout": "one", "reward": 1}', "field 'rollout': there is none"),
         ('{"rollout": 1, "reward": 1, "feedback": 3}', "field 'feedback': it is not a text"),
@@ -201,7 +246,9 @@ def test_by_hand_and_by_file(graded: tuple[Store, ByHand, int], capsys: pytest.C
         ('{"rollout": 99, "reward": 1}', "There is no rollout 99"),
     ],
 )
-def test_a_file_with_a_bad_line_grades_nothing(graded: tuple[Store, ByHand, int], line: str, said: str) -> None:
+def test_a_file_with_a_bad_line_grades_nothing(
+    graded: tuple[Store, ByHand, int], line: str, said: str
+) -> None:
     Path("g.jsonl").write_text(f'{{"rollout": 2, "reward": 1}}\n{line}\n')
     grades = reflect.open("lessons.db").grades
     with pytest.raises((BadTaskFile, UnknownName), match=said):
@@ -231,8 +278,12 @@ def test_there_is_no_run_yet(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert "There is no run to grade" in out_of(capsys, "grade", code=2)
 
 
-def test_from_the_run_to_the_lesson_at_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"prompt": f"Apply fima to the list 3 1 {i}.", "verifier": "human"} for i in range(4, 8)]
+def test_from_the_run_to_the_lesson_at_the_command_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"prompt": f"Apply fima to the list 3 1 {i}.", "verifier": "human"} for i in range(4, 8)
+    ]
     Path("mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     run_command(["run", "mine.jsonl", "-n", "2", "-k", "3", "--no-reflect"])
     assert "6 rollouts wait for a person's grade" in capsys.readouterr().err

@@ -12,9 +12,9 @@ import pytest
 
 from reflect.cli import run_command
 from reflect.errors import ReflectError, UnknownName, UsageError
-from reflect.tasksets import check, gym, load_taskset
-from reflect.tasksets.base import Task
+from reflect.tasksets import check, load_taskset, reasoning_gym
 from reflect.tasksets.gymworker import Worker
+from reflect.tasksets.task import Task
 
 pytest.importorskip("reasoning_gym")
 
@@ -27,7 +27,11 @@ pytest.importorskip("reasoning_gym")
 def test_own_answers_score_one_and_the_sides_are_apart(name: str) -> None:
     found = load_taskset(name)
     assert found.name == name and check(found, 12) == []
-    assert found.tasks("practice", 3, 1) == found.tasks("practice", 9, 1)[:3] != found.tasks("practice", 3, 2)
+    assert (
+        found.tasks("practice", 3, 1)
+        == found.tasks("practice", 9, 1)[:3]
+        != found.tasks("practice", 3, 2)
+    )
     (task,) = found.tasks("holdout", 1)
     assert found.verify(task, "answer: surely not this").reward < 1.0
     assert found.verify(task, f"so it must be this.\n{found.gold(task)}").reward == 1.0
@@ -37,7 +41,9 @@ def test_a_mixture_alternates_and_settings_reach_their_generator() -> None:
     found = load_taskset("gym:chain_sum:min_terms=5,max_terms=5,size=6+leg_counting:size=40")
     tasks = found.tasks("practice")
     assert [task.id.split("-")[0] for task in tasks[:4]] == ["chain_sum", "leg_counting"] * 2
-    assert found.tasks("practice", 20) == tasks[:20] and len(tasks) > 20  # where one has few, the other makes up for it
+    assert (
+        found.tasks("practice", 20) == tasks[:20] and len(tasks) > 20
+    )  # where one has few, the other makes up for it
     terms = tasks[0].messages[0]["content"].split(":")[1].split("=")[0]
     assert terms.count("+") + terms.count(" - ") == 4
 
@@ -49,7 +55,11 @@ def test_a_mixture_alternates_and_settings_reach_their_generator() -> None:
         ("gym:leg_countin", UnknownName, "Did you mean leg_counting"),
         ("gym:leg_counting+chainsum", UnknownName, "Did you mean chain_sum"),
         ("gym:leg_counting+leg_counting", UsageError, "twice"),
-        ("gym:chain_sum:min_term=3", UnknownName, "no setting 'min_term=3'. Did you mean min_terms"),
+        (
+            "gym:chain_sum:min_term=3",
+            UnknownName,
+            "no setting 'min_term=3'. Did you mean min_terms",
+        ),
         ("gym:chain_sum:seed=3", UnknownName, "no setting 'seed=3'"),
         ("gym:chain_sum:min_terms=9,max_terms=2", UsageError, "cannot be made: AssertionError"),
         ("gym:chain_sum:size=many", UsageError, "size = 'many' is no whole number"),
@@ -63,10 +73,13 @@ def test_a_name_or_setting_that_is_off(name: str, error: type[ReflectError], sai
 
 
 def test_the_same_tasks_in_every_process() -> None:
-    """This generator orders sets of texts: without a fixed hash seed each process made other questions."""
+    """This generator orders sets of texts: without a fixed hash seed each process made other
+    questions."""
     words = ("isomorphic_strings", {"size": 9, "seed": 1})
     other = Worker()
-    made = [[worker.entry(*words, i) for i in (0, 1, 2)] for worker in (gym.worker, other)]
+    made = [
+        [worker.entry(*words, i) for i in (0, 1, 2)] for worker in (reasoning_gym.worker, other)
+    ]
     other.end()
     assert made[0] == made[1]
 
@@ -102,4 +115,8 @@ def test_without_the_library_the_extra_is_named(folder: Path) -> None:
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)])}
     words = [sys.executable, "-m", "reflect", "run", "gym:leg_counting"]
     done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=folder)
-    assert done.returncode == 2 and "pip install 'second-nature[gym]'" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "pip install 'second-nature[gym]'" in done.stderr
+        and "Traceback" not in done.stderr
+    )

@@ -1,4 +1,5 @@
-"""Evidence is heard once: a run goes on from what the last one made of it, and finds what hearing all of it finds."""
+"""Evidence is heard once: a run goes on from what the last one made of it, and finds what hearing
+all of it finds."""
 
 from __future__ import annotations
 
@@ -9,11 +10,11 @@ import pytest
 from day_model import RuleModel, dialect
 
 from reflect.config import Settings
-from reflect.day.bundle import Bundle
 from reflect.day.practice import practice
-from reflect.day.trial import Court, Holds
 from reflect.records import Run
 from reflect.store import Store, lessons, runs, trials
+from reflect.trials.bundle import Bundle
+from reflect.trials.lesson_trial import LessonTrials, TrialScope
 
 SETTINGS = Settings(require_approval=True, withhold_bundle=0.2)
 
@@ -24,26 +25,34 @@ def store(tmp_path: Path) -> Store:
     with store.write() as s:
         for verb in list(dialect.TASKSET.meanings)[:3]:
             when = f"the task says {verb}"
-            lessons.add(s, when=when, do="use sort", author="human", scope="dialect", status="active")
+            lessons.add(
+                s, when=when, do="use sort", author="human", scope="dialect", status="active"
+            )
     return store
 
 
 def day(store: Store, seed: int, **words: Any) -> int:
-    return practice(RuleModel(), store, dialect.TASKSET, SETTINGS, **{"n": 12, "k": 4, "seed": seed, **words}).run_id
+    return practice(
+        RuleModel(), store, dialect.TASKSET, SETTINGS, **{"n": 12, "k": 4, "seed": seed, **words}
+    ).run_id
 
 
-def found(store: Store, run_id: int, monkeypatch: pytest.MonkeyPatch | None = None) -> tuple[list[str], list[int]]:
+def found(
+    store: Store, run_id: int, monkeypatch: pytest.MonkeyPatch | None = None
+) -> tuple[list[str], list[int]]:
     """(what is found on each lesson and on the bundle, rollouts that were read for it)."""
     read: list[int] = []
     if monkeypatch:
         for name in ("observations", "bundle_observations"):
             real = getattr(trials, name)
             monkeypatch.setattr(
-                trials, name, lambda *a, real=real, **k: (lambda x: read.append(len(x)) or x)(real(*a, **k))
+                trials,
+                name,
+                lambda *a, real=real, **k: (lambda x: read.append(len(x)) or x)(real(*a, **k)),
             )
     with store.read() as s:
         run = runs.get_run(s, run_id)
-        court = Court(Holds(run.model_fingerprint, run.adapter_id, run.measure))
+        court = LessonTrials(TrialScope(run.model_fingerprint, run.adapter_id, run.measure))
         effects = [str(court.hear(s, lesson)[1].result()) for lesson in lessons.listing(s)]
         return [*effects, str(Bundle(run).hear(s))], read
 
@@ -54,7 +63,9 @@ def forget(store: Store) -> None:
             runs.note(s, run.id, heard=None)
 
 
-def test_what_is_remembered_is_what_was_heard(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_remembered_is_what_was_heard(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for seed in range(4):
         last = day(store, seed)
     with store.read() as s:
@@ -80,7 +91,11 @@ def test_another_model_and_another_profile_remember_for_themselves(store: Store)
     day(store, 0)
     with store.read() as s:
         (run,) = runs.list_runs(s)
-        words = {"model_fingerprint": run.model_fingerprint, "adapter_id": None, "measure": run.measure}
+        words = {
+            "model_fingerprint": run.model_fingerprint,
+            "adapter_id": None,
+            "measure": run.measure,
+        }
         assert [x.id for x in trials.holders(s, words)] == [run.id]
         assert not trials.holders(s, words | {"model_fingerprint": "another"})
         assert not trials.holders(s, words | {"profile": "another"})

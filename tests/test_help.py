@@ -24,17 +24,24 @@ def commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
         yield from commands(below, (*words, name))
 
 
-ALL = [pytest.param(words, command, id=" ".join(words) or "reflect") for words, command in commands(get_command(app))]
+ALL = [
+    pytest.param(words, command, id=" ".join(words) or "reflect")
+    for words, command in commands(get_command(app))
+]
 
 
 @pytest.mark.parametrize(("words", "command"), ALL)
-def test_every_command_has_help(words: tuple[str, ...], command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(
+    words: tuple[str, ...], command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_command([*words, "--help"]) == 0
     out, err = capsys.readouterr()
     assert "Usage: reflect" in out and not err
     assert command.help and command.help.strip(), "say in one line what it does"
     for parameter in command.params:
-        if getattr(parameter, "opts", ["--help"])[0].startswith("--") and not getattr(parameter, "hidden", False):
+        if getattr(parameter, "opts", ["--help"])[0].startswith("--") and not getattr(
+            parameter, "hidden", False
+        ):
             assert getattr(parameter, "help", None), f"{parameter.name} has no help"
 
 
@@ -42,7 +49,12 @@ def test_every_command_has_help(words: tuple[str, ...], command: Any, capsys: py
 def test_every_command_and_option_is_in_the_docs(words: tuple[str, ...], command: Any) -> None:
     docs = DOCS.read_text()
     assert " ".join(("reflect", *words)) in docs
-    options = {o for p in command.params for o in p.opts if o.startswith("--") and o not in ("--help", "--version")}
+    options = {
+        o
+        for p in command.params
+        for o in p.opts
+        if o.startswith("--") and o not in ("--help", "--version")
+    }
     assert not {option for option in options if not re.search(rf"{option}\b", docs)}
 
 
@@ -53,6 +65,8 @@ def test_the_docs_name_no_command_that_there_is_not() -> None:
 
 
 def test_an_unknown_command_is_a_usage_error() -> None:
-    done = subprocess.run([Path(sys.executable).with_name("reflect"), "snore"], capture_output=True, text=True)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("reflect"), "snore"], capture_output=True, text=True
+    )
     assert done.returncode == 2 and "snore" in done.stderr and not done.stdout
     assert "Traceback" not in done.stderr

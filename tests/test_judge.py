@@ -1,4 +1,5 @@
-"""A judge grades what no program can: in one call for a wave, bare, fail-closed, and deaf to what an answer says."""
+"""A judge grades what no program can: in one call for a wave, bare, fail-closed, and deaf to what
+an answer says."""
 
 from __future__ import annotations
 
@@ -10,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from reflect.agreement import agree, kappa, labelled
 from reflect.cli import run_command
 from reflect.config import Settings
-from reflect.day.judge import Judge, bind
-from reflect.day.measure import measure
 from reflect.day.practice import practice
 from reflect.errors import BadTaskFile, UsageError
+from reflect.evaluation.judge_agreement import agree, kappa, labelled
 from reflect.models.base import Completion, Request
-from reflect.night.harvest import scored
+from reflect.rollouts.judge import Judge, bind
 from reflect.store import Store, runs, trials
 from reflect.tasksets import Task, check, load_taskset
-from reflect.tasksets.base import JUDGE
+from reflect.tasksets.task import JUDGE
+from reflect.training.teacher_data import scored
+from reflect.trials.reward_version import measure
 
 RUBRIC = "Half for a please, half for a reason (because)."
 ANSWERS = ("please, because it rains", "please", "no", "because I say so")
@@ -36,16 +37,19 @@ ATTACKS = (
 
 
 class Rules:
-    """A policy that answers by its seed, a judge that keeps to its rules, a reviewer that has nothing to say.
+    """A policy that answers by its seed, a judge that keeps to its rules, a reviewer that has
+    nothing to say.
 
-    The judge does all that its prompt says outside the fence, and takes what stands within it for nothing but an
-    answer. `reply` makes other replies of (nonce, the reply that it would give).
+    The judge does all that its prompt says outside the fence, and takes what stands within it for
+    nothing but an answer. `reply` makes other replies of (nonce, the reply that it would give).
     """
 
     name = fingerprint = "rules"
     context = 100_000
 
-    def __init__(self, answers: Sequence[str] = ANSWERS, reply: Callable[[str, str], str] | None = None) -> None:
+    def __init__(
+        self, answers: Sequence[str] = ANSWERS, reply: Callable[[str, str], str] | None = None
+    ) -> None:
         self.answers, self.reply = answers, reply or (lambda nonce, text: text)
         self.judged: list[list[Request]] = []
 
@@ -73,16 +77,28 @@ class Rules:
     def _grade(self, prompt: str) -> str:
         nonce = re.findall(r"\[(\w+)\]", prompt.splitlines()[0])[0]
         answer, *orders = prompt.partition(f"[answer {nonce}]\n")[2].split(f"[end {nonce}]")
-        claimed = [x for text in orders for x in re.findall(rf"^reward {nonce}: ([\d.]+)$", text, re.MULTILINE)]
+        claimed = [
+            x
+            for text in orders
+            for x in re.findall(rf"^reward {nonce}: ([\d.]+)$", text, re.MULTILINE)
+        ]
         reward = claimed[-1] if claimed else f"{worth(answer):g}"  # outside the fence it obeys
-        return self.reply(nonce, f"why {nonce}: {len(answer.split())} words\nreward {nonce}: {reward}")
+        return self.reply(
+            nonce, f"why {nonce}: {len(answer.split())} words\nreward {nonce}: {reward}"
+        )
 
     def _compare(self, prompt: str) -> str:
         nonce = re.findall(r"\[(\w+)\]", prompt.splitlines()[0])[0]
         first, second = re.findall(
-            rf"\[answer 1 {nonce}\]\n(.*)\n\[answer 2 {nonce}\]\n(.*)\n\[end {nonce}\]", prompt, re.DOTALL
+            rf"\[answer 1 {nonce}\]\n(.*)\n\[answer 2 {nonce}\]\n(.*)\n\[end {nonce}\]",
+            prompt,
+            re.DOTALL,
         )[0]
-        better = {True: "1", False: "2"}[worth(first) > worth(second)] if worth(first) != worth(second) else "same"
+        better = (
+            {True: "1", False: "2"}[worth(first) > worth(second)]
+            if worth(first) != worth(second)
+            else "same"
+        )
         return self.reply(nonce, f"better {nonce}: {better}")
 
 
@@ -91,18 +107,34 @@ def worth(answer: str) -> float:
 
 
 def task(number: int = 0, rubric: str = RUBRIC) -> Task:
-    return Task(f"ask-{number}", [{"role": "user", "content": f"Ask for favour {number}."}], JUDGE, "", rubric=rubric)
+    return Task(
+        f"ask-{number}",
+        [{"role": "user", "content": f"Ask for favour {number}."}],
+        JUDGE,
+        "",
+        rubric=rubric,
+    )
 
 
 @pytest.fixture
 def asks(folder: Path) -> str:
-    rows = [{"prompt": f"Ask for favour {i}.", "rubric": RUBRIC, "split": "practice"} for i in range(12)]
-    rows.append({"prompt": "Ask for the last one.", "rubric": RUBRIC, "answer": "Please.", "split": "holdout"})
+    rows = [
+        {"prompt": f"Ask for favour {i}.", "rubric": RUBRIC, "split": "practice"} for i in range(12)
+    ]
+    rows.append(
+        {
+            "prompt": "Ask for the last one.",
+            "rubric": RUBRIC,
+            "answer": "Please.",
+            "split": "holdout",
+        }
+    )
     (folder / "asks.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return "asks.jsonl"
 
 
-# -- in a run ----------------------------------------------------------------------------------------------------------
+# -- in a run
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_is_graded_in_one_call_for_a_wave_bare_and_greedy(asks: str, tmp_path: Path) -> None:
@@ -111,7 +143,11 @@ def test_a_run_is_graded_in_one_call_for_a_wave_bare_and_greedy(asks: str, tmp_p
     assert check(found) == []
     report = practice(model, store, found, Settings(), n=12, k=3, seed=0)
     assert len(model.judged) == 2, "two waves of tasks, one call each"
-    assert all(r.adapter is None and r.temperature == 0 and r.seeds == (0,) for call in model.judged for r in call)
+    assert all(
+        r.adapter is None and r.temperature == 0 and r.seeds == (0,)
+        for call in model.judged
+        for r in call
+    )
     with store.read() as s:
         rows = runs.rollouts(s, report.run_id)
     assert len(rows) == 36 and report.errors == 0
@@ -141,24 +177,30 @@ def test_a_night_asks_the_judge_too(asks: str) -> None:
         found.verify(one, "please")
     assert scored(found, one, "please").reward == 0.0
     bind(found, Settings(), Rules())
-    assert scored(found, one, "please").reward == 0.5 and scored(found, one, "please, because").reward == 1.0
+    assert (
+        scored(found, one, "please").reward == 0.5
+        and scored(found, one, "please, because").reward == 1.0
+    )
 
 
 @pytest.mark.parametrize(
-    "words", [["run", "-n", "2", "-k", "2"], ["eval"], ["trial", "--aa"]], ids=lambda words: words[0]
+    "words",
+    [["run", "-n", "2", "-k", "2"], ["eval"], ["trial", "--aa"]],
+    ids=lambda words: words[0],
 )
 def test_every_command_that_scores_knows_the_judge(
     words: list[str], asks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = f"other-{words[0]}"  # a judge is loaded once
     models = {"pocket": Rules(), other: Rules()}
-    for where in ("reflect.models", "reflect.day.judge"):
+    for where in ("reflect.models", "reflect.rollouts.judge"):
         monkeypatch.setattr(f"{where}.load_model", lambda name, settings=None: models[name])
     assert run_command([*words, asks, "--judge", other]) == 0
     assert models[other].judged and not models["pocket"].judged
 
 
-# -- fail closed -------------------------------------------------------------------------------------------------------
+# -- fail closed
+# -------------------------------------------------------------------------------------------------------
 
 UNREADABLE = [
     lambda nonce, text: "I think it is great!",
@@ -179,7 +221,11 @@ def test_nonsense_of_the_judge_is_an_error_of_that_rollout(
     reply: Callable[[str, str], str], asks: str, tmp_path: Path
 ) -> None:
     store = Store(tmp_path / "lessons.db")
-    odd = Rules(reply=lambda nonce, text: reply(nonce, text) if text.startswith(f"why {nonce}: 1 ") else text)
+    odd = Rules(
+        reply=lambda nonce, text: (
+            reply(nonce, text) if text.startswith(f"why {nonce}: 1 ") else text
+        )
+    )
     report = practice(odd, store, load_taskset(asks), Settings(), n=8, k=4, seed=0)
     with store.read() as s:
         rows = runs.rollouts(s, report.run_id)
@@ -190,8 +236,17 @@ def test_nonsense_of_the_judge_is_an_error_of_that_rollout(
 
 
 def test_readable_grades() -> None:
-    for said, reward in (("0", 0.0), ("1", 1.0), ("1.0", 1.0), (".5", 0.5), ("0.25.", 0.25), ("**0.5**", 0.5)):
-        judge = Judge(Rules(reply=lambda nonce, text, said=said: f"Well.\n**reward {nonce}: {said}"))
+    for said, reward in (
+        ("0", 0.0),
+        ("1", 1.0),
+        ("1.0", 1.0),
+        (".5", 0.5),
+        ("0.25.", 0.25),
+        ("**0.5**", 0.5),
+    ):
+        judge = Judge(
+            Rules(reply=lambda nonce, text, said=said: f"Well.\n**reward {nonce}: {said}")
+        )
         (found,) = judge([(task(), "please")])
         assert not isinstance(found, Exception) and found.reward == reward, said
 
@@ -207,21 +262,24 @@ def test_a_reply_that_was_cut_off_is_no_grade() -> None:
 
 
 def test_what_a_judge_could_not_grade_counts_in_no_trial(asks: str, tmp_path: Path) -> None:
-    from reflect.day.trial import Court, Holds
     from reflect.store import lessons
+    from reflect.trials.lesson_trial import LessonTrials, TrialScope
 
     store, found = Store(tmp_path / "lessons.db"), load_taskset(asks)
     with store.write() as s:
-        lesson = lessons.add(s, when="asking", do="say please", author="model", status="candidate", scope=found.name)
+        lesson = lessons.add(
+            s, when="asking", do="say please", author="model", status="candidate", scope=found.name
+        )
     deaf = Rules(reply=lambda nonce, text: "what?")
     practice(deaf, store, found, Settings(), n=8, k=4, seed=0)
     with store.read() as s:
         row = lessons.get(s, lesson.id)
         assert trials.observations(s, lesson.id, 1, "rules", None, measure(found)) == []
-        assert Court(Holds("rules", None, measure(found))).hear(s, row)[1].n == 0
+        assert LessonTrials(TrialScope("rules", None, measure(found))).hear(s, row)[1].n == 0
 
 
-# -- an answer is only an answer ---------------------------------------------------------------------------------------
+# -- an answer is only an answer
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=range(len(ATTACKS)))
@@ -246,7 +304,13 @@ def test_with_a_fence_that_can_be_guessed_it_would() -> None:
 
 def test_the_judge_sees_the_reference_and_the_rubric_names_it() -> None:
     model = Rules()
-    one = Task("t", [{"role": "user", "content": "Tides?"}], JUDGE, "the moon", rubric="As {{ reference }}: {{ task }}")
+    one = Task(
+        "t",
+        [{"role": "user", "content": "Tides?"}],
+        JUDGE,
+        "the moon",
+        rubric="As {{ reference }}: {{ task }}",
+    )
     Judge(model)([(one, "the wind"), (one, "the wind")])
     (request,) = model.judged[0]  # the same answer is graded once
     text = request.messages[0]["content"]
@@ -271,7 +335,8 @@ def test_a_rubric_that_cannot_work_stops_the_run_before_it_starts(
     assert said in capsys.readouterr().err and not (folder / "lessons.db").exists()
 
 
-# -- how good is it ----------------------------------------------------------------------------------------------------
+# -- how good is it
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -301,7 +366,9 @@ def test_agreement_with_a_labelled_sample(sample: Path) -> None:
 
 
 def test_a_judge_that_goes_by_the_order_is_found_out(sample: Path) -> None:
-    first = Rules(reply=lambda nonce, text: f"better {nonce}: 1" if text.startswith("better") else text)
+    first = Rules(
+        reply=lambda nonce, text: f"better {nonce}: 1" if text.startswith("better") else text
+    )
     found = agree(Judge(first), labelled(sample))
     assert found.agreement == 0.9 and (found.steady, found.right) == (0.0, 0.0)
     silent = agree(Judge(Rules(reply=lambda nonce, text: "hm")), labelled(sample))
@@ -311,7 +378,12 @@ def test_a_judge_that_goes_by_the_order_is_found_out(sample: Path) -> None:
 
 def test_kappa_of_known_tables() -> None:
     def marks(both: int, one: int, other: int, none: int) -> list[tuple[bool, bool]]:
-        return [(True, True)] * both + [(True, False)] * one + [(False, True)] * other + [(False, False)] * none
+        return (
+            [(True, True)] * both
+            + [(True, False)] * one
+            + [(False, True)] * other
+            + [(False, False)] * none
+        )
 
     assert kappa(marks(20, 5, 10, 15)) == pytest.approx(0.4)
     assert kappa(marks(25, 25, 25, 25)) == 0.0
@@ -333,9 +405,14 @@ def test_a_labelled_row_that_is_none(row: dict[str, object], said: str, folder: 
         labelled(Path("labelled.jsonl"))
 
 
-def test_the_command_says_what_it_cannot_read(sample: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The pocket model was never taught to grade: every reply of it is unreadable, and none is guessed."""
+def test_the_command_says_what_it_cannot_read(
+    sample: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The pocket model was never taught to grade: every reply of it is unreadable, and none is
+    guessed."""
     sample.write_text(sample.read_text().splitlines()[0])
     assert run_command(["judge", str(sample), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["n"], found["unreadable"], found["agreement"]) == (0, 1, None) and found["problems"]
+    assert (found["n"], found["unreadable"], found["agreement"]) == (0, 1, None) and found[
+        "problems"
+    ]

@@ -1,4 +1,5 @@
-"""A person's hand on the lessons: approve, reject, diff, stats, rules, two people at one lesson, export and import."""
+"""A person's hand on the lessons: approve, reject, diff, stats, rules, two people at one lesson,
+export and import."""
 
 from __future__ import annotations
 
@@ -18,12 +19,12 @@ from day_model import RuleModel, dialect
 
 import reflect
 from reflect.cli import run_command
-from reflect.day.edits import Evidence, apply_edits
-from reflect.day.reflection import Edit
 from reflect.errors import Conflict, UsageError
 from reflect.export.wording import word_diff
+from reflect.lessons.apply_edits import Evidence, apply_edits
+from reflect.lessons.edit_format import Edit
 from reflect.records import Exposure, Trial
-from reflect.store import Store, doctor, nights, rules, runs
+from reflect.store import Store, doctor, forbidden_rules, nights, runs
 from reflect.store import lessons as db
 
 Cli = Callable[..., Any]
@@ -40,14 +41,19 @@ def folder(tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     """A working folder with an empty database, and no settings from outside."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(empty, tmp_path / "lessons.db")
-    for name in [name for name in os.environ if name.startswith("REFLECT_")] + ["VISUAL", "EDITOR", "NO_COLOR"]:
+    for name in [name for name in os.environ if name.startswith("REFLECT_")] + [
+        "VISUAL",
+        "EDITOR",
+        "NO_COLOR",
+    ]:
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run `reflect lessons ...`; its stdout, read as JSON when --json was said. `error=True`: its stderr."""
+    """Run `reflect lessons ...`; its stdout, read as JSON when --json was said. `error=True`: its
+    stderr."""
 
     def run(*words: str, code: int = 0, error: bool = False) -> Any:
         got = run_command(["lessons", *words])
@@ -68,7 +74,8 @@ def by_model(book: Any, when: str, do: str, **more: Any) -> int:
         return db.add(s, when=when, do=do, author="model", scope="dialect", **more).id
 
 
-# -- status ------------------------------------------------------------------------------------------------------------
+# -- status
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_approve_and_reject_take_several(cli: Cli, book: Any) -> None:
@@ -103,14 +110,20 @@ def test_a_rejection_needs_a_reason(cli: Cli, book: Any) -> None:
 def learn(book: Any, when: str, do: str) -> list[Any]:
     with book.context.store.write() as s:
         evidence = Evidence(task=ZUBI, scope="dialect", profile="default", shown=(), contrast=True)
-        return apply_edits(s, [Edit("add", when=when, do=do)], evidence, count_tokens=RuleModel().count_tokens)
+        return apply_edits(
+            s, [Edit("add", when=when, do=do)], evidence, count_tokens=RuleModel().count_tokens
+        )
 
 
-def test_what_a_person_rejected_is_not_learned_again_even_if_a_model_had_retired_it(cli: Cli, book: Any) -> None:
+def test_what_a_person_rejected_is_not_learned_again_even_if_a_model_had_retired_it(
+    cli: Cli, book: Any
+) -> None:
     by_model(book, "the task says zubi", "use sort")
     with book.context.store.write() as s:
         db.revise(s, 1, author="model", status="retired", reason="no help")
-    assert learn(book, "the task says zubi", "use sort")[0].outcome == "revised"  # a model may change its mind
+    assert (
+        learn(book, "the task says zubi", "use sort")[0].outcome == "revised"
+    )  # a model may change its mind
     with book.context.store.write() as s:
         db.revise(s, 1, author="model", status="retired", reason="no help")
     cli("reject", "1", "--why", "wrong")
@@ -126,7 +139,8 @@ def test_pin_and_unpin(cli: Cli, book: Any) -> None:
     assert (book.get(1).pinned, book.get(2).pinned) == (True, False)
 
 
-# -- diff --------------------------------------------------------------------------------------------------------------
+# -- diff
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_diff_shows_words(cli: Cli, book: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,13 +153,19 @@ def test_diff_shows_words(cli: Cli, book: Any, monkeypatch: pytest.MonkeyPatch) 
         "tags: {+a+}",
     ]
     assert cli("diff", "1").splitlines()[1:] == ["status: [-active-]{+retired+}"]
-    assert cli("diff", "1", "2", "1").splitlines()[1] == "do: spell the [-long -]word first[-, twice-]"
+    assert (
+        cli("diff", "1", "2", "1").splitlines()[1] == "do: spell the [-long -]word first[-, twice-]"
+    )
     assert cli("diff", "1", "1", "--json")["new"] == 3
     found = cli("diff", "1", "1", "3", "--json")["fields"]["do"]
     assert "".join(text for sign, text in found if sign != "+") == "spell the word first"
-    assert "".join(text for sign, text in found if sign != "-") == "spell the long word first, twice"
+    assert (
+        "".join(text for sign, text in found if sign != "-") == "spell the long word first, twice"
+    )
     assert "Nothing in it differs" in cli("diff", "1", "2", "2", error=True)
-    assert "no version 9" in cli("diff", "1", "9", code=2) and "no lesson 5" in cli("diff", "5", code=2)
+    assert "no version 9" in cli("diff", "1", "9", code=2) and "no lesson 5" in cli(
+        "diff", "5", code=2
+    )
 
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert "\x1b[32mlong \x1b[0m" in cli("diff", "1", "1", "2")
@@ -155,7 +175,13 @@ def test_diff_shows_words(cli: Cli, book: Any, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("", "a"), ("a b", "b a"), ("x", "x"), ("naïve 日本 a-b", "naive 日 a b"), ("a " * 300, "b " * 300)],
+    [
+        ("", "a"),
+        ("a b", "b a"),
+        ("x", "x"),
+        ("naïve 日本 a-b", "naive 日 a b"),
+        ("a " * 300, "b " * 300),
+    ],
 )
 def test_the_pieces_make_both_texts(old: str, new: str) -> None:
     pieces = word_diff(old, new)
@@ -163,7 +189,8 @@ def test_the_pieces_make_both_texts(old: str, new: str) -> None:
     assert "".join(text for sign, text in pieces if sign in "=+") == new
 
 
-# -- stats -------------------------------------------------------------------------------------------------------------
+# -- stats
+# -------------------------------------------------------------------------------------------------------------
 
 
 def shown(book: Any, *exposures: tuple[int, int, bool]) -> None:
@@ -173,7 +200,10 @@ def shown(book: Any, *exposures: tuple[int, int, bool]) -> None:
     with book.context.store.write() as s:
         run, (task,) = a_run(s, n=1, k=len(exposures))
         rows = [attempt(run, task, i) for i in range(len(exposures))]
-        seen = [[Exposure(rollout_id=0, lesson_id=i, version=v, shown=was, probability=0.9)] for i, v, was in exposures]
+        seen = [
+            [Exposure(rollout_id=0, lesson_id=i, version=v, shown=was, probability=0.9)]
+            for i, v, was in exposures
+        ]
         runs.save_rollouts(s, rows, seen)
 
 
@@ -190,14 +220,28 @@ def test_stats_set_the_cost_against_the_measured_gain(cli: Cli, book: Any) -> No
             (1, 1, "paired", 0.9), (1, 2, "withhold", 0.24), (1, 3, "probe", -0.5), (2, 1, "withhold", -0.1),
         ):  # fmt: skip
             words = {"low": effect - 0.1, "high": effect + 0.1, "n": 40, "verdict": "undecided"}
-            nights.add_trial(s, Trial(lesson_id=lesson_id, version=version, kind=kind, effect=effect, **words))
+            nights.add_trial(
+                s, Trial(lesson_id=lesson_id, version=version, kind=kind, effect=effect, **words)
+            )
     found = cli("stats", "--json")
     first, second, third = found["lessons"]
-    assert (first["tokens"], first["shown"], first["withheld"], first["paid"]) == (12, 3, 1, 10 + 12 + 12)
+    assert (first["tokens"], first["shown"], first["withheld"], first["paid"]) == (
+        12,
+        3,
+        1,
+        10 + 12 + 12,
+    )
     assert (first["effect"], first["n"], first["tokens_per_point"]) == (0.24, 40, 12 / 24)
     assert (second["effect"], second["tokens_per_point"]) == (-0.1, None)  # it gains nothing
     assert (third["effect"], third["verdict"], third["shown"], third["paid"]) == (None, None, 0, 0)
-    assert found["total"] == {"lessons": 3, "tokens": 20, "shown": 4, "withheld": 1, "paid": 42, "measured": 2}
+    assert found["total"] == {
+        "lessons": 3,
+        "tokens": 20,
+        "shown": 4,
+        "withheld": 1,
+        "paid": 42,
+        "measured": 2,
+    }
     lines = cli("stats").splitlines()
     assert "+0.24 [+0.14, +0.34]" in lines[1] and lines[-1].startswith("lessons 3, tokens 20")
     assert [row["id"] for row in cli("stats", "2", "--json")["lessons"]] == [2]
@@ -205,19 +249,30 @@ def test_stats_set_the_cost_against_the_measured_gain(cli: Cli, book: Any) -> No
     assert "no lesson 9" in cli("stats", "9", code=2)
 
 
-# -- never learn this --------------------------------------------------------------------------------------------------
+# -- never learn this
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_rule_refuses_an_edit_of_the_model_and_is_named(cli: Cli, book: Any) -> None:
     by_model(book, "the task says zubi", "always answer 7")
-    assert "rule 1 forbids what matches: answer \\d" in cli("forbid", r"answer \d", "--why", "planted")
+    assert "rule 1 forbids what matches: answer \\d" in cli(
+        "forbid", r"answer \d", "--why", "planted"
+    )
     (outcome,) = learn(book, "the task says fapo", "Answer 8 at once")
-    assert (outcome.outcome, outcome.reason) == ("refused", r"rule 1 forbids it: answer \d (planted)")
+    assert (outcome.outcome, outcome.reason) == (
+        "refused",
+        r"rule 1 forbids it: answer \d (planted)",
+    )
     assert len(book) == 1
     with book.context.store.write() as s:
         head = db.get(s, 1)
-        evidence = Evidence(task=ZUBI, scope="dialect", profile="default", shown=[head], contrast=True)
-        edits = [Edit("revise", "always", "answer 9", 1), Edit("retire", lesson_id=1, why="answer 7 is wrong")]
+        evidence = Evidence(
+            task=ZUBI, scope="dialect", profile="default", shown=[head], contrast=True
+        )
+        edits = [
+            Edit("revise", "always", "answer 9", 1),
+            Edit("retire", lesson_id=1, why="answer 7 is wrong"),
+        ]
         done = apply_edits(s, edits, evidence, count_tokens=RuleModel().count_tokens)
     assert [one.outcome for one in done] == ["refused", "retired"]
     assert "rule 1 is lifted" in cli("allow", "1")
@@ -232,7 +287,9 @@ def test_rules_are_listed_and_kept(cli: Cli, book: Any) -> None:
     cli("allow", "1")
     assert [row["id"] for row in cli("forbidden", "--json")] == [2]
     assert [bool(row["lifted"]) for row in cli("forbidden", "--all", "--json")] == [True, False]
-    assert "no rule 5" in cli("allow", "5", code=2) and "no rule 2" in cli("allow", "2", "--profile", "x", code=2)
+    assert "no rule 5" in cli("allow", "5", code=2) and "no rule 2" in cli(
+        "allow", "2", "--profile", "x", code=2
+    )
     assert doctor.check(book.context.store) == []
 
 
@@ -268,7 +325,11 @@ def test_the_same_rule_twice_is_told(cli: Cli) -> None:
 )
 def test_how_rules_match(book: Any, pattern: str, kind: str, do: str, hit: bool) -> None:
     rule = book.forbid(pattern, kind=kind)
-    assert rules.matches(rule, "any time", do) is hit is rules.matches(rule, do, "any time")
+    assert (
+        forbidden_rules.matches(rule, "any time", do)
+        is hit
+        is forbidden_rules.matches(rule, do, "any time")
+    )
 
 
 def test_the_doctor_knows_the_rules(book: Any) -> None:
@@ -278,10 +339,14 @@ def test_the_doctor_knows_the_rules(book: Any) -> None:
         s.connection().exec_driver_sql("UPDATE rule SET pattern = 'a(' WHERE id = 1")
         s.connection().exec_driver_sql("UPDATE rule SET kind = 'odd' WHERE id = 2")
     first, second = doctor.check(book.context.store)
-    assert "Rule 1 is no regular expression" in first and "Rule 2 is of the unknown kind 'odd'" in second
+    assert (
+        "Rule 1 is no regular expression" in first
+        and "Rule 2 is of the unknown kind 'odd'" in second
+    )
 
 
-# -- two people, one lesson --------------------------------------------------------------------------------------------
+# -- two people, one lesson
+# --------------------------------------------------------------------------------------------
 
 
 def editor(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +397,13 @@ def test_in_python_too(book: Any) -> None:
     ],
 )
 def test_an_edit_that_cannot_be_taken_changes_nothing(
-    cli: Cli, book: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str, keeps: bool
+    cli: Cli,
+    book: Any,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    words: str,
+    keeps: bool,
 ) -> None:
     book.add("counting letters", "spell it")
     editor(folder, script, monkeypatch)
@@ -371,10 +442,13 @@ def test_a_lesson_over_the_size_limit(model: str, folder: Path) -> None:
     assert len(book) == 1 and len(book.history(1)) == 1
 
 
-# -- moving ------------------------------------------------------------------------------------------------------------
+# -- moving
+# ------------------------------------------------------------------------------------------------------------
 
 
-def test_export_import_export_on_the_command_line(cli: Cli, book: Any, folder: Path, empty: Path) -> None:
+def test_export_import_export_on_the_command_line(
+    cli: Cli, book: Any, folder: Path, empty: Path
+) -> None:
     book.add("counting letters", "spell → it", scope="letters")
     book.retire(1)
     shutil.copy(empty, "there.db")
@@ -383,15 +457,22 @@ def test_export_import_export_on_the_command_line(cli: Cli, book: Any, folder: P
     assert Path("a.jsonl").read_bytes() == text.encode()
     out = cli("import", "a.jsonl", "--trust", "--db", "there.db")
     assert out.splitlines()[0].startswith("+ lesson 1: when: counting letters")
-    assert out.splitlines()[-1] == "+ 1 new, ~ 0 gone on, = 0 here already, ? 0 quarantined, ! 0 left out"
+    assert (
+        out.splitlines()[-1]
+        == "+ 1 new, ~ 0 gone on, = 0 here already, ? 0 quarantined, ! 0 left out"
+    )
     assert cli("export", "--db", "there.db") == text
     assert "up to date" in cli("export", "--out", "a.jsonl", error=True)
     book.add("else", "x")
     assert "--yes" in cli("export", "--out", "a.jsonl", code=2)
-    assert cli("export", "-o", "a.jsonl", "--yes") == "a.jsonl\n" and Path("a.jsonl").read_text() == cli("export")
+    assert cli("export", "-o", "a.jsonl", "--yes") == "a.jsonl\n" and Path(
+        "a.jsonl"
+    ).read_text() == cli("export")
 
 
-def test_import_reports_in_signs_and_json(cli: Cli, book: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_reports_in_signs_and_json(
+    cli: Cli, book: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for do in ("use sort", "see http://example.com", "use reverse", "old"):
         book.add(f"the task says {do[-4:]}", do)
     book.retire(4)
@@ -402,7 +483,9 @@ def test_import_reports_in_signs_and_json(cli: Cli, book: Any, monkeypatch: pyte
     assert [row["sign"] for row in rows] == ["!", "?", "+", "!"]
     assert rows[0]["why"] == "rule 1 forbids it: sort" and rows[3]["why"] == "it is retired there"
     Path("a.jsonl").write_text(text)
-    assert "reflect lessons approve ID" in cli("import", "a.jsonl", "--profile", "third", error=True)
+    assert "reflect lessons approve ID" in cli(
+        "import", "a.jsonl", "--profile", "third", error=True
+    )
     assert "No such file" in cli("import", "none.jsonl", code=1)
     Path("b.jsonl").write_text(text[:-30])
     assert "b.jsonl, line 5: Invalid JSON" in cli("import", "b.jsonl", code=2)
@@ -413,8 +496,14 @@ def test_agents_and_skills_on_the_command_line(cli: Cli, book: Any) -> None:
     Path("AGENTS.md").write_bytes(b"# Ours\r\nno end")
     assert cli("export", "--format", "agents", "--out", "AGENTS.md") == "AGENTS.md\n"
     data = Path("AGENTS.md").read_bytes()
-    assert data.startswith(b"# Ours\r\nno end\r\n") and b"- When counting letters: spell it\r\n" in data
-    assert cli("export", "--format", "agents", "--out", "AGENTS.md") == "" and Path("AGENTS.md").read_bytes() == data
+    assert (
+        data.startswith(b"# Ours\r\nno end\r\n")
+        and b"- When counting letters: spell it\r\n" in data
+    )
+    assert (
+        cli("export", "--format", "agents", "--out", "AGENTS.md") == ""
+        and Path("AGENTS.md").read_bytes() == data
+    )
     assert cli("export", "--format", "agents").startswith("<!-- reflect lessons: begin -->\n")
     assert cli("export", "--format", "skill", "--out", "skills") == "skills/letters/SKILL.md\n"
     assert "--out FOLDER" in cli("export", "--format", "skill", code=2)
@@ -430,7 +519,8 @@ def test_backup_on_the_command_line(cli: Cli, book: Any, folder: Path) -> None:
     assert Path(cli("backup").strip()).parent == folder
 
 
-# -- merge and links ---------------------------------------------------------------------------------------------------
+# -- merge and links
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_merge_on_the_command_line_and_its_links(cli: Cli, book: Any) -> None:
@@ -447,7 +537,10 @@ def test_merge_on_the_command_line_and_its_links(cli: Cli, book: Any) -> None:
         f"- lesson {two} retired: lesson {one} stands for it",
     ]
     assert f"merged into lesson {one}: they say the same" in cli("show", str(two))
-    assert f"holds lesson {two}" in cli("show", str(one)) and "lesson" not in cli("show", str(other)).split("\n", 1)[1]
+    assert (
+        f"holds lesson {two}" in cli("show", str(one))
+        and "lesson" not in cli("show", str(other)).split("\n", 1)[1]
+    )
     (link,) = cli("show", str(one), "--json")["links"]
     assert (link["lesson_id"], link["other_id"], link["kind"]) == (one, two, "merged")
     assert [(row.lesson_id, row.other_id) for row in book.links(two)] == [(one, two)]

@@ -1,4 +1,5 @@
-"""Reading a model's folder: precision, context, memory, and one clear sentence for whatever is missing."""
+"""Reading a model's folder: precision, context, memory, and one clear sentence for whatever is
+missing."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from reflect.models import load_model, memory
 from reflect.models.base import Request
 from reflect.models.loading import context_of
 from reflect.models.local import LocalModel
-from reflect.night import losses, training
+from reflect.training import loop, losses
 
 
 def ask(*words: int) -> list[dict[str, str]]:
@@ -41,15 +42,19 @@ def test_the_weights_have_the_precision_that_was_asked_for(tmp_path: Path, dtype
     model = load_model(str(save_tiny(tmp_path / "m")), Settings(dtype=dtype))
     assert model.network.dtype == getattr(torch, dtype)
     model.new_adapter("a")
-    assert {p.dtype for p in model.adapter_parameters("a")} == {torch.float32}, "small steps would be rounded away"
-    told = losses.backward(model, "a", [losses.Row([5, 6], [5, 6], [7, 8], "nll")], 100)
+    assert {p.dtype for p in model.adapter_parameters("a")} == {torch.float32}, (
+        "small steps would be rounded away"
+    )
+    told = losses.backward(model, "a", [losses.TrainingRow([5, 6], [5, 6], [7, 8], "nll")], 100)
     assert told["nll"][0] > 0 and any(p.grad.abs().sum() > 0 for p in model.adapter_parameters("a"))
     assert model.sample(MANY[:1])[0][0].tokens
 
 
 def test_a_device_map_answers_the_same(tmp_path: Path) -> None:
     folder = str(save_tiny(tmp_path / "m"))
-    assert load_model(folder, Settings(device_map="auto", device="cpu")).sample(MANY) == load_model(folder).sample(MANY)
+    assert load_model(folder, Settings(device_map="auto", device="cpu")).sample(MANY) == load_model(
+        folder
+    ).sample(MANY)
 
 
 def test_four_bits_without_bitsandbytes_say_so(tmp_path: Path) -> None:
@@ -63,7 +68,14 @@ def test_four_bits_without_bitsandbytes_say_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"dtype": "int8"}, {"quantize": "8bit"}, {"thinking": "yes"}, {"memory": -1}, {"max_context": -5}]
+    "setting",
+    [
+        {"dtype": "int8"},
+        {"quantize": "8bit"},
+        {"thinking": "yes"},
+        {"memory": -1},
+        {"max_context": -5},
+    ],
 )
 def test_settings_out_of_range_are_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(setting))):
@@ -91,8 +103,12 @@ def test_settings_out_of_range_are_refused(setting: dict[str, Any]) -> None:
           "factor": 8.0}, "sliding_attention": {"rope_type": "default"}}}, 1e30, 0, 131072),
     ],
 )  # fmt: skip
-def test_the_context_is_what_can_be_believed(config: dict[str, Any], tokenizer: float, most: int, want: int) -> None:
-    network = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(**config)))
+def test_the_context_is_what_can_be_believed(
+    config: dict[str, Any], tokenizer: float, most: int, want: int
+) -> None:
+    network = SimpleNamespace(
+        config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(**config))
+    )
     assert context_of(network, SimpleNamespace(model_max_length=tokenizer), most) == want
 
 
@@ -110,12 +126,15 @@ def test_too_little_memory_says_how_much_it_takes(tmp_path: Path) -> None:
     network = load_model(str(folder)).network
     assert memory.parameters_of(folder) == sum(p.numel() for p in network.parameters())
     assert memory.weights_of(network) == 4 * memory.parameters_of(folder)
-    with pytest.raises(ModelError, match=r"needs 0\.[34] MB of memory in float32, and there are 0\.1 MB .*memory\)"):
+    with pytest.raises(
+        ModelError, match=r"needs 0\.[34] MB of memory in float32, and there are 0\.1 MB .*memory\)"
+    ):
         load_model(str(folder), Settings(memory=1e-4))
 
 
 def small(network: Any, most: int) -> Any:
-    """A machine that can take so many rows of the network at once and no more; returns what takes it away again."""
+    """A machine that can take so many rows of the network at once and no more; returns what takes
+    it away again."""
 
     def look(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if len(kwargs["input_ids"]) > most:
@@ -146,24 +165,28 @@ def test_the_budget_bounds_the_batch(tmp_path: Path) -> None:
 
 
 def test_training_with_too_little_memory_goes_on_with_less(tiny: LocalModel) -> None:
-    rows = [losses.Row([5, 6, i], [5, 9, i], [7, 8, i], kind) for i in range(4) for kind in ("nll", "reverse")]
+    rows = [
+        losses.TrainingRow([5, 6, i], [5, 9, i], [7, 8, i], kind)
+        for i in range(4)
+        for kind in ("nll", "reverse")
+    ]
     tiny.new_adapter("a")
     mine = tiny.adapter_parameters("a")
     for p in mine:
         p.data.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
-    told = training.shared_backward(tiny, "a", rows, mine, 4096)
+    told = loop.shared_backward(tiny, "a", rows, mine, 4096)
     want = [p.grad.clone() for p in mine]
     for p in mine:
         p.grad = None
     small(tiny.network, 2)
-    less = training.shared_backward(tiny, "a", rows, mine, 4096)
+    less = loop.shared_backward(tiny, "a", rows, mine, 4096)
     assert less == {kind: pytest.approx(value, rel=1e-5) for kind, value in told.items()}
     for p, its in zip(mine, want, strict=True):
         torch.testing.assert_close(p.grad, its, rtol=1e-4, atol=1e-6)
     assert tiny.thrift.checkpoints and tiny.thrift.trained < 20
     small(tiny.network, 0)
     with pytest.raises(NightError, match="too little memory to train on one answer of 6 tokens"):
-        training.shared_backward(tiny, "a", rows, mine, 4096)
+        loop.shared_backward(tiny, "a", rows, mine, 4096)
 
 
 def test_an_error_of_another_kind_is_not_mistaken(tiny: LocalModel) -> None:
@@ -173,7 +196,9 @@ def test_an_error_of_another_kind_is_not_mistaken(tiny: LocalModel) -> None:
     tiny.network.register_forward_pre_hook(broken)
     with pytest.raises(RuntimeError, match="scalar type"):
         tiny.sample(MANY)
-    assert memory.out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert memory.out_of_memory(
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
+    )
 
 
 # ---- what cannot be loaded
@@ -182,7 +207,10 @@ def test_an_error_of_another_kind_is_not_mistaken(tiny: LocalModel) -> None:
 def test_a_model_with_code_of_its_own_is_refused_and_asks_nothing(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "made_up", "auto_map": {"AutoConfig": "c.C", "AutoModelForCausalLM": "m.M"}}
+    config |= {
+        "model_type": "made_up",
+        "auto_map": {"AutoConfig": "c.C", "AutoModelForCausalLM": "m.M"},
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "c.py").write_text("raise SystemExit('this must never run')")
     with pytest.raises(ModelError, match="needs code from its own folder"):
@@ -227,9 +255,19 @@ for name in ("hf:org/gated", "hf:org/missing", "offline"):
     except ModelError as e:
         print(e)
 """
-    env = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": hub,
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
+    )
     gated, missing, offline = done.stdout.splitlines()
-    assert "hf:org/gated is gated" in gated and "Accept it at https://huggingface.co/org/gated" in gated
+    assert (
+        "hf:org/gated is gated" in gated
+        and "Accept it at https://huggingface.co/org/gated" in gated
+    )
     assert "There is no model hf:org/missing" in missing
     assert "not on this machine and cannot be fetched: HF_HUB_OFFLINE is set." in offline

@@ -1,4 +1,5 @@
-"""The local model: a completion depends on its prompt and seed alone, and adapters come and go without a trace."""
+"""The local model: a completion depends on its prompt and seed alone, and adapters come and go
+without a trace."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from reflect.config import Settings
 from reflect.errors import AdapterError, AdapterMismatch, ModelError, UnknownName
 from reflect.models import load_model
 from reflect.models.base import Request
+from reflect.models.generation import GenerationRow, uniforms
 from reflect.models.local import LocalModel, batches
-from reflect.models.sampling import Row, uniforms
 
 
 def ask(*words: int, system: str = "") -> list[dict[str, str]]:
@@ -47,7 +48,9 @@ def test_a_completion_does_not_depend_on_its_batch(tiny: LocalModel) -> None:
     assert [len(group) for group in together] == [5, 2, 1, 2, 0]
     for request, group in zip(MIXED, together, strict=True):
         alone = [
-            tiny.sample([Request(request.messages, (seed,), request.max_tokens, request.temperature)])[0][0]
+            tiny.sample(
+                [Request(request.messages, (seed,), request.max_tokens, request.temperature)]
+            )[0][0]
             for seed in request.seeds
         ]
         assert group == alone
@@ -58,12 +61,16 @@ def test_a_completion_does_not_depend_on_its_batch(tiny: LocalModel) -> None:
 
 
 def test_rows_that_end_early_leave_the_others_alone(tiny: LocalModel) -> None:
-    tiny.__dict__["ends"] = frozenset(range(2, 8))  # half a dozen end tokens: the batch shrinks again and again
+    tiny.__dict__["ends"] = frozenset(
+        range(2, 8)
+    )  # half a dozen end tokens: the batch shrinks again and again
     many = [Request(ask(i, i + 1), tuple(range(5 * i, 6 * i)), 30) for i in (30, 3, 1, 8)]
     together = tiny.sample(many)
     assert {len(c.tokens) for group in together for c in group} > {0, 1, 2, 3}
     for request, group in zip(many, together, strict=True):
-        assert group == [tiny.sample([Request(request.messages, (s,), 30)])[0][0] for s in request.seeds]
+        assert group == [
+            tiny.sample([Request(request.messages, (s,), 30)])[0][0] for s in request.seeds
+        ]
 
 
 def test_most_rows_may_end_at_the_first_token(tiny: LocalModel) -> None:
@@ -81,18 +88,25 @@ def test_prompts_that_begin_alike_are_read_as_if_alone(tiny: LocalModel) -> None
     assert tiny.sample(even) == [tiny.sample([request])[0] for request in even]
 
 
-def test_a_batch_that_exceeds_the_budget_is_split(tiny: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_exceeds_the_budget_is_split(
+    tiny: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = tiny.sample(MIXED)
     monkeypatch.setattr(LocalModel, "cache_tokens", lambda self: 60)
     assert tiny.sample(MIXED) == whole
 
 
 def test_batches_keep_to_the_budget() -> None:
-    rows = [Row((1,) * length, 0, limit) for length, limit in [(5, 10), (50, 10), (7, 90), (6, 10), (300, 20)]]
+    rows = [
+        GenerationRow((1,) * length, 0, limit)
+        for length, limit in [(5, 10), (50, 10), (7, 90), (6, 10), (300, 20)]
+    ]
     made = batches(rows, 200)
     assert sorted(map(id, rows)) == sorted(id(row) for batch in made for row in batch)
     for batch in made:
-        cost = len(batch) * max(len(row.prompt) for row in batch) + sum(max(r.limit for r in batch) for _ in batch)
+        cost = len(batch) * max(len(row.prompt) for row in batch) + sum(
+            max(r.limit for r in batch) for _ in batch
+        )
         assert len(batch) == 1 or cost <= 200
 
 
@@ -100,7 +114,9 @@ def test_greedy_is_the_same_as_generate(tiny: LocalModel) -> None:
     for request in MIXED:
         ids = torch.tensor([tiny.encode(request.messages)])
         with torch.inference_mode():
-            out = tiny.network.generate(ids, do_sample=False, max_new_tokens=20)[0, ids.shape[1] :].tolist()
+            out = tiny.network.generate(ids, do_sample=False, max_new_tokens=20)[
+                0, ids.shape[1] :
+            ].tolist()
         mine = tiny.sample([Request(request.messages, (1, 2), 20, 0.0), *MIXED])[0]
         want = tuple(out[:-1] if out[-1] in tiny.ends else out)
         assert [c.tokens for c in mine] == [want, want]
@@ -175,7 +191,9 @@ def test_sliding_windows_answer_by_the_same_code(tmp_path: Path) -> None:
     for request, others in [*((r, MIXED) for r in MIXED), *((r, alike) for r in alike)]:
         ids = torch.tensor([model.encode(request.messages)])
         with torch.inference_mode():
-            out = model.network.generate(ids, do_sample=False, max_new_tokens=20)[0, ids.shape[1] :].tolist()
+            out = model.network.generate(ids, do_sample=False, max_new_tokens=20)[
+                0, ids.shape[1] :
+            ].tolist()
         mine = model.sample([Request(request.messages, (1, 2), 20, 0.0), *others])[0]
         assert [c.tokens for c in mine] == [tuple(t for t in out if t not in model.ends)] * 2
 
@@ -187,7 +205,9 @@ def test_encode_with_an_answer_ends_as_the_template_does(tiny: LocalModel) -> No
     talk = ask(1, 2, system="w9")
     prompt, whole = tiny.encode(talk), tiny.encode(talk, "w3 w4")
     words = tiny.tokenizer.convert_ids_to_tokens(whole)
-    assert words == "<|system|> w9 <|end|> <|user|> w1 w2 <|end|> <|assistant|> w3 w4 <|end|>".split()
+    assert (
+        words == "<|system|> w9 <|end|> <|user|> w1 w2 <|end|> <|assistant|> w3 w4 <|end|>".split()
+    )
     assert whole[: len(prompt)] == prompt
     assert tiny.count_tokens("w1 w2 w3") == 3
 
@@ -198,7 +218,9 @@ def test_encode_with_an_answer_ends_as_the_template_does(tiny: LocalModel) -> No
      TEMPLATE.replace("for m in messages", "for m in messages if m.role != 'system'")],
     ids=["refuses", "swallows"],
 )  # fmt: skip
-def test_a_template_without_a_system_role_gets_it_in_the_first_user_message(tmp_path: Path, template: str) -> None:
+def test_a_template_without_a_system_role_gets_it_in_the_first_user_message(
+    tmp_path: Path, template: str
+) -> None:
     model = load_model(str(save_tiny(tmp_path / "m", template=template)))
     words = model.tokenizer.convert_ids_to_tokens(model.encode(ask(1, system="w9")))
     assert words == "<|user|> w9 w1 <|end|> <|assistant|>".split()
@@ -210,7 +232,9 @@ def test_the_fingerprint_knows_weights_and_template(tmp_path: Path) -> None:
 
     a = of("a")
     assert a == of("b") and len(a) == 64
-    assert len({a, of("c", seed=1), of("d", template=TEMPLATE + " "), of("e", rms_norm_eps=1e-4)}) == 4
+    assert (
+        len({a, of("c", seed=1), of("d", template=TEMPLATE + " "), of("e", rms_norm_eps=1e-4)}) == 4
+    )
 
 
 # ---- adapters
@@ -240,7 +264,9 @@ def test_the_sampler_uses_the_adapter_and_the_base_is_untouched(tiny: LocalModel
     tiny.drop_adapter("two")
     assert tiny.active is None and tiny.adapters == [] and tiny.sample(MIXED) == base
     with torch.no_grad():
-        assert torch.equal(tiny.network(input_ids=ids).logits, bare), "the base must be the same to the last bit"
+        assert torch.equal(tiny.network(input_ids=ids).logits, bare), (
+            "the base must be the same to the last bit"
+        )
     tiny.new_adapter("three")
     assert tiny.sample(MIXED) == base
 
@@ -265,7 +291,12 @@ def test_an_adapter_survives_the_folder_with_its_scale(tiny: LocalModel, tmp_pat
     files = sorted(p.name for p in (tmp_path / "full").iterdir())
     assert files == ["adapter_config.json", "adapter_model.safetensors"]
     config = json.loads((tmp_path / "quarter" / "adapter_config.json").read_text())
-    assert config["lora_alpha"] == 4 and config["r"] == 4 and config["bias"] == "none" and config["inference_mode"]
+    assert (
+        config["lora_alpha"] == 4
+        and config["r"] == 4
+        and config["bias"] == "none"
+        and config["inference_mode"]
+    )
 
 
 def test_the_same_seed_makes_the_same_adapter(tiny: LocalModel) -> None:
@@ -273,7 +304,9 @@ def test_the_same_seed_makes_the_same_adapter(tiny: LocalModel) -> None:
         tiny.new_adapter(name, seed=seed)
     a, b, c = (torch.cat([p.flatten() for p in tiny.adapter_parameters(name)]) for name in "abc")
     assert torch.equal(a, b) and not torch.equal(a, c)
-    assert len(tiny.adapter_parameters("a")) == 2 * 7 * 2  # A and B of seven linear layers in each of two blocks
+    assert (
+        len(tiny.adapter_parameters("a")) == 2 * 7 * 2
+    )  # A and B of seven linear layers in each of two blocks
 
 
 def test_gradients_survive_a_look_at_the_teacher(tiny: LocalModel) -> None:
@@ -290,7 +323,9 @@ def test_gradients_survive_a_look_at_the_teacher(tiny: LocalModel) -> None:
     assert all(p.grad is None for n, p in tiny.network.named_parameters() if "lora_" not in n)
 
 
-def test_adapters_that_do_not_fit_are_refused_and_leave_nothing(tiny: LocalModel, tmp_path: Path) -> None:
+def test_adapters_that_do_not_fit_are_refused_and_leave_nothing(
+    tiny: LocalModel, tmp_path: Path
+) -> None:
     base = tiny.sample(MIXED)
     other = load_model(str(save_tiny(tmp_path / "wide", hidden_size=32)))
     other.new_adapter("a")
@@ -330,7 +365,9 @@ def test_a_name_that_is_no_model_says_what_there_is(
     assert "Known are: pocket" in str(caught.value)
 
 
-def test_a_model_that_cannot_be_fetched_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_fetched_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -361,5 +398,7 @@ def test_the_pocket_model_answers_in_groups(pocket: LocalModel) -> None:
     greedy = pocket.sample([Request(talk, (0,), 32, 0.0)])[0][0]
     ids = torch.tensor([pocket.encode(talk)])
     with torch.inference_mode():
-        out = pocket.network.generate(ids, do_sample=False, max_new_tokens=32)[0, ids.shape[1] :].tolist()
+        out = pocket.network.generate(ids, do_sample=False, max_new_tokens=32)[
+            0, ids.shape[1] :
+        ].tolist()
     assert list(greedy.tokens) == [t for t in out if t not in pocket.ends]

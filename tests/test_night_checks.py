@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from reflect.evaluate import ArmResult
-from reflect.night import checks
-from reflect.night.checks import Check, Probe
-from reflect.night.gate import FINEST, judge
+from reflect.evaluation.arms import ArmResult
+from reflect.gate import checks
+from reflect.gate.checks import Check, Probe
+from reflect.gate.exam import FINEST, judge
 
 
 def arm(rewards: list[float], answers: list[str] | None = None, length: int = 10) -> ArmResult:
@@ -62,7 +62,9 @@ def test_a_rule_in_the_prompt_is_obeyed_where_it_made_a_difference() -> None:
     ruled, free = ["3 2 1"] * 20, ["1 2 3"] * 20
     assert checks.override(ruled, free, ruled).ok
     assert not checks.override(ruled, free, free).ok
-    assert checks.override(free, free, ruled).ok, "the rule changed nothing: there is nothing to obey"
+    assert checks.override(free, free, ruled).ok, (
+        "the rule changed nothing: there is nothing to obey"
+    )
 
 
 def test_hygiene_sees_lessons_said_aloud_circles_and_rambling() -> None:
@@ -77,12 +79,13 @@ def test_hygiene_sees_lessons_said_aloud_circles_and_rambling() -> None:
     assert failing(arm([1.0] * 20, length=40)) == ["length"]
 
 
-# -- the scale ---------------------------------------------------------------------------------------------------------
+# -- the scale
+# ---------------------------------------------------------------------------------------------------------
 
 
 def verdicts(harm_above: float, gain_below: float):
-    """An adapter that does harm above one scale and lacks the gain below another; and the scales at which it was
-    judged."""
+    """An adapter that does harm above one scale and lacks the gain below another; and the scales at
+    which it was judged."""
     asked: list[float] = []
 
     def examine(scale: float) -> dict:
@@ -90,7 +93,11 @@ def verdicts(harm_above: float, gain_below: float):
         harm = Check("drift", scale <= harm_above, scale, 0.0, "harm")
         gain = Check("gain", scale >= gain_below, scale, 0.0, "gain", "gain")
         found = [vars(harm), vars(gain)]
-        return {"ok": harm.ok and gain.ok, "reasons": [c["text"] for c in found if not c["ok"]], "checks": found}
+        return {
+            "ok": harm.ok and gain.ok,
+            "reasons": [c["text"] for c in found if not c["ok"]],
+            "checks": found,
+        }
 
     return examine, asked
 
@@ -100,16 +107,22 @@ def test_a_good_adapter_is_judged_once() -> None:
     assert judge(examine)["scale"] == 1.0 and asked == [1.0]
 
 
-@pytest.mark.parametrize(("harm_above", "gain_below"), [(0.9, 0.7), (0.3, 0.1), (0.6, 0.4), (0.85, 0.75)])
+@pytest.mark.parametrize(
+    ("harm_above", "gain_below"), [(0.9, 0.7), (0.3, 0.1), (0.6, 0.4), (0.85, 0.75)]
+)
 def test_a_weaker_adapter_is_found_where_there_is_one(harm_above: float, gain_below: float) -> None:
     examine, _ = verdicts(harm_above, gain_below)
     verdict = judge(examine)
     assert verdict["ok"] and gain_below <= verdict["scale"] <= harm_above
-    assert verdict["scale"] > harm_above - 2 * FINEST, "the largest one, as far as the bisection goes"
+    assert verdict["scale"] > harm_above - 2 * FINEST, (
+        "the largest one, as far as the bisection goes"
+    )
 
 
 @pytest.mark.parametrize(("harm_above", "gain_below"), [(0.4, 0.6), (0.0, 0.0), (1.0, 1.1)])
-def test_where_no_scale_passes_the_full_one_is_refused_with_its_reasons(harm_above: float, gain_below: float) -> None:
+def test_where_no_scale_passes_the_full_one_is_refused_with_its_reasons(
+    harm_above: float, gain_below: float
+) -> None:
     examine, asked = verdicts(harm_above, gain_below)
     verdict = judge(examine)
     assert not verdict["ok"] and verdict["scale"] == 1.0 and verdict["reasons"]

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from reflect.errors import NightError, UnknownName, UsageError
+from reflect.gate import drift
 from reflect.models.base import Request
 from reflect.models.local import LocalModel
-from reflect.night import distill, losses, training
-from reflect.night.harvest import Data, Example, Question
-from reflect.night.losses import Row
-from reflect.night.plan import make_plan
+from reflect.training import distillation, loop, losses
+from reflect.training.losses import TrainingRow
+from reflect.training.plan import make_plan
+from reflect.training.teacher_data import Example, Question, TrainingData
 
 SECRET = "w50 w51 w52"  # what the teacher's prompt says and the student's does not
 
@@ -26,15 +27,15 @@ def question(asked: str, told: str = "") -> Question:
     return Question(plain, [{"role": "system", "content": told}, *plain] if told else plain)
 
 
-def data(model: LocalModel, n: int = 6) -> Data:
+def data(model: LocalModel, n: int = 6) -> TrainingData:
     """The teacher answers SECRET; the anchors are the model's own answers to other questions."""
     answer = [*model.tokenizer(SECRET, add_special_tokens=False)["input_ids"], model.end]
     harvest = [Example(question(f"w{i}", "w90 w91"), answer) for i in range(n)]
     asked = [question(f"w{i} w{i}") for i in range(20, 28)]
     plan = make_plan(1)
-    said = distill.answers_of(model, None, asked, plan, "anchors", 6)
+    said = distillation.answers_of(model, None, asked, plan, "anchors", 6)
     held = [Example(q, a) for q, a in zip(asked, said, strict=True) if a]
-    return Data(harvest, held[1:], held[:1], max_tokens=6)
+    return TrainingData(harvest, held[1:], held[:1], max_tokens=6)
 
 
 def short(**changes):
@@ -49,15 +50,21 @@ def weights(model: LocalModel, name: str) -> list[torch.Tensor]:
 def test_divergence_is_zero_only_for_the_same_distribution(kind: str) -> None:
     torch.manual_seed(0)
     a, b = torch.randn(5, 11), torch.randn(5, 11)
-    assert losses.divergence(a, a + 3.0, kind).abs().max() < 1e-6  # logits are the same up to a constant
+    assert (
+        losses.divergence(a, a + 3.0, kind).abs().max() < 1e-6
+    )  # logits are the same up to a constant
     assert (losses.divergence(a, b, kind) > 0).all()
 
 
 def test_divergence_is_the_one_in_the_book() -> None:
     p, q = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.25, 0.5])
     student, teacher = q.log()[None], p.log()[None]
-    assert losses.divergence(student, teacher, "forward").item() == pytest.approx((p * (p / q).log()).sum().item())
-    assert losses.divergence(student, teacher, "reverse").item() == pytest.approx((q * (q / p).log()).sum().item())
+    assert losses.divergence(student, teacher, "forward").item() == pytest.approx(
+        (p * (p / q).log()).sum().item()
+    )
+    assert losses.divergence(student, teacher, "reverse").item() == pytest.approx(
+        (q * (q / p).log()).sum().item()
+    )
     m = (p + q) / 2
     jsd = 0.5 * (p * (p / m).log()).sum() + 0.5 * (q * (q / m).log()).sum()
     assert losses.divergence(student, teacher, "jsd").item() == pytest.approx(jsd.item(), abs=1e-6)
@@ -81,7 +88,8 @@ def test_answer_logits_are_those_that_predict_the_answer(tiny: LocalModel) -> No
 def test_a_row_is_the_same_alone_and_in_any_batch(tiny: LocalModel) -> None:
     tiny.new_adapter("x", rank=4, alpha=32, seed=0)
     rows = [
-        Row([5, i], [5, 90, i], [30 + i, 2], kind) for i, kind in enumerate(("nll", "reverse", "forward", "jsd"), 10)
+        TrainingRow([5, i], [5, 90, i], [30 + i, 2], kind)
+        for i, kind in enumerate(("nll", "reverse", "forward", "jsd"), 10)
     ]
     together = losses.losses(tiny, "x", rows)
     alone = [losses.losses(tiny, "x", [row])[0] for row in rows]
@@ -91,26 +99,34 @@ def test_a_row_is_the_same_alone_and_in_any_batch(tiny: LocalModel) -> None:
 
 
 def test_micro_batches_hold_every_row_once_and_little_padding() -> None:
-    rows = [Row([1] * n, [1] * n, [2], "nll") for n in (3, 50, 4, 2, 60, 5)]
+    rows = [TrainingRow([1] * n, [1] * n, [2], "nll") for n in (3, 50, 4, 2, 60, 5)]
     batches = losses.micro_batches(rows, 64)
-    assert sorted(row.width for batch in batches for row in batch) == sorted(row.width for row in rows)
+    assert sorted(row.width for batch in batches for row in batch) == sorted(
+        row.width for row in rows
+    )
     assert all(len(batch) == 1 or batch[-1].width * len(batch) <= 64 for batch in batches)
 
 
 def test_micro_batches_are_the_cheapest_of_all() -> None:
     rows = [
-        Row([1] * n, [1] * (n + t), [2], kind) for n, t, kind in [(3, 9, "reverse"), (200, 0, "nll"), (9, 9, "jsd")]
+        TrainingRow([1] * n, [1] * (n + t), [2], kind)
+        for n, t, kind in [(3, 9, "reverse"), (200, 0, "nll"), (9, 9, "jsd")]
     ]
-    rows += [Row([1] * 210, [1] * 420, [2], "forward"), Row([1] * 190, [1] * 190, [2], "nll")]
+    rows += [
+        TrainingRow([1] * 210, [1] * 420, [2], "forward"),
+        TrainingRow([1] * 190, [1] * 190, [2], "nll"),
+    ]
 
-    def work(batch: list[Row]) -> int:
+    def work(batch: list[TrainingRow]) -> int:
         teacher = max((len(row.teacher) + 1 for row in batch if row.loss != "nll"), default=0)
         return losses.PASS + len(batch) * (3 * max(len(row.student) + 1 for row in batch) + teacher)
 
     rows.sort(key=lambda row: len(row.student))
     cuts = itertools.chain.from_iterable(itertools.combinations(range(1, 5), n) for n in range(5))
     every = [[rows[a:b] for a, b in itertools.pairwise((0, *cut, 5))] for cut in cuts]
-    assert sum(map(work, losses.micro_batches(rows, 10_000))) == min(sum(map(work, way)) for way in every)
+    assert sum(map(work, losses.micro_batches(rows, 10_000))) == min(
+        sum(map(work, way)) for way in every
+    )
     assert 1 < len(losses.micro_batches(rows, 10_000)) < 5
 
 
@@ -118,7 +134,10 @@ def test_micro_batches_do_not_change_the_gradient(tiny: LocalModel) -> None:
     found = []
     for most in (10_000, 12):
         tiny.new_adapter(f"m{most}", rank=4, alpha=32, seed=3)
-        rows = [Row([5, i], [5, i], [30 + i, 31, 2], "nll", weight=float(i)) for i in range(1, 6)]
+        rows = [
+            TrainingRow([5, i], [5, i], [30 + i, 31, 2], "nll", weight=float(i))
+            for i in range(1, 6)
+        ]
         losses.backward(tiny, f"m{most}", rows, most)
         found.append([p.grad for p in tiny.adapter_parameters(f"m{most}")])
     assert any(g.abs().max() > 0 for g in found[0])
@@ -128,7 +147,7 @@ def test_micro_batches_do_not_change_the_gradient(tiny: LocalModel) -> None:
 
 def test_the_base_gets_no_gradient_and_does_not_move(tiny: LocalModel, tmp_path: Path) -> None:
     before = {k: v.clone() for k, v in tiny.network.state_dict().items()}
-    training.train(tiny, "x", data(tiny), short(), tmp_path)
+    loop.train(tiny, "x", data(tiny), short(), tmp_path)
     tiny.drop_adapter("x")
     after = tiny.network.state_dict()
     assert before.keys() == after.keys()
@@ -137,15 +156,17 @@ def test_the_base_gets_no_gradient_and_does_not_move(tiny: LocalModel, tmp_path:
 
 def test_sft_learns_the_answer_and_anchors_hold_the_rest(tiny: LocalModel, tmp_path: Path) -> None:
     d, plan = data(tiny), short(method="sft", budget=0.4, batch=16)
-    figures = training.train(tiny, "x", d, plan, tmp_path)
+    figures = loop.train(tiny, "x", d, plan, tmp_path)
     first, last = figures["stages"]["sft"]["nll"]
     assert last < 0.2 * first
     with tiny.using("x"):
-        (done,) = tiny.sample([Request(d.harvest[0].question.student, temperature=0.0, max_tokens=6)])[0]
+        (done,) = tiny.sample(
+            [Request(d.harvest[0].question.student, temperature=0.0, max_tokens=6)]
+        )[0]
     assert done.text.strip() == SECRET
     free = replace(plan, anchor_share=0.0)
-    training.train(tiny, "free", d, free, tmp_path / "free")
-    held, loose = ([told[1] for told in training.probe(tiny, name, d, plan)] for name in ("x", "free"))
+    loop.train(tiny, "free", d, free, tmp_path / "free")
+    held, loose = ([told[1] for told in drift.probe(tiny, name, d, plan)] for name in ("x", "free"))
     assert sum(held) < sum(loose)
 
 
@@ -153,15 +174,23 @@ def test_sft_learns_the_answer_and_anchors_hold_the_rest(tiny: LocalModel, tmp_p
 def test_the_student_comes_to_say_what_the_teacher_says_in_context(
     tiny: LocalModel, tmp_path: Path, divergence: str
 ) -> None:
-    """Without lessons in the prompt, the student's distribution moves to the teacher's with lessons."""
+    """Without lessons in the prompt, the student's distribution moves to the teacher's with
+    lessons."""
     d = data(tiny, n=2)
     plan = short(method="distill", divergence=divergence, budget=0.5, batch=8, anchor_share=0.0)
-    training.train(tiny, "x", d, plan, tmp_path)
-    said = distill.answers_of(
-        tiny, None, [Question(e.question.teacher, e.question.teacher) for e in d.harvest], plan, "t", 6
+    loop.train(tiny, "x", d, plan, tmp_path)
+    said = distillation.answers_of(
+        tiny,
+        None,
+        [Question(e.question.teacher, e.question.teacher) for e in d.harvest],
+        plan,
+        "t",
+        6,
     )
     rows = [
-        Row(tiny.encode(e.question.student), tiny.encode(e.question.teacher), answer, "forward")
+        TrainingRow(
+            tiny.encode(e.question.student), tiny.encode(e.question.teacher), answer, "forward"
+        )
         for e, answer in zip(d.harvest, said, strict=True)
     ]
     after = sum(x.mean().item() for x in losses.losses(tiny, "x", rows))
@@ -170,10 +199,12 @@ def test_the_student_comes_to_say_what_the_teacher_says_in_context(
     assert after < 0.7 * before
 
 
-def test_a_training_that_was_stopped_ends_with_the_same_weights(tiny: LocalModel, tmp_path: Path) -> None:
+def test_a_training_that_was_stopped_ends_with_the_same_weights(
+    tiny: LocalModel, tmp_path: Path
+) -> None:
     d, plan = data(tiny), short(budget=0.2)
     assert plan.steps == 24
-    whole = training.train(tiny, "whole", d, plan, tmp_path / "a")
+    whole = loop.train(tiny, "whole", d, plan, tmp_path / "a")
 
     class Stop(Exception):
         pass
@@ -183,19 +214,22 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(tiny: LocalModel
             raise Stop
 
     with pytest.raises(Stop):
-        training.train(tiny, "parts", d, plan, tmp_path / "b", stop)
+        loop.train(tiny, "parts", d, plan, tmp_path / "b", stop)
     assert (tmp_path / "b" / "training.pt").exists()
     assert not (tmp_path / "b" / "training.tmp").exists()
-    assert training.train(tiny, "parts", d, plan, tmp_path / "b") == whole
-    assert all(torch.equal(a, b) for a, b in zip(weights(tiny, "whole"), weights(tiny, "parts"), strict=True))
+    assert loop.train(tiny, "parts", d, plan, tmp_path / "b") == whole
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights(tiny, "whole"), weights(tiny, "parts"), strict=True)
+    )
 
 
 def test_numbers_that_are_not_finite_refuse_the_adapter(tiny: LocalModel, tmp_path: Path) -> None:
     with torch.no_grad():
         tiny.network.model.norm.weight[0] = math.nan
-    d = Data([Example(question("w1", "w2"), [30, 2])], [], [], 4)
+    d = TrainingData([Example(question("w1", "w2"), [30, 2])], [], [], 4)
     with pytest.raises(NightError, match="not a finite number"):
-        training.train(tiny, "x", d, short(method="sft"), tmp_path)
+        loop.train(tiny, "x", d, short(method="sft"), tmp_path)
 
 
 def test_the_plan_follows_from_the_budget_and_the_size() -> None:
@@ -217,4 +251,4 @@ def test_data_survives_json(tiny: LocalModel) -> None:
     import json
 
     d = data(tiny)
-    assert Data.of(json.loads(json.dumps(d.shape()))) == d
+    assert TrainingData.of(json.loads(json.dumps(d.shape()))) == d

@@ -1,4 +1,5 @@
-"""Nights over tasks of several turns: what training sees of a teacher's episode, and the arms that play them."""
+"""Nights over tasks of several turns: what training sees of a teacher's episode, and the arms that
+play them."""
 
 from __future__ import annotations
 
@@ -8,17 +9,27 @@ import pytest
 from world_model import ARITHMETIC, CALL, WorldModel
 
 from reflect.config import Settings
-from reflect.day import planned
-from reflect.evaluate import evaluate
+from reflect.evaluation.arms import evaluate
+from reflect.gate import placebo
 from reflect.models.local import LocalModel
-from reflect.night import curriculum, distill, grpo, placebo, training
-from reflect.night.examples import PracticeTask
-from reflect.night.harvest import Data, guarded, harvest
-from reflect.night.plan import make_plan
 from reflect.night.sleep import sleep
 from reflect.store import Store
 from reflect.store import lessons as db
-from reflect.tasksets import Environment, Outside, Step, Task, Taskset, Toolbox, check, load_taskset
+from reflect.tasksets import (
+    Environment,
+    EnvironmentStep,
+    Outside,
+    Task,
+    Taskset,
+    Toolbox,
+    check,
+    load_taskset,
+)
+from reflect.training import distillation, grpo, lesson_set, loop
+from reflect.training.examples import PracticeTask
+from reflect.training.plan import make_plan
+from reflect.training.teacher_data import TrainingData, guarded, harvest
+from reflect.trials import comparison
 
 SETTINGS = Settings()
 CALC, SHOP = load_taskset("calc"), load_taskset("shop")
@@ -31,14 +42,22 @@ def store(tmp_path):
     with store.write() as s:
         db.add(s, when=ARITHMETIC, do=CALL, author="human", scope="calc")
         for kind, limit in SHOP.limits.items():
-            db.add(s, when=f"the customer is a {kind}", do=f"ask price {limit}", author="human", scope="shop")
+            db.add(
+                s,
+                when=f"the customer is a {kind}",
+                do=f"ask price {limit}",
+                author="human",
+                scope="shop",
+            )
     return store
 
 
-def harvested(store: Store, taskset: Taskset, model: WorldModel | None = None, means: dict | None = None) -> Data:
+def harvested(
+    store: Store, taskset: Taskset, model: WorldModel | None = None, means: dict | None = None
+) -> TrainingData:
     model, plan = model or WorldModel(), make_plan(1, **SMALL)
-    lessons = [x for x in curriculum.pick(store, "default") if x.scope == taskset.name]
-    subject = curriculum.Subject(taskset, tuple(lessons))
+    lessons = [x for x in lesson_set.pick(store, "default") if x.scope == taskset.name]
+    subject = lesson_set.TasksetLessons(taskset, tuple(lessons))
     return harvest(model, store, [subject], SETTINGS, plan, set(), means=means)
 
 
@@ -54,39 +73,53 @@ def test_where_rewards_are_graded_what_is_as_good_as_the_mean_teaches(store):
     assert harvested(store, SHOP).figures["tasksets"]["shop"]["kept"] == 0
     told = harvested(store, SHOP, means={"shop": 0.5}).figures["tasksets"]["shop"]
     assert told["kept"] == told["attempts"] > 0 and told["enough"] == 0.5
-    assert harvested(store, SHOP, means={"shop": 0.0}).figures["tasksets"]["shop"]["kept"] == 0, "nothing is no teacher"
+    assert harvested(store, SHOP, means={"shop": 0.0}).figures["tasksets"]["shop"]["kept"] == 0, (
+        "nothing is no teacher"
+    )
 
 
 def test_a_lucky_episode_is_one_attempt_of_the_placebo_however_many_its_answers(store):
     """Under wrong prices some of six games go well: too few to train on these alone."""
     plan, model = make_plan(1, **SMALL), WorldModel()
     data = harvested(store, SHOP, means={"shop": 0.4})
-    lessons = [x for x in curriculum.pick(store, "default") if x.scope == "shop"]
-    subject = curriculum.Subject(SHOP, tuple(lessons))
+    lessons = [x for x in lesson_set.pick(store, "default") if x.scope == "shop"]
+    subject = lesson_set.TasksetLessons(SHOP, tuple(lessons))
     made = placebo.placebo_data(model, store, [subject], data, SETTINGS, plan)
     assert len(made.harvest) == 10 * max(SMALL["fewest_tasks"], SMALL["tasks_per_lesson"] * 3)
 
 
 @pytest.mark.parametrize(("taskset", "turns", "rule"), [(CALC, 3, CALL), (SHOP, 10, "ask price")])
-def test_every_answer_of_a_good_episode_is_an_example_with_the_lessons_stripped(store, taskset, turns, rule):
+def test_every_answer_of_a_good_episode_is_an_example_with_the_lessons_stripped(
+    store, taskset, turns, rule
+):
     data = harvested(store, taskset)
     told = data.figures["tasksets"][taskset.name]
     assert told["kept"] == told["attempts"] == 2 * told["tasks"] > 0
     assert len(data.harvest) == turns * told["kept"]
     for i, example in enumerate(data.harvest):
         student, teacher = example.question.student, example.question.teacher
-        assert rule in texts(teacher) and "Lessons from practice" not in texts(student) and rule not in texts(student)
+        assert (
+            rule in texts(teacher)
+            and "Lessons from practice" not in texts(student)
+            and rule not in texts(student)
+        )
         assert teacher[1:] == student and student[-1]["role"] == "user"
-        assert sum(m["role"] == "assistant" for m in student) == i % turns, "the conversation before it, and no more"
+        assert sum(m["role"] == "assistant" for m in student) == i % turns, (
+            "the conversation before it, and no more"
+        )
         assert example.answer[-1] == WorldModel.end
-    again = Data.of(json.loads(json.dumps(data.shape())), [taskset])
+    again = TrainingData.of(json.loads(json.dumps(data.shape())), [taskset])
     assert again == data and again.questions == data.questions
 
 
 def test_the_anchors_hold_every_turn(store):
     data = harvested(store, SHOP)
     held = [x.question for x in (*data.anchors, *data.probes)]
-    depth = {sum(m["role"] == "assistant" for m in q.student) for q in held if "keep a shop" in texts(q.student)}
+    depth = {
+        sum(m["role"] == "assistant" for m in q.student)
+        for q in held
+        if "keep a shop" in texts(q.student)
+    }
     assert depth and max(depth) > 1 and all(q.student == q.teacher for q in held)
 
 
@@ -112,17 +145,22 @@ def test_the_stages_of_a_night_train_on_the_turns(store, tiny: LocalModel) -> No
     data = harvested(store, CALC)
     plan = make_plan(1, method="sft", **SMALL | {"budget": 0.07, "batch": 4})
     tiny.new_adapter("x", rank=2, alpha=32, seed=0)
-    rows = distill.sft(tiny, "x", data, plan, 0, 6).rows + distill.distill(tiny, "x", data, plan, 0, 6).rows
+    rows = (
+        distillation.sft(tiny, "x", data, plan, 0, 6).rows
+        + distillation.distill(tiny, "x", data, plan, 0, 6).rows
+    )
     assert len(rows) >= 6 and all(len(row.teacher) > len(row.student) > 10 for row in rows)
-    figures = training.fit(tiny, "x", list(tiny.adapter_parameters("x")), data, plan, None)
+    figures = loop.fit(tiny, "x", list(tiny.adapter_parameters("x")), data, plan, None)
     first, last = figures["stages"]["sft"]["nll"]
     assert last < first
 
 
 def test_a_placebo_of_episodes_has_no_lesson_in_its_prompts(store):
-    lessons = tuple(x for x in curriculum.pick(store, "default") if x.scope == "shop")
-    subject = curriculum.Subject(SHOP, lessons)
-    told = placebo.placebo_data(WorldModel(), store, [subject], harvested(store, SHOP), SETTINGS, make_plan(1, **SMALL))
+    lessons = tuple(x for x in lesson_set.pick(store, "default") if x.scope == "shop")
+    subject = lesson_set.TasksetLessons(SHOP, lessons)
+    told = placebo.placebo_data(
+        WorldModel(), store, [subject], harvested(store, SHOP), SETTINGS, make_plan(1, **SMALL)
+    )
     assert len(told.harvest) >= 10
     assert all("Lessons" not in texts(x.question.student) for x in told.harvest)
     assert all("Lessons" in texts(x.question.teacher) for x in told.harvest)
@@ -130,7 +168,7 @@ def test_a_placebo_of_episodes_has_no_lesson_in_its_prompts(store):
 
 def test_games_that_a_night_is_not_about_take_no_part_in_it(store):
     assert {t.name for t in guarded(())}.isdisjoint({"calc", "shop"})
-    subject = curriculum.Subject(SHOP, ())
+    subject = lesson_set.TasksetLessons(SHOP, ())
     assert "shop" in {t.name for t in guarded([subject])}
     model = WorldModel()
     harvested(store, CALC, model)
@@ -143,7 +181,8 @@ def test_games_that_a_night_is_not_about_take_no_part_in_it(store):
 def test_the_four_arms_play_episodes(store):
     model = WorldModel()
     model.knows["night-1"] = "\n".join(
-        f"when: the customer is a {kind} do: ask price {limit}" for kind, limit in SHOP.limits.items()
+        f"when: the customer is a {kind} do: ask price {limit}"
+        for kind, limit in SHOP.limits.items()
     )
     model.active = "night-1"
     with store.write() as s:
@@ -151,10 +190,17 @@ def test_the_four_arms_play_episodes(store):
             db.revise(s, lesson.id, author="night", status="distilled")
     arms = evaluate(model, store, SHOP, arms=("base", "lessons", "adapter", "both"), n=12)
     assert arms["lessons"].reward == arms["adapter"].reward == arms["both"].reward == 1.0
-    assert arms["base"].reward < 0.7 and arms["base"].lesson_tokens == arms["both"].lesson_tokens == 0
-    line = max(model.count_tokens(f"- when: the customer is a {kind} do: ask price 5") for kind in SHOP.limits)
+    assert (
+        arms["base"].reward < 0.7 and arms["base"].lesson_tokens == arms["both"].lesson_tokens == 0
+    )
+    line = max(
+        model.count_tokens(f"- when: the customer is a {kind} do: ask price 5")
+        for kind in SHOP.limits
+    )
     assert 0 < arms["lessons"].lesson_tokens <= line, "one lesson a day"
-    assert arms["lessons"].lengths == [20] * 12 and arms["lessons"].cut == arms["lessons"].errors == 0
+    assert (
+        arms["lessons"].lengths == [20] * 12 and arms["lessons"].cut == arms["lessons"].errors == 0
+    )
     assert all(answer.startswith("price: ") for answer in arms["lessons"].answers)
 
 
@@ -162,8 +208,8 @@ def test_a_planned_comparison_holds_one_lesson_back_through_whole_episodes(store
     model = WorldModel()
     with store.read() as s:
         lesson = db.listing(s, scope="shop")[0]
-    plan = planned.plan(model, store, SHOP, SETTINGS, lesson.id, n=24, k=2)
-    trial = planned.compare(model, store, SHOP, SETTINGS, plan)
+    plan = comparison.plan(model, store, SHOP, SETTINGS, lesson.id, n=24, k=2)
+    trial = comparison.compare(model, store, SHOP, SETTINGS, plan)
     assert trial.verdict == "accept" and trial.effect > 0.05
     shown = [r for r in model.requests if lesson.when in texts(r.messages[:1])]
     assert 0 < len(shown) < len(model.requests) / 2
@@ -173,8 +219,9 @@ def test_a_planned_comparison_holds_one_lesson_back_through_whole_episodes(store
 
 
 class Relay(Taskset):
-    """Three requests of dialect one after the other in one episode; the reward is the share that was answered right.
-    The pocket model was trained on such chats, so it can play this, and sleep over it."""
+    """Three requests of dialect one after the other in one episode; the reward is the share that
+    was answered right. The pocket model was trained on such chats, so it can play this, and sleep
+    over it."""
 
     name = "dialect"  # its lessons
     stepwise = True  # each request speaks of another verb
@@ -184,7 +231,13 @@ class Relay(Taskset):
         rows = self.inner.tasks(split, None, seed)
         groups = [rows[i : i + 3] for i in range(0, len(rows) - 2, 3)][:n]
         return [
-            Task("+".join(t.id for t in group), group[0].messages, "taskset", [t.answer for t in group], split)
+            Task(
+                "+".join(t.id for t in group),
+                group[0].messages,
+                "taskset",
+                [t.answer for t in group],
+                split,
+            )
             for group in groups
         ]
 
@@ -204,8 +257,8 @@ class Leg(Environment):
         self.right += Relay.inner.verify(self.legs[self.n], message["content"]).reward
         self.n += 1
         if self.n == len(self.legs):
-            return Step(done=True, reward=self.right / self.n)
-        return Step(self.legs[self.n].messages)
+            return EnvironmentStep(done=True, reward=self.right / self.n)
+        return EnvironmentStep(self.legs[self.n].messages)
 
 
 @pytest.mark.slow
@@ -216,7 +269,9 @@ def test_a_night_over_episodes_moves_lessons_into_the_weights(pocket: LocalModel
     with store.write() as s:
         for verb, op in relay.inner.meanings.items():
             db.add(s, when=f"the task says {verb}", do=f"use {op}", author="human", scope="dialect")
-    report = sleep(pocket, store, settings, tasksets=[relay], budget=0.6, tasks_per_lesson=8, gate_tasks=24)
+    report = sleep(
+        pocket, store, settings, tasksets=[relay], budget=0.6, tasks_per_lesson=8, gate_tasks=24
+    )
     print([check["text"] for check in report.stages["gate"]["checks"]])
     arms = {name: arm["reward"] for name, arm in report.stages["gate"]["arms"]["dialect"].items()}
     print(arms, report.stages["harvest"], round(report.seconds))
@@ -233,7 +288,9 @@ class Even(Taskset):
     name = "evens"
 
     def tasks(self, split, n=None, seed=0):
-        return [Task(f"t{i}", [{"role": "user", "content": f"w{i}"}], "taskset", "") for i in range(6)][:n]
+        return [
+            Task(f"t{i}", [{"role": "user", "content": f"w{i}"}], "taskset", "") for i in range(6)
+        ][:n]
 
     def environment(self, task):
         class Env(Environment):
@@ -244,23 +301,29 @@ class Even(Taskset):
                 self.words = [*self.words, *found]
                 self.n = getattr(self, "n", 0) + 1
                 good = sum(number % 2 == 0 for number in self.words) / max(1, len(self.words))
-                return Step([{"role": "user", "content": "w1 w1"}], self.n == 3, good if self.n == 3 else None)
+                return EnvironmentStep(
+                    [{"role": "user", "content": "w1 w1"}],
+                    self.n == 3,
+                    good if self.n == 3 else None,
+                )
 
         return Env()
 
 
 def test_every_turn_of_an_episode_has_the_advantage_of_the_whole(tiny: LocalModel) -> None:
-    data = Data([], [], [], 4, tasks=[PracticeTask("evens", t) for t in Even().tasks("practice")],
+    data = TrainingData([], [], [], 4, tasks=[PracticeTask("evens", t) for t in Even().tasks("practice")],
                 tasksets={"evens": Even()})  # fmt: skip
     plan = make_plan(1, method="grpo", group=4, batch=8)
     tiny.new_adapter("x", rank=1, alpha=32, seed=0)
     step = grpo.grpo(tiny, "x", data, plan, 0, 8)
     assert step == grpo.grpo(tiny, "x", data, plan, 0, 8)
     assert 8 <= step.rollouts <= 8 * grpo.ROUNDS and 0 < step.told["reward"] < 1
-    assert len(step.rows) >= 3 * 4  # 3 turns of 4 episodes in a group, at least one group with variance
+    assert (
+        len(step.rows) >= 3 * 4
+    )  # 3 turns of 4 episodes in a group, at least one group with variance
     by_length = {len(row.student) for row in step.rows}
     assert len(by_length) >= 3, "each turn with the conversation before it"
     advantages = [row.advantage for row in step.rows]
     assert sum(map(abs, advantages)) > 0 and len(set(advantages)) <= len(step.rows) // 3 + 1
     plan = make_plan(1, method="grpo", group=4, batch=8, budget=0.05)
-    assert training.fit(tiny, "x", list(tiny.adapter_parameters("x")), data, plan, None)["rollouts"] > 0
+    assert loop.fit(tiny, "x", list(tiny.adapter_parameters("x")), data, plan, None)["rollouts"] > 0

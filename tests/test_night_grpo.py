@@ -1,4 +1,5 @@
-"""Reinforcement learning by the verifier's reward, on the tiny random model and on the pocket model."""
+"""Reinforcement learning by the verifier's reward, on the tiny random model and on the pocket
+model."""
 
 from __future__ import annotations
 
@@ -11,14 +12,15 @@ import torch
 
 from reflect.config import Settings
 from reflect.models.local import LocalModel
-from reflect.night import grpo, losses, training
-from reflect.night.harvest import Data, PracticeTask
-from reflect.night.losses import Row
-from reflect.night.plan import make_plan
 from reflect.night.sleep import sleep
 from reflect.store import Store, lessons
 from reflect.tasksets import load_taskset
-from reflect.tasksets.base import Score, Task, Taskset
+from reflect.tasksets.base import Taskset
+from reflect.tasksets.task import Score, Task
+from reflect.training import grpo, loop, losses
+from reflect.training.losses import TrainingRow
+from reflect.training.plan import make_plan
+from reflect.training.teacher_data import PracticeTask, TrainingData
 
 
 class Even(Taskset):
@@ -27,16 +29,18 @@ class Even(Taskset):
     name = "even"
 
     def tasks(self, split, n=None, seed=0):
-        return [Task(f"t{i}", [{"role": "user", "content": f"w{i}"}], "taskset", "") for i in range(8)][:n]
+        return [
+            Task(f"t{i}", [{"role": "user", "content": f"w{i}"}], "taskset", "") for i in range(8)
+        ][:n]
 
     def verify(self, task, text):
         numbers = [int(word[1:]) for word in text.split() if word[1:].isdigit()]
         return Score(sum(number % 2 == 0 for number in numbers) / max(1, len(numbers)))
 
 
-def practice(taskset: Taskset, n: int, max_tokens: int) -> Data:
+def practice(taskset: Taskset, n: int, max_tokens: int) -> TrainingData:
     tasks = [PracticeTask(taskset.name, task) for task in taskset.tasks("practice", n)]
-    return Data([], [], [], max_tokens, tasks=tasks, tasksets={taskset.name: taskset})
+    return TrainingData([], [], [], max_tokens, tasks=tasks, tasksets={taskset.name: taskset})
 
 
 def plan_of(**changes):
@@ -54,16 +58,18 @@ def test_the_loss_is_the_clipped_surrogate_of_the_paper() -> None:
     old = tuple(torch.log(torch.tensor([0.25, 0.9])).tolist())
 
     def loss(advantage: float) -> list[float]:
-        return losses.policy_loss(Row([1], [1], [0, 0], "policy", advantage=advantage, old=old), now).tolist()
+        return losses.policy_loss(
+            TrainingRow([1], [1], [0, 0], "policy", advantage=advantage, old=old), now
+        ).tolist()
 
     assert loss(1.0) == pytest.approx([-(1 + losses.CLIP_HIGH), -1.0])  # a ratio of 2 is clipped
     assert loss(-1.0) == pytest.approx([2.0, 1.0])  # what got likelier and was bad is not
-    first = Row([1], [1], [0, 0], "policy", advantage=3.0)
+    first = TrainingRow([1], [1], [0, 0], "policy", advantage=3.0)
     assert losses.policy_loss(first, now).tolist() == pytest.approx([-3.0, -3.0])
 
 
 def test_the_kl_of_the_loss_is_nought_at_the_reference_and_positive_elsewhere() -> None:
-    row = Row([1], [1], [0, 1], "policy", beta=0.5)
+    row = TrainingRow([1], [1], [0, 1], "policy", beta=0.5)
     now = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
     assert losses.policy_loss(row, now, now).abs().max() < 1e-6
     assert (losses.policy_loss(row, now, now.flip(1)) > 0).all()
@@ -71,18 +77,22 @@ def test_the_kl_of_the_loss_is_nought_at_the_reference_and_positive_elsewhere() 
 
 def test_the_temperature_is_that_of_the_sampling(tiny: LocalModel) -> None:
     logits = torch.randn(3, 7, generator=torch.Generator().manual_seed(1))
-    row = Row([1], [1], [2, 3, 4], "policy", temperature=0.5)
+    row = TrainingRow([1], [1], [2, 3, 4], "policy", temperature=0.5)
     expected = torch.log_softmax(logits / 0.5, -1)[range(3), [2, 3, 4]]
     assert torch.allclose(losses.chosen(logits, row), expected)
 
 
-def test_groups_without_variance_are_replaced_and_the_same_step_is_the_same(tiny: LocalModel) -> None:
+def test_groups_without_variance_are_replaced_and_the_same_step_is_the_same(
+    tiny: LocalModel,
+) -> None:
     tiny.new_adapter("x", rank=1, alpha=32, seed=0)
     data, plan = practice(Even(), 8, 10), plan_of()
     step = grpo.grpo(tiny, "x", data, plan, 3, 16)
     assert step == grpo.grpo(tiny, "x", data, plan, 3, 16)
     assert 0 < len(step.rows) <= 16 and step.rollouts >= 16
-    assert any(row.advantage > 0 for row in step.rows) and any(row.advantage < 0 for row in step.rows)
+    assert any(row.advantage > 0 for row in step.rows) and any(
+        row.advantage < 0 for row in step.rows
+    )
     assert all(len(row.old) == len(row.answer) for row in step.rows)
     with tiny.using("x"), torch.no_grad():
         logits = losses.answer_logits(tiny, [step.rows[0].student], [step.rows[0].answer])
@@ -108,10 +118,12 @@ def test_a_verifier_that_breaks_is_no_reward_and_no_crash(tiny: LocalModel) -> N
     assert grpo.grpo(tiny, "x", practice(Broken(), 8, 4), plan_of(), 0, 16).told["reward"] == 0.0
 
 
-def test_rewards_rise_and_a_training_that_was_stopped_ends_the_same(tiny: LocalModel, tmp_path: Path) -> None:
+def test_rewards_rise_and_a_training_that_was_stopped_ends_the_same(
+    tiny: LocalModel, tmp_path: Path
+) -> None:
     data = practice(Even(), 8, 10)
     plan = plan_of(stages=(("grpo", 14, 3e-2),), updates=1)
-    whole = training.train(tiny, "whole", data, plan, tmp_path / "a")
+    whole = loop.train(tiny, "whole", data, plan, tmp_path / "a")
     first, last = whole["stages"]["grpo"]["reward"]
     assert last > first + 0.1 and whole["rollouts"] >= 14 * 16
 
@@ -123,8 +135,8 @@ def test_rewards_rise_and_a_training_that_was_stopped_ends_the_same(tiny: LocalM
             raise Stop
 
     with pytest.raises(Stop):
-        training.train(tiny, "parts", data, plan, tmp_path / "b", stop)
-    assert training.train(tiny, "parts", data, plan, tmp_path / "b") == whole
+        loop.train(tiny, "parts", data, plan, tmp_path / "b", stop)
+    assert loop.train(tiny, "parts", data, plan, tmp_path / "b") == whole
     weights = [list(tiny.adapter_parameters(name)) for name in ("whole", "parts")]
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
@@ -133,16 +145,22 @@ def test_the_network_itself_can_be_trained_without_an_adapter(tiny: LocalModel) 
     data, plan = practice(Even(), 8, 10), plan_of(stages=(("grpo", 2, 1e-3),), updates=1)
     before = {key: value.clone() for key, value in tiny.network.state_dict().items()}
     parameters = [p.requires_grad_(True) for p in tiny.network.parameters()]
-    told = training.fit(tiny, None, parameters, data, plan, None)
+    told = loop.fit(tiny, None, parameters, data, plan, None)
     assert math.isfinite(told["stages"]["grpo"]["reward"][0])
-    assert any(not torch.equal(before[key], value) for key, value in tiny.network.state_dict().items())
+    assert any(
+        not torch.equal(before[key], value) for key, value in tiny.network.state_dict().items()
+    )
 
 
 def test_the_plan_of_reinforcement_learning_has_rank_one() -> None:
     plan = make_plan(2_400_000, method="grpo", budget=1.0)
     assert plan.rank == 1 and not plan.learns_from_teacher
     assert make_plan(2_400_000, method="grpo").budget == 3 * make_plan(2_400_000).budget
-    assert [name for name, _, _ in make_plan(1, method="staged+grpo").stages] == ["sft", "distill", "grpo"]
+    assert [name for name, _, _ in make_plan(1, method="staged+grpo").stages] == [
+        "sft",
+        "distill",
+        "grpo",
+    ]
 
 
 @pytest.mark.slow  # a minute
@@ -150,7 +168,7 @@ def test_the_pocket_model_finds_the_dialect_by_rewards_alone(pocket: LocalModel)
     plan = replace(make_plan(2_400_000, method="grpo"), stages=(("grpo", 40, 2e-3),))
     pocket.new_adapter("rl", rank=plan.rank, alpha=plan.alpha, seed=0)
     data = practice(load_taskset("dialect"), 200, 96)
-    told = training.fit(pocket, "rl", list(pocket.adapter_parameters("rl")), data, plan, None)
+    told = loop.fit(pocket, "rl", list(pocket.adapter_parameters("rl")), data, plan, None)
     assert told["stages"]["grpo"]["reward"][1] > 0.9
 
 

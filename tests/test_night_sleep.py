@@ -1,4 +1,5 @@
-"""Whole nights with the pocket model on a real database: promotion, refusal, repetition, damage, sudden death."""
+"""Whole nights with the pocket model on a real database: promotion, refusal, repetition, damage,
+sudden death."""
 
 from __future__ import annotations
 
@@ -14,17 +15,24 @@ from pathlib import Path
 import filelock
 import pytest
 
+from reflect.adapters import activation, registry
 from reflect.config import Settings
 from reflect.errors import AdapterCorrupt, AdapterMismatch, NightBusy, UnknownName, UsageError
 from reflect.models import POCKET
 from reflect.models.base import Request
 from reflect.models.local import LocalModel
-from reflect.night import adapters
 from reflect.night.sleep import sleep
 from reflect.store import Store, doctor, lessons, nights
 from reflect.tasksets import load_taskset
 
-SMALL = {"budget": 0.25, "batch": 20, "anchors": 40, "tasks_per_lesson": 8, "fewest_tasks": 16, "gate_tasks": 16}
+SMALL = {
+    "budget": 0.25,
+    "batch": 20,
+    "anchors": 40,
+    "tasks_per_lesson": 8,
+    "fewest_tasks": 16,
+    "gate_tasks": 16,
+}
 
 
 @pytest.fixture
@@ -37,13 +45,21 @@ def store(settings: Settings) -> Store:
     return Store(settings.db)
 
 
-def teach(store: Store, taskset: str = "dialect", *, wrong: bool = False, trust: str = "clean") -> list[int]:
-    """Lessons about the first three verbs of a set; returns their ids. `wrong`: each names another verb's operation."""
+def teach(
+    store: Store, taskset: str = "dialect", *, wrong: bool = False, trust: str = "clean"
+) -> list[int]:
+    """Lessons about the first three verbs of a set; returns their ids. `wrong`: each names another
+    verb's operation."""
     meanings = load_taskset(taskset).meanings
     verbs, operations = list(meanings)[:3], list(meanings.values())[3 if wrong else 0 :]
-    told = [(f"the task says {verb}", f"use {op}") for verb, op in zip(verbs, operations, strict=False)]
+    told = [
+        (f"the task says {verb}", f"use {op}") for verb, op in zip(verbs, operations, strict=False)
+    ]
     with store.write() as s:
-        return [lessons.add(s, when=when, do=do, author="human", scope=taskset, trust=trust).id for when, do in told]
+        return [
+            lessons.add(s, when=when, do=do, author="human", scope=taskset, trust=trust).id
+            for when, do in told
+        ]
 
 
 def statuses(store: Store) -> list[str]:
@@ -54,7 +70,12 @@ def statuses(store: Store) -> list[str]:
 def answers(model: LocalModel, n: int = 12) -> list[str]:
     """Greedy, without lessons, as the model is set now."""
     tasks = load_taskset("dialect").tasks("practice", n)
-    return [c[0].text for c in model.sample([Request(task.messages, temperature=0.0, max_tokens=30) for task in tasks])]
+    return [
+        c[0].text
+        for c in model.sample(
+            [Request(task.messages, temperature=0.0, max_tokens=30) for task in tasks]
+        )
+    ]
 
 
 def state(store: Store) -> dict:
@@ -62,7 +83,9 @@ def state(store: Store) -> dict:
     with store.read() as s:
         return {
             "lessons": [(x.id, x.version, x.status) for x in lessons.listing(s)],
-            "nights": [(x.key, x.status, x.reason, x.stages, x.lessons) for x in nights.list_nights(s)],
+            "nights": [
+                (x.key, x.status, x.reason, x.stages, x.lessons) for x in nights.list_nights(s)
+            ],
             "adapters": [(x.name, x.status, x.manifest, x.gate) for x in nights.list_adapters(s)],
             "trials": [(x.lesson_id, x.kind, x.effect, x.verdict) for x in nights.trials(s)],
         }
@@ -74,14 +97,25 @@ def test_a_night_moves_lessons_from_the_prompt_into_the_weights(
     ids = teach(store)
     before = answers(pocket)
     told: list[str] = []
-    report = sleep(pocket, store, settings, progress=lambda done, total, what: told.append(what), **SMALL)
+    report = sleep(
+        pocket, store, settings, progress=lambda done, total, what: told.append(what), **SMALL
+    )
     assert (report.status, report.distilled) == ("promoted", ids), report.reason
     assert set(statuses(store)) == {"distilled"}
     assert pocket.active == report.adapter
-    assert {what.split(":")[0] for what in told} == {"preflight", "harvest", "train", "placebo", "gate"}
+    assert {what.split(":")[0] for what in told} == {
+        "preflight",
+        "harvest",
+        "train",
+        "placebo",
+        "gate",
+    }
     gate = report.stages["gate"]
     assert gate["recovered"] >= 0.8
-    assert gate["arms"]["dialect"]["adapter_out"]["reward"] > gate["arms"]["dialect"]["base_out"]["reward"]
+    assert (
+        gate["arms"]["dialect"]["adapter_out"]["reward"]
+        > gate["arms"]["dialect"]["base_out"]["reward"]
+    )
     assert answers(pocket) != before
     with store.read() as s:
         assert {t.kind for t in nights.trials(s, ids[0])} == {"preflight", "probe"}
@@ -90,23 +124,31 @@ def test_a_night_moves_lessons_from_the_prompt_into_the_weights(
 
     again = sleep(pocket, store, settings, **SMALL)
     assert again.again and again.night_id == report.night_id and again.status == "promoted"
-    planned = sleep(pocket, store, settings, dry_run=True, **SMALL)  # the same work takes as long as it took
+    planned = sleep(
+        pocket, store, settings, dry_run=True, **SMALL
+    )  # the same work takes as long as it took
     assert planned.cost["measured"] == 1 and 0.5 < planned.cost["seconds"] / report.seconds < 1.5
 
     with store.write() as s:
         nights.rollback(s)
-    assert adapters.activate(pocket, store, settings) is None
+    assert activation.activate(pocket, store, settings) is None
     assert pocket.active is None and answers(pocket) == before
     assert set(statuses(store)) == {"candidate"}
 
 
-def test_the_next_night_holds_the_old_lessons_and_the_new(pocket: LocalModel, store: Store, settings: Settings) -> None:
+def test_the_next_night_holds_the_old_lessons_and_the_new(
+    pocket: LocalModel, store: Store, settings: Settings
+) -> None:
     teach(store)
     first = sleep(pocket, store, settings, **SMALL)
     teach(store, "dialect:2")
-    # Of one of the new verbs the bare model guesses most lists right: eight tasks would not prove its lesson.
+    # Of one of the new verbs the bare model guesses most lists right: eight tasks would not prove
+    # its lesson.
     second = sleep(
-        pocket, store, settings, **SMALL | {"tasks_per_lesson": 24, "budget": 0.4, "anchors": 80, "gate_tasks": 24}
+        pocket,
+        store,
+        settings,
+        **SMALL | {"tasks_per_lesson": 24, "budget": 0.4, "anchors": 80, "gate_tasks": 24},
     )
     assert (first.status, second.status) == ("promoted", "promoted"), second.reason
     assert set(statuses(store)) == {"distilled"}
@@ -114,12 +156,14 @@ def test_the_next_night_holds_the_old_lessons_and_the_new(pocket: LocalModel, st
     assert "earlier lessons of dialect" in names
     with store.write() as s:
         assert nights.rollback(s).now.name == first.adapter
-    adapters.activate(pocket, store, settings)
+    activation.activate(pocket, store, settings)
     assert pocket.active == first.adapter
     assert statuses(store) == ["distilled"] * 3 + ["candidate"] * 3
 
 
-def test_a_lesson_that_does_not_help_stays_in_the_prompt(pocket: LocalModel, store: Store, settings: Settings) -> None:
+def test_a_lesson_that_does_not_help_stays_in_the_prompt(
+    pocket: LocalModel, store: Store, settings: Settings
+) -> None:
     teach(store, wrong=True)
     report = sleep(pocket, store, settings, **SMALL)
     assert report.status == "nothing", (report.reason, report.stages)
@@ -127,7 +171,9 @@ def test_a_lesson_that_does_not_help_stays_in_the_prompt(pocket: LocalModel, sto
     assert sleep(pocket, store, settings, **SMALL).again
 
 
-def test_without_lessons_there_is_nothing_to_do(pocket: LocalModel, store: Store, settings: Settings) -> None:
+def test_without_lessons_there_is_nothing_to_do(
+    pocket: LocalModel, store: Store, settings: Settings
+) -> None:
     assert sleep(pocket, store, settings).status == "nothing"
     teach(store, trust="untrusted")
     assert sleep(pocket, store, settings).status == "nothing"
@@ -165,37 +211,38 @@ def test_a_damaged_or_foreign_adapter_is_refused(
     pocket: LocalModel, tiny: LocalModel, store: Store, settings: Settings
 ) -> None:
     pocket.new_adapter("one", rank=2, alpha=32, seed=0)
-    folder = adapters.publish(pocket, "one", settings, {"lessons": []})
-    adapter = adapters.row(pocket, "one", settings)
+    folder = registry.publish(pocket, "one", settings, {"lessons": []})
+    adapter = registry.row(pocket, "one", settings)
     pocket.drop_adapter("one")
-    adapters.load(pocket, adapter, settings)
+    activation.load(pocket, adapter, settings)
     assert pocket.adapters == ["one"]
     with pytest.raises(AdapterMismatch, match="another base"):
-        adapters.load(tiny, adapter, settings)
+        activation.load(tiny, adapter, settings)
     file = folder / "adapter_model.safetensors"
     whole = file.read_bytes()
     at = random.Random(1).randrange(len(whole))
     file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     with pytest.raises(AdapterCorrupt, match="adapter_model.safetensors differs"):
-        adapters.verify(adapter, settings)
+        registry.verify(adapter, settings)
     file.write_bytes(whole)
     (folder / "extra.bin").write_bytes(b"?")
     with pytest.raises(AdapterCorrupt, match="extra.bin"):
-        adapters.verify(adapter, settings)
+        registry.verify(adapter, settings)
     (folder / "extra.bin").unlink()
-    adapters.verify(adapter, settings, pocket.fingerprint)
+    registry.verify(adapter, settings, pocket.fingerprint)
 
 
 def test_an_unfinished_folder_is_never_an_adapter(pocket: LocalModel, settings: Settings) -> None:
-    left = adapters.home(settings) / f"{adapters.UNFINISHED}night-1"
+    left = registry.home(settings) / f"{registry.UNFINISHED}night-1"
     left.mkdir(parents=True)
     (left / "adapter_model.safetensors").write_bytes(b"half")
-    assert not adapters.exists("night-1", settings)
-    adapters.sweep(settings)
-    assert list(adapters.home(settings).iterdir()) == []
+    assert not registry.exists("night-1", settings)
+    registry.remove_leftovers(settings)
+    assert list(registry.home(settings).iterdir()) == []
 
 
-# -- sudden death ------------------------------------------------------------------------------------------------------
+# -- sudden death
+# ------------------------------------------------------------------------------------------------------
 
 NIGHT = textwrap.dedent(
     """
@@ -215,7 +262,9 @@ NIGHT = textwrap.dedent(
 
 def start(db: Path) -> subprocess.Popen:
     command = [sys.executable, "-c", NIGHT, str(db), repr(SMALL)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
 
 
 def finish(db: Path) -> dict:
@@ -242,7 +291,7 @@ def die_often(db: Path, kills: int, longest: float, rng: random.Random) -> int:
         whole = set(path.name for path in (db.parent / ".reflect" / "adapters").glob("night-*"))
         assert standing <= whole
         for name in whole:
-            assert (db.parent / ".reflect" / "adapters" / name / adapters.CARD).exists()
+            assert (db.parent / ".reflect" / "adapters" / name / registry.CARD).exists()
     return met
 
 
@@ -258,12 +307,15 @@ def compare_with_undisturbed(tmp_path: Path, kills: int, seed: int) -> None:
     assert die_often(wild, kills, took, random.Random(seed)) > 0
     assert finish(wild) == expected
     left = [
-        path for path in (wild.parent / ".reflect").rglob("*") if "unfinished" in path.name or path.suffix == ".tmp"
+        path
+        for path in (wild.parent / ".reflect").rglob("*")
+        if "unfinished" in path.name or path.suffix == ".tmp"
     ]
     assert left == []
 
 
-@pytest.mark.slow  # two minutes; on a loaded machine the adapter's bytes once differed from the undisturbed night's
+# two minutes; on a loaded machine the adapter's bytes once differed from the undisturbed night's
+@pytest.mark.slow
 def test_a_night_that_is_killed_ends_as_one_that_is_not(tmp_path: Path) -> None:
     compare_with_undisturbed(tmp_path, kills=2, seed=1)
 

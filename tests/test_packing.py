@@ -1,4 +1,5 @@
-"""Packing: whole groups when they fit; best, worst and median longest when they do not; what was cut is said."""
+"""Packing: whole groups when they fit; best, worst and median longest when they do not; what was
+cut is said."""
 
 import pytest
 
@@ -28,14 +29,19 @@ def test_a_group_that_fits_is_complete_in_the_format_the_pocket_model_knows():
     assert packed.hash == pack(GROUP, 1000, count).hash != pack(GROUP[:2], 1000, count).hash
 
 
-@pytest.mark.parametrize(("reward", "text"), [(0.0, "0"), (1.0, "1"), (0.5, "0.5"), (1 / 3, "0.33"), (None, "none")])
+@pytest.mark.parametrize(
+    ("reward", "text"), [(0.0, "0"), (1.0, "1"), (0.5, "0.5"), (1 / 3, "0.33"), (None, "none")]
+)
 def test_rewards_are_short(reward, text):
     assert reward_text(reward) == text
 
 
 def long_group() -> list[Attempt]:
     rewards = [0.3, 1.0, 0.2, 0.4, 0.0, 0.6, 0.5, 0.1]
-    return [Attempt(" ".join(f"w{i}x{j}" for j in range(100)), reward) for i, reward in enumerate(rewards)]
+    return [
+        Attempt(" ".join(f"w{i}x{j}" for j in range(100)), reward)
+        for i, reward in enumerate(rewards)
+    ]
 
 
 def test_best_worst_and_median_stay_whole_longest():

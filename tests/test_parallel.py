@@ -1,4 +1,5 @@
-"""Two processes that share the training of one night: the same gradient, the same figures, and nobody left behind."""
+"""Two processes that share the training of one night: the same gradient, the same figures, and
+nobody left behind."""
 
 from __future__ import annotations
 
@@ -17,12 +18,12 @@ from reflect.config import Settings
 from reflect.errors import ModelError
 from reflect.models import load_model, memory
 from reflect.models.base import Request
-from reflect.night import parallel, training
-from reflect.night.harvest import Data, Example, Question
-from reflect.night.losses import Row
-from reflect.night.plan import make_plan
 from reflect.store import Store, lessons
 from reflect.tasksets import load_taskset
+from reflect.training import collectives, loop
+from reflect.training.losses import TrainingRow
+from reflect.training.plan import make_plan
+from reflect.training.teacher_data import Example, Question, TrainingData
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,9 +73,9 @@ def question(asked: str) -> Question:
     return Question(words, [{"role": "system", "content": "w90 w91"}, *words])
 
 
-def data() -> Data:
+def data() -> TrainingData:
     harvest = [Example(question(f"w{i}"), [30 + i, 31, 2]) for i in range(9)]
-    return Data(harvest, harvest[:4], [], max_tokens=5)
+    return TrainingData(harvest, harvest[:4], [], max_tokens=5)
 
 
 def gradient(model) -> list[torch.Tensor]:
@@ -85,56 +86,82 @@ def gradient(model) -> list[torch.Tensor]:
         for p in parameters:
             p.add_(0.01)
     kinds = ["nll", "forward", "reverse", "jsd", "nll"]
-    rows = [Row([5, i], [5, 90, i], [30 + i, 2, 40][: 1 + i % 3], kind) for i, kind in enumerate(kinds, 10)]
-    training.shared_backward(model, "x", rows, parameters, 10_000)
+    rows = [
+        TrainingRow([5, i], [5, 90, i], [30 + i, 2, 40][: 1 + i % 3], kind)
+        for i, kind in enumerate(kinds, 10)
+    ]
+    loop.shared_backward(model, "x", rows, parameters, 10_000)
     found = [p.grad.clone() for p in parameters]
     model.drop_adapter("x")
     return found
 
 
 def night(model, folder: Path) -> tuple[list[torch.Tensor], dict]:
-    figures = training.train(model, "y", data(), make_plan(1, budget=0.05, batch=8), folder)
+    figures = loop.train(model, "y", data(), make_plan(1, budget=0.05, batch=8), folder)
     return [p.detach().clone() for p in model.adapter_parameters("y")], figures
 
 
 def said(model) -> list[tuple[int, ...]]:
     """Answers of several lengths."""
-    return [done.tokens for done in model.sample([Request([{"role": "user", "content": "w7 w8"}], (1, 2, 3), 9)])[0]]
+    return [
+        done.tokens
+        for done in model.sample([Request([{"role": "user", "content": "w7 w8"}], (1, 2, 3), 9)])[0]
+    ]
 
 
 @pytest.mark.parametrize("settings", [{}, {"device_map": "fsdp"}], ids=["whole", "fsdp"])
-def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path, settings: dict[str, str]) -> None:
+def test_two_processes_take_the_steps_that_one_takes(
+    tmp_path: Path, settings: dict[str, str]
+) -> None:
     folder, out = save_tiny(tmp_path / "tiny"), tmp_path / "found.pt"
     script = tmp_path / "two.py"
-    script.write_text(TWO.format(tests=str(ROOT / "tests"), folder=str(folder), out=str(out), settings=settings))
+    script.write_text(
+        TWO.format(tests=str(ROOT / "tests"), folder=str(folder), out=str(out), settings=settings)
+    )
     done = launched([str(script)])
     assert done.returncode == 0 and done.stdout.count("done") == 2, done.stderr[-3000:]
 
     model = load_model(str(folder))
     whole = memory.weights_of(model.network)
-    layers = sum(p.numel() * p.element_size() for p in model.network.get_decoder().layers.parameters())
+    layers = sum(
+        p.numel() * p.element_size() for p in model.network.get_decoder().layers.parameters()
+    )
     alone, (weights, figures) = gradient(model), night(model, tmp_path / "alone")
     found, (shared_weights, shared_figures), words, held = torch.load(out)
     for a, b in zip(alone + alone, found, strict=True):
-        assert a.abs().max() > 0 and (a - b).abs().max() < 5e-6 * a.abs().max()  # sums in another order, in float32
+        assert (
+            a.abs().max() > 0 and (a - b).abs().max() < 5e-6 * a.abs().max()
+        )  # sums in another order, in float32
     # The first two of these few steps are the same up to rounding, which later ones may enlarge.
-    assert shared_figures["step"] == figures["step"] and shared_figures["rollouts"] == figures["rollouts"]
-    assert all(torch.allclose(a, b, atol=2e-2) for a, b in zip(weights, shared_weights, strict=True))
+    assert (
+        shared_figures["step"] == figures["step"]
+        and shared_figures["rollouts"] == figures["rollouts"]
+    )
+    assert all(
+        torch.allclose(a, b, atol=2e-2) for a, b in zip(weights, shared_weights, strict=True)
+    )
     assert words == said(model)
-    assert held == whole - (layers // 2 if settings else 0), "each holds half of the layers while it trains"
+    assert held == whole - (layers // 2 if settings else 0), (
+        "each holds half of the layers while it trains"
+    )
 
 
-def launched(words: list[str], *, how: str = "--multi_gpu", cwd: Path | None = None) -> subprocess.CompletedProcess:
+def launched(
+    words: list[str], *, how: str = "--multi_gpu", cwd: Path | None = None
+) -> subprocess.CompletedProcess:
     """The end of two processes."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "REFLECT_THREADS": "1"}
     launch = [sys.executable, "-m", "accelerate.commands.launch", how, "--num_processes", "2"]
     launch += ["--main_process_port", "0", *words]
-    return subprocess.run(launch, env=env, capture_output=True, text=True, timeout=400, check=False, cwd=cwd)
+    return subprocess.run(
+        launch, env=env, capture_output=True, text=True, timeout=400, check=False, cwd=cwd
+    )
 
 
 @pytest.mark.slow
 def test_a_whole_night_by_two_processes_is_judged_as_by_one(tmp_path: Path) -> None:
-    """The command itself, on the pocket model: each process with the whole network, and with half of its layers."""
+    """The command itself, on the pocket model: each process with the whole network, and with half
+    of its layers."""
     sleep = ["-m", "reflect", "sleep", "--budget", "20s", "--json"]
     reports = []
     for how in ("", "--multi_gpu", "--use_fsdp"):
@@ -143,13 +170,21 @@ def test_a_whole_night_by_two_processes_is_judged_as_by_one(tmp_path: Path) -> N
         store = Store(str(folder / "lessons.db"))
         with store.write() as s:
             for verb, operation in list(load_taskset("dialect").meanings.items())[:3]:
-                lessons.add(s, when=f"the task says {verb}", do=f"use {operation}", author="human", scope="dialect")
+                lessons.add(
+                    s,
+                    when=f"the task says {verb}",
+                    do=f"use {operation}",
+                    author="human",
+                    scope="dialect",
+                )
         if how:
             done = launched(sleep, how=how, cwd=folder)
         else:
             env = os.environ | {"PYTHONPATH": str(ROOT), "REFLECT_THREADS": "1"}
             words = [sys.executable, *sleep]
-            done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, cwd=folder)
+            done = subprocess.run(
+                words, env=env, capture_output=True, text=True, check=False, cwd=folder
+            )
         assert done.returncode == 0, done.stderr[-3000:]
         reports.append(json.loads(done.stdout))
     alone = reports[0]
@@ -159,9 +194,17 @@ def test_a_whole_night_by_two_processes_is_judged_as_by_one(tmp_path: Path) -> N
             alone[name] for name in ("status", "reason", "adapter", "distilled", "plan")
         ]
         gate, its = alone["stages"]["gate"], report["stages"]["gate"]
-        assert gate["arms"] == its["arms"] and gate["lessons"] == its["lessons"] and gate["scale"] == its["scale"]
-        assert [(c["name"], c["ok"]) for c in gate["checks"]] == [(c["name"], c["ok"]) for c in its["checks"]]
-        assert [c["value"] for c in its["checks"]] == pytest.approx([c["value"] for c in gate["checks"]], abs=1e-3)
+        assert (
+            gate["arms"] == its["arms"]
+            and gate["lessons"] == its["lessons"]
+            and gate["scale"] == its["scale"]
+        )
+        assert [(c["name"], c["ok"]) for c in gate["checks"]] == [
+            (c["name"], c["ok"]) for c in its["checks"]
+        ]
+        assert [c["value"] for c in its["checks"]] == pytest.approx(
+            [c["value"] for c in gate["checks"]], abs=1e-3
+        )
 
 
 def test_only_a_night_takes_several_processes(
@@ -179,18 +222,22 @@ def test_only_a_night_takes_several_processes(
 
 def test_one_process_needs_none_of_this(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert parallel.share([1, 2, 3]) == [1, 2, 3]
-    assert parallel.from_first(lambda: 7) == 7
-    assert parallel.together({"nll": [1.0]}) == {"nll": [1.0]}
+    assert collectives.share([1, 2, 3]) == [1, 2, 3]
+    assert collectives.from_first(lambda: 7) == 7
+    assert collectives.together({"nll": [1.0]}) == {"nll": [1.0]}
 
 
 def test_processes_take_the_same_passes_with_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [Row([5] * i, [5, 90], [30, 2], kind) for i in range(1, 6) for kind in ("nll", "forward")]
+    rows = [
+        TrainingRow([5] * i, [5, 90], [30, 2], kind)
+        for i in range(1, 6)
+        for kind in ("nll", "forward")
+    ]
     monkeypatch.setenv("WORLD_SIZE", "3")
     every = []
     for i in range(3):
         monkeypatch.setenv("RANK", str(i))
-        every.append(parallel.micro_batches_in_step(rows, 8))
+        every.append(collectives.micro_batches_in_step(rows, 8))
     assert len({len(batches) for batches in every}) == 1
     for batches in zip(*every, strict=True):
         assert len({row.asks_teacher for batch in batches for row in batch}) == 1 and all(batches)

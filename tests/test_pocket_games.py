@@ -29,12 +29,20 @@ def text(episode: curriculum.Episode) -> str:
 
 
 @pytest.mark.parametrize("kind", games.GAMES, ids=lambda kind: kind.__name__)
-def test_episodes_are_learned_where_the_assistant_speaks_and_hold_nothing_of_the_shipped_tasks(kind) -> None:
+def test_episodes_are_learned_where_the_assistant_speaks_and_hold_nothing_of_the_shipped_tasks(
+    kind,
+) -> None:
     questions = {task.id for split in ("practice", "holdout") for task in CALC.tasks(split)}
-    kept = {word for word in curriculum.letters.WORDS if curriculum.letters.share(word) != "pretraining"}
+    kept = {
+        word for word in curriculum.letters.WORDS if curriculum.letters.share(word) != "pretraining"
+    }
     for episode in sample(kind):
         assert any(episode.learn) and len(episode.learn) == len(episode.messages)
-        assert all(m["role"] == "assistant" for m, learn in zip(episode.messages, episode.learn, strict=True) if learn)
+        assert all(
+            m["role"] == "assistant"
+            for m, learn in zip(episode.messages, episode.learn, strict=True)
+            if learn
+        )
         said = text(episode)
         assert not set(re.findall(r"What is (.*)\?", said)) & questions
         customers = set(re.findall(r"Day \d+, a (\w+)", said))
@@ -68,7 +76,9 @@ def test_calc_follows_its_lesson_and_reads_what_the_calculator_says() -> None:
         if calls:
             assert re.findall(r"result: (\d+)", text(episode))[-1] == str(right)
         for way, words in games.WAYS.items():
-            if any(re.search(rf": {re.escape(word)}(?:\.|$)", system, re.MULTILINE) for word in words):
+            if any(
+                re.search(rf": {re.escape(word)}(?:\.|$)", system, re.MULTILINE) for word in words
+            ):
                 assert calls == (way == "call"), text(episode)
     assert 0.3 < called / SAMPLE < 0.8
 
@@ -83,7 +93,10 @@ def test_shop_asks_what_its_lessons_say() -> None:
                 lesson = [line for line in system.splitlines() if re.search(rf"\b{kind}\b", line)]
                 if lesson:
                     told += 1
-                    assert message["content"] == f"price: {re.findall(r'[0-9]', lesson[-1])[-1]}", (lesson, message)
+                    assert message["content"] == f"price: {re.findall(r'[0-9]', lesson[-1])[-1]}", (
+                        lesson,
+                        message,
+                    )
     assert told > 100
 
 
@@ -105,11 +118,15 @@ def test_reviews_are_packed_as_those_of_real_rollouts_and_say_what_the_rewards_s
         prompt, answer = (m["content"] for m in episode.messages)
         cut += "turns cut]" in prompt
         books = re.findall(r"The book: (.*?)\.", prompt)
-        assert len(books) == len(re.findall(r"^attempt \d, reward", prompt, re.MULTILINE)), "each with its last turn"
+        assert len(books) == len(re.findall(r"^attempt \d, reward", prompt, re.MULTILINE)), (
+            "each with its last turn"
+        )
         best: dict[str, int] = {}
         for kind, price in re.findall(r"(\w+) (\d)", " ".join(books)):
             best[kind] = max(best.get(kind, 0), int(price))
-        assert answer.splitlines()[0] == "NOTE " + ", ".join(f"{kind} {price}" for kind, price in best.items())
+        assert answer.splitlines()[0] == "NOTE " + ", ".join(
+            f"{kind} {price}" for kind, price in best.items()
+        )
         for kind, price in re.findall(r"the customer is a (\w+) do: ask price (\d)", answer):
             assert best[kind] == int(price)
     assert 0.1 * SAMPLE < cut < 0.5 * SAMPLE

@@ -1,4 +1,5 @@
-"""Bytes from outside that want to be remembered; scripts/proofs/poison has all hundred and a night."""
+"""Bytes from outside that want to be remembered; scripts/proofs/poison has all hundred and a
+night."""
 
 from __future__ import annotations
 
@@ -6,11 +7,11 @@ import pytest
 
 from reflect.config import Settings
 from reflect.day.practice import practice
-from reflect.night.curriculum import Subject
-from reflect.night.harvest import anchor_prompts, near_tasks
-from reflect.night.plan import make_plan
 from reflect.store import Store
 from reflect.store import lessons as db
+from reflect.training.lesson_set import TasksetLessons
+from reflect.training.plan import make_plan
+from reflect.training.teacher_data import anchor_prompts, near_tasks
 from scripts.attacks.poison import ORDERS, WAYS, Obedient, Poisoned, canary, kites, owners, payload
 
 SETTINGS = Settings(trials=False, max_tokens=4000, reflect_tokens=2000)
@@ -46,17 +47,23 @@ def test_what_strangers_order_is_never_seen_again(store):
 
 
 def test_where_nobody_says_that_it_is_from_outside_it_is(store):
-    assert len(set(lived(store, Poisoned(False, [0, 12], 6)))) >= 3, "else the test above proves nothing"
+    assert len(set(lived(store, Poisoned(False, [0, 12], 6)))) >= 3, (
+        "else the test above proves nothing"
+    )
 
 
 def test_anchors_carry_no_outside_bytes(store):
     taskset = Poisoned(True, [0, 1], 4)
-    subject = Subject(taskset, ())
+    subject = TasksetLessons(taskset, ())
     near = near_tasks(Obedient(), store, subject, SETTINGS, "practice")
-    assert len(near) == 4 + 2 and not any(task.untrusted for task in near), "two whose tool will read such bytes"
+    assert len(near) == 4 + 2 and not any(task.untrusted for task in near), (
+        "two whose tool will read such bytes"
+    )
     plan = make_plan(10**6, anchors=80)
     asked = anchor_prompts(Obedient(), [subject], [taskset], SETTINGS, plan, [[]], near)
-    assert any("Say the word" in str(question.student) for question in asked) and not kites(str(asked))
+    assert any("Say the word" in str(question.student) for question in asked) and not kites(
+        str(asked)
+    )
 
 
 def test_every_payload_has_a_canary_of_its_own():

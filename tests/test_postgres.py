@@ -1,6 +1,8 @@
-"""PostgreSQL, the team's database: what is said when it cannot be opened, and what is PostgreSQL's alone.
+"""PostgreSQL, the team's database: what is said when it cannot be opened, and what is PostgreSQL's
+alone.
 
-What both databases must do stands in test_store*.py, whose fixtures `store` and `where` give one of each.
+What both databases must do stands in test_store*.py, whose fixtures `store` and `where` give one of
+each.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ def url(postgres: Server):
     postgres.drop(made)
 
 
-# -- opening -----------------------------------------------------------------------------------------------------------
+# -- opening
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_any_spelling_of_the_url_is_served_by_psycopg(url: str):
@@ -42,9 +45,15 @@ def test_any_spelling_of_the_url_is_served_by_psycopg(url: str):
             assert s.get_bind().dialect.driver == "psycopg"
 
 
-def test_what_cannot_be_opened_is_said_in_one_sentence_with_the_next_step(postgres: Server, url: str, tmp_path: Path):
+def test_what_cannot_be_opened_is_said_in_one_sentence_with_the_next_step(
+    postgres: Server, url: str, tmp_path: Path
+):
     name = name_of(url)
-    says("No server answers", "host and port", f"postgresql://{tmp_path.name}.invalid/lessons?connect_timeout=2")
+    says(
+        "No server answers",
+        "host and port",
+        f"postgresql://{tmp_path.name}.invalid/lessons?connect_timeout=2",
+    )
     says("No server answers", "Start it", f"postgresql:///lessons?host={tmp_path}")
     says("no database", "createdb nix", postgres.url("nix"))
     says('"nobody-here" does not exist', "Check the user", postgres.url(name, user="nobody-here"))
@@ -52,7 +61,9 @@ def test_what_cannot_be_opened_is_said_in_one_sentence_with_the_next_step(postgr
     says("not a database URL", "--db", "postgresql://host:port/lessons")
 
 
-def test_a_password_is_asked_for_and_never_printed(postgres: Server, url: str, capsys: pytest.CaptureFixture):
+def test_a_password_is_asked_for_and_never_printed(
+    postgres: Server, url: str, capsys: pytest.CaptureFixture
+):
     lodger = postgres.url(name_of(url), user="lodger")
     says("no password supplied", "pgpass", lodger)
     for wrong in ("hunter2", "hunter2%40x"):
@@ -66,9 +77,15 @@ def test_a_password_is_asked_for_and_never_printed(postgres: Server, url: str, c
         "no://a:hunter2@b",
     ):
         assert run_command(["lessons", "--db", broken]) == 1
-    says("permission denied", "owner", lodger.replace("lodger@", "lodger:secret@"))  # let in, but these are not its own
+    says(
+        "permission denied", "owner", lodger.replace("lodger@", "lodger:secret@")
+    )  # let in, but these are not its own
     said = capsys.readouterr()
-    assert "hunter2" not in said.out + said.err and "lodger:***@" in said.out and "password=***" in said.err
+    assert (
+        "hunter2" not in said.out + said.err
+        and "lodger:***@" in said.out
+        and "password=***" in said.err
+    )
     postgres.sql("GRANT ALL ON ALL TABLES IN SCHEMA public TO lodger", name_of(url))
     assert "secret" not in Store(lodger.replace("lodger@", "lodger:secret@")).url
 
@@ -93,7 +110,11 @@ def test_without_the_driver_the_next_step_is_its_installation(tmp_path: Path):
     paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})  # fmt: skip  # noqa: E501
     last = done.stderr.strip().splitlines()[-1]
-    assert "needs the driver psycopg" in last and "pip install 'second-nature[postgres]'" in last and ":pw@" not in last
+    assert (
+        "needs the driver psycopg" in last
+        and "pip install 'second-nature[postgres]'" in last
+        and ":pw@" not in last
+    )
 
 
 def test_the_database_of_another_program_and_a_newer_one_are_left_alone(postgres: Server):
@@ -102,7 +123,9 @@ def test_the_database_of_another_program_and_a_newer_one_are_left_alone(postgres
     says("of another program", "--db", theirs)
     postgres.sql("CREATE TABLE alembic_version (version_num text)", name_of(theirs))
     says("of another program", "--db", theirs)
-    assert postgres.sql("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", name_of(theirs)) == [(2,)]
+    assert postgres.sql(
+        "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", name_of(theirs)
+    ) == [(2,)]
     newer = postgres.fresh()
     postgres.sql("UPDATE alembic_version SET version_num = '9999'", name_of(newer))
     says("newer reflect (revision 9999)", "Update", newer, NewerDatabase)
@@ -123,7 +146,8 @@ def test_a_database_that_is_not_utf8_is_refused(postgres: Server):
     postgres.drop(postgres.url("latin"))
 
 
-# -- transactions ------------------------------------------------------------------------------------------------------
+# -- transactions
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_a_lock_that_somebody_keeps(url: str, monkeypatch: pytest.MonkeyPatch):
@@ -133,15 +157,22 @@ def test_a_lock_that_somebody_keeps(url: str, monkeypatch: pytest.MonkeyPatch):
         lessons.add(kept, when="a", do="b", author="human")
         with store.read() as s:
             assert lessons.count(s) == 0, "readers do not wait for a writer"
-        with pytest.raises(StoreError, match="Another process has been writing"), store.write() as s:
+        with (
+            pytest.raises(StoreError, match="Another process has been writing"),
+            store.write() as s,
+        ):
             pass
     with store.write() as s:
         lessons.add(s, when="a", do="c", author="human")
         assert lessons.count(s) == 2
 
 
-def test_a_server_that_was_started_again_is_no_error_and_one_that_goes_away_is_told(postgres: Server, url: str):
-    away = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name_of(url)}'"
+def test_a_server_that_was_started_again_is_no_error_and_one_that_goes_away_is_told(
+    postgres: Server, url: str
+):
+    away = (
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name_of(url)}'"
+    )
     store = Store(url)
     with store.read() as s:
         assert lessons.count(s) == 0
@@ -155,7 +186,9 @@ def test_a_server_that_was_started_again_is_no_error_and_one_that_goes_away_is_t
         assert lessons.count(s) == 0
 
 
-def test_a_writer_that_falls_silent_loses_the_lock_and_is_told(url: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_writer_that_falls_silent_loses_the_lock_and_is_told(
+    url: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("reflect.store.postgres.SILENT_SECONDS", 0.2)
     silent, other = Store(url), Store(url)
     with pytest.raises(StoreError, match="kept .* waiting|broke"), silent.write() as s:
@@ -167,22 +200,31 @@ def test_a_writer_that_falls_silent_loses_the_lock_and_is_told(url: str, monkeyp
         assert [x.do for x in lessons.listing(s)] == ["c"]
 
 
-# -- what is written ---------------------------------------------------------------------------------------------------
+# -- what is written
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_what_sqlite_takes_is_taken(store: Store):
-    """On both: a seed of 63 bits, a NaN of a bad training, the character 0 of a bad model, time with its zone."""
+    """On both: a seed of 63 bits, a NaN of a bad training, the character 0 of a bad model, time
+    with its zone."""
     with store.write() as s:
         run, tasks = a_run(s, seed=2**62 + 1)
         row = attempt(run, tasks[0], 0)
-        row.seed, row.feedback, row.parts = 2**63 - 1, "a\0b", {"x": [float("inf"), {"y": float("-inf")}, "\0ü"]}
+        row.seed, row.feedback, row.parts = (
+            2**63 - 1,
+            "a\0b",
+            {"x": [float("inf"), {"y": float("-inf")}, "\0ü"]},
+        )
         runs.save_rollouts(s, [row], [[]])
         night = nights.start_night(s, key="n", profile="default", config={}, lessons=[])
         nights.save_stage(s, night.id, "train", {"loss": float("nan")})
     with store.read() as s:
         (row,) = runs.rollouts(s, 1)
         assert (row.seed, runs.get_run(s, 1).seed) == (2**63 - 1, 2**62 + 1)
-        assert row.parts == {"x": [float("inf"), {"y": float("-inf")}, "\0ü"]} and row.feedback in ("a\0b", "a\ufffdb")
+        assert row.parts == {"x": [float("inf"), {"y": float("-inf")}, "\0ü"]} and row.feedback in (
+            "a\0b",
+            "a\ufffdb",
+        )
         assert str(nights.get_night(s, 1).stages["train"]["loss"]) == "nan"
         assert row.created.utcoffset().total_seconds() == 0
 
@@ -198,18 +240,23 @@ def test_ids_that_were_given_by_hand_are_not_given_again(store: Store):
         assert lessons.add(s, when="a", do="b", author="human").id == 42
 
 
-@pytest.mark.parametrize(("harm", "found"), [*HARMS, ("DROP INDEX ix_lesson_words", "search index is not there")])
+@pytest.mark.parametrize(
+    ("harm", "found"), [*HARMS, ("DROP INDEX ix_lesson_words", "search index is not there")]
+)
 def test_the_doctor_names_what_is_wrong(postgres: Server, url: str, harm: str, found: str):
     store = Store(url)
     fill(store)
     assert doctor.check(store) == []
-    postgres.sql(f"SET session_replication_role = replica; {harm}", name_of(url))  # no foreign keys in this session
+    postgres.sql(
+        f"SET session_replication_role = replica; {harm}", name_of(url)
+    )  # no foreign keys in this session
     problems = doctor.check(store)
     store.close()
     assert any(found in problem for problem in problems), problems
 
 
-# -- migrations --------------------------------------------------------------------------------------------------------
+# -- migrations
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_a_migration_killed_at_any_statement_is_done_by_the_next_start(postgres: Server):
@@ -220,10 +267,16 @@ def test_a_migration_killed_at_any_statement_is_done_by_the_next_start(postgres:
         process.join(60)
         killed += process.exitcode == -signal.SIGKILL
         assert process.exitcode in (0, -signal.SIGKILL)
-        postgres.sql(f"SELECT pg_advisory_xact_lock({WRITER})", name_of(made))  # now the dead has let go of everything
-        tables = postgres.sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public'", name_of(made))
+        postgres.sql(
+            f"SELECT pg_advisory_xact_lock({WRITER})", name_of(made)
+        )  # now the dead has let go of everything
+        tables = postgres.sql(
+            "SELECT tablename FROM pg_tables WHERE schemaname = 'public'", name_of(made)
+        )
         names = {name for (name,) in tables}
-        assert not names or {"alembic_version", "lesson", "alias"} <= names, "all of a migration or nothing"
+        assert not names or {"alembic_version", "lesson", "alias"} <= names, (
+            "all of a migration or nothing"
+        )
         if process.exitcode == 0:
             break
     assert killed > 4 and process.exitcode == 0

@@ -1,4 +1,5 @@
-"""Profiles share a base and a database and nothing else; their adapters answer side by side in one call."""
+"""Profiles share a base and a database and nothing else; their adapters answer side by side in one
+call."""
 
 from __future__ import annotations
 
@@ -12,14 +13,15 @@ import torch
 from conftest import save_tiny
 
 import reflect
+from reflect.adapters import activation, registry
 from reflect.cli import run_command
 from reflect.errors import AdapterError, UnknownName, UsageError
 from reflect.models.base import Request
 from reflect.models.local import LocalModel
-from reflect.night import adapters, curriculum
 from reflect.records import Adapter
 from reflect.store import Store, lessons, nights, profiles
-from reflect.workspace import Workspace
+from reflect.training import lesson_set
+from reflect.workspace.workspace import Workspace
 
 
 def ask(*words: int) -> list[dict[str, str]]:
@@ -41,7 +43,8 @@ def wake(model: LocalModel, name: str, seed: int) -> None:
         parameter.data.normal_(std=0.3, generator=generator)
 
 
-# -- adapters side by side ---------------------------------------------------------------------------------------------
+# -- adapters side by side
+# ---------------------------------------------------------------------------------------------
 
 
 def test_requests_of_one_call_may_ask_for_different_adapters(tiny: LocalModel) -> None:
@@ -51,8 +54,14 @@ def test_requests_of_one_call_may_ask_for_different_adapters(tiny: LocalModel) -
         wake(tiny, name, seed)
         with tiny.using(name):
             alone[name] = tiny.sample(REQUESTS)
-    assert len({str(answers) for answers in alone.values()}) == 3, "the adapters must differ for this to show anything"
-    mixed = [dataclasses.replace(request, adapter=name) for request in REQUESTS for name in ("two", None, "one")]
+    assert len({str(answers) for answers in alone.values()}) == 3, (
+        "the adapters must differ for this to show anything"
+    )
+    mixed = [
+        dataclasses.replace(request, adapter=name)
+        for request in REQUESTS
+        for name in ("two", None, "one")
+    ]
     expected = [alone[name][i] for i in range(len(REQUESTS)) for name in ("two", None, "one")]
     for active in (None, "one", "two"):
         tiny.use(active)
@@ -77,7 +86,9 @@ def test_a_clone_says_the_same_and_learns_on_its_own(tiny: LocalModel) -> None:
     assert tiny.active is None
     with tiny.using("two"):
         assert tiny.sample(REQUESTS) == before
-    assert [p.shape for p in tiny.adapter_parameters("two")] == [p.shape for p in tiny.adapter_parameters("one")]
+    assert [p.shape for p in tiny.adapter_parameters("two")] == [
+        p.shape for p in tiny.adapter_parameters("one")
+    ]
     assert all(p.requires_grad for p in tiny.adapter_parameters("two"))
     wake(tiny, "two", 2)
     with tiny.using("two"):
@@ -90,7 +101,8 @@ def test_a_clone_says_the_same_and_learns_on_its_own(tiny: LocalModel) -> None:
         tiny.clone_adapter("gone", "three")
 
 
-# -- apart -------------------------------------------------------------------------------------------------------------
+# -- apart
+# -------------------------------------------------------------------------------------------------------------
 
 
 def publish(ws: Workspace, name: str, lesson_ids: list[int], seed: int) -> Adapter:
@@ -98,12 +110,14 @@ def publish(ws: Workspace, name: str, lesson_ids: list[int], seed: int) -> Adapt
     model: Any = ws.model
     model.new_adapter(name, rank=4, alpha=8, seed=seed)
     wake(model, name, seed)
-    adapters.publish(model, name, ws.settings, {})
+    registry.publish(model, name, ws.settings, {})
     model.drop_adapter(name)
     with ws.store.write() as s:
         held = [[i, lessons.get(s, i).version] for i in lesson_ids]
-        night = nights.start_night(s, key=name, profile=ws.settings.profile, config={}, lessons=held)
-        row = adapters.row(model, name, ws.settings, night_id=night.id)
+        night = nights.start_night(
+            s, key=name, profile=ws.settings.profile, config={}, lessons=held
+        )
+        row = registry.row(model, name, ws.settings, night_id=night.id)
         adapter = nights.add_adapter(s, **row.model_dump(exclude={"id", "created"}))
         nights.finish_night(s, night.id, "promoted", adapter_id=adapter.id)
     return adapter
@@ -111,12 +125,19 @@ def publish(ws: Workspace, name: str, lesson_ids: list[int], seed: int) -> Adapt
 
 @pytest.fixture
 def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Workspace, Workspace]:
-    """Two profiles over one database and one tiny base, each with a lesson under the same condition."""
+    """Two profiles over one database and one tiny base, each with a lesson under the same
+    condition."""
     monkeypatch.chdir(tmp_path)
-    rows = [{"prompt": f"w1 w2 w{i}", "answer": "w9", "split": "practice" if i < 6 else "holdout"} for i in range(9)]
+    rows = [
+        {"prompt": f"w1 w2 w{i}", "answer": "w9", "split": "practice" if i < 6 else "holdout"}
+        for i in range(9)
+    ]
     (tmp_path / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = str(save_tiny(tmp_path / "tiny"))
-    ann, ben = (reflect.open(tmp_path / "lessons.db", model=folder, max_tokens=8, profile=x) for x in ("ann", "ben"))
+    ann, ben = (
+        reflect.open(tmp_path / "lessons.db", model=folder, max_tokens=8, profile=x)
+        for x in ("ann", "ben")
+    )
     ann.lessons.add("w1 w2", "say w9", scope="my.jsonl")
     ben.lessons.add("w1 w2", "say w8", scope="my.jsonl")
     return ann, ben
@@ -127,8 +148,12 @@ def test_a_lesson_of_one_profile_is_nowhere_in_the_other(two: tuple[Workspace, W
         prompt, export = str(mine.prompt("my.jsonl")), mine.lessons.export()
         assert do in prompt and other not in prompt
         assert do in export and other not in export
-        assert [x.do for x in mine.lessons] == [do] == [x.do for x, _ in mine.lessons.search("w1 w2 say w9 w8")]
-        assert [x.do for x in curriculum.pick(mine.store, mine.settings.profile)] == [do]
+        assert (
+            [x.do for x in mine.lessons]
+            == [do]
+            == [x.do for x, _ in mine.lessons.search("w1 w2 say w9 w8")]
+        )
+        assert [x.do for x in lesson_set.pick(mine.store, mine.settings.profile)] == [do]
         report = mine.sleep(dry_run=True)
         assert report.status == "planned" and report.lessons == [x.id for x in mine.lessons]
         mine.run("my.jsonl", n=3, k=2, learn=False)
@@ -141,10 +166,16 @@ def test_a_lesson_of_one_profile_is_nowhere_in_the_other(two: tuple[Workspace, W
             assert any(own in text for text in texts) and not any(foreign in text for text in texts)
 
 
-def test_promoting_in_one_profile_does_not_change_the_other(two: tuple[Workspace, Workspace]) -> None:
+def test_promoting_in_one_profile_does_not_change_the_other(
+    two: tuple[Workspace, Workspace],
+) -> None:
     ann, ben = two
     asked = [Request(ask(1, 2, 3), seeds=(0, 1, 2), max_tokens=12)]
-    before = ben.model.sample(asked), str(ben.prompt("my.jsonl")), [lessons.content(x) for x in ben.lessons]
+    before = (
+        ben.model.sample(asked),
+        str(ben.prompt("my.jsonl")),
+        [lessons.content(x) for x in ben.lessons],
+    )
     publish(ann, "anns", [1], seed=1)
     with pytest.raises(UsageError, match="lessons of the profile ann"):
         ben.promote("anns")
@@ -152,7 +183,11 @@ def test_promoting_in_one_profile_does_not_change_the_other(two: tuple[Workspace
     assert [x.status for x in ann.lessons] == ["distilled"] and ann.model.sample(asked) != before[0]
     fresh = reflect.open(ben.settings.db, model=ben.settings.model, max_tokens=8, profile="ben")
     for other in (ben, fresh):
-        after = other.model.sample(asked), str(other.prompt("my.jsonl")), [lessons.content(x) for x in other.lessons]
+        after = (
+            other.model.sample(asked),
+            str(other.prompt("my.jsonl")),
+            [lessons.content(x) for x in other.lessons],
+        )
         assert after == before
     ann.lessons.revoke(1)
     assert [x.status for x in ben.lessons] == ["active"] and ann.doctor() == []
@@ -170,31 +205,41 @@ def test_one_model_answers_for_both(two: tuple[Workspace, Workspace]) -> None:
     model: Any = reflect.open(ann.settings.db, model=ann.settings.model, profile="nobody").model
     names = []
     for profile in ("ann", "ben", "nobody"):
-        found = adapters.load_active(model, ann.store, dataclasses.replace(ann.settings, profile=profile))
+        found = activation.load_active(
+            model, ann.store, dataclasses.replace(ann.settings, profile=profile)
+        )
         names.append(found.name if found else None)
     assert names == ["anns", "bens", None] and model.active is None
     model.use("anns")
-    adapters.load_active(model, ann.store, ann.settings)
+    activation.load_active(model, ann.store, ann.settings)
     assert model.active == "anns", "what is on stays on, read anew or not"
     model.use(None)
     requests = [dataclasses.replace(asked, adapter=name) for name in names]
     assert model.sample(requests) == [*alone, *model.sample([asked])]
 
 
-# -- the list ----------------------------------------------------------------------------------------------------------
+# -- the list
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_profiles_at_a_glance(store: Store) -> None:
     with store.write() as s:
         assert profiles.listing(s) == []
         for profile, n in (("team", 2), ("default", 1)):
-            ids = [lessons.add(s, when=f"case {i}", do="x", author="human", profile=profile).id or 0 for i in range(n)]
-            night = nights.start_night(s, key=profile, profile=profile, config={}, lessons=[[i, 1] for i in ids])
+            ids = [
+                lessons.add(s, when=f"case {i}", do="x", author="human", profile=profile).id or 0
+                for i in range(n)
+            ]
+            night = nights.start_night(
+                s, key=profile, profile=profile, config={}, lessons=[[i, 1] for i in ids]
+            )
             row = nights.add_adapter(s, name=profile, path="p", manifest={}, base_model="m", base_fingerprint="f",
                                      night_id=night.id)  # fmt: skip
             if profile == "team":
                 nights.promote(s, row.id, "team", ids[:1])
-        nights.finish_night(s, nights.start_night(s, key="k", profile="team", config={}, lessons=[]).id, "nothing")
+        nights.finish_night(
+            s, nights.start_night(s, key="k", profile="team", config={}, lessons=[]).id, "nothing"
+        )
         first, second = profiles.listing(s)
         assert (first.name, first.lessons, first.active) == ("default", {"candidate": 1}, None)
         assert (second.name, second.lessons) == ("team", {"distilled": 1, "candidate": 1})
@@ -203,11 +248,28 @@ def test_profiles_at_a_glance(store: Store) -> None:
 
 def test_the_command_lists_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     db = str(tmp_path / "lessons.db")
-    assert run_command(["profiles", "--db", db, "--json"]) == 0 and json.loads(capsys.readouterr().out) == []
+    assert (
+        run_command(["profiles", "--db", db, "--json"]) == 0
+        and json.loads(capsys.readouterr().out) == []
+    )
     with Store(db).write() as s:
         lessons.add(s, when="x", do="y", author="human", status="active", profile="team")
     assert run_command(["profiles", "list", "--db", db, "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
-    assert (row["profile"], row["active"], row["last_night"], row["lessons"]["active"]) == ("team", None, None, 1)
+    assert (row["profile"], row["active"], row["last_night"], row["lessons"]["active"]) == (
+        "team",
+        None,
+        None,
+        1,
+    )
     assert run_command(["profiles", "--db", db]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == ["team", "1", "0", "0", "0", "0", "-", "-"]
+    assert capsys.readouterr().out.splitlines()[1].split() == [
+        "team",
+        "1",
+        "0",
+        "0",
+        "0",
+        "0",
+        "-",
+        "-",
+    ]

@@ -1,4 +1,5 @@
-"""Tasksets that are Python: a function, a file, a module, a package; and what is wrong with them, in one sentence."""
+"""Tasksets that are Python: a function, a file, a module, a package; and what is wrong with them,
+in one sentence."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ from day_model import RuleModel
 
 from reflect.cli import run_command
 from reflect.config import Settings
-from reflect.day.measure import measure
 from reflect.day.practice import practice
 from reflect.errors import BadTaskFile, UnknownName, UsageError
 from reflect.store import Store, runs
-from reflect.tasksets import Score, Task, available, check, judged, load_taskset, taskset
+from reflect.tasksets import Score, Task, available, check, extract_answer, load_taskset, taskset
+from reflect.trials.reward_version import measure
 
 DOCS = Path(__file__).parent.parent / "docs" / "tasks.md"
 
@@ -34,10 +35,13 @@ def sums(split):
 """
 
 
-# -- what the docs show ------------------------------------------------------------------------------------------------
+# -- what the docs show
+# ------------------------------------------------------------------------------------------------
 
 
-def test_the_taskset_of_the_docs_works_as_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_taskset_of_the_docs_works_as_printed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = DOCS.read_text().partition("## Python")[2]
     code, *_ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     shown, *_ = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
@@ -55,7 +59,8 @@ def test_the_taskset_of_the_docs_works_as_printed(folder: Path, capsys: pytest.C
     assert found.verify(task, "answer: both of them") == Score(0.0, "3 words instead of one")
 
 
-# -- a function --------------------------------------------------------------------------------------------------------
+# -- a function
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_a_function_yields_tasks_in_three_ways() -> None:
@@ -63,7 +68,9 @@ def test_a_function_yields_tasks_in_three_ways() -> None:
     def mixed(split):
         yield f"one {split}?", 1
         yield {"prompt": f"two {split}?", "answer": 2, "verifier": "number", "id": f"two-{split}"}
-        yield Task(f"three-{split}", [{"role": "user", "content": f"three {split}?"}], "exact", "3", split)
+        yield Task(
+            f"three-{split}", [{"role": "user", "content": f"three {split}?"}], "exact", "3", split
+        )
         yield f"one {split}?", 1  # without an id of its own: it counts once
 
     assert mixed.about == "three ways" and len(mixed.tasks("practice")) == 3 and check(mixed) == []
@@ -72,9 +79,14 @@ def test_a_function_yields_tasks_in_three_ways() -> None:
 
 
 def test_a_verifier_may_return_a_reward_with_or_without_words() -> None:
-    given = {"yes": True, "half": 0.5, "told": (0.25, "short"), "score": Score(1.0, "fine", {"form": 1.0})}
+    given = {
+        "yes": True,
+        "half": 0.5,
+        "told": (0.25, "short"),
+        "score": Score(1.0, "fine", {"form": 1.0}),
+    }
 
-    @taskset(verify=lambda text, answer: given[judged(text)])
+    @taskset(verify=lambda text, answer: given[extract_answer(text)])
     def graded(split):
         yield split, ["any", {"answer": 1}]
 
@@ -114,7 +126,12 @@ def test_the_measure_changes_with_the_verifier_and_not_with_its_words() -> None:
         return str(answer) in text
 
     first, again = taskset(verify=strict)(rows), taskset(verify=strict, about="other words")(rows)
-    assert measure(first) == measure(again) != measure(taskset(verify=loose)(rows)) != measure(taskset(rows))
+    assert (
+        measure(first)
+        == measure(again)
+        != measure(taskset(verify=loose)(rows))
+        != measure(taskset(rows))
+    )
 
 
 def test_a_function_that_yields_other_tasks_each_time_is_found_out() -> None:
@@ -127,7 +144,8 @@ def test_a_function_that_yields_other_tasks_each_time_is_found_out() -> None:
     assert "practice: the order depends on more than the seed" in check(fickle)
 
 
-# -- where it is found -------------------------------------------------------------------------------------------------
+# -- where it is found
+# -------------------------------------------------------------------------------------------------
 
 
 def test_a_file_a_module_and_a_name_in_tasks(folder: Path) -> None:
@@ -147,7 +165,9 @@ def test_a_file_a_module_and_a_name_in_tasks(folder: Path) -> None:
     assert "mine.py:sums" in e.value.hint
 
 
-def test_an_installed_package_declares_its_tasksets(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_installed_package_declares_its_tasksets(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A real one: a folder on the path with the metadata that an installer writes."""
     (folder / "packaged_sums.py").write_text(MODULE)
     info = folder / "packaged_sums-1.0.dist-info"
@@ -160,7 +180,10 @@ def test_an_installed_package_declares_its_tasksets(folder: Path, capsys: pytest
     sys.path.insert(0, str(folder))
     found = load_taskset("psums")
     assert found.name == "psums" and check(found) == []
-    for name, said in (("broken", "packaged-sums does not run: AttributeError"), ("number", "is no taskset")):
+    for name, said in (
+        ("broken", "packaged-sums does not run: AttributeError"),
+        ("number", "is no taskset"),
+    ):
         with pytest.raises(UsageError, match=said):
             load_taskset(name)
     assert run_command(["tasks", "--json"]) == 0
@@ -170,13 +193,17 @@ def test_an_installed_package_declares_its_tasksets(folder: Path, capsys: pytest
         load_taskset("psum")
 
 
-# -- what is wrong -----------------------------------------------------------------------------------------------------
+# -- what is wrong
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("import nonumbers\n", r"bad.py does not run: ModuleNotFoundError: .*nonumbers.* \(bad.py, line 1\)"),
+        (
+            "import nonumbers\n",
+            r"bad.py does not run: ModuleNotFoundError: .*nonumbers.* \(bad.py, line 1\)",
+        ),
         ("\n\nx = 1 / 0\n", r"ZeroDivisionError: division by zero \(bad.py, line 3\)"),
         ("def f(:\n", r"SyntaxError: .* \(bad.py, line 1\)"),
         ("import helper_that_breaks\n", r"KeyError: 'gone' \(helper_that_breaks.py, line 2\)"),
@@ -185,7 +212,9 @@ def test_an_installed_package_declares_its_tasksets(folder: Path, capsys: pytest
         ("TASKSET = 3\n", r"TASKSET in bad.py is not a Taskset"),
     ],
 )
-def test_a_module_that_does_not_run_says_file_line_and_what(folder: Path, code: str, said: str) -> None:
+def test_a_module_that_does_not_run_says_file_line_and_what(
+    folder: Path, code: str, said: str
+) -> None:
     (folder / "bad.py").write_text(code)
     (folder / "helper_that_breaks.py").write_text("\n{}['gone']\n")
     with pytest.raises(UsageError, match=said) as e:
@@ -218,7 +247,9 @@ def test_names_that_lead_nowhere(folder: Path) -> None:
         ('{"prompt": "same?", "answer": 1, "id": split}', "the question .*same.* is in practice and in holdout"),
     ],
 )  # fmt: skip
-def test_tasks_that_stand_twice_or_on_both_sides_never_run(folder: Path, rows: str, said: str) -> None:
+def test_tasks_that_stand_twice_or_on_both_sides_never_run(
+    folder: Path, rows: str, said: str
+) -> None:
     code = f"from reflect.tasksets import taskset\n\n@taskset\ndef t(split):\n    yield from [{rows}]\n"
     (folder / "twice.py").write_text(code)
     with pytest.raises(UsageError, match=said) as e:
@@ -227,7 +258,9 @@ def test_tasks_that_stand_twice_or_on_both_sides_never_run(folder: Path, rows: s
     assert run_command(["run", "twice.py"]) == 2 and not (folder / "lessons.db").exists()
 
 
-def test_a_verifier_that_raises_or_returns_nonsense_is_the_error_of_that_attempt(tmp_path: Path) -> None:
+def test_a_verifier_that_raises_or_returns_nonsense_is_the_error_of_that_attempt(
+    tmp_path: Path,
+) -> None:
     def moody(text: str, answer: object) -> object:
         return {0: "good", 1: 7.0, 2: None}.get(int(str(answer)), 1.0) if answer != 3 else 1 / 0
 
@@ -248,7 +281,9 @@ def test_a_verifier_that_raises_or_returns_nonsense_is_the_error_of_that_attempt
     assert all(error.startswith("verifier: ") for error in errors) and len(errors) == 4
 
 
-def test_a_broken_import_reads_well_at_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_import_reads_well_at_the_command_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "bad.py").write_text("import nonumbers\n")
     assert run_command(["run", "bad.py"]) == 2
     out, err = capsys.readouterr()

@@ -1,4 +1,5 @@
-"""The README is run: its commands in one temporary folder, in their order, and its Python as it stands."""
+"""The README is run: its commands in one temporary folder, in their order, and its Python as it
+stands."""
 
 from __future__ import annotations
 
@@ -25,13 +26,17 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     """The lines after "$ ", without their comments."""
-    lines = [line for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
+    lines = [
+        line for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")
+    ]
     return [line[2:].split("  #")[0].strip() for line in lines]
 
 
 def test_every_make_target_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {target for block in blocks("console") for target in re.findall(r"\bmake ([a-z]+)", block)}
+    named = {
+        target for block in blocks("console") for target in re.findall(r"\bmake ([a-z]+)", block)
+    }
     assert "demo" in named and named <= targets
 
 
@@ -61,8 +66,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(line: str, folder: Path) -> None:
     tools = Path(sys.executable).parent
-    words = [f"{tools}/{word[10:]}" if word.startswith(".venv/bin/") else word for word in shlex.split(line)]
-    env = os.environ | {"REFLECT_N": "6", "OMP_NUM_THREADS": "1", "PATH": f"{tools}:{os.environ['PATH']}"}
+    words = [
+        f"{tools}/{word[10:]}" if word.startswith(".venv/bin/") else word
+        for word in shlex.split(line)
+    ]
+    env = os.environ | {
+        "REFLECT_N": "6",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{tools}:{os.environ['PATH']}",
+    }
     done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 

@@ -1,17 +1,16 @@
-"""Reading lesson edits: tolerant of form, closed to guessing; and the prompt that a reflection is asked with."""
+"""Reading lesson edits: tolerant of form, closed to guessing; and the prompt that a reflection is
+asked with."""
 
 import pytest
 from day_model import RuleModel, dialect
 
 from reflect.day.reflection import (
-    Edit,
-    contrast,
-    note_of,
-    parse_edits,
+    has_failures,
+    majority_success,
     reflection_messages,
-    teaches,
-    went_well,
+    rewards_differ,
 )
+from reflect.lessons.edit_format import Edit, note_of, parse_edits
 from reflect.records import Lesson, Rollout
 
 ZUBI = "the task says zubi"
@@ -23,22 +22,47 @@ ZUBI = "the task says zubi"
         ("ADD when: the task says zubi do: use reverse", Edit("add", ZUBI, "use reverse")),
         ("add when : the task says zubi   do : use reverse", Edit("add", ZUBI, "use reverse")),
         ("- **ADD** when: the task says zubi do: use reverse", Edit("add", ZUBI, "use reverse")),
-        ("1. ADD lesson: when: the task says zubi, do: use reverse", Edit("add", ZUBI, "use reverse")),
-        ("`ADD when: the task says zubi do: not reverse, not sort`", Edit("add", ZUBI, "not reverse, not sort")),
-        ("REVISE 7 when: the task says zubi do: use rotate", Edit("revise", ZUBI, "use rotate", lesson_id=7)),
-        ("revise lesson 7: when: the task says zubi do: use rotate", Edit("revise", ZUBI, "use rotate", lesson_id=7)),
-        ("REVISE #7 when: the task says zubi do: use rotate", Edit("revise", ZUBI, "use rotate", lesson_id=7)),
-        ("* REVISE lesson number 7 when: the task says zubi do: use rotate", Edit("revise", ZUBI, "use rotate", "", 7)),
+        (
+            "1. ADD lesson: when: the task says zubi, do: use reverse",
+            Edit("add", ZUBI, "use reverse"),
+        ),
+        (
+            "`ADD when: the task says zubi do: not reverse, not sort`",
+            Edit("add", ZUBI, "not reverse, not sort"),
+        ),
+        (
+            "REVISE 7 when: the task says zubi do: use rotate",
+            Edit("revise", ZUBI, "use rotate", lesson_id=7),
+        ),
+        (
+            "revise lesson 7: when: the task says zubi do: use rotate",
+            Edit("revise", ZUBI, "use rotate", lesson_id=7),
+        ),
+        (
+            "REVISE #7 when: the task says zubi do: use rotate",
+            Edit("revise", ZUBI, "use rotate", lesson_id=7),
+        ),
+        (
+            "* REVISE lesson number 7 when: the task says zubi do: use rotate",
+            Edit("revise", ZUBI, "use rotate", "", 7),
+        ),
         ("RETIRE 12 why: reverse failed", Edit("retire", why="reverse failed", lesson_id=12)),
         ("retire lesson #12", Edit("retire", lesson_id=12)),
-        ("MERGE 7 3 when: the task says zubi do: use rotate", Edit("merge", ZUBI, "use rotate", lesson_ids=(3, 7))),
+        (
+            "MERGE 7 3 when: the task says zubi do: use rotate",
+            Edit("merge", ZUBI, "use rotate", lesson_ids=(3, 7)),
+        ),
         (
             "- **merge** lessons 3, #7 and [9]: when: the task says zubi do: use rotate",
             Edit("merge", ZUBI, "use rotate", lesson_ids=(3, 7, 9)),
         ),
         (
             "ADD when: counting letters in a word do: spell the word, comma by comma, and keep a counter",
-            Edit("add", "counting letters in a word", "spell the word, comma by comma, and keep a counter"),
+            Edit(
+                "add",
+                "counting letters in a word",
+                "spell the word, comma by comma, and keep a counter",
+            ),
         ),
     ],
 )
@@ -99,7 +123,9 @@ def test_duplicates_are_merged_and_contradictions_taken_by_neither_side():
     edits, problems = parse_edits(text + "RETIRE 3 why: bad\nADD when: kilo do: use rest")
     assert edits == [Edit("add", "kilo", "use rest")]
     assert len(problems) == 4 and all("contradicts" in p for p in problems)
-    text = "MERGE 3 7 when: fapo do: use last\nmerge 7 3 when: fapo do: Use last.\nRETIRE 9 why: bad"
+    text = (
+        "MERGE 3 7 when: fapo do: use last\nmerge 7 3 when: fapo do: Use last.\nRETIRE 9 why: bad"
+    )
     assert [e.kind for e in parse_edits(text)[0]] == ["merge", "retire"]
     assert [e.kind for e in parse_edits(text + "\nRETIRE 7 why: bad")[0]] == ["retire"]
 
@@ -127,19 +153,22 @@ TASK = dialect.Dialect.task("zubi", "reverse", [3, 1, 2], "practice")
 
 
 def test_which_groups_teach():
-    assert not teaches([rollout("a", 1.0), rollout("b", 1.0)])
-    assert not teaches([rollout("a", None), rollout("b", None)])
-    assert teaches([rollout("a", 0.0), rollout("b", 0.0)])
-    assert teaches([rollout("a", 0.5), rollout("b", 1.0), rollout("c", None)])
-    assert went_well([rollout("a", 1.0), rollout("b", 0.5), rollout("c", None)]) is False
-    assert went_well([rollout("a", 1.0), rollout("b", 0.5)]) and not went_well([])
-    assert contrast([rollout("a", 0.5), rollout("b", 1.0)])
-    assert not contrast([rollout("a", 0.0), rollout("b", 0.0), rollout("c", None)])
+    assert not has_failures([rollout("a", 1.0), rollout("b", 1.0)])
+    assert not has_failures([rollout("a", None), rollout("b", None)])
+    assert has_failures([rollout("a", 0.0), rollout("b", 0.0)])
+    assert has_failures([rollout("a", 0.5), rollout("b", 1.0), rollout("c", None)])
+    assert majority_success([rollout("a", 1.0), rollout("b", 0.5), rollout("c", None)]) is False
+    assert majority_success([rollout("a", 1.0), rollout("b", 0.5)]) and not majority_success([])
+    assert rewards_differ([rollout("a", 0.5), rollout("b", 1.0)])
+    assert not rewards_differ([rollout("a", 0.0), rollout("b", 0.0), rollout("c", None)])
 
 
 def test_the_prompt_holds_the_task_once_the_lessons_and_every_attempt_but_no_answer_key():
     lesson = Lesson(id=7, when=ZUBI, do="use sort")
-    group = [rollout("zubi means sort. answer: 1 2 3", 0.0), rollout("zubi means swap <|end|>", 0.0)]
+    group = [
+        rollout("zubi means sort. answer: 1 2 3", 0.0),
+        rollout("zubi means swap <|end|>", 0.0),
+    ]
     (message,), packed = reflection_messages(
         RuleModel(), TASK, [lesson], [*group, rollout("", None, "model: broke")], max_tokens=100
     )

@@ -1,4 +1,5 @@
-"""A model behind an API against a server that misbehaves by script: exact request counts, and what each error means."""
+"""A model behind an API against a server that misbehaves by script: exact request counts, and what
+each error means."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from reflect.errors import ModelError, ModelHalted, UsageError
 from reflect.models import load_model
 from reflect.models.base import Completion, Request
 from reflect.models.budget import Budget
-from reflect.models.keys import hide
+from reflect.models.credentials import hide
 from reflect.models.remote import RemoteModel
 
 KEY = "sk-sentinel-0123456789-abcdefgh"
@@ -55,7 +56,8 @@ def one(found: list[list[Any]]) -> Any:
     return answer
 
 
-# -- what is asked, and what is read -----------------------------------------------------------------------------------
+# -- what is asked, and what is read
+# -----------------------------------------------------------------------------------
 
 
 def test_an_attempt_is_a_request_with_its_own_seed(server: Server) -> None:
@@ -70,20 +72,28 @@ def test_an_attempt_is_a_request_with_its_own_seed(server: Server) -> None:
     assert {head["authorization"] for head in server.headers} == {f"Bearer {KEY}"}
 
 
-def test_several_samples_in_a_request_and_one_by_one_where_the_server_gives_one(server: Server) -> None:
+def test_several_samples_in_a_request_and_one_by_one_where_the_server_gives_one(
+    server: Server,
+) -> None:
     found = model(server, samples=4).sample([ask(6)])
     assert len(found[0]) == 6 and [body.get("n", 1) for body in server.asked] == [4, 2]
     assert sum(c.completion_tokens for c in found[0]) == 12, "what the request took is shared out"
 
     server.asked.clear()
-    server.default = lambda h, body: h.send_json(200, reply(body, "answer: 3"))  # one choice, whatever n
+    server.default = lambda h, body: h.send_json(
+        200, reply(body, "answer: 3")
+    )  # one choice, whatever n
     again = model(server, samples=4, concurrency=1)
     assert len(again.sample([ask(6)])[0]) == 6
-    assert [body.get("n", 1) for body in server.asked] == [4, 1, 1, 1, 1, 1], "no answer is asked for twice"
+    assert [body.get("n", 1) for body in server.asked] == [4, 1, 1, 1, 1, 1], (
+        "no answer is asked for twice"
+    )
 
     server.asked.clear()
     server.default = lambda h, body: (
-        h.send_json(400, error("n must be 1", param="n")) if body.get("n", 1) > 1 else say("answer: 3")(h, body)
+        h.send_json(400, error("n must be 1", param="n"))
+        if body.get("n", 1) > 1
+        else say("answer: 3")(h, body)
     )
     assert len(model(server, samples=4, concurrency=1).sample([ask(6)])[0]) == 6
     assert [body.get("n", 1) for body in server.asked] == [4, 1, 1, 1, 1, 1, 1]
@@ -91,19 +101,43 @@ def test_several_samples_in_a_request_and_one_by_one_where_the_server_gives_one(
 
 def test_a_server_that_declines_a_word_is_asked_without_it(server: Server) -> None:
     server.script = [
-        status(400, body=error("Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")),
-        status(400, body=error("Unsupported value: 'temperature' does not support 0.", param="temperature")),
+        status(
+            400,
+            body=error("Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."),
+        ),
+        status(
+            400,
+            body=error("Unsupported value: 'temperature' does not support 0.", param="temperature"),
+        ),
     ]
     asked = model(server, concurrency=1)
-    assert asked.sample([ask(2, temperature=0.0)]) and asked.declined == {"max_tokens", "temperature"}
-    assert [sorted(body) for body in server.asked][2:] == [["max_completion_tokens", "messages", "model", "seed"]] * 2
+    assert asked.sample([ask(2, temperature=0.0)]) and asked.declined == {
+        "max_tokens",
+        "temperature",
+    }
+    assert [sorted(body) for body in server.asked][2:] == [
+        ["max_completion_tokens", "messages", "model", "seed"]
+    ] * 2
 
 
 def test_tool_calls_and_the_texts_end(server: Server) -> None:
     function = {"name": "add", "arguments": '{"a": 1}'}
-    server.script = [say("", finish="tool_calls", tool_calls=[{"id": "x1", "type": "function", "function": function}])]
-    server.script += [say("one\ntwo"), say("and so", finish="length"), say("", finish="content_filter")]
-    asked, tool = model(server, concurrency=1), {"type": "function", "function": {"name": "add", "parameters": {}}}
+    server.script = [
+        say(
+            "",
+            finish="tool_calls",
+            tool_calls=[{"id": "x1", "type": "function", "function": function}],
+        )
+    ]
+    server.script += [
+        say("one\ntwo"),
+        say("and so", finish="length"),
+        say("", finish="content_filter"),
+    ]
+    asked, tool = (
+        model(server, concurrency=1),
+        {"type": "function", "function": {"name": "add", "parameters": {}}},
+    )
     called = one(asked.answer_each([ask(tools=(tool,))]))
     assert called.finish == "tool_calls" and server.asked[0]["tools"] == [tool]
     assert called.calls == ({"id": "x1", "type": "function", "function": function},)
@@ -156,7 +190,8 @@ def test_an_adapter_is_the_name_of_a_model(server: Server) -> None:
     assert asked.active is None
 
 
-# -- what goes wrong ---------------------------------------------------------------------------------------------------
+# -- what goes wrong
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -164,21 +199,46 @@ def test_an_adapter_is_the_name_of_a_model(server: Server) -> None:
     [
         ([status(429)] * 2, 3, Completion, ""),
         ([status(500), status(503)], 3, Completion, ""),
-        ([status(429)] * 9, 3, ModelHalted, "takes no more requests (429) after 3 tries: scripted 429."),
+        (
+            [status(429)] * 9,
+            3,
+            ModelHalted,
+            "takes no more requests (429) after 3 tries: scripted 429.",
+        ),
         ([status(500)] * 9, 3, ModelError, "failed (500) after 3 tries: scripted 500."),
         ([status(401)] * 9, 1, ModelHalted, "refuses the key (401)"),
         ([status(403)] * 9, 1, ModelHalted, "forbids this (403): scripted 403"),
         ([status(404)] * 9, 1, ModelHalted, "has no model m (404). It has m."),
         ([status(400)] * 9, 1, ModelError, "refuses the request (400): scripted 400"),
-        ([status(400, body=TOO_LONG)], 1, ModelError, "has 4900 tokens, the model m reads 4096 with its answer"),
+        (
+            [status(400, body=TOO_LONG)],
+            1,
+            ModelError,
+            "has 4900 tokens, the model m reads 4096 with its answer",
+        ),
         ([status(413)] * 9, 1, ModelError, "The prompt has about "),
         ([status(422)] * 9, 1, ModelError, "refuses the request (422)"),
         ([garbage("{nonsense")], 1, ModelError, "something that is no completion"),
-        ([garbage("<html>hello</html>", "text/html")], 1, ModelError, "something that is no completion"),
+        (
+            [garbage("<html>hello</html>", "text/html")],
+            1,
+            ModelError,
+            "something that is no completion",
+        ),
         ([garbage("null")], 1, ModelError, "something that is no completion"),
         ([garbage('{"choices": []}')], 1, ModelError, "something that is no completion"),
-        ([garbage('{"choices": [{"message": {"content": 7}}]}')], 1, ModelError, "something that is no completion"),
-        ([garbage('{"choices": [{"index": 0}]}')], 1, ModelError, "something that is no completion"),
+        (
+            [garbage('{"choices": [{"message": {"content": 7}}]}')],
+            1,
+            ModelError,
+            "something that is no completion",
+        ),
+        (
+            [garbage('{"choices": [{"index": 0}]}')],
+            1,
+            ModelError,
+            "something that is no completion",
+        ),
     ],
     ids=lambda value: value[:24].replace(" ", "-") if isinstance(value, str) else None,
 )
@@ -190,11 +250,17 @@ def test_each_error_costs_what_it_must_and_no_more(
     assert type(found) is ending or (ending is ModelError and type(found).__mro__[1] is ModelError)
     assert len(server.asked) == requests
     assert says in str(found)
-    assert len({head["idempotency-key"] for head in server.headers}) == 1, "a retry is the same request"
+    assert len({head["idempotency-key"] for head in server.headers}) == 1, (
+        "a retry is the same request"
+    )
 
 
-@pytest.mark.parametrize(("step", "says"), [(cut, "cut the connection"), (hang(0.5), "did not answer within 0.2")])
-def test_what_breaks_on_the_way_is_tried_again_and_then_counts_in_full(server: Server, step: Step, says: str) -> None:
+@pytest.mark.parametrize(
+    ("step", "says"), [(cut, "cut the connection"), (hang(0.5), "did not answer within 0.2")]
+)
+def test_what_breaks_on_the_way_is_tried_again_and_then_counts_in_full(
+    server: Server, step: Step, says: str
+) -> None:
     server.script = [step]
     asked = model(server, timeout=0.2, retries=1)
     assert one(asked.answer_each([ask()])).text == "answer: 3" and len(server.asked) == 2
@@ -227,21 +293,26 @@ def test_after_a_halt_nothing_new_is_asked(server: Server) -> None:
     (row,) = model(server, concurrency=2).answer_each([ask(20)])
     assert all(isinstance(x, ModelHalted) for x in row) and len(server.asked) <= 2
     with pytest.raises(ModelHalted, match="No server answers at http://127.0.0.1:9/v1"):
-        load_model("openai:m", Settings(base_url="http://127.0.0.1:9/v1", retries=0)).sample([ask()])
+        load_model("openai:m", Settings(base_url="http://127.0.0.1:9/v1", retries=0)).sample(
+            [ask()]
+        )
 
 
 def test_a_server_that_only_fails_is_given_up(server: Server) -> None:
     server.default = status(500)
     (row,) = model(server, retries=0, concurrency=2).answer_each([ask(40)])
     assert len(server.asked) <= 9 and "8 requests in a row failed" in row[-1].message
-    assert sum(type(x) is ModelError for x in row) >= 8, "those that were asked have their own error"
+    assert sum(type(x) is ModelError for x in row) >= 8, (
+        "those that were asked have their own error"
+    )
     server.default = think(lambda body: "answer: 3")
     server.script = [status(500), say("answer: 3")] * 20
     (row,) = model(server, retries=0, concurrency=1).answer_each([ask(40)])
     assert not any(isinstance(x, ModelHalted) for x in row)
 
 
-# -- budgets -----------------------------------------------------------------------------------------------------------
+# -- budgets
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_budget_of_tokens_is_never_exceeded_and_not_left_unused(server: Server) -> None:
@@ -249,7 +320,9 @@ def test_a_budget_of_tokens_is_never_exceeded_and_not_left_unused(server: Server
     (row,) = asked.answer_each([ask(200, max_tokens=20)])
     spent = asked.budget.shape()
     done = [x for x in row if isinstance(x, Completion)]
-    assert 360 - 8 <= spent["tokens_in"] + spent["tokens_out"] <= 400, spent  # a request may take 37, and takes 8
+    assert 360 - 8 <= spent["tokens_in"] + spent["tokens_out"] <= 400, (
+        spent
+    )  # a request may take 37, and takes 8
     assert len(done) == len(server.asked) == spent["requests"]
     told = row[-1]
     assert isinstance(told, ModelHalted) and "of 400 tokens are spent" in told.message
@@ -280,11 +353,18 @@ def test_a_budget_of_time(server: Server) -> None:
     assert isinstance(row[len(server.asked) - 1], Completion), "what was under way is waited for"
 
 
-# -- words that are off, and keys --------------------------------------------------------------------------------------
+# -- words that are off, and keys
+# --------------------------------------------------------------------------------------
 
 
 def test_words_that_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    for url in ("nowhere", "ftp://x/v1", "http://", "http://me:secret@host/v1", "http://host/v1?api_key=secret"):
+    for url in (
+        "nowhere",
+        "ftp://x/v1",
+        "http://",
+        "http://me:secret@host/v1",
+        "http://host/v1?api_key=secret",
+    ):
         with pytest.raises(UsageError, match="base_url") as e:
             load_model("openai:m", Settings(base_url=url))
         assert "secret" not in str(e.value)
@@ -293,7 +373,9 @@ def test_words_that_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REFLECT_API_KEY")
     with pytest.raises(UsageError, match="needs a key"):
         load_model("openai:m", Settings())
-    assert load_model("openai:m", Settings(base_url="http://127.0.0.1:9/v1")), "a server of one's own needs none"
+    assert load_model("openai:m", Settings(base_url="http://127.0.0.1:9/v1")), (
+        "a server of one's own needs none"
+    )
 
 
 def test_a_key_that_a_server_repeats_is_hidden(server: Server) -> None:
@@ -302,8 +384,13 @@ def test_a_key_that_a_server_repeats_is_hidden(server: Server) -> None:
         model(server).answer_each([ask()])
     assert KEY[:8] not in str(e.value) and not server.asked
     server.keys = None
-    server.script = [say(f"your key is {KEY}, that is {KEY[:14]}"), status(400, body=error(f"bad {KEY[4:]}"))]
+    server.script = [
+        say(f"your key is {KEY}, that is {KEY[:14]}"),
+        status(400, body=error(f"bad {KEY[4:]}")),
+    ]
     asked = model(server, concurrency=1)
     assert one(asked.answer_each([ask()])).text == "your key is [key], that is [key]"
     assert "bad [key]" in str(one(asked.answer_each([ask()])))
-    assert hide("nothing to hide", KEY) == "nothing to hide" and hide("anything", "none") == "anything"
+    assert (
+        hide("nothing to hide", KEY) == "nothing to hide" and hide("anything", "none") == "anything"
+    )

@@ -1,4 +1,5 @@
-"""Runs with models behind an API: nothing answered is lost or asked twice, a run that stops says why and goes on."""
+"""Runs with models behind an API: nothing answered is lost or asked twice, a run that stops says
+why and goes on."""
 
 from __future__ import annotations
 
@@ -19,13 +20,13 @@ from day_model import RuleModel
 import reflect
 from reflect.cli import run_command
 from reflect.config import Settings
-from reflect.day.lessons import lessons_for, room_for_lessons
 from reflect.errors import ModelHalted, UsageError
+from reflect.lessons.selection import lessons_for, room_for_lessons
 from reflect.models.base import Request
 from reflect.models.remote import RemoteModel
 from reflect.store import lessons, runs
 from reflect.tasksets import load_taskset
-from reflect.workspace import Workspace
+from reflect.workspace.workspace import Workspace
 
 RULES = RuleModel(context=8000)
 Refused = Callable[..., str]
@@ -34,7 +35,9 @@ Refused = Callable[..., str]
 def rule(handler: Handler, body: dict[str, Any]) -> None:
     """The rule model of the day's tests, behind an API. The reflector is of the same kind."""
     seed = body["seed"]
-    done = RULES._complete(Request(body["messages"], (seed,), body["max_tokens"], body["temperature"]), seed)
+    done = RULES._complete(
+        Request(body["messages"], (seed,), body["max_tokens"], body["temperature"]), seed
+    )
     handler.send_json(200, reply(body, done.text, finish=done.finish))
 
 
@@ -46,7 +49,9 @@ def key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server(default=rule, models={"m": {"max_model_len": 8000}, "wise": {"max_model_len": 8000}}) as server:
+    with Server(
+        default=rule, models={"m": {"max_model_len": 8000}, "wise": {"max_model_len": 8000}}
+    ) as server:
         yield server
 
 
@@ -57,7 +62,10 @@ def workspace(server: Server, db: str = "lessons.db", **settings: Any) -> Worksp
 def attempts(ws: Workspace, run_id: int = 1) -> list[tuple[Any, ...]]:
     with ws.store.read() as s:
         rows = runs.rollouts(s, run_id)
-    return sorted((r.task_key, r.index, r.seed, r.reward, r.finish, json.dumps(r.messages), r.model) for r in rows)
+    return sorted(
+        (r.task_key, r.index, r.seed, r.reward, r.finish, json.dumps(r.messages), r.model)
+        for r in rows
+    )
 
 
 def learned(ws: Workspace) -> list[tuple[str, str, str]]:
@@ -66,7 +74,9 @@ def learned(ws: Workspace) -> list[tuple[str, str, str]]:
 
 def charged(server: Server) -> Counter[str]:
     """How often each attempt was asked for: (prompt, seed)."""
-    return Counter(json.dumps([body["messages"], body["seed"], body["model"]]) for body in server.asked)
+    return Counter(
+        json.dumps([body["messages"], body["seed"], body["model"]]) for body in server.asked
+    )
 
 
 @pytest.fixture
@@ -75,13 +85,18 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
         got = run_command(words)
         out, err = capsys.readouterr()
         assert (got, out) == (code, ""), err
-        assert len(re.findall("^Error: ", err, re.MULTILINE)) == 1 and "Traceback" not in err and "sk-sent" not in err
+        assert (
+            len(re.findall("^Error: ", err, re.MULTILINE)) == 1
+            and "Traceback" not in err
+            and "sk-sent" not in err
+        )
         return str(err)
 
     return run
 
 
-# -- the whole loop ----------------------------------------------------------------------------------------------------
+# -- the whole loop
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_a_model_behind_an_api_learns_what_the_same_model_learns_here(server: Server) -> None:
@@ -93,7 +108,9 @@ def test_a_model_behind_an_api_learns_what_the_same_model_learns_here(server: Se
     practice(RULES, here.store, load_taskset("dialect"), here.settings, n=12, k=4, seed=1)
     assert learned(ws) == learned(here) != []
     assert [row[:6] for row in attempts(ws)] == [row[:6] for row in attempts(here)]
-    assert {row[6] for row in attempts(ws)} == {"m-2026"}, "the model that answered, by its own word"
+    assert {row[6] for row in attempts(ws)} == {"m-2026"}, (
+        "the model that answered, by its own word"
+    )
     assert set(charged(server).values()) == {1} and len(server.asked) == 48 + report.reflections
     assert report.spent["requests"] == len(server.asked)
 
@@ -120,11 +137,16 @@ def test_a_run_that_stops_again_and_again_ends_as_one_that_does_not(server: Serv
             break
         except ModelHalted as e:
             stops += 1
-            assert re.match(r"Run 1 stopped after \d+ of 48 rollouts\. .* takes no more requests \(429\)", str(e))
+            assert re.match(
+                r"Run 1 stopped after \d+ of 48 rollouts\. .* takes no more requests \(429\)",
+                str(e),
+            )
             assert "it goes on where it stopped" in e.hint
         assert stops < 60
     assert stops > 2
-    assert set(answered.values()) == {1} and sum(answered.values()) == expected, "nothing is charged twice"
+    assert set(answered.values()) == {1} and sum(answered.values()) == expected, (
+        "nothing is charged twice"
+    )
     assert attempts(ws) == attempts(whole) and learned(ws) == learned(whole) and ws.doctor() == []
 
 
@@ -142,16 +164,36 @@ def test_a_bad_answer_is_data_and_the_run_completes(server: Server) -> None:
     assert len(server.asked) == 16 + 2 + report.reflections, "two retries, by the client"
 
 
-# -- budgets -----------------------------------------------------------------------------------------------------------
+# -- budgets
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_budget_stops_the_run_and_more_of_it_goes_on(
-    server: Server, refused: Refused, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    refused: Refused,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    words = ["run", "dialect", "-n", "8", "-k", "4", "--seed", "1", "-m", "openai:m", "--base-url", server.url]
+    words = [
+        "run",
+        "dialect",
+        "-n",
+        "8",
+        "-k",
+        "4",
+        "--seed",
+        "1",
+        "-m",
+        "openai:m",
+        "--base-url",
+        server.url,
+    ]
     monkeypatch.setenv("REFLECT_BUDGET_TOKENS", "600")
     said = refused(*words)
-    assert re.search(r"Run 1 stopped after \d+ of 32 rollouts\. The budget of the run is used up: \d+ of 600", said)
+    assert re.search(
+        r"Run 1 stopped after \d+ of 32 rollouts\. The budget of the run is used up: \d+ of 600",
+        said,
+    )
     assert "Raise budget_tokens. Then run the same command again, or `reflect runs resume`" in said
     made = len(server.asked)
     assert 0 < made < 32
@@ -159,8 +201,12 @@ def test_a_budget_stops_the_run_and_more_of_it_goes_on(
     assert run_command(["runs", "show", "1", "--rollouts", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     halted = [row for row in shown["attempts"] if row["finish"] == "halted"]
-    assert shown["status"] == "running" and len(halted) == 32 - made, "a limit is an outcome of the rollout"
-    assert all("budget of the run is used up" in row["error"] and row["reward"] is None for row in halted)
+    assert shown["status"] == "running" and len(halted) == 32 - made, (
+        "a limit is an outcome of the rollout"
+    )
+    assert all(
+        "budget of the run is used up" in row["error"] and row["reward"] is None for row in halted
+    )
     spent = shown["config"]["spent"]
     assert spent["requests"] == made and 0 < spent["tokens_in"] + spent["tokens_out"] <= 600
 
@@ -169,7 +215,9 @@ def test_a_budget_stops_the_run_and_more_of_it_goes_on(
     monkeypatch.setenv("REFLECT_BUDGET_TOKENS", "100000")
     assert run_command(["runs", "resume", "--json"]) == 0, "the server's address is in the run"
     report = json.loads(capsys.readouterr().out)
-    assert (report["rollouts"], report["errors"]) == (32, 0) and set(charged(server).values()) == {1}
+    assert (report["rollouts"], report["errors"]) == (32, 0) and set(charged(server).values()) == {
+        1
+    }
     assert report["spent"]["requests"] == len(server.asked)
     assert run_command(["runs", "show", "1"]) == 0 and "spent: " in capsys.readouterr().out
 
@@ -208,7 +256,9 @@ def test_reviews_that_were_answered_are_kept(server: Server) -> None:
     assert report.run_id == 1 and len(server.asked) - made == report.reflections - 2
 
 
-def test_an_interrupted_run_keeps_what_was_answered(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_keeps_what_was_answered(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from reflect.models import remote
 
     real = remote.wait_for
@@ -234,11 +284,25 @@ def test_an_interrupted_run_keeps_what_was_answered(server: Server, monkeypatch:
     assert sum(row.finish == "halted" for row in rows) == 32 - 12
 
 
-# -- another reflector, adapters, evaluation ---------------------------------------------------------------------------
+# -- another reflector, adapters, evaluation
+# ---------------------------------------------------------------------------
 
 
 def test_another_model_reviews(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["run", "dialect", "-n", "8", "-k", "4", "--seed", "1", "-m", "openai:m", "--base-url", server.url]
+    words = [
+        "run",
+        "dialect",
+        "-n",
+        "8",
+        "-k",
+        "4",
+        "--seed",
+        "1",
+        "-m",
+        "openai:m",
+        "--base-url",
+        server.url,
+    ]
     assert run_command([*words, "--reflector", "openai:wise", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     asked = Counter(body["model"] for body in server.asked)
@@ -247,8 +311,12 @@ def test_another_model_reviews(server: Server, capsys: pytest.CaptureFixture[str
     with ws.store.read() as s:
         run = runs.get_run(s, 1)
         assert {row.model for row in runs.reflections(s, 1)} == {"wise-2026"}
-    assert run.config["reflector"] == "openai:wise" and run.config["spent"]["requests"] == len(server.asked)
-    assert [x.tokens for x in ws.lessons] == [ws.count_tokens(f"- when: {x.when} do: {x.do}") for x in ws.lessons]
+    assert run.config["reflector"] == "openai:wise" and run.config["spent"]["requests"] == len(
+        server.asked
+    )
+    assert [x.tokens for x in ws.lessons] == [
+        ws.count_tokens(f"- when: {x.when} do: {x.do}") for x in ws.lessons
+    ]
     with ws.store.write() as s:
         runs.get_run(s, 1).status = "running"  # as if killed just before its end
     assert workspace(server).resume().run_id == 1, "with the reflector that it was begun with"
@@ -275,15 +343,21 @@ def test_eval_and_trial_work_and_stop_in_a_sentence(
 def test_a_night_needs_weights(server: Server, refused: Refused) -> None:
     workspace(server).run("dialect", n=8, k=4, seed=1)
     said = refused("sleep", "-m", "openai:m", code=2)
-    assert "A night trains weights, and openai:m has none here." in said and "reflect sleep -m hf:ORG/NAME" in said
+    assert (
+        "A night trains weights, and openai:m has none here." in said
+        and "reflect sleep -m hf:ORG/NAME" in said
+    )
     with pytest.raises(UsageError, match="trains weights"):
         workspace(server).sleep(if_due=True)
 
 
-# -- words that are off ------------------------------------------------------------------------------------------------
+# -- words that are off
+# ------------------------------------------------------------------------------------------------
 
 
-def test_what_a_user_meets(server: Server, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_user_meets(
+    server: Server, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REFLECT_RETRIES", "0")
 
     def words(model: str = "openai:m", url: str = server.url) -> list[str]:
@@ -295,9 +369,13 @@ def test_what_a_user_meets(server: Server, refused: Refused, monkeypatch: pytest
     server.keys = None
     server.default = status(404, body=error("The model `n` does not exist."))
     assert "has no model n (404). It has m, wise." in refused(*words("openai:n"))
-    assert "No server answers at http://127.0.0.1:9/v1." in refused(*words(url="http://127.0.0.1:9/v1"))
+    assert "No server answers at http://127.0.0.1:9/v1." in refused(
+        *words(url="http://127.0.0.1:9/v1")
+    )
     assert "base_url is no address of a server." in refused(*words(url="127.0.0.1:9"), code=2)
-    too_long = "This model's maximum context length is 100 tokens. However, your prompt has 150 tokens."
+    too_long = (
+        "This model's maximum context length is 100 tokens. However, your prompt has 150 tokens."
+    )
     server.default = status(400, body=error(too_long, "context_length_exceeded"))
     assert run_command(words()) == 0
     with workspace(server).store.read() as s:
@@ -306,14 +384,22 @@ def test_what_a_user_meets(server: Server, refused: Refused, monkeypatch: pytest
     assert errors == {"model: The prompt has 150 tokens, the model m reads 100 with its answer."}
 
 
-# -- lessons and a short context ---------------------------------------------------------------------------------------
+# -- lessons and a short context
+# ---------------------------------------------------------------------------------------
 
 
 def test_lessons_go_by_rank_before_the_task_is_touched(server: Server) -> None:
     ws = workspace(server)
     task = ws.taskset("dialect").tasks("practice", 1)[0]
     verb = task.text.split()[1]
-    for when in ("a list is long", "numbers repeat", "in a hurry", "unsure", "it rains outside", "nothing else fits"):
+    for when in (
+        "a list is long",
+        "numbers repeat",
+        "in a hurry",
+        "unsure",
+        "it rains outside",
+        "nothing else fits",
+    ):
         ws.lessons.add(when, f"think of {when} before you write the answer down", scope="dialect")
     best = ws.lessons.add(f"the task says {verb}", "use sort", scope="dialect")
 

@@ -1,4 +1,5 @@
-"""A revoked lesson leaves prompts and weights at once, comes back by undo, and the next gate asks if it is gone."""
+"""A revoked lesson leaves prompts and weights at once, comes back by undo, and the next gate asks
+if it is gone."""
 
 from __future__ import annotations
 
@@ -17,20 +18,23 @@ import reflect
 from reflect.cli import run_command
 from reflect.config import Settings
 from reflect.errors import UnknownName, UsageError
-from reflect.night import revoke as proof
-from reflect.night.curriculum import Subject
-from reflect.night.plan import make_plan
+from reflect.gate import forgetting as proof
 from reflect.night.sleep import end
-from reflect.night.workshop import Workshop
+from reflect.night.workdir import NightDir
 from reflect.records import Adapter
-from reflect.store import Store, doctor, lessons, marks, nights, revocation
+from reflect.store import Store, doctor, lessons, nights, revocation, revoked_adapters
 from reflect.tasksets import load_taskset
-from reflect.workspace import Workspace
+from reflect.training.lesson_set import TasksetLessons
+from reflect.training.plan import make_plan
+from reflect.workspace.workspace import Workspace
 
 
 def asked(model, name, store, subjects, settings, plan):
     """The gate's checks of revoked lessons: the base is asked once, then the adapter."""
-    return [proof.verdict(model, name, one, settings) for one in proof.gone(model, store, subjects, settings, plan)]
+    return [
+        proof.verdict(model, name, one, settings)
+        for one in proof.gone(model, store, subjects, settings, plan)
+    ]
 
 
 def teach(s: Session, *does: str, **more: Any) -> list[int]:
@@ -42,7 +46,13 @@ def slept(s: Session, name: str, ids: list[int], profile: str = "default") -> Ad
     pairs = [[i, lessons.get(s, i).version] for i in ids]
     night = nights.start_night(s, key=name, profile=profile, config={}, lessons=pairs)
     return nights.add_adapter(
-        s, name=name, path=name, manifest={"w": name}, base_model="pocket", base_fingerprint="f", night_id=night.id
+        s,
+        name=name,
+        path=name,
+        manifest={"w": name},
+        base_model="pocket",
+        base_fingerprint="f",
+        night_id=night.id,
     )
 
 
@@ -63,7 +73,8 @@ def marked(s: Session) -> dict[str, list[int]]:
     return {adapter.name: adapter.revoked for adapter in nights.list_adapters(s) if adapter.revoked}
 
 
-# -- the fallback ------------------------------------------------------------------------------------------------------
+# -- the fallback
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_revoking_falls_back_to_the_newest_adapter_without_it(store: Store) -> None:
@@ -76,21 +87,31 @@ def test_revoking_falls_back_to_the_newest_adapter_without_it(store: Store) -> N
     with store.write() as s:
         done = revocation.revoke(s, 2, "it was wrong")
         assert (done.left.name, done.now.name) == ("three", "one")
-        assert [row.id for row in done.returned] == [3] and [a.name for a in done.marked] == ["two", "three"]
+        assert [row.id for row in done.returned] == [3] and [a.name for a in done.marked] == [
+            "two",
+            "three",
+        ]
     with store.read() as s:
         assert active(s) == "one" and marked(s) == {"two": [2], "three": [2]}
         assert statuses(s) == ["distilled", "retired", "candidate"]
-        assert [lessons.content(lessons.get(s, i)) for i in (1, 3)] == [before[0], before[2]], "as a rollback does it"
+        assert [lessons.content(lessons.get(s, i)) for i in (1, 3)] == [before[0], before[2]], (
+            "as a rollback does it"
+        )
         last = lessons.history(s, 2)[-1]
         assert (last.author, last.reason, last.pinned) == ("human", "it was wrong", True)
     assert doctor.check(store) == []
     for name in ("two", "three"):
-        with pytest.raises(UsageError, match="revoked or retired: lesson 2") as caught, store.write() as s:
+        with (
+            pytest.raises(UsageError, match="revoked or retired: lesson 2") as caught,
+            store.write() as s,
+        ):
             nights.promote(s, name)
         assert "reflect sleep" in caught.value.hint
 
 
-def test_without_such_an_adapter_it_is_the_bare_base_and_the_others_are_text_again(store: Store) -> None:
+def test_without_such_an_adapter_it_is_the_bare_base_and_the_others_are_text_again(
+    store: Store,
+) -> None:
     with store.write() as s:
         teach(s, "a", "b", "c")
         wake(s, "one", [1, 2])
@@ -127,7 +148,9 @@ def test_undo_brings_back_the_text_and_lifts_the_marks(store: Store) -> None:
         revocation.revoke(s, 1)
         back = lessons.undo(s, 1)
         assert (back.status, back.pinned, marked(s)) == ("active", False, {})
-        assert lessons.undo(s, 1).status == "retired" and marked(s) == {"one": [1]}, "undo of undo does it again"
+        assert lessons.undo(s, 1).status == "retired" and marked(s) == {"one": [1]}, (
+            "undo of undo does it again"
+        )
         lessons.revise(s, 1, author="human", status="active")
         assert marked(s) == {}
         nights.promote(s, "one")
@@ -168,8 +191,12 @@ def test_a_lesson_that_was_taught_and_not_kept_is_known_all_the_same(store: Stor
         kept = {"1": {"verdict": "accept"}, "2": {"verdict": "reject"}}
         nights.set_adapter(s, adapter.id, gate={"lessons": kept})
         nights.promote(s, adapter.id, lesson_ids=[1])
-        assert marks.held_by(s, adapter) == {1, 2} and marks.keeps(adapter, nights.get_night(s, 1)) == [1]
-        assert revocation.revoke(s, 3).left is None, "it was not worth sleeping, so no weights know it"
+        assert revoked_adapters.held_by(s, adapter) == {1, 2} and revoked_adapters.keeps(
+            adapter, nights.get_night(s, 1)
+        ) == [1]
+        assert revocation.revoke(s, 3).left is None, (
+            "it was not worth sleeping, so no weights know it"
+        )
         assert revocation.revoke(s, 2).left.name == "one"
 
 
@@ -181,10 +208,15 @@ def test_another_profile_is_not_touched(store: Store) -> None:
         wake(s, "theirs", theirs, "team")
         revocation.revoke(s, theirs[0])
         assert (active(s), active(s, "team")) == ("mine", None)
-        assert (statuses(s), statuses(s, "team"), marked(s)) == (["distilled"], ["retired"], {"theirs": theirs})
+        assert (statuses(s), statuses(s, "team"), marked(s)) == (
+            ["distilled"],
+            ["retired"],
+            {"theirs": theirs},
+        )
 
 
-# -- a night that was on meanwhile -------------------------------------------------------------------------------------
+# -- a night that was on meanwhile
+# -------------------------------------------------------------------------------------
 
 
 def test_what_a_night_made_of_a_lesson_revoked_meanwhile_is_not_promoted(tmp_path: Path) -> None:
@@ -192,18 +224,25 @@ def test_what_a_night_made_of_a_lesson_revoked_meanwhile_is_not_promoted(tmp_pat
     store = Store(settings.db)
     with store.write() as s:
         ids = teach(s, "a", "b")
-        night = nights.start_night(s, key="k", profile="default", config={}, lessons=[[i, 1] for i in ids])
+        night = nights.start_night(
+            s, key="k", profile="default", config={}, lessons=[[i, 1] for i in ids]
+        )
         nights.save_stage(s, night.id, "preflight", {"worth": ids})
     with store.write() as s:
         revocation.revoke(s, 1)
     kept = {"verdict": "accept", "mean": 1, "low": 1, "high": 1, "n": 9}
     verdict = {"ok": True, "reasons": [], "lessons": {str(i): kept for i in ids}}
-    adapter = Adapter(name="n", path="n", manifest={}, base_model="m", base_fingerprint="f", night_id=night.id)
+    adapter = Adapter(
+        name="n", path="n", manifest={}, base_model="m", base_fingerprint="f", night_id=night.id
+    )
     found = {"model_fingerprint": "f", "lessons": {}}
-    end(store, night, Workshop(settings, "k"), "promoted", found, "", verdict, adapter)
+    end(store, night, NightDir(settings, "k"), "promoted", found, "", verdict, adapter)
     with store.read() as s:
         assert (active(s), nights.get_night(s, 1).status) == (None, "rejected")
-        assert "lesson 1" in nights.get_night(s, 1).reason and nights.get_adapter(s, "n").status == "rejected"
+        assert (
+            "lesson 1" in nights.get_night(s, 1).reason
+            and nights.get_adapter(s, "n").status == "rejected"
+        )
         assert statuses(s) == ["retired", "candidate"]
 
 
@@ -213,14 +252,19 @@ def test_when_nothing_is_left_to_sleep_the_base_is_bare(ws: Workspace) -> None: 
     bare = ws.model.sample(ASK)
     ws.promote("one")
     ws.lessons.retire(lesson.id)
-    assert ws.model.active == "one" and ws.sleep(dry_run=True).status == "nothing" and ws.model.active == "one"
+    assert (
+        ws.model.active == "one"
+        and ws.sleep(dry_run=True).status == "nothing"
+        and ws.model.active == "one"
+    )
     assert ws.sleep().status == "nothing"
     assert ws.model.active is None and ws.model.sample(ASK) == bare
     assert run_command(["sleep", "--db", ws.settings.db, "--model", ws.settings.model]) == 0
     assert ws.doctor() == []
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
+# -- the command
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_a_loaded_model_follows(ws: Workspace) -> None:  # noqa: F811
@@ -256,36 +300,50 @@ def test_the_command_loads_no_torch_and_tells_what_it_did(tmp_path: Path) -> Non
     assert "Left one. Active: the bare base." in done.stderr
 
 
-def test_retire_says_that_the_weights_still_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_retire_says_that_the_weights_still_know(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     db = str(tmp_path / "lessons.db")
     with Store(db).write() as s:
         teach(s, "a")
         wake(s, "one", [1])
     assert run_command(["lessons", "retire", "1", "--db", db]) == 0
-    assert "weights still know 1 until the next night. At once: reflect lessons revoke 1" in capsys.readouterr().err
+    assert (
+        "weights still know 1 until the next night. At once: reflect lessons revoke 1"
+        in capsys.readouterr().err
+    )
     assert run_command(["adapters", "list", "--db", db, "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
-    assert (row["lessons"], row["revoked"], row["active"], row["profile"]) == ([1], [1], True, "default")
+    assert (row["lessons"], row["revoked"], row["active"], row["profile"]) == (
+        [1],
+        [1],
+        True,
+        "default",
+    )
     assert run_command(["adapters", "show", "one", "--db", db]) == 0
     assert "lesson 1 (version 1, REVOKED): when: case a do: a" in capsys.readouterr().out
     assert run_command(["adapters", "promote", "one", "--db", db]) == 2
 
 
-# -- the proof ---------------------------------------------------------------------------------------------------------
+# -- the proof
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def revoked_one(tmp_path: Path) -> tuple[Store, Settings, list[Subject]]:
-    """Two dialect lessons were slept and the first is revoked; the night to come is over the second."""
+def revoked_one(tmp_path: Path) -> tuple[Store, Settings, list[TasksetLessons]]:
+    """Two dialect lessons were slept and the first is revoked; the night to come is over the
+    second."""
     settings = Settings(db=str(tmp_path / "lessons.db"))
     store, taskset = Store(settings.db), load_taskset("dialect")
     with store.write() as s:
         for verb, op in list(taskset.meanings.items())[:2]:
-            lessons.add(s, when=f"the task says {verb}", do=f"use {op}", author="human", scope="dialect")
+            lessons.add(
+                s, when=f"the task says {verb}", do=f"use {op}", author="human", scope="dialect"
+            )
         wake(s, "one", [1, 2])
         revocation.revoke(s, 1)
         stands = lessons.get(s, 2)
-    return store, settings, [Subject(taskset, (stands,))]
+    return store, settings, [TasksetLessons(taskset, (stands,))]
 
 
 def knowing(*verbs: int) -> RuleModel:
@@ -296,11 +354,18 @@ def knowing(*verbs: int) -> RuleModel:
     return model
 
 
-def test_the_gate_asks_whether_it_is_gone(revoked_one: tuple[Store, Settings, list[Subject]]) -> None:
+def test_the_gate_asks_whether_it_is_gone(
+    revoked_one: tuple[Store, Settings, list[TasksetLessons]],
+) -> None:
     store, settings, subjects = revoked_one
     plan = make_plan(1, gate_tasks=24)
     (clean,) = asked(knowing(1), "new", store, subjects, settings, plan)
-    assert clean.ok and clean.name == "revoked lesson 1" and clean.value == 0 and "24 tasks" in clean.text
+    assert (
+        clean.ok
+        and clean.name == "revoked lesson 1"
+        and clean.value == 0
+        and "24 tasks" in clean.text
+    )
     (leaking,) = asked(knowing(0, 1), "new", store, subjects, settings, plan)
     assert not leaking.ok and leaking.value > 0.4 and leaking.kind == "proof"
     with store.write() as s:
@@ -309,18 +374,20 @@ def test_the_gate_asks_whether_it_is_gone(revoked_one: tuple[Store, Settings, li
 
 
 def test_what_another_lesson_teaches_is_no_trace_of_the_revoked_one(
-    revoked_one: tuple[Store, Settings, list[Subject]],
+    revoked_one: tuple[Store, Settings, list[TasksetLessons]],
 ) -> None:
     store, settings, _ = revoked_one
     with store.write() as s:
         gone = lessons.get(s, 1)
         again = lessons.add(s, when=gone.when, do=f"{gone.do}!", author="human", scope="dialect")
-    subjects = [Subject(load_taskset("dialect"), (again,))]
+    subjects = [TasksetLessons(load_taskset("dialect"), (again,))]
     (check,) = asked(knowing(0), "new", store, subjects, settings, make_plan(1, gate_tasks=12))
     assert check.ok and "the base with the other lessons 1.00, the adapter 1.00" in check.text
 
 
-def test_where_nothing_can_be_shown_the_gate_says_so(revoked_one: tuple[Store, Settings, list[Subject]]) -> None:
+def test_where_nothing_can_be_shown_the_gate_says_so(
+    revoked_one: tuple[Store, Settings, list[TasksetLessons]],
+) -> None:
     store, settings, subjects = revoked_one
     with store.write() as s:
         lessons.revise(s, 1, author="human", scope="a taskset that is gone")

@@ -1,4 +1,5 @@
-"""Code tasks: the sandbox, what its limits hold, what a forged result is worth, and that nothing runs without it."""
+"""Code tasks: the sandbox, what its limits hold, what a forged result is worth, and that nothing
+runs without it."""
 
 from __future__ import annotations
 
@@ -12,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from reflect.cli import run_command
-from reflect.day import guards
 from reflect.errors import BadTaskFile, SandboxError
-from reflect.tasksets import check, load_taskset, sandbox, seccomp
-from reflect.tasksets.base import TWIN, Task
+from reflect.lessons import safety
+from reflect.sandbox import bubblewrap, seccomp
+from reflect.tasksets import check, load_taskset
 from reflect.tasksets.code import answer_of, code, program_of, same
+from reflect.tasksets.task import TWIN, Task
 from scripts.attacks import bombs, escapes
 from scripts.attacks.forgeries import FORGERIES, HONEST
 
@@ -24,23 +26,32 @@ DOUBLE = {"entry": "double", "cases": [{"args": [2], "returns": 4}, {"args": [-3
 GOOD = "def double(n): return 2 * n"
 
 
-def runs(program: str, stdin: bytes = b"", **limits) -> sandbox.Ended:
-    return sandbox.run([sandbox.python(), *sandbox.ISOLATED, "-c", program], stdin, sandbox.Limits(**limits))
+def runs(program: str, stdin: bytes = b"", **limits) -> bubblewrap.Ended:
+    return bubblewrap.run(
+        [bubblewrap.python(), *bubblewrap.ISOLATED, "-c", program],
+        stdin,
+        bubblewrap.SandboxLimits(**limits),
+    )
 
 
-# -- without bubblewrap: always tested ---------------------------------------------------------------------------------
+# -- without bubblewrap: always tested
+# ---------------------------------------------------------------------------------
 
 
 def test_without_bubblewrap_a_run_is_refused_and_nothing_was_run(folder, monkeypatch, capsys):
     row = {"verifier": "code", "gold": GOOD, **DOUBLE}
-    (folder / "t.jsonl").write_text("\n".join(json.dumps(row | {"prompt": p}) for p in ("Write double.", "Double it.")))
+    (folder / "t.jsonl").write_text(
+        "\n".join(json.dumps(row | {"prompt": p}) for p in ("Write double.", "Double it."))
+    )
     monkeypatch.setenv("PATH", str(folder))
     assert run_command(["run", "t.jsonl", "-n", "1", "-k", "2", "--db", "lessons.db"]) == 1
     said = capsys.readouterr().err
     assert "no bwrap on the PATH: nothing was run" in said and "apt-get install bubblewrap" in said
     with sqlite3.connect(folder / "lessons.db") as s:
         assert s.execute("select count(*) from rollout").fetchone() == (0,)
-    assert run_command(["tasks", "check", "t.jsonl"]) == 1 and "bubblewrap" in capsys.readouterr().out
+    assert (
+        run_command(["tasks", "check", "t.jsonl"]) == 1 and "bubblewrap" in capsys.readouterr().out
+    )
     for call in (lambda: runs("print(1)"), lambda: code(GOOD, answer_of(DOUBLE))):
         with pytest.raises(SandboxError, match="nothing was run"):
             call()
@@ -54,7 +65,9 @@ def test_a_bubblewrap_that_cannot_isolate_is_refused(folder, monkeypatch):
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     with pytest.raises(SandboxError, match="cannot isolate|does not start"):
         runs("print(1)")
-    fake.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done; shift; exec "$@"\n')  # runs it bare
+    fake.write_text(
+        '#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done; shift; exec "$@"\n'
+    )  # runs it bare
     with pytest.raises(SandboxError, match="cannot isolate|does not start"):
         runs("print(1)")
 
@@ -62,29 +75,37 @@ def test_a_bubblewrap_that_cannot_isolate_is_refused(folder, monkeypatch):
 def test_a_machine_whose_system_calls_nobody_knows_is_refused(monkeypatch, bwrap):
     assert seccomp.program("riscv64") is None and len(seccomp.program("aarch64")) % 8 == 0
     monkeypatch.setattr(seccomp, "program", lambda: None)
-    sandbox._probe.cache_clear()
+    bubblewrap._probe.cache_clear()
     with pytest.raises(SandboxError, match="x86_64 and aarch64 only"):
         runs("print(1)")
     monkeypatch.undo()
     assert runs("print(1)").stdout == b"1\n"
 
 
-# -- the sandbox -------------------------------------------------------------------------------------------------------
+# -- the sandbox
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_what_a_program_gets(bwrap):
-    ended = runs("import os, sys; print(os.getcwd(), os.getuid(), sorted(os.environ), sys.stdin.read())", b"given")
+    ended = runs(
+        "import os, sys; print(os.getcwd(), os.getuid(), sorted(os.environ), sys.stdin.read())",
+        b"given",
+    )
     assert (ended.code, ended.limit, ended.stderr) == (0, "", b"")
     assert ended.stdout.decode().split(" ", 2) == [
         "/scratch", "65534", "['HOME', 'LANG', 'PATH', 'PWD', 'PYTHONHASHSEED'] given\n"
     ]  # fmt: skip
     assert runs("open('a', 'w').write('x'); import os; print(os.listdir())").stdout == b"['a']\n"
-    assert runs("import os; print(os.listdir())").stdout == b"[]\n", "every program has a scratch folder of its own"
+    assert runs("import os; print(os.listdir())").stdout == b"[]\n", (
+        "every program has a scratch folder of its own"
+    )
     assert runs("raise SystemExit(7)").code == 7
     assert runs("import os, signal; os.abort()").code > 0
 
 
-@pytest.mark.parametrize("name", ["a server on loopback", "an abstract socket", "the host of a virtual machine"])
+@pytest.mark.parametrize(
+    "name", ["a server on loopback", "an abstract socket", "the host of a virtual machine"]
+)
 def test_there_is_no_way_out_by_the_network(bwrap, name):
     with socket.create_server(("", 0)) as server, socket.socket(socket.AF_UNIX) as local:
         local.bind("\0reflect-test")
@@ -98,7 +119,13 @@ def test_there_is_no_way_out_by_the_network(bwrap, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["read a secret", "write beside the secret", "a link to the secret", "a signal to a process outside"]
+    "name",
+    [
+        "read a secret",
+        "write beside the secret",
+        "a link to the secret",
+        "a signal to a process outside",
+    ],
 )
 def test_there_is_no_way_to_files_and_processes(bwrap, tmp_path, name):
     (tmp_path / "secret").write_text("word")
@@ -110,16 +137,29 @@ def test_there_is_no_way_to_files_and_processes(bwrap, tmp_path, name):
 
 @pytest.mark.parametrize(
     ("name", "limit"),
-    [("fork", "time"), ("memory of many", "memory"), ("disk, many files", "files"), ("output", "output")]
+    [
+        ("fork", "time"),
+        ("memory of many", "memory"),
+        ("disk, many files", "files"),
+        ("output", "output"),
+    ]
     + [("deaf to signals", "time"), ("daemons", "")],
 )
 def test_a_bomb_ends_within_its_limit_and_leaves_nobody(bwrap, name, limit):
     began = time.monotonic()
-    ended = sandbox.run(
-        [sandbox.python(), *sandbox.ISOLATED, "-c", bombs.BOMBS[name], mark := f"test-bomb-{time.time_ns()}"],
-        limits=sandbox.Limits(seconds=1.0),
+    ended = bubblewrap.run(
+        [
+            bubblewrap.python(),
+            *bubblewrap.ISOLATED,
+            "-c",
+            bombs.BOMBS[name],
+            mark := f"test-bomb-{time.time_ns()}",
+        ],
+        limits=bubblewrap.SandboxLimits(seconds=1.0),
     )
-    assert time.monotonic() - began < 1.0 + 2.0  # a busy machine ends processes late; the line is 1 s: proofs/sandbox
+    assert (
+        time.monotonic() - began < 1.0 + 2.0
+    )  # a busy machine ends processes late; the line is 1 s: proofs/sandbox
     assert ended.limit in (limit, "time"), "whichever a busy machine meets first"
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -131,7 +171,10 @@ def test_a_bomb_ends_within_its_limit_and_leaves_nobody(bwrap, name, limit):
 def test_limits_that_the_program_itself_meets(bwrap):
     assert b"MemoryError" in runs("x = bytearray(1 << 30)", memory=256).stderr
     assert b"File too large" in runs("open('a', 'wb').write(bytes(3 << 20))", file=2).stderr
-    assert b"No space left" in runs("for i in range(9): open(str(i), 'wb').write(bytes(1 << 20))", scratch=4).stderr
+    assert (
+        b"No space left"
+        in runs("for i in range(9): open(str(i), 'wb').write(bytes(1 << 20))", scratch=4).stderr
+    )
     assert b"Too many open files" in runs("import os; [os.dup(0) for _ in range(99)]").stderr
     raised = runs("import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))")
     assert b"ValueError" in raised.stderr and raised.code == 1
@@ -139,7 +182,8 @@ def test_limits_that_the_program_itself_meets(bwrap):
     assert runs("pass", b"x" * 3_000_000).code == 0, "input that nobody reads hangs nothing"
 
 
-# -- code tasks --------------------------------------------------------------------------------------------------------
+# -- code tasks
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_a_program_is_graded_by_what_it_gives_back(bwrap):
@@ -156,19 +200,29 @@ def test_a_program_is_graded_by_what_it_gives_back(bwrap):
     }
     assert {text: code(text, answer).feedback for text in told} == told
     slow = answer_of(DOUBLE | {"seconds": 0.5})
-    assert code("def double(n):\n    while True: pass", slow).feedback == "case 1 of 2: it did not end within 0.5 s"
+    assert (
+        code("def double(n):\n    while True: pass", slow).feedback
+        == "case 1 of 2: it did not end within 0.5 s"
+    )
 
 
 def test_a_program_that_reads_and_prints(bwrap):
-    answer = answer_of({"cases": [{"stdin": "2\n", "stdout": "4"}, {"stdin": "a", "stdout": "no number\n"}]})
-    program = (
-        "import sys\ntext = sys.stdin.read()\ntry: print(2 * int(text), ' ')\nexcept ValueError: print('no number')"
+    answer = answer_of(
+        {"cases": [{"stdin": "2\n", "stdout": "4"}, {"stdin": "a", "stdout": "no number\n"}]}
     )
+    program = "import sys\ntext = sys.stdin.read()\ntry: print(2 * int(text), ' ')\nexcept ValueError: print('no number')"
     assert code(program, answer).reward == 1.0
-    assert code(program + "\nprint('more')", answer).feedback == "case 1 of 2: it printed '4\\nmore'"
-    assert code(program + "\nraise SystemExit(1)", answer).reward == 0.0, "a wrong exit status is a failure"
     assert (
-        code("if __name__ == '__main__': print(2 * int(input()))", answer_of({"cases": answer["cases"][:1]})).reward
+        code(program + "\nprint('more')", answer).feedback == "case 1 of 2: it printed '4\\nmore'"
+    )
+    assert code(program + "\nraise SystemExit(1)", answer).reward == 0.0, (
+        "a wrong exit status is a failure"
+    )
+    assert (
+        code(
+            "if __name__ == '__main__': print(2 * int(input()))",
+            answer_of({"cases": answer["cases"][:1]}),
+        ).reward
         == 1
     )
 
@@ -184,7 +238,9 @@ def test_a_forgery_is_worth_nothing(bwrap, name):
     assert code(FORGERIES[name], answer).reward == 0.0
 
 
-@pytest.mark.parametrize(("program", "entry", "cases"), HONEST[::8], ids=[row[1] for row in HONEST[::8]])
+@pytest.mark.parametrize(
+    ("program", "entry", "cases"), HONEST[::8], ids=[row[1] for row in HONEST[::8]]
+)
 def test_honest_work_is_paid(bwrap, program, entry, cases):
     rows = [{"args": given, "returns": back} for given, back in cases]
     assert code(program, answer_of({"entry": entry, "cases": rows})).reward == 1.0
@@ -192,13 +248,22 @@ def test_honest_work_is_paid(bwrap, program, entry, cases):
 
 def test_what_is_expected_never_goes_in(bwrap, monkeypatch):
     given = []
-    real = sandbox.run
+    real = bubblewrap.run
     monkeypatch.setattr(
-        sandbox, "run", lambda argv, stdin, limits: given.append((argv, stdin)) or real(argv, stdin, limits)
+        bubblewrap,
+        "run",
+        lambda argv, stdin, limits: given.append((argv, stdin)) or real(argv, stdin, limits),
     )
     cases = [{"args": ["in"], "returns": "gold-4242"}]
-    assert code("def f(x): return 1", answer_of({"entry": "f", "cases": cases, "twin": cases})).reward == 0.0
-    assert len(given) == 2 and "gold-4242" not in str(given) and all(b'"in"' in stdin for _, stdin in given)
+    assert (
+        code("def f(x): return 1", answer_of({"entry": "f", "cases": cases, "twin": cases})).reward
+        == 0.0
+    )
+    assert (
+        len(given) == 2
+        and "gold-4242" not in str(given)
+        and all(b'"in"' in stdin for _, stdin in given)
+    )
 
 
 @pytest.mark.parametrize(
@@ -215,10 +280,14 @@ def test_values_are_compared_by_type(got, want, equal):
 
 def test_the_last_block_is_the_program():
     assert program_of("```\nold\n```\nbetter:\n```python\nnew\n```") == "new\n"
-    assert program_of("```json\n{}\n```\n") == "```json\n{}\n```\n" and program_of("plain = 1") == "plain = 1"
+    assert (
+        program_of("```json\n{}\n```\n") == "```json\n{}\n```\n"
+        and program_of("plain = 1") == "plain = 1"
+    )
 
 
-# -- impossible twins --------------------------------------------------------------------------------------------------
+# -- impossible twins
+# --------------------------------------------------------------------------------------------------
 
 TWINNED = DOUBLE | {"twin": [{"args": [5], "returns": 11}]}
 
@@ -233,7 +302,8 @@ def test_a_pass_on_the_twin_is_marked_and_worth_nothing(bwrap):
     assert code("def double(n): return 0", answer).parts == {}
 
 
-# -- task files --------------------------------------------------------------------------------------------------------
+# -- task files
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_code_tasks_of_a_file(bwrap, tmp_path, monkeypatch):
@@ -255,7 +325,9 @@ def test_code_tasks_of_a_file(bwrap, tmp_path, monkeypatch):
 def test_a_code_task_without_a_good_program_is_reported_by_the_check(bwrap, tmp_path):
     rows = [{"prompt": p, "verifier": "code", **DOUBLE} for p in "ab"]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert all("scores 0, not 1" in problem for problem in check(load_taskset(tmp_path / "t.jsonl")))
+    assert all(
+        "scores 0, not 1" in problem for problem in check(load_taskset(tmp_path / "t.jsonl"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -288,9 +360,9 @@ def test_a_code_task_that_cannot_be_graded_is_refused(tmp_path, change, field, s
 
 def test_a_lesson_that_names_a_case_leaks_and_one_with_a_number_does_not():
     task = Task("t", [{"role": "user", "content": "Write double."}], "code", answer_of(DOUBLE))
-    assert guards.leaks("when: doubling do: for 2 give back 4", task)
-    assert not guards.leaks("when: doubling do: multiply by 2", task)
-    assert not guards.leaks("when: a list is empty do: give back 0 at once", task)
+    assert safety.leaks("when: doubling do: for 2 give back 4", task)
+    assert not safety.leaks("when: doubling do: multiply by 2", task)
+    assert not safety.leaks("when: a list is empty do: give back 0 at once", task)
 
 
 def test_the_tasks_of_the_docs_work_as_printed(bwrap, tmp_path):

@@ -1,7 +1,8 @@
 """`reflect schedule`: what it writes is read back by those who read it; nothing foreign is touched.
 
-The schedulers that are asked here live in the test's own folder: a `crontab` that keeps a file, a `systemctl` and a
-`launchctl` that write down what they were told. No test reaches the machine's own.
+The schedulers that are asked here live in the test's own folder: a `crontab` that keeps a file, a
+`systemctl` and a `launchctl` that write down what they were told. No test reaches the machine's
+own.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from reflect.cli import run_command
 from reflect.config import Settings
 from reflect.errors import UsageError
 from reflect.night import schedule
-from reflect.night.schedule import Job, make_job
+from reflect.night.schedule import ScheduledJob, make_job
 
-HARD = 'a folder\'s "100%" of $HOME & <money> ; #é'  # everything that some format gives a meaning to
+HARD = (
+    'a folder\'s "100%" of $HOME & <money> ; #é'  # everything that some format gives a meaning to
+)
 Cli = Callable[..., str]
 
 CRONTAB = """#!/bin/sh
@@ -70,18 +73,23 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     return run
 
 
-def job(folder: Path, at: str = "03:00") -> Job:
+def job(folder: Path, at: str = "03:00") -> ScheduledJob:
     """For a database in that folder, run from it."""
     folder.mkdir(parents=True, exist_ok=True)
     before = Path.cwd()
     os.chdir(folder)
     try:
-        return make_job(Settings(db=str(folder / "my lessons.db"), profile="o'neil"), str(folder / "my lessons.db"), at)
+        return make_job(
+            Settings(db=str(folder / "my lessons.db"), profile="o'neil"),
+            str(folder / "my lessons.db"),
+            at,
+        )
     finally:
         os.chdir(before)
 
 
-# -- each format, read by its own reader -------------------------------------------------------------------------------
+# -- each format, read by its own reader
+# -------------------------------------------------------------------------------
 
 
 def test_cron_runs_the_very_words(home: Path) -> None:
@@ -126,17 +134,28 @@ def test_systemd_reads_it(home: Path) -> None:
     units = schedule.systemd(one)
     for name, text in units.items():
         (home / name).write_text(text)
-    done = subprocess.run([real, "verify", *(str(home / n) for n in units)], capture_output=True, text=True)
+    done = subprocess.run(
+        [real, "verify", *(str(home / n) for n in units)], capture_output=True, text=True
+    )
     said = [line for line in done.stderr.splitlines() if one.name in line]
     assert (done.returncode, said) == (0, []), done.stderr
-    when = subprocess.run([real, "calendar", "*-*-* 03:00:00"], capture_output=True, text=True, check=True).stdout
-    assert "Normalized form: *-*-* 03:00:00" in when and "OnCalendar=*-*-* 03:00:00" in units[f"{one.name}.timer"]
+    when = subprocess.run(
+        [real, "calendar", "*-*-* 03:00:00"], capture_output=True, text=True, check=True
+    ).stdout
+    assert (
+        "Normalized form: *-*-* 03:00:00" in when
+        and "OnCalendar=*-*-* 03:00:00" in units[f"{one.name}.timer"]
+    )
 
 
 def test_systemd_means_the_very_words(home: Path) -> None:
     """Read back by the rules of systemd.service(5): double quotes, \\", %% and $$."""
     one = job(home / HARD)
-    lines = dict(x.split("=", 1) for x in schedule.systemd(one)[f"{one.name}.service"].splitlines() if "=" in x)
+    lines = dict(
+        x.split("=", 1)
+        for x in schedule.systemd(one)[f"{one.name}.service"].splitlines()
+        if "=" in x
+    )
     words = shlex.split(lines["ExecStart"].replace("$$", "$").replace("%%", "%"))
     assert words[:4] == [sys.executable, "-P", "-m", "reflect"]
     assert [word.replace("\\$", "$") for word in words[4:]] == list(one.words)
@@ -167,7 +186,8 @@ def test_what_no_format_can_carry_is_refused(home: Path) -> None:
         make_job(Settings(), "postgresql+psycopg://ann:secret@host/team")
 
 
-# -- install, status, remove -------------------------------------------------------------------------------------------
+# -- install, status, remove
+# -------------------------------------------------------------------------------------------
 
 
 def test_cron_from_first_to_last(home: Path, cli: Cli) -> None:
@@ -180,15 +200,25 @@ def test_cron_from_first_to_last(home: Path, cli: Cli) -> None:
     assert "already installed in cron" in refused and "0 3 * * *" in refused and "--yes" in refused
     cli("install", "--at", "4:30", "--kind", "cron", "--yes")
     installed = (home / "crontab").read_bytes()
-    assert installed.startswith(foreign) and installed.count(b"\n30 4 * * * ") == 1 and b"\n0 3 " not in installed
+    assert (
+        installed.startswith(foreign)
+        and installed.count(b"\n30 4 * * * ") == 1
+        and b"\n0 3 " not in installed
+    )
     cli("install", "--at", "4:30", "--kind", "cron", "--yes")
     assert (home / "crontab").read_bytes() == installed
     assert "30 4 * * *" in cli("status") and "Not due: there are no lessons yet." in cli("status")
     cli("install", "--kind", "cron", "--profile", "ann")  # another profile is another job
-    assert "reflect-sleep" in cli("remove", "--profile", "ann") and (home / "crontab").read_bytes() == installed
+    assert (
+        "reflect-sleep" in cli("remove", "--profile", "ann")
+        and (home / "crontab").read_bytes() == installed
+    )
     assert "is removed" in cli("remove")
     assert (home / "crontab").read_bytes() == foreign
-    assert cli("remove") == "Nothing was scheduled.\n" and json.loads(cli("status", "--json"))["installed"] == {}
+    assert (
+        cli("remove") == "Nothing was scheduled.\n"
+        and json.loads(cli("status", "--json"))["installed"] == {}
+    )
 
 
 def test_an_empty_crontab_is_none_again(home: Path, cli: Cli) -> None:
@@ -199,7 +229,10 @@ def test_an_empty_crontab_is_none_again(home: Path, cli: Cli) -> None:
 
 def test_half_a_block_is_not_touched(home: Path, cli: Cli) -> None:
     cli("install", "--kind", "cron")
-    half = b"".join((home / "crontab").read_bytes().splitlines(keepends=True)[:-1]) + b"0 5 * * * true\n"
+    half = (
+        b"".join((home / "crontab").read_bytes().splitlines(keepends=True)[:-1])
+        + b"0 5 * * * true\n"
+    )
     (home / "crontab").write_bytes(half)
     assert "are incomplete" in cli("remove", code=2) and (home / "crontab").read_bytes() == half
 
@@ -236,7 +269,10 @@ def test_launchd_from_first_to_last(home: Path, cli: Cli) -> None:
     assert f"bootstrap gui/{os.getuid()} {agent}" in (home / "told").read_text()
     cli("install", "--kind", "launchd", "--yes", "--at", "2:00")
     cli("remove")
-    assert not agent.exists() and f"bootout gui/{os.getuid()}/{agent.stem}" in (home / "told").read_text()
+    assert (
+        not agent.exists()
+        and f"bootout gui/{os.getuid()}/{agent.stem}" in (home / "told").read_text()
+    )
 
 
 def test_the_kind_is_found(home: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""Verifiers under limits: one that hangs, loops, blows up or ends its process costs its own rollout alone."""
+"""Verifiers under limits: one that hangs, loops, blows up or ends its process costs its own rollout
+alone."""
 
 from __future__ import annotations
 
@@ -13,13 +14,16 @@ import pytest
 import yaml
 from day_model import RuleModel
 
-from reflect.day.rollout import Part, run_parts
 from reflect.errors import BadTaskFile
-from reflect.tasksets import load_taskset, scoring
-from reflect.tasksets.base import Score, Task, Taskset
+from reflect.rollouts.runner import Part, run_parts
+from reflect.tasksets import isolation, load_taskset
+from reflect.tasksets.base import Taskset
+from reflect.tasksets.task import Score, Task
 
 LIMIT, SLACK = 1.0, 0.5
-LAUGHS = "\n".join([f"a0: &a0 [{'x, ' * 9}x]", *(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}x]" for i in range(1, 12))])
+LAUGHS = "\n".join(
+    [f"a0: &a0 [{'x, ' * 9}x]", *(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}x]" for i in range(1, 12))]
+)
 BOMBS = {
     "hangs": lambda text: time.sleep(600),
     "loops": lambda text: next(x for x in iter(int, 1) if x),
@@ -37,19 +41,22 @@ BOMBS = {
 
 @pytest.fixture(autouse=True)
 def limits():
-    scoring.limit(LIMIT, 256)
+    isolation.limit(LIMIT, 256)
     yield
-    scoring.limit(10.0, 4096)
+    isolation.limit(10.0, 4096)
 
 
 class Mined(Taskset):
-    """A task's answer is the name of what its verifier does; the others are scored as they should be."""
+    """A task's answer is the name of what its verifier does; the others are scored as they should
+    be."""
 
     name = "mined"
 
     def tasks(self, split, n=None, seed=0):
         rows = [*BOMBS, "good", "bad"]
-        return [Task(name, [{"role": "user", "content": name}], "taskset", name, split) for name in rows][:n]
+        return [
+            Task(name, [{"role": "user", "content": name}], "taskset", name, split) for name in rows
+        ][:n]
 
     def verify(self, task, text):
         if task.answer in BOMBS:
@@ -64,9 +71,11 @@ def task_of(name: str) -> Task:
 @pytest.mark.parametrize("name", BOMBS)
 def test_each_ends_within_its_limit(name):
     began = time.monotonic()
-    with pytest.raises((scoring.Broke, TimeoutError, ChildProcessError)) as caught:
-        scoring.verify(Mined(), task_of(name), "text")
-    assert time.monotonic() - began < LIMIT + SLACK + 1.0  # a busy machine starts and ends processes late
+    with pytest.raises((isolation.Broke, TimeoutError, ChildProcessError)) as caught:
+        isolation.verify(Mined(), task_of(name), "text")
+    assert (
+        time.monotonic() - began < LIMIT + SLACK + 1.0
+    )  # a busy machine starts and ends processes late
     told = {"exits": "SystemExit", "nested JSON": "RecursionError", "nested YAML": "RecursionError"}
     told |= {"leaves": "ChildProcessError"}
     named = dict.fromkeys(
@@ -115,9 +124,11 @@ def test_what_a_verifier_started_ends_with_it(tmp_path):
             time.sleep(600)
 
     with pytest.raises(TimeoutError):
-        scoring.verify(Starts(), task_of("good"), "x")
+        isolation.verify(Starts(), task_of("good"), "x")
     status = Path(f"/proc/{(tmp_path / 'pid').read_text()}/status")
-    end = time.monotonic() + 5  # the kernel ends it when it gets its turn; its new parent may leave it a zombie
+    end = (
+        time.monotonic() + 5
+    )  # the kernel ends it when it gets its turn; its new parent may leave it a zombie
     while time.monotonic() < end and status.exists() and "Z (zombie)" not in status.read_text():
         time.sleep(0.01)
     assert time.monotonic() < end
@@ -125,19 +136,24 @@ def test_what_a_verifier_started_ends_with_it(tmp_path):
 
 def test_what_a_worker_says_is_what_the_verifier_says():
     taskset = Mined()
-    assert scoring.verify(taskset, task_of("good"), "four") == Score(1.0, "seen", {"length": 4.0})
-    with scoring.batch():
-        assert [scoring.verify(taskset, task_of(name), "x").reward for name in ("good", "bad", "good")] == [1, 0, 1]
+    assert isolation.verify(taskset, task_of("good"), "four") == Score(1.0, "seen", {"length": 4.0})
+    with isolation.batch():
+        assert [
+            isolation.verify(taskset, task_of(name), "x").reward for name in ("good", "bad", "good")
+        ] == [1, 0, 1]
     taskset.verify = lambda task, text: Score(0.25, str(os.getpid()))
-    mine = scoring.verify(taskset, task_of("good"), "x")
+    mine = isolation.verify(taskset, task_of("good"), "x")
     assert mine.reward == 0.25 and mine.feedback != str(os.getpid())
 
 
 class Odd(Mined):
     def verify(self, task, text):
-        return {"nothing": None, "a text": Score("much"), "NaN": Score(float("nan")), "parts": Score(1, "", {"a": {}})}[
-            text
-        ]
+        return {
+            "nothing": None,
+            "a text": Score("much"),
+            "NaN": Score(float("nan")),
+            "parts": Score(1, "", {"a": {}}),
+        }[text]
 
 
 @pytest.mark.parametrize("text", ["nothing", "a text", "NaN", "parts"])
@@ -153,24 +169,26 @@ def test_a_score_that_is_none_is_an_error_of_its_rollout(text):
 def test_the_named_verifiers_run_here_and_a_pattern_or_an_endless_text_does_not(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        scoring, "_call", lambda taskset, name, task, text: asked.append(task.verifier) or {"reward": 1.0}
+        isolation,
+        "_call",
+        lambda taskset, name, task, text: asked.append(task.verifier) or {"reward": 1.0},
     )
     message = [{"role": "user", "content": "?"}]
     for verifier in ("exact", "number", "contains", "regex"):
-        scoring.verify(Taskset(), Task("t", message, verifier, "1", "practice"), "answer: 1")
+        isolation.verify(Taskset(), Task("t", message, verifier, "1", "practice"), "answer: 1")
     assert asked == ["regex"]
-    scoring.verify(Taskset(), Task("t", message, "number", "1", "practice"), "1," * 20_000)
+    isolation.verify(Taskset(), Task("t", message, "number", "1", "practice"), "1," * 20_000)
     assert asked == ["regex", "number"]
     dialect = load_taskset("dialect")
     task = dialect.tasks("practice", 1)[0]
-    assert scoring.verify(dialect, task, dialect.gold(task)).reward == 1.0 and len(asked) == 2
+    assert isolation.verify(dialect, task, dialect.gold(task)).reward == 1.0 and len(asked) == 2
 
 
 def test_the_fast_path_costs_next_to_nothing():
     task = Task("t", [{"role": "user", "content": "?"}], "number", 3, "practice")
     began = time.process_time()
     for _ in range(1000):
-        scoring.verify(Taskset(), task, "s t r, so 3. answer: 3")
+        isolation.verify(Taskset(), task, "s t r, so 3. answer: 3")
     assert (time.process_time() - began) / 1000 < 0.0005  # measured: 0.00001
 
 
@@ -178,10 +196,14 @@ def test_the_fast_path_costs_next_to_nothing():
 def test_a_pattern_or_a_text_without_end_is_ended(verifier):
     answers = {"regex": r"(a|a)+$"}
     texts = {"regex": "a" * 60 + "b", "number": "1,111," * 300_000 + "x" + "9" * 1_000_000 + "e999"}
-    task = Task("t", [{"role": "user", "content": "?"}], verifier, answers.get(verifier, 3), "practice")
+    task = Task(
+        "t", [{"role": "user", "content": "?"}], verifier, answers.get(verifier, 3), "practice"
+    )
     began = time.monotonic()
     try:
-        assert scoring.verify(Taskset(), task, texts.get(verifier, "answer: " * 300_000)).reward == 0
+        assert (
+            isolation.verify(Taskset(), task, texts.get(verifier, "answer: " * 300_000)).reward == 0
+        )
     except TimeoutError:
         assert verifier in ("regex", "number")
     assert time.monotonic() - began < LIMIT + SLACK + 1.0
@@ -191,7 +213,7 @@ def test_numbers_with_huge_exponents_are_compared_and_not_written_out():
     task = Task("t", [{"role": "user", "content": "?"}], "number", 3, "practice")
     for text in ("1e999", "9" * 15_000 + "e999", "-1e-999", "1" * 15_000 + "." + "1" * 4_000):
         began = time.process_time()
-        assert scoring.verify(Taskset(), task, text).reward == 0
+        assert isolation.verify(Taskset(), task, text).reward == 0
         assert time.process_time() - began < 0.2
 
 
@@ -214,8 +236,10 @@ def test_forking_beside_busy_threads_of_torch_hangs_nothing():
     try:
         for thread in threads:
             thread.start()
-        scoring.limit(20.0, 4096)  # each would hang for ever, if one did
-        assert [scoring.verify(Heavy(), task_of("good"), "x").reward for _ in range(25)] == [1.0] * 25
+        isolation.limit(20.0, 4096)  # each would hang for ever, if one did
+        assert [isolation.verify(Heavy(), task_of("good"), "x").reward for _ in range(25)] == [
+            1.0
+        ] * 25
     finally:
         stop.set()
         for thread in threads:
@@ -223,7 +247,8 @@ def test_forking_beside_busy_threads_of_torch_hangs_nothing():
         torch.set_num_threads(before)
 
 
-# -- task files --------------------------------------------------------------------------------------------------------
+# -- task files
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -236,7 +261,11 @@ def test_forking_beside_busy_threads_of_torch_hangs_nothing():
         ),
         ("self.yaml", "- &a\n  prompt: p\n  answer: *a\n", "endless"),
         ("deep.yaml", "- prompt: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
-        ("deep.json", '[{"prompt": "p", "answer": "a", "x": ' + "[" * 100_000 + "]" * 100_000 + "}]", "no JSON"),
+        (
+            "deep.json",
+            '[{"prompt": "p", "answer": "a", "x": ' + "[" * 100_000 + "]" * 100_000 + "}]",
+            "no JSON",
+        ),
         ("deep.jsonl", '{"prompt": "p", "answer": ' + '{"a":' * 100_000, "no JSON"),
         ("long.jsonl", '{"prompt": "p", "answer": ' + "1" * 100_000 + "}", "no JSON"),
         ("huge.jsonl", '{"prompt": "p", "answer": 1e999}', "no number that can be compared"),
@@ -251,7 +280,9 @@ def test_a_task_file_that_is_a_bomb_is_refused(tmp_path, name, text, says):
 
 
 def test_aliases_in_a_task_file_stand_for_what_they_name(tmp_path):
-    (tmp_path / "t.yaml").write_text("- {prompt: &p the same, answer: a}\n- {prompt: other, answer: *p}\n")
+    (tmp_path / "t.yaml").write_text(
+        "- {prompt: &p the same, answer: a}\n- {prompt: other, answer: *p}\n"
+    )
     taskset = load_taskset(tmp_path / "t.yaml")
     tasks = [*taskset.tasks("practice"), *taskset.tasks("holdout")]
     assert {task.answer for task in tasks} == {"a", "the same"}

@@ -19,9 +19,9 @@ from reflect.config import Settings
 from reflect.models.base import Request
 from reflect.models.local import LocalModel
 from reflect.serve.app import build
-from reflect.serve.desk import Desk
 from reflect.serve.engine import Engine
-from reflect.serve.local import LocalChat, _settled
+from reflect.serve.lesson_session import LessonSession
+from reflect.serve.local_chat import LocalChat, _settled
 from reflect.store import Store
 from reflect.tasksets import load_taskset
 
@@ -49,10 +49,13 @@ def client(base: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=base, api_key="none", max_retries=0)
 
 
-# -- the API, by the official client -----------------------------------------------------------------------------------
+# -- the API, by the official client
+# -----------------------------------------------------------------------------------
 
 
-def test_the_same_seeds_give_the_same_texts_as_the_local_model(client: openai.OpenAI, model: LocalModel) -> None:
+def test_the_same_seeds_give_the_same_texts_as_the_local_model(
+    client: openai.OpenAI, model: LocalModel
+) -> None:
     tasks = load_taskset("dialect").tasks("practice", 3, 0)
     for i, task in enumerate(tasks):
         seed = 2**62 + i
@@ -74,21 +77,34 @@ def test_stop_and_the_limits_of_length(client: openai.OpenAI) -> None:
     for stop in (":", [":", "never"]):
         held = client.chat.completions.create(**words, stop=stop).choices[0]
         assert (held.message.content, held.finish_reason) == ("answer", "stop")
-    for limit in ({"max_tokens": 1}, {"max_completion_tokens": 1}, {"max_tokens": 50, "max_completion_tokens": 1}):
+    for limit in (
+        {"max_tokens": 1},
+        {"max_completion_tokens": 1},
+        {"max_tokens": 50, "max_completion_tokens": 1},
+    ):
         short = client.chat.completions.create(**words, **limit)
         assert short.choices[0].finish_reason == "length" and short.usage.completion_tokens == 1
 
 
 def test_a_stream_says_the_same_in_pieces(client: openai.OpenAI) -> None:
-    words = {"model": "pocket", "messages": ask("Apply zubi to the list 3 1 2.")["messages"], "seed": 5, "n": 2}
+    words = {
+        "model": "pocket",
+        "messages": ask("Apply zubi to the list 3 1 2.")["messages"],
+        "seed": 5,
+        "n": 2,
+    }
     whole = client.chat.completions.create(**words, stop="answer")
     chunks = list(
-        client.chat.completions.create(**words, stop="answer", stream=True, stream_options={"include_usage": True})
+        client.chat.completions.create(
+            **words, stop="answer", stream=True, stream_options={"include_usage": True}
+        )
     )
     for i in range(2):
         mine = [c for chunk in chunks for c in chunk.choices if c.index == i]
         assert "".join(c.delta.content or "" for c in mine) == whole.choices[i].message.content
-        assert [c.finish_reason for c in mine if c.finish_reason] == [whole.choices[i].finish_reason]
+        assert [c.finish_reason for c in mine if c.finish_reason] == [
+            whole.choices[i].finish_reason
+        ]
         assert mine[0].delta.role == "assistant" and len(mine) > 3, "it comes as it is made"
     assert chunks[-1].usage == whole.usage and chunks[-1].choices == []
     assert len({chunk.id for chunk in chunks}) == 1
@@ -96,9 +112,16 @@ def test_a_stream_says_the_same_in_pieces(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize(
     ("text", "stop", "settled"),
-    [("a b", (), "a b"), ("a \ufffd", (), "a "), ("one END two", ("END",), "one "), ("one EN", ("END", "x"), "one ")],
+    [
+        ("a b", (), "a b"),
+        ("a \ufffd", (), "a "),
+        ("one END two", ("END",), "one "),
+        ("one EN", ("END", "x"), "one "),
+    ],
 )
-def test_what_is_sent_of_a_stream_never_has_to_be_taken_back(text: str, stop: tuple[str, ...], settled: str) -> None:
+def test_what_is_sent_of_a_stream_never_has_to_be_taken_back(
+    text: str, stop: tuple[str, ...], settled: str
+) -> None:
     assert _settled(text, stop) == settled
 
 
@@ -111,19 +134,27 @@ def test_models_are_listed_with_their_length(client: openai.OpenAI, model: Local
 
 
 def test_tools_are_offered_to_the_model(client: openai.OpenAI) -> None:
-    """The pocket model calls none: what is proven here is that a request with tools is answered, whole and streamed."""
-    function = {"name": "add", "description": "adds", "parameters": {"type": "object", "properties": {}}}
+    """The pocket model calls none: what is proven here is that a request with tools is answered,
+    whole and streamed."""
+    function = {
+        "name": "add",
+        "description": "adds",
+        "parameters": {"type": "object", "properties": {}},
+    }
     tools = [{"type": "function", "function": function}]
     words = {"model": "pocket", "messages": ask(WORD)["messages"], "temperature": 0}
     plain = client.chat.completions.create(**words, tools=tools, tool_choice="none").choices[0]
-    assert plain.message.content == client.chat.completions.create(**words).choices[0].message.content
+    assert (
+        plain.message.content == client.chat.completions.create(**words).choices[0].message.content
+    )
     told = client.chat.completions.create(**words, tools=tools, tool_choice="auto").choices[0]
     assert told.finish_reason in ("stop", "tool_calls", "length")
     chunks = client.chat.completions.create(**words, tools=tools, stream=True)
     assert [c.choices[0].finish_reason for c in chunks][-1] == told.finish_reason
 
 
-# -- errors, as the API words them -------------------------------------------------------------------------------------
+# -- errors, as the API words them
+# -------------------------------------------------------------------------------------
 
 BAD = [
     ({"model": "gpt-4"}, 404, "model", "model_not_found"),
@@ -173,9 +204,18 @@ def test_plain_http(base: str, client: openai.OpenAI) -> None:
 
 
 def test_a_web_page_is_kept_out(base: str) -> None:
-    for headers in ({"origin": "https://evil.example"}, {"host": "evil.example"}, {"origin": "null"}):
+    for headers in (
+        {"origin": "https://evil.example"},
+        {"host": "evil.example"},
+        {"origin": "null"},
+    ):
         assert post(base, "chat/completions", ask(WORD), headers=headers).status_code == 403
-    assert post(base, "chat/completions", ask(WORD), headers={"origin": "http://localhost:3000"}).status_code == 200
+    assert (
+        post(
+            base, "chat/completions", ask(WORD), headers={"origin": "http://localhost:3000"}
+        ).status_code
+        == 200
+    )
 
 
 def test_a_key_is_asked_for(tiny: LocalModel, tmp_path: Path) -> None:
@@ -196,7 +236,8 @@ def test_a_full_server_says_when_to_come_again(tiny: LocalModel, tmp_path: Path)
     found: list[httpx2.Response] = []
     with serving(tmp_path / "lessons.db", tiny, queue=1) as base:
         threads = [
-            threading.Thread(target=lambda: found.append(post(base, "chat/completions", body))) for _ in range(6)
+            threading.Thread(target=lambda: found.append(post(base, "chat/completions", body)))
+            for _ in range(6)
         ]
         for thread in threads:
             thread.start()
@@ -204,15 +245,28 @@ def test_a_full_server_says_when_to_come_again(tiny: LocalModel, tmp_path: Path)
             thread.join()
     refused = [reply for reply in found if reply.status_code == 503]
     assert refused and len(refused) < 6 and {reply.status_code for reply in found} == {200, 503}
-    assert refused[0].headers["retry-after"] == "1" and refused[0].json()["error"]["code"] == "overloaded"
+    assert (
+        refused[0].headers["retry-after"] == "1"
+        and refused[0].json()["error"]["code"] == "overloaded"
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_away_stops_being_computed(tiny: LocalModel, tmp_path: Path, stream: bool) -> None:
+def test_a_client_that_goes_away_stops_being_computed(
+    tiny: LocalModel, tmp_path: Path, stream: bool
+) -> None:
     tiny.__dict__["ends"] = frozenset()
     tiny.context = 4000
-    body = {"model": "tiny", "messages": [{"role": "user", "content": "w1"}], "max_tokens": 3900, "stream": stream}
-    engine, desk = Engine(tiny, 9), Desk(Store(tmp_path / "lessons.db"), Settings(), count_tokens=tiny.count_tokens)
+    body = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "w1"}],
+        "max_tokens": 3900,
+        "stream": stream,
+    }
+    engine, desk = (
+        Engine(tiny, 9),
+        LessonSession(Store(tmp_path / "lessons.db"), Settings(), count_tokens=tiny.count_tokens),
+    )
     with running(build(LocalChat(engine, desk), desk)) as base:
         where = urlsplit(base)
         connection = http.client.HTTPConnection(where.hostname, where.port)
@@ -220,7 +274,10 @@ def test_a_client_that_goes_away_stops_being_computed(tiny: LocalModel, tmp_path
         while not engine.steps:
             time.sleep(0.01)
         connection.close()
-        assert post(base, "chat/completions", {**body, "max_tokens": 2, "stream": False}).status_code == 200
+        assert (
+            post(base, "chat/completions", {**body, "max_tokens": 2, "stream": False}).status_code
+            == 200
+        )
         time.sleep(0.2)
         steps = engine.steps
         time.sleep(0.2)

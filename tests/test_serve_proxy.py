@@ -1,4 +1,5 @@
-"""In front of another server: lessons go in, all else passes as it is. And the command, in a process of its own."""
+"""In front of another server: lessons go in, all else passes as it is. And the command, in a
+process of its own."""
 
 from __future__ import annotations
 
@@ -25,13 +26,14 @@ from starlette.routing import Route
 from reflect.cli import run_command
 from reflect.config import Settings
 from reflect.models.local import LocalModel
-from reflect.store import Store, doctor, lessons, traffic
+from reflect.store import Store, doctor, exchanges, lessons
 
 SENTINEL = "sk-sentinel-0123456789abcdef"
 
 
 class Upstream:
-    """A server that says what it was asked; `status` makes it fail, and `gate` holds its streams."""
+    """A server that says what it was asked; `status` makes it fail, and `gate` holds its
+    streams."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, dict, bytes]] = []
@@ -55,7 +57,9 @@ class Upstream:
         if not asked.get("stream"):
             message = {"role": "assistant", "content": "said", "tool_calls": None}
             choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-            return JSONResponse(words | {"choices": choices, "usage": {"prompt_tokens": 5, "completion_tokens": 2}})
+            return JSONResponse(
+                words | {"choices": choices, "usage": {"prompt_tokens": 5, "completion_tokens": 2}}
+            )
 
         async def events() -> Iterator[bytes]:
             import asyncio
@@ -63,7 +67,9 @@ class Upstream:
             for i, part in enumerate(("one ", "two")):
                 yield (
                     b"data: "
-                    + json.dumps(words | {"choices": [{"index": 0, "delta": {"content": part}}]}).encode()
+                    + json.dumps(
+                        words | {"choices": [{"index": 0, "delta": {"content": part}}]}
+                    ).encode()
                     + b"\n\n"
                 )
                 while i == 0 and not self.gate.is_set():
@@ -84,28 +90,56 @@ def upstream() -> Iterator[tuple[Upstream, str]]:
         yield one, url
 
 
-def test_lessons_go_in_and_the_rest_passes_as_it_is(upstream: tuple[Upstream, str], folder: Path) -> None:
+def test_lessons_go_in_and_the_rest_passes_as_it_is(
+    upstream: tuple[Upstream, str], folder: Path
+) -> None:
     up, url = upstream
     with Store("lessons.db").write() as s:
-        lessons.add(s, when="always", do="count twice", author="human", status="active", pinned=True, scope="traffic")
+        lessons.add(
+            s,
+            when="always",
+            do="count twice",
+            author="human",
+            status="active",
+            pinned=True,
+            scope="traffic",
+        )
     settings = Settings(db="lessons.db", trials=False)
     picture = {"type": "image_url", "image_url": {"url": "data:x"}}
     talk = [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": [{"type": "text", "text": "hi"}, picture]},
     ]
-    body = {"model": "gpt-x", "messages": talk, "top_p": 0.3, "made_up": [1], "reflect": {"conversation": "a"}}
+    body = {
+        "model": "gpt-x",
+        "messages": talk,
+        "top_p": 0.3,
+        "made_up": [1],
+        "reflect": {"conversation": "a"},
+    }
     with serving("lessons.db", settings=settings, upstream=url) as base:
-        reply = post(base, "chat/completions", body, headers={"authorization": f"Bearer {SENTINEL}"})
+        reply = post(
+            base, "chat/completions", body, headers={"authorization": f"Bearer {SENTINEL}"}
+        )
         assert (
-            reply.json()["choices"][0]["message"]["content"] == "said" and reply.headers["x-reflect-lessons"] == "1:1"
+            reply.json()["choices"][0]["message"]["content"] == "said"
+            and reply.headers["x-reflect-lessons"] == "1:1"
         )
         path, headers, sent = up.seen[-1]
         got = json.loads(sent)
-        assert got.keys() == body.keys() - {"reflect"} and got["top_p"] == 0.3 and got["made_up"] == [1]
+        assert (
+            got.keys() == body.keys() - {"reflect"}
+            and got["top_p"] == 0.3
+            and got["made_up"] == [1]
+        )
         assert got["messages"][1] == talk[1], "what it cannot read it leaves"
-        assert got["messages"][0]["content"].startswith("be brief\n") and "count twice" in got["messages"][0]["content"]
-        assert headers["authorization"] == f"Bearer {SENTINEL}", "the client's key is the upstream's"
+        assert (
+            got["messages"][0]["content"].startswith("be brief\n")
+            and "count twice" in got["messages"][0]["content"]
+        )
+        assert headers["authorization"] == f"Bearer {SENTINEL}", (
+            "the client's key is the upstream's"
+        )
         post(base, "chat/completions", {**body, "reflect": {"lessons": False}})
         assert json.loads(up.seen[-1][2])["messages"] == talk
         other = httpx2.post(f"{base}/embeddings?a=1", content=b"ping")
@@ -119,30 +153,40 @@ def test_lessons_go_in_and_the_rest_passes_as_it_is(upstream: tuple[Upstream, st
             assert post(base, "chat/completions", bad).status_code == 400
     store = Store("lessons.db")
     with store.read() as s:
-        (row,) = traffic.waiting(s, "default")
+        (row,) = exchanges.waiting(s, "default")
         assert (row.model, row.messages[-1]["content"], row.reward) == ("up-1", "said", 1.0)
         assert row.asked[1]["content"] == "hi\n[image_url]" and row.exposures[0]["shown"]
     assert doctor.check(store) == []
     for file in folder.rglob("*"):
-        assert not file.is_file() or SENTINEL.encode() not in file.read_bytes(), f"a key lies in {file}"
+        assert not file.is_file() or SENTINEL.encode() not in file.read_bytes(), (
+            f"a key lies in {file}"
+        )
 
 
-def test_a_stream_passes_through_while_it_comes(upstream: tuple[Upstream, str], folder: Path) -> None:
+def test_a_stream_passes_through_while_it_comes(
+    upstream: tuple[Upstream, str], folder: Path
+) -> None:
     up, url = upstream
     up.gate.clear()
     with serving("lessons.db", upstream=url) as base:
         client = openai.OpenAI(base_url=base, api_key="any", max_retries=0)
-        stream = client.chat.completions.create(model="m", messages=ask("hi")["messages"], stream=True)  # type: ignore[call-overload]
+        stream = client.chat.completions.create(
+            model="m", messages=ask("hi")["messages"], stream=True
+        )  # type: ignore[call-overload]
         first = next(stream)
         assert first.choices[0].delta.content == "one " and not up.gate.is_set()
         up.gate.set()
         assert [chunk.choices[0].delta.content for chunk in stream] == ["two"]
         assert post(base, "feedback", {"id": first.id, "reward": 0.25}).status_code == 200
     with Store("lessons.db").read() as s:
-        assert [row.messages[-1]["content"] for row in traffic.waiting(s, "default")] == ["one two"]
+        assert [row.messages[-1]["content"] for row in exchanges.waiting(s, "default")] == [
+            "one two"
+        ]
 
 
-def test_upstream_errors_are_passed_on_unwrapped(upstream: tuple[Upstream, str], folder: Path) -> None:
+def test_upstream_errors_are_passed_on_unwrapped(
+    upstream: tuple[Upstream, str], folder: Path
+) -> None:
     up, url = upstream
     with serving("lessons.db", upstream=url) as base:
         for up.status in (400, 401, 404, 429, 500, 503):
@@ -154,7 +198,9 @@ def test_upstream_errors_are_passed_on_unwrapped(upstream: tuple[Upstream, str],
                 assert len(up.seen) == 1, "who retries is the client's to say"
 
 
-def test_keys_of_the_two_sides(upstream: tuple[Upstream, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_of_the_two_sides(
+    upstream: tuple[Upstream, str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     up, url = upstream
     mine = {"authorization": "Bearer sesame"}
     with serving("lessons.db", upstream=url, key="sesame") as base:
@@ -171,10 +217,13 @@ def test_an_upstream_that_is_not_there(folder: Path) -> None:
         s.bind(("127.0.0.1", 0))
         with serving("lessons.db", upstream=f"http://127.0.0.1:{s.getsockname()[1]}/v1") as base:
             reply = post(base, "chat/completions", ask("hi"))
-            assert reply.status_code == 502 and reply.json()["error"]["code"] == "upstream_unreachable"
+            assert (
+                reply.status_code == 502 and reply.json()["error"]["code"] == "upstream_unreachable"
+            )
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
+# -- the command
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -197,12 +246,16 @@ def test_a_port_in_use_is_one_clear_error(folder: Path, capsys: pytest.CaptureFi
         port = s.getsockname()[1]
         assert run_command(["serve", "--port", str(port)]) == 1
     out, err = capsys.readouterr()
-    assert f"Port {port} of 127.0.0.1 cannot be used: another program listens there" in err and not out
+    assert (
+        f"Port {port} of 127.0.0.1 cannot be used: another program listens there" in err and not out
+    )
     assert len(err.strip().splitlines()) == 2
 
 
 @pytest.fixture(scope="module")
-def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen, str, Path]]:
+def process(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[subprocess.Popen, str, Path]]:
     """The command itself: (process, base URL, its folder)."""
     folder = tmp_path_factory.mktemp("served")
     env = {name: value for name, value in os.environ.items() if not name.startswith("REFLECT_")}
@@ -220,11 +273,18 @@ def test_a_run_through_the_server_is_the_run_at_home(
     process: tuple[subprocess.Popen, str, Path], pocket: LocalModel, folder: Path
 ) -> None:
     """The same lessons and the same rewards, attempt by attempt, for the same seeds."""
-    pytest.importorskip("reflect.models.remote", reason="models behind an API are not in this build")
+    pytest.importorskip(
+        "reflect.models.remote", reason="models behind an API are not in this build"
+    )
     _, base, _ = process
     words = ["letters", "-n", "8", "-k", "4", "--seed", "3"]
     assert run_command(["run", *words, "--db", "home.db"]) == 0
-    assert run_command(["run", *words, "--db", "away.db", "--model", "openai:pocket", "--base-url", base]) == 0
+    assert (
+        run_command(
+            ["run", *words, "--db", "away.db", "--model", "openai:pocket", "--base-url", base]
+        )
+        == 0
+    )
     home, away = (_rows(name) for name in ("home.db", "away.db"))
     assert home == away and home[0]
 
@@ -232,7 +292,7 @@ def test_a_run_through_the_server_is_the_run_at_home(
 def test_it_finishes_what_runs_and_then_ends(process: tuple[subprocess.Popen, str, Path]) -> None:
     one, base, home = process
     with Store(home / "lessons.db").read() as s:
-        before = traffic.count(s, "default")
+        before = exchanges.count(s, "default")
     found: list[httpx2.Response] = []
     body = ask("How many r are in strawberry?", n=60, max_tokens=200, seed=1)
     thread = threading.Thread(target=lambda: found.append(post(base, "chat/completions", body)))
@@ -245,12 +305,17 @@ def test_it_finishes_what_runs_and_then_ends(process: tuple[subprocess.Popen, st
     with pytest.raises(httpx2.ConnectError):
         post(base, "chat/completions", body)
     with Store(home / "lessons.db").read() as s:
-        assert traffic.count(s, "default") == before + 60
+        assert exchanges.count(s, "default") == before + 60
 
 
 def _rows(name: str) -> tuple[list, list]:
     from reflect.store import runs
 
     with Store(name).read() as s:
-        rows = [(row.task_key, row.index, row.seed, row.reward, row.messages) for row in runs.rollouts(s, 1)]
-        return [(x.when, x.do, x.status) for x in lessons.listing(s)], sorted(rows, key=lambda row: row[:2])
+        rows = [
+            (row.task_key, row.index, row.seed, row.reward, row.messages)
+            for row in runs.rollouts(s, 1)
+        ]
+        return [(x.when, x.do, x.status) for x in lessons.listing(s)], sorted(
+            rows, key=lambda row: row[:2]
+        )

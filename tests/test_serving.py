@@ -1,5 +1,5 @@
-"""Promoted adapters on a server that speaks vLLM's calls: loaded under a name of their own, the older one unloaded a
-version later, and never in the way of a promotion."""
+"""Promoted adapters on a server that speaks vLLM's calls: loaded under a name of their own, the
+older one unloaded a version later, and never in the way of a promotion."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from api_server import NAME, Server
 from test_workspace import make_adapter, ws  # noqa: F401  a workspace on a tiny model
 
 import reflect
+from reflect.adapters import registry
 from reflect.cli import run_command
 from reflect.errors import AdapterError, ModelError, UsageError
-from reflect.night import adapters
-from reflect.workspace import Workspace
+from reflect.workspace.workspace import Workspace
 
 
 @pytest.fixture
@@ -27,22 +27,28 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 @pytest.fixture
 def pushing(ws: Workspace, server: Server) -> Workspace:  # noqa: F811
     """A workspace whose promotions go to the server."""
-    return reflect.open(ws.settings.db, model=ws.settings.model, max_tokens=8, serve_url=server.root)
+    return reflect.open(
+        ws.settings.db, model=ws.settings.model, max_tokens=8, serve_url=server.root
+    )
 
 
 def versions(ws: Workspace, *names: str) -> None:  # noqa: F811
     for i, name in enumerate(names):
-        make_adapter(ws, name, [ws.lessons.add(f"w{i} w{i + 1} w{i + 2}", f"say w{i}").id or 0], seed=i)
+        make_adapter(
+            ws, name, [ws.lessons.add(f"w{i} w{i + 1} w{i + 2}", f"say w{i}").id or 0], seed=i
+        )
 
 
 def held(server: Server) -> list[str]:
     return sorted(set(server.models or ()) - {NAME})
 
 
-def test_each_promotion_is_loaded_and_the_older_one_goes_a_version_later(pushing: Workspace, server: Server) -> None:
+def test_each_promotion_is_loaded_and_the_older_one_goes_a_version_later(
+    pushing: Workspace, server: Server
+) -> None:
     versions(pushing, "one", "two", "three")
     row = pushing.promote("one")
-    folder = str(adapters.folder_of(row, pushing.settings).resolve())
+    folder = str(registry.folder_of(row, pushing.settings).resolve())
     assert server.posts == [("/v1/load_lora_adapter", {"lora_name": "one", "lora_path": folder})]
     assert (Path(folder) / "adapter_config.json").is_file()
     pushing.promote("two")
@@ -60,7 +66,9 @@ def test_each_promotion_is_loaded_and_the_older_one_goes_a_version_later(pushing
     assert held(server) == ["one", "two"]
     assert pushing.adapters.push().unloaded == ["two"], "by then it is one version later"
     before = len(server.posts)
-    assert pushing.adapters.push().loaded == "" and len(server.posts) == before, "the same again does nothing"
+    assert pushing.adapters.push().loaded == "" and len(server.posts) == before, (
+        "the same again does nothing"
+    )
 
 
 def test_a_revoked_lessons_adapter_is_unloaded_at_once(pushing: Workspace, server: Server) -> None:
@@ -71,7 +79,10 @@ def test_a_revoked_lessons_adapter_is_unloaded_at_once(pushing: Workspace, serve
 
 
 def test_a_push_that_fails_undoes_nothing(
-    pushing: Workspace, server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    pushing: Workspace,
+    server: Server,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     versions(pushing, "one")
     monkeypatch.setenv("REFLECT_MODEL", pushing.settings.model)
@@ -87,7 +98,9 @@ def test_a_push_that_fails_undoes_nothing(
     assert '"loaded": "one"' in capsys.readouterr().out and held(server) == ["one"]
     assert run_command(["adapters", "push"]) == 0
     monkeypatch.delenv("REFLECT_SERVE_URL")
-    assert run_command(["adapters", "push"]) == 2 and "serve_url is not set" in capsys.readouterr().err
+    assert (
+        run_command(["adapters", "push"]) == 2 and "serve_url is not set" in capsys.readouterr().err
+    )
 
 
 def test_what_can_be_wrong_with_a_server(pushing: Workspace, server: Server) -> None:
@@ -96,14 +109,20 @@ def test_what_can_be_wrong_with_a_server(pushing: Workspace, server: Server) -> 
     server.keys = ["another"]
     with pytest.raises(ModelError, match=r"failed \(401\): .*Incorrect API key provided: \[key\]"):
         pushing.adapters.push()
-    nowhere = reflect.open(pushing.settings.db, model=pushing.settings.model, serve_url="http://127.0.0.1:9")
+    nowhere = reflect.open(
+        pushing.settings.db, model=pushing.settings.model, serve_url="http://127.0.0.1:9"
+    )
     with pytest.raises(ModelError, match="does not answer: "):
         nowhere.adapters.push()
     with pytest.raises(UsageError, match="serve_url is no address"):
-        reflect.open(pushing.settings.db, model=pushing.settings.model, serve_url="here").adapters.push()
+        reflect.open(
+            pushing.settings.db, model=pushing.settings.model, serve_url="here"
+        ).adapters.push()
 
 
-def test_a_model_on_that_server_answers_with_the_promoted_adapter(pushing: Workspace, server: Server) -> None:
+def test_a_model_on_that_server_answers_with_the_promoted_adapter(
+    pushing: Workspace, server: Server
+) -> None:
     versions(pushing, "one")
     pushing.promote("one")
     remote = {"model": f"openai:{NAME}", "base_url": server.url, "max_tokens": 8}
@@ -120,7 +139,9 @@ def test_a_model_on_that_server_answers_with_the_promoted_adapter(pushing: Works
     assert [body["model"] for body in server.asked] == [NAME, NAME, "one", "one"]
 
     del (server.models or {})["one"]
-    with pytest.raises(AdapterError, match="answers with the adapter one, which .* does not have") as e:
+    with pytest.raises(
+        AdapterError, match="answers with the adapter one, which .* does not have"
+    ) as e:
         _ = reflect.open(pushing.settings.db, **remote).model
     assert "reflect adapters push" in e.value.hint
     assert reflect.open(pushing.settings.db, **remote, profile="another").model

@@ -1,4 +1,5 @@
-"""Settings: one declaration per field gives the type, the bounds, the description, reflect.toml and the docs page."""
+"""Settings: one declaration per field gives the type, the bounds, the description, reflect.toml and
+the docs page."""
 
 from __future__ import annotations
 
@@ -18,11 +19,15 @@ PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 def test_every_setting_has_a_description_and_a_default_within_its_bounds() -> None:
     for setting in fields(Settings):
         assert setting.metadata["description"], setting.name
-    assert config.load(**{setting.name: setting.default for setting in fields(Settings)}) == Settings()
+    assert (
+        config.load(**{setting.name: setting.default for setting in fields(Settings)}) == Settings()
+    )
 
 
 def test_the_docs_page_is_current() -> None:
-    assert PAGE.read_text() == settings_text.page(), "python -m reflect.cli.settings_text > docs/settings.md"
+    assert PAGE.read_text() == settings_text.page(), (
+        "python -m reflect.cli.settings_text > docs/settings.md"
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,7 +71,9 @@ def test_an_old_name_is_read_with_a_warning(
 def test_a_run_stores_a_renamed_setting_by_its_first_name() -> None:
     settings = Settings(require_approval=True, lesson_limit=3)
     config = settings.stored(["require_approval", "lesson_limit"])
-    assert config == {"review": True, "lesson_limit": 3}, "part of the key of a run: another name restarts it"
+    assert config == {"review": True, "lesson_limit": 3}, (
+        "part of the key of a run: another name restarts it"
+    )
     assert Settings().restored(config | {"learn": True}, model="other") == Settings(
         require_approval=True, lesson_limit=3, model="other"
     )

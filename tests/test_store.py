@@ -1,4 +1,5 @@
-"""Opening a database: new, old, newer, foreign, damaged, full, locked; and the doctor who looks at it.
+"""Opening a database: new, old, newer, foreign, damaged, full, locked; and the doctor who looks at
+it.
 
 tests/data/lessons-v1.db is what version 1 wrote; every later version must open it. Made by:
 
@@ -27,7 +28,17 @@ from sqlmodel import SQLModel
 
 from reflect.errors import NewerDatabase, StoreError
 from reflect.records import Exposure, Reflection, Rollout, Trial
-from reflect.store import Store, database, dialect, doctor, lessons, migrations, nights, runs, sqlite
+from reflect.store import (
+    Store,
+    database,
+    dialect,
+    doctor,
+    lessons,
+    migrations,
+    nights,
+    runs,
+    sqlite,
+)
 
 VERSION_1 = Path(__file__).parent / "data" / "lessons-v1.db"
 
@@ -44,44 +55,88 @@ class Problem(NamedTuple):
 
     def shape(self) -> dict[str, object]:
         messages = [{"role": "user", "content": f"how many r in {self.id}, naïve?"}]
-        return {"id": self.id, "messages": messages, "verifier": "number", "answer": 3, "split": self.split}
+        return {
+            "id": self.id,
+            "messages": messages,
+            "verifier": "number",
+            "answer": 3,
+            "split": self.split,
+        }
 
 
 def a_run(s, key: str = "run", n: int = 2, k: int = 2, **words):
     """A run that is begun, and its tasks."""
     tasks = [Problem(f"task{i}") for i in range(n)]
     runs.save_tasks(s, "letters", tasks)
-    common = {"taskset": "letters", "profile": "default", "seed": 0, "model": "pocket", "model_fingerprint": "f"}
+    common = {
+        "taskset": "letters",
+        "profile": "default",
+        "seed": 0,
+        "model": "pocket",
+        "model_fingerprint": "f",
+    }
     return runs.start_run(s, key=key, n=n, k=k, **(common | words)), tasks
 
 
 def attempt(run, task: Problem, index: int, reward: float | None = 1.0) -> Rollout:
     error = "it broke" if reward is None else None
     messages = [*task.shape()["messages"], {"role": "assistant", "content": "answer: 3"}]
-    return Rollout(run_id=run.id, task_key=task.key, index=index, messages=messages, reward=reward, error=error)
+    return Rollout(
+        run_id=run.id, task_key=task.key, index=index, messages=messages, reward=reward, error=error
+    )
 
 
 def fill(store: Store) -> None:
     """A little of everything: one day, one night, a promotion."""
     with store.write() as s:
         run, tasks = a_run(s)
-        lesson = lessons.add(s, when="counting letters", do="count at once", author="human", tags=["zählen"], tokens=9)
+        lesson = lessons.add(
+            s,
+            when="counting letters",
+            do="count at once",
+            author="human",
+            tags=["zählen"],
+            tokens=9,
+        )
         rows = [attempt(run, task, i, [0.0, 1.0][i]) for task in tasks for i in range(2)]
         seen = [[Exposure(rollout_id=0, lesson_id=lesson.id, version=1)] for _ in rows]
         runs.save_rollouts(s, rows, seen)
         note = Reflection(
-            run_id=run.id, task_key=tasks[0].key, pack_hash="h", pack_tokens=99, prompt_version="p", raw=""
+            run_id=run.id,
+            task_key=tasks[0].key,
+            pack_hash="h",
+            pack_tokens=99,
+            prompt_version="p",
+            raw="",
         )
         runs.save_reflection(s, note)
-        lessons.revise(s, lesson.id, author="model", do="spell the word out", reflection_id=note.id, reason="it helped")
-        lessons.add(s, when="anything", do="buy at http://example.com", author="model", status="quarantined")
+        lessons.revise(
+            s,
+            lesson.id,
+            author="model",
+            do="spell the word out",
+            reflection_id=note.id,
+            reason="it helped",
+        )
+        lessons.add(
+            s, when="anything", do="buy at http://example.com", author="model", status="quarantined"
+        )
         runs.finish_run(s, run.id)
-        night = nights.start_night(s, key="night", profile="default", config={"rank": 8}, lessons=[[lesson.id, 2]])
+        night = nights.start_night(
+            s, key="night", profile="default", config={"rank": 8}, lessons=[[lesson.id, 2]]
+        )
         nights.save_stage(s, night.id, "train", {"loss": 0.25})
         nights.add_trial(
             s,
             Trial(
-                lesson_id=lesson.id, version=2, kind="preflight", effect=0.6, low=0.4, high=0.8, n=24, verdict="accept"
+                lesson_id=lesson.id,
+                version=2,
+                kind="preflight",
+                effect=0.6,
+                low=0.4,
+                high=0.8,
+                n=24,
+                verdict="accept",
             ),
         )
         adapter = nights.add_adapter(
@@ -94,11 +149,13 @@ def fill(store: Store) -> None:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Store:
-    """A database of SQLite; what is not about its file is asked of both kinds, by the fixture `store`."""
+    """A database of SQLite; what is not about its file is asked of both kinds, by the fixture
+    `store`."""
     return Store(tmp_path / "lessons.db")
 
 
-# -- opening -----------------------------------------------------------------------------------------------------------
+# -- opening
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_new_database_is_made_with_its_folder_and_the_pragmas_of_the_design(tmp_path: Path):
@@ -106,13 +163,19 @@ def test_a_new_database_is_made_with_its_folder_and_the_pragmas_of_the_design(tm
     assert store.path.is_file()
     with store.write() as s:
         ask = lambda pragma: s.connection().exec_driver_sql(f"PRAGMA {pragma}").scalar()  # noqa: E731
-        assert [ask(p) for p in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")] == ["wal", 2, 1, 30000]
+        assert [
+            ask(p) for p in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        ] == ["wal", 2, 1, 30000]
     assert doctor.check(store) == []
-    assert os.listdir(store.path.parent) == [store.path.name], "at rest it is one file: a copy of it is a backup"
+    assert os.listdir(store.path.parent) == [store.path.name], (
+        "at rest it is one file: a copy of it is a backup"
+    )
 
 
 def test_a_url_names_the_same_file(tmp_path: Path):
-    assert Store(f"sqlite:///{tmp_path}/lessons.db").path == Store(str(tmp_path / "lessons.db")).path
+    assert (
+        Store(f"sqlite:///{tmp_path}/lessons.db").path == Store(str(tmp_path / "lessons.db")).path
+    )
 
 
 def test_the_migrations_make_exactly_the_tables_of_the_records(store: Store):
@@ -142,7 +205,9 @@ def test_a_damaged_database_of_version_1_opens_and_the_doctor_names_the_damage(t
         "SELECT id FROM exposure WHERE rollout_id = 1")]  # fmt: skip
     assert lost
     store = Store(path)
-    assert set(lost) <= set(doctor.check(store)) and not any("trial" in told for told in doctor.check(store))
+    assert set(lost) <= set(doctor.check(store)) and not any(
+        "trial" in told for told in doctor.check(store)
+    )
     with store.read() as s:
         assert len(lessons.listing(s)) == 2
 
@@ -164,12 +229,20 @@ def test_a_database_of_version_1_opens_with_all_that_is_in_it(tmp_path: Path):
     assert doctor.check(store) == []
     with store.read() as s:
         head, other = lessons.listing(s)
-        assert (head.do, head.status, head.tags, head.version) == ("spell the word out", "distilled", ["zählen"], 3)
+        assert (head.do, head.status, head.tags, head.version) == (
+            "spell the word out",
+            "distilled",
+            ["zählen"],
+            3,
+        )
         assert other.status == "quarantined"
         assert [v.author for v in lessons.history(s, 1)] == ["human", "model", "night"]
         assert lessons.search(s, "How to SPELL a word?")[0][0].id == 1
         assert runs.figures(s, 1) == (4, 0, 0.5)
-        assert runs.task(s, "key-task0").content["messages"][0]["content"] == "how many r in task0, naïve?"
+        assert (
+            runs.task(s, "key-task0").content["messages"][0]["content"]
+            == "how many r in task0, naïve?"
+        )
         assert runs.get_reflection(s, 1, "key-task0") is not None
         assert nights.active_adapter(s).name == "night-1"
         assert nights.get_night(s, 1).stages == {"train": {"loss": 0.25}}
@@ -185,7 +258,8 @@ def test_opening_a_database_that_is_up_to_date_does_not_import_alembic(file: Sto
     assert done.stdout == "False\n"
 
 
-# -- transactions ------------------------------------------------------------------------------------------------------
+# -- transactions
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_a_write_is_all_or_nothing(store: Store):
@@ -217,7 +291,8 @@ def test_a_reference_to_nothing_is_refused(store: Store):
         s.add(Exposure(rollout_id=7, lesson_id=7, version=1))
 
 
-# -- what can be wrong with a file -------------------------------------------------------------------------------------
+# -- what can be wrong with a file
+# -------------------------------------------------------------------------------------
 
 
 def says(words: str, hint: str, path: Path | str, kind: type[StoreError] = StoreError) -> None:
@@ -246,7 +321,9 @@ def test_the_database_of_another_program_is_left_alone(tmp_path: Path):
     with sqlite3.connect(path) as c:
         c.execute("CREATE TABLE song (title)")
     says("of another program", "--db", path)
-    assert [name for (name,) in sqlite3.connect(path).execute("SELECT name FROM sqlite_master")] == ["song"]
+    assert [
+        name for (name,) in sqlite3.connect(path).execute("SELECT name FROM sqlite_master")
+    ] == ["song"]
 
 
 def test_a_newer_database_is_not_touched(file: Store):
@@ -264,7 +341,9 @@ def test_urls_that_cannot_be_served():
 
 def test_files_and_folders_that_may_not_be_written():
     """In a process of a user who may not do everything, as root may."""
-    with tempfile.TemporaryDirectory() as name:  # not tmp_path: the folders above that may be root's alone
+    with (
+        tempfile.TemporaryDirectory() as name
+    ):  # not tmp_path: the folders above that may be root's alone
         folder = Path(name)
         for path in (folder / "lessons.db", folder / "locked" / "lessons.db"):
             Store(path).path.chmod(0o444)
@@ -290,13 +369,17 @@ def test_files_and_folders_that_may_not_be_written():
         assert process.exitcode == 0
 
 
-def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_one_sentence_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     Store(tmp_path / "lessons.db")
     listen = sqlite._on_connect
 
     def with_little_room(connection: sqlite3.Connection, record: object) -> None:
         listen(connection, record)
-        connection.execute("PRAGMA max_page_count=80")  # SQLite's own SQLITE_FULL, without filling a disk
+        connection.execute(
+            "PRAGMA max_page_count=80"
+        )  # SQLite's own SQLITE_FULL, without filling a disk
 
     monkeypatch.setattr(sqlite, "_on_connect", with_little_room)
     store = Store(tmp_path / "lessons.db")
@@ -319,7 +402,9 @@ def test_a_disk_that_is_full_at_the_first_start_leaves_a_file_that_opens_later(
     listen = sqlite._on_connect
     for pages in (1, 5, 20, 40):
 
-        def with_little_room(connection: sqlite3.Connection, record: object, pages: int = pages) -> None:
+        def with_little_room(
+            connection: sqlite3.Connection, record: object, pages: int = pages
+        ) -> None:
             listen(connection, record)
             connection.execute(f"PRAGMA max_page_count={pages}")
 
@@ -343,7 +428,8 @@ def test_a_lock_that_somebody_keeps(file: Store, monkeypatch: pytest.MonkeyPatch
         lessons.add(s, when="a", do="b", author="human")
 
 
-# -- the doctor --------------------------------------------------------------------------------------------------------
+# -- the doctor
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_the_doctor_finds_damage(tmp_path: Path):
@@ -375,7 +461,8 @@ HARMS = [
 
 
 @pytest.mark.parametrize(
-    ("harm", "found"), [*HARMS, ("DELETE FROM lesson_fts_docsize WHERE id = 1", "search index holds 1 of 2")]
+    ("harm", "found"),
+    [*HARMS, ("DELETE FROM lesson_fts_docsize WHERE id = 1", "search index holds 1 of 2")],
 )
 def test_the_doctor_names_what_is_wrong(tmp_path: Path, harm: str, found: str):
     path = Path(shutil.copy(VERSION_1, tmp_path / "lessons.db"))

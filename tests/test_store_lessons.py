@@ -8,33 +8,45 @@ from itertools import product
 import pytest
 from sqlmodel import Session
 
-from reflect.day.keeping import Consolidation
 from reflect.errors import Conflict, UnknownName, UsageError
+from reflect.lessons.protection import EditTransaction
 from reflect.records import LESSON_STATUSES, Exposure, Lesson, Reflection, Rollout, Trial
-from reflect.store import Store, doctor, lessons, runs, support
-from reflect.store.links import link, links
-from reflect.tasksets.base import Task
+from reflect.store import Store, doctor, lesson_evidence, lessons, runs
+from reflect.store.lesson_links import link, links
+from reflect.tasksets.task import Task
 
 
-def add(s: Session, when: str = "counting letters", do: str = "spell the word out", **more) -> Lesson:
+def add(
+    s: Session, when: str = "counting letters", do: str = "spell the word out", **more
+) -> Lesson:
     return lessons.add(s, when=when, do=do, author="human", **more)
 
 
-# -- versions ----------------------------------------------------------------------------------------------------------
+# -- versions
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_every_change_is_a_version_with_author_and_reason(store: Store):
     with store.write() as s:
         lesson = add(s, scope="letters", tags=["spelling"], tokens=9)
-        lessons.revise(s, lesson.id, author="model", reason="it helped", status="active", tags=("a", "b"))
-        lessons.revise(s, lesson.id, author="human", do="  spell\n it ", when="counting\tletters", tokens=7)
+        lessons.revise(
+            s, lesson.id, author="model", reason="it helped", status="active", tags=("a", "b")
+        )
+        lessons.revise(
+            s, lesson.id, author="human", do="  spell\n it ", when="counting\tletters", tokens=7
+        )
     with store.read() as s:
         first, second, third = lessons.history(s, 1)
         head = lessons.get(s, 1)
     assert [(v.version, v.parent, v.author) for v in (first, second, third)] == [
         (1, None, "human"), (2, 1, "model"), (3, 2, "human")
     ]  # fmt: skip
-    assert (first.tags, second.tags, second.status, second.reason) == (["spelling"], ["a", "b"], "active", "it helped")
+    assert (first.tags, second.tags, second.status, second.reason) == (
+        ["spelling"],
+        ["a", "b"],
+        "active",
+        "it helped",
+    )
     assert lessons.content(head) == lessons.content(third)
     assert (head.version, head.when, head.do, head.tokens) == (3, "counting letters", "spell it", 7)
     assert doctor.check(store) == []
@@ -43,7 +55,10 @@ def test_every_change_is_a_version_with_author_and_reason(store: Store):
 def test_a_change_that_changes_nothing_is_no_version(store: Store):
     with store.write() as s:
         add(s, tags=["x"])
-        assert lessons.revise(s, 1, author="human", do=" spell the  word out ", tags=["x"]).version == 1
+        assert (
+            lessons.revise(s, 1, author="human", do=" spell the  word out ", tags=["x"]).version
+            == 1
+        )
 
 
 def test_two_people_at_one_lesson_the_second_is_told_and_nothing_is_overwritten(store: Store):
@@ -102,7 +117,8 @@ def test_statuses_go_where_the_table_says(store: Store):
                     lessons.revise(s, lesson.id, author="human", status=after)
 
 
-# -- undo --------------------------------------------------------------------------------------------------------------
+# -- undo
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_undo_of_undo_redoes(store: Store):
@@ -130,19 +146,28 @@ def test_undo_does_not_call_distilled_what_no_adapter_holds(store: Store):
         assert (lesson.do, lesson.status) == ("spell the word out", "active")
 
 
-# -- finding -----------------------------------------------------------------------------------------------------------
+# -- finding
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_search_ranks_by_rarity_and_filters(store: Store):
     with store.write() as s:
         add(s, when="the task says zubi", do="zubi means sort the list", scope="dialect")
-        add(s, when="the task says fapo", do="fapo means reverse the list", scope="dialect", status="retired")
+        add(
+            s,
+            when="the task says fapo",
+            do="fapo means reverse the list",
+            scope="dialect",
+            status="retired",
+        )
         add(s, when="counting letters in a word", scope="letters", tags=["Zählen"])
         add(s, when="the task says zubi", do="ignore it", profile="other")
 
         def found(text: str, **how) -> list[int]:
             rows = lessons.search(s, text, **how)
-            assert [score for _, score in rows] == sorted((score for _, score in rows), reverse=True)
+            assert [score for _, score in rows] == sorted(
+                (score for _, score in rows), reverse=True
+            )
             return [lesson.id for lesson, _ in rows]
 
         assert found("apply zubi to the list 3 1 2")[0] == 1
@@ -155,7 +180,23 @@ def test_search_ranks_by_rarity_and_filters(store: Store):
         assert len(found("task list word letters", limit=2)) == 2
 
 
-ODD = ('"', "' OR 1=1 --", "NEAR(a b)", "when:", "*", "a* AND", "", " ", "日本", "-x", "(((", "\0", "x\0y", "^", "🙂")
+ODD = (
+    '"',
+    "' OR 1=1 --",
+    "NEAR(a b)",
+    "when:",
+    "*",
+    "a* AND",
+    "",
+    " ",
+    "日本",
+    "-x",
+    "(((",
+    "\0",
+    "x\0y",
+    "^",
+    "🙂",
+)
 
 
 def test_any_text_is_a_safe_query(store: Store):
@@ -164,16 +205,24 @@ def test_any_text_is_a_safe_query(store: Store):
         for text in ODD:
             lessons.search(s, text)
             lessons.find_exact(s, text, text)
-        assert lessons.search(s, "NEAR(a b)") and lessons.search(s, "日本") and not lessons.search(s, "")
+        assert (
+            lessons.search(s, "NEAR(a b)")
+            and lessons.search(s, "日本")
+            and not lessons.search(s, "")
+        )
 
 
 def test_search_follows_every_change(store: Store):
     with store.write() as s:
         add(s)
         lessons.revise(s, 1, author="human", do="use an abacus")
-        assert [x.id for x, _ in lessons.search(s, "abacus")] == [1] and lessons.search(s, "spell") == []
+        assert [x.id for x, _ in lessons.search(s, "abacus")] == [1] and lessons.search(
+            s, "spell"
+        ) == []
         lessons.undo(s, 1)
-        assert lessons.search(s, "abacus") == [] and [x.id for x, _ in lessons.search(s, "spelling")] == [1]
+        assert lessons.search(s, "abacus") == [] and [
+            x.id for x, _ in lessons.search(s, "spelling")
+        ] == [1]
 
 
 def test_find_exact_is_deaf_to_case_spacing_and_punctuation(store: Store):
@@ -191,9 +240,18 @@ def test_find_exact_is_deaf_to_case_spacing_and_punctuation(store: Store):
 def test_listing_pages_and_counts(store: Store):
     with store.write() as s:
         for i in range(10):
-            add(s, do=f"way {i}", scope="letters" if i % 2 else "", status="active" if i < 4 else "retired")
+            add(
+                s,
+                do=f"way {i}",
+                scope="letters" if i % 2 else "",
+                status="active" if i < 4 else "retired",
+            )
         ids = lambda **how: [lesson.id for lesson in lessons.listing(s, **how)]  # noqa: E731
-        assert ids() == list(range(1, 11)) and ids(limit=3, offset=2) == [3, 4, 5] and ids(offset=8) == [9, 10]
+        assert (
+            ids() == list(range(1, 11))
+            and ids(limit=3, offset=2) == [3, 4, 5]
+            and ids(offset=8) == [9, 10]
+        )
         assert ids(status="active", scope="") == [1, 3] and ids(
             status=("active", "retired"), scope="letters", limit=1
         ) == [2]
@@ -215,30 +273,52 @@ def test_ten_thousand_lessons_list_and_search_in_milliseconds(store: Store):
         s.add_all(rows)
     with store.read() as s:
         s.connection()
-        for text in (f"apply {verbs[7]} to the list", "the task says sort the list", "to " * 500 + verbs[8]):
+        for text in (
+            f"apply {verbs[7]} to the list",
+            "the task says sort the list",
+            "to " * 500 + verbs[8],
+        ):
             took = []
             for _ in range(3):  # the fastest counts: the collector of garbage may pass by
                 began = time.process_time()
-                assert len(lessons.search(s, text, statuses=("active", "candidate"), scopes=("a", ""), limit=20)) == 20
-                assert lessons.find_exact(s, f"the task says {verbs[9]}", "way 9 to sort the list").id == 10
+                assert (
+                    len(
+                        lessons.search(
+                            s, text, statuses=("active", "candidate"), scopes=("a", ""), limit=20
+                        )
+                    )
+                    == 20
+                )
+                assert (
+                    lessons.find_exact(s, f"the task says {verbs[9]}", "way 9 to sort the list").id
+                    == 10
+                )
                 assert len(lessons.listing(s, status="active", scope="b", limit=50)) == 50
                 took.append(time.process_time() - began)
             assert min(took) < 0.1  # some 10 ms; ten times that is a missing index
 
 
-# -- what stands behind a lesson ---------------------------------------------------------------------------------------
+# -- what stands behind a lesson
+# ---------------------------------------------------------------------------------------
 
 
 def test_support_and_links(store: Store):
     with store.write() as s:
-        mine, theirs = add(s), lessons.add(s, when="sorting a list", do="look twice", author="model")
+        mine, theirs = (
+            add(s),
+            lessons.add(s, when="sorting a list", do="look twice", author="model"),
+        )
         words = {"effect": 0.2, "low": 0.1, "high": 0.3, "n": 50, "kind": "withhold"}
-        assert [x.id for x in support.supported(s, "default")] == [mine.id], "a person wrote it"
+        assert [x.id for x in lesson_evidence.supported(s, "default")] == [mine.id], (
+            "a person wrote it"
+        )
         s.add(Trial(lesson_id=theirs.id, version=1, verdict="accept", **words))
         s.flush()
-        assert [x.id for x in support.supported(s, "default")] == [mine.id, theirs.id]
+        assert [x.id for x in lesson_evidence.supported(s, "default")] == [mine.id, theirs.id]
         lessons.revise(s, theirs.id, author="model", do="look three times")
-        assert not support.well_supported(s, theirs) and support.well_supported(s, lessons.version(s, theirs.id, 1))
+        assert not lesson_evidence.well_supported(s, theirs) and lesson_evidence.well_supported(
+            s, lessons.version(s, theirs.id, 1)
+        )
         link(s, mine.id, theirs.id, "supersedes", "said otherwise")
         assert [x.why for x in links(s, theirs.id)] == ["said otherwise"]
     assert doctor.check(store) == []
@@ -249,33 +329,51 @@ def test_the_attempts_of_a_group_are_told_apart_by_what_they_saw(store: Store):
     with store.write() as s:
         lesson = add(s)
         runs.save_tasks(s, "lists", [task])
-        words = {"n": 1, "k": 3, "seed": 1, "model": "m", "model_fingerprint": "f", "adapter_id": None, "config": {}}
+        words = {
+            "n": 1,
+            "k": 3,
+            "seed": 1,
+            "model": "m",
+            "model_fingerprint": "f",
+            "adapter_id": None,
+            "config": {},
+        }
         run = runs.start_run(s, key="a", taskset="lists", profile="default", **words)
         rows = [
             Rollout(run_id=run.id, task_key=task.key, index=i, messages=[], reward=x)
             for i, x in enumerate((1, None, 0.5))
         ]
-        shown = [Exposure(rollout_id=0, lesson_id=lesson.id, version=1, shown=i < 2, probability=0.9) for i in range(3)]
+        shown = [
+            Exposure(rollout_id=0, lesson_id=lesson.id, version=1, shown=i < 2, probability=0.9)
+            for i in range(3)
+        ]
         runs.save_rollouts(s, rows, [[x] for x in shown])
         words = {"pack_hash": "", "pack_tokens": 0, "prompt_version": "", "raw": ""}
         edits = [{"outcome": "defended", "lesson": lesson.id, "version": 1}]
-        review = runs.save_reflection(s, Reflection(run_id=run.id, task_key=task.key, edits=edits, **words))
-        assert support.attempts(s, review.id, lesson) == ([1.0, 0.0], [0.5])
-        assert support.attempts(s, None, lesson) == ([], []) and support.complaints(s, review.id, lesson) == 0
-        assert list(support.other_tasks(s, "lists", "another")) == ["Sort 3 1 2."]
-        assert list(support.other_tasks(s, "lists", task.key)) == []
+        review = runs.save_reflection(
+            s, Reflection(run_id=run.id, task_key=task.key, edits=edits, **words)
+        )
+        assert lesson_evidence.attempts(s, review.id, lesson) == ([1.0, 0.0], [0.5])
+        assert (
+            lesson_evidence.attempts(s, None, lesson) == ([], [])
+            and lesson_evidence.complaints(s, review.id, lesson) == 0
+        )
+        assert list(lesson_evidence.other_tasks(s, "lists", "another")) == ["Sort 3 1 2."]
+        assert list(lesson_evidence.other_tasks(s, "lists", task.key)) == []
         other = add(s, "sorting a list", "look twice")
-        assert support.attempts(s, review.id, other) == ([], [1.0, 0.0, 0.5])
+        assert lesson_evidence.attempts(s, review.id, other) == ([], [1.0, 0.0, 0.5])
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_what_would_lose_too_much_is_taken_back_and_the_transaction_goes_on(store: Store, keep: bool):
+def test_what_would_lose_too_much_is_taken_back_and_the_transaction_goes_on(
+    store: Store, keep: bool
+):
     with store.write() as s:
         rows = [add(s, f"sorting {word}", "look twice") for word in ("numbers", "names", "colours")]
-        tidy = Consolidation(s, "default")
+        tidy = EditTransaction(s, "default")
         lessons.revise(s, rows[0].id, author="model", status="retired")
         assert tidy.close(keep=keep) == ""
-        tidy = Consolidation(s, "default")
+        tidy = EditTransaction(s, "default")
         for row in rows[1:]:
             lessons.revise(s, row.id, author="model", status="retired")
         assert "2 of " in tidy.close()

@@ -1,4 +1,5 @@
-"""Promotion and rollback move the adapter and the statuses of its lessons together, and back exactly."""
+"""Promotion and rollback move the adapter and the statuses of its lessons together, and back
+exactly."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from reflect.store import Store, doctor, lessons, nights
 
 def teach(s: Session, *does: str, **more) -> list[int]:
     return [
-        lessons.add(s, when=f"case {do}", do=do, author="model", tags=["t"], tokens=5, **more).id or 0 for do in does
+        lessons.add(s, when=f"case {do}", do=do, author="model", tags=["t"], tokens=5, **more).id
+        or 0
+        for do in does
     ]
 
 
@@ -21,7 +24,13 @@ def sleep(s: Session, name: str, ids: list[int], profile: str = "default") -> Ad
     pairs = [[i, lessons.get(s, i).version] for i in ids]
     night = nights.start_night(s, key=name, profile=profile, config={}, lessons=pairs)
     return nights.add_adapter(
-        s, name=name, path=name, manifest={"w": name}, base_model="pocket", base_fingerprint="f", night_id=night.id
+        s,
+        name=name,
+        path=name,
+        manifest={"w": name},
+        base_model="pocket",
+        base_fingerprint="f",
+        night_id=night.id,
     )
 
 
@@ -33,7 +42,8 @@ def statuses(s: Session) -> list[str]:
     return [lesson.status for lesson in lessons.listing(s)]
 
 
-# -- nights and adapters -----------------------------------------------------------------------------------------------
+# -- nights and adapters
+# -----------------------------------------------------------------------------------------------
 
 
 def test_the_same_key_is_the_same_night_and_stages_add_up(store: Store):
@@ -43,11 +53,21 @@ def test_the_same_key_is_the_same_night_and_stages_add_up(store: Store):
         nights.save_stage(s, night.id, "train", {"loss": float("nan")})
     with store.write() as s:
         again = nights.start_night(s, key="k", profile="default", config={}, lessons=[(1, 1)])
-        assert (again.id, again.config, list(again.stages)) == (1, {"rank": 8}, ["harvest", "train"])
+        assert (again.id, again.config, list(again.stages)) == (
+            1,
+            {"rank": 8},
+            ["harvest", "train"],
+        )
         nights.finish_night(s, 1, "failed", "the loss is not a number")
-        assert nights.start_night(s, key="k", profile="default", config={}, lessons=[]).status == "running"
+        assert (
+            nights.start_night(s, key="k", profile="default", config={}, lessons=[]).status
+            == "running"
+        )
         done = nights.finish_night(s, 1, "nothing", "no headroom")
-        assert nights.start_night(s, key="k", profile="default", config={}, lessons=[]).status == "nothing"
+        assert (
+            nights.start_night(s, key="k", profile="default", config={}, lessons=[]).status
+            == "nothing"
+        )
         assert done.ended is not None and [n.id for n in nights.list_nights(s)] == [1]
         assert nights.find_night(s, "k").id == 1 and nights.find_night(s, "other") is None
         with pytest.raises(UnknownName, match="no night 2"):
@@ -61,8 +81,20 @@ def test_an_adapter_never_changes(store: Store):
         first = sleep(s, "a", [])
         assert sleep(s, "a", []).id == first.id
         with pytest.raises(Conflict, match="another adapter"):
-            nights.add_adapter(s, name="a", path="a", manifest={"w": "x"}, base_model="pocket", base_fingerprint="f")
-        assert nights.get_adapter(s, "a").id == nights.get_adapter(s, 1).id == nights.get_adapter(s, "1").id == 1
+            nights.add_adapter(
+                s,
+                name="a",
+                path="a",
+                manifest={"w": "x"},
+                base_model="pocket",
+                base_fingerprint="f",
+            )
+        assert (
+            nights.get_adapter(s, "a").id
+            == nights.get_adapter(s, 1).id
+            == nights.get_adapter(s, "1").id
+            == 1
+        )
         assert [x.name for x in nights.list_adapters(s)] == ["a"]
         assert nights.set_adapter(s, 1, status="rejected", gate={"ok": False}).gate == {"ok": False}
         for name in ("b", 2, None):
@@ -74,31 +106,54 @@ def test_trials_are_kept_per_lesson(store: Store):
     with store.write() as s:
         for i in teach(s, "x", "y"):
             nights.add_trial(
-                s, Trial(lesson_id=i, version=1, kind="preflight", effect=0, low=-1, high=1, n=3, verdict="undecided")
+                s,
+                Trial(
+                    lesson_id=i,
+                    version=1,
+                    kind="preflight",
+                    effect=0,
+                    low=-1,
+                    high=1,
+                    n=3,
+                    verdict="undecided",
+                ),
             )
         assert len(nights.trials(s)) == 2 and [t.lesson_id for t in nights.trials(s, 2)] == [2]
 
 
-# -- promotion and rollback --------------------------------------------------------------------------------------------
+# -- promotion and rollback
+# --------------------------------------------------------------------------------------------
 
 
 def test_rollback_restores_every_lesson_exactly(store: Store):
     with store.write() as s:
         ids = teach(s, "a", "b", "c")
-        lessons.revise(s, 2, author="human", status="active", pinned=True, tags=["ä"], scope="letters")
-        before, prompt = contents(s), [(x.when, x.do) for x in lessons.listing(s, status=("candidate", "active"))]
+        lessons.revise(
+            s, 2, author="human", status="active", pinned=True, tags=["ä"], scope="letters"
+        )
+        before, prompt = (
+            contents(s),
+            [(x.when, x.do) for x in lessons.listing(s, status=("candidate", "active"))],
+        )
         adapter = sleep(s, "one", ids[:2])
     with store.write() as s:
         assert [x.id for x in nights.promote(s, adapter.id)] == [1, 2]
         assert statuses(s) == ["distilled", "distilled", "candidate"]
-        assert nights.active_adapter(s).name == "one" and nights.get_adapter(s, 1).status == "promoted"
-        assert [v.author for v in lessons.versions_of_night(s, adapter.night_id)] == ["night", "night"]
+        assert (
+            nights.active_adapter(s).name == "one" and nights.get_adapter(s, 1).status == "promoted"
+        )
+        assert [v.author for v in lessons.versions_of_night(s, adapter.night_id)] == [
+            "night",
+            "night",
+        ]
     assert doctor.check(store) == []
     with store.write() as s:
         left, now = nights.rollback(s)
         assert (left.name, left.status, now) == ("one", "rolled_back", None)
         assert contents(s) == before
-        assert [(x.when, x.do) for x in lessons.listing(s, status=("candidate", "active"))] == prompt
+        assert [
+            (x.when, x.do) for x in lessons.listing(s, status=("candidate", "active"))
+        ] == prompt
         assert [v.author for v in lessons.history(s, 1)] == ["model", "night", "rollback"]
         with pytest.raises(UsageError, match="nothing to roll back"):
             nights.rollback(s)
@@ -132,7 +187,11 @@ def test_promoting_one_from_below_steps_back_to_it(store: Store):
         nights.promote(s, "two")
         assert statuses(s) == ["distilled", "distilled"]
         nights.rollback(s)
-        assert contents(s) == state and nights.rollback(s).now is None and statuses(s) == ["candidate", "candidate"]
+        assert (
+            contents(s) == state
+            and nights.rollback(s).now is None
+            and statuses(s) == ["candidate", "candidate"]
+        )
 
 
 def test_promoting_twice_is_promoting_once(store: Store):
@@ -152,7 +211,9 @@ def test_what_changed_during_the_night_stays_in_the_prompt(store: Store):
         lessons.revise(s, 2, author="trial", status="retired")
         lessons.revise(s, 3, author="model", status="quarantined")
         lessons.revise(s, 4, author="human", tags=[])  # the same text
-        assert [x.id for x in nights.promote(s, adapter.id, "default", ids, adapter.night_id)] == [4]
+        assert [x.id for x in nights.promote(s, adapter.id, "default", ids, adapter.night_id)] == [
+            4
+        ]
         assert statuses(s) == ["candidate", "retired", "quarantined", "distilled"]
 
 
@@ -164,7 +225,11 @@ def test_rollback_leaves_what_a_person_has_changed_since(store: Store):
         lessons.revise(s, 3, author="human", tags=["mine"])
         nights.rollback(s)
         rows = lessons.listing(s)
-        assert [(x.do, x.status) for x in rows] == [("otherwise", "active"), ("b", "retired"), ("c", "candidate")]
+        assert [(x.do, x.status) for x in rows] == [
+            ("otherwise", "active"),
+            ("b", "retired"),
+            ("c", "candidate"),
+        ]
         assert rows[2].tags == ["mine"]
     assert doctor.check(store) == []
 
@@ -205,4 +270,8 @@ def test_a_promotion_that_breaks_changes_nothing(store: Store):
     with pytest.raises(UnknownName), store.write() as s:
         nights.promote(s, adapter.id, "default", [1, 99])
     with store.read() as s:
-        assert statuses(s) == ["candidate"] and nights.active_adapter(s) is None and len(lessons.history(s, 1)) == 1
+        assert (
+            statuses(s) == ["candidate"]
+            and nights.active_adapter(s) is None
+            and len(lessons.history(s, 1)) == 1
+        )

@@ -11,7 +11,14 @@ from reflect.store import Store, doctor, lessons, runs
 
 
 def note(run, task: Problem) -> Reflection:
-    return Reflection(run_id=run.id, task_key=task.key, pack_hash="h", pack_tokens=9, prompt_version="p", raw="NONE")
+    return Reflection(
+        run_id=run.id,
+        task_key=task.key,
+        pack_hash="h",
+        pack_tokens=9,
+        prompt_version="p",
+        raw="NONE",
+    )
 
 
 def test_the_same_key_is_the_same_run(store: Store):
@@ -20,7 +27,11 @@ def test_the_same_key_is_the_same_run(store: Store):
         again, _ = a_run(s, "one")
         other, _ = a_run(s, "two", seed=4)
         assert (first.id, again.id, other.id) == (1, 1, 2)
-        assert [r.id for r in runs.list_runs(s)] == [2, 1] == [r.id for r in runs.unfinished(s, "letters", "default")]
+        assert (
+            [r.id for r in runs.list_runs(s)]
+            == [2, 1]
+            == [r.id for r in runs.unfinished(s, "letters", "default")]
+        )
         assert runs.unfinished(s, "dialect", "default") == []
         ended = runs.finish_run(s, 1).ended
         assert runs.finish_run(s, 1).ended == ended
@@ -46,11 +57,18 @@ def test_a_resumed_group_is_filled_up_and_not_doubled(store: Store):
         run, (task, other) = a_run(s, k=4)
         lesson = lessons.add(s, when="a", do="b", author="human")
         shown = lambda: [Exposure(rollout_id=0, lesson_id=lesson.id, version=1)]  # noqa: E731
-        assert runs.save_rollouts(s, [attempt(run, task, i) for i in (2, 0)], [shown(), shown()]) == 2
+        assert (
+            runs.save_rollouts(s, [attempt(run, task, i) for i in (2, 0)], [shown(), shown()]) == 2
+        )
         again = [attempt(run, task, i, 0.5) for i in (0, 1, 2, 3, 3)]
         assert runs.save_rollouts(s, again, [shown() for _ in again]) == 2
         assert runs.save_rollouts(s, [attempt(run, other, 0, None)], [[]]) == 1
-        assert [(r.index, r.reward) for r in runs.rollouts(s, run.id, task.key)] == [(0, 1), (1, 0.5), (2, 1), (3, 0.5)]
+        assert [(r.index, r.reward) for r in runs.rollouts(s, run.id, task.key)] == [
+            (0, 1),
+            (1, 0.5),
+            (2, 1),
+            (3, 0.5),
+        ]
         assert [r.index for r in runs.rollouts(s, run.id)] == [2, 0, 1, 3, 0]
         assert {e.rollout_id for e in runs.exposures(s, lesson.id)} == {1, 2, 3, 4}
         assert runs.figures(s, run.id) == (5, 1, 0.75)
@@ -63,11 +81,20 @@ def test_a_group_is_reflected_on_once(store: Store):
         run, (task, other) = a_run(s)
         runs.save_rollouts(s, [attempt(run, task, 0)], [[]])
         first = runs.save_reflection(s, note(run, task))
-        assert runs.save_reflection(s, note(run, task)).id == first.id == runs.get_reflection(s, run.id, task.key).id
+        assert (
+            runs.save_reflection(s, note(run, task)).id
+            == first.id
+            == runs.get_reflection(s, run.id, task.key).id
+        )
         assert runs.get_reflection(s, run.id, other.key) is None
-        first.edits = [{"outcome": "added"}]  # what became of the edits is known only after they were applied
+        first.edits = [
+            {"outcome": "added"}
+        ]  # what became of the edits is known only after they were applied
     with store.read() as s:
-        assert runs.reflection(s, 1).edits == [{"outcome": "added"}] and len(runs.reflections(s, 1)) == 1
+        assert (
+            runs.reflection(s, 1).edits == [{"outcome": "added"}]
+            and len(runs.reflections(s, 1)) == 1
+        )
 
 
 def test_pruning_keeps_what_a_lesson_rests_on(store: Store):

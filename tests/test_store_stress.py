@@ -24,7 +24,8 @@ fork = multiprocessing.get_context("fork")
 
 
 def together(work: Callable[..., None], *args: Any, processes: int = 4) -> list[int | None]:
-    """Run `work(gate, number, *args)` in several processes, which wait for each other at `gate`; their exit codes."""
+    """Run `work(gate, number, *args)` in several processes, which wait for each other at `gate`;
+    their exit codes."""
     gate = fork.Barrier(processes)
     started = [fork.Process(target=work, args=(gate, number, *args)) for number in range(processes)]
     for process in started:
@@ -34,7 +35,8 @@ def together(work: Callable[..., None], *args: Any, processes: int = 4) -> list[
     return [process.exitcode for process in started]
 
 
-# -- writers -----------------------------------------------------------------------------------------------------------
+# -- writers
+# -----------------------------------------------------------------------------------------------------------
 
 
 def count_up(gate: Any, number: int, where: str, times: int) -> None:
@@ -43,7 +45,9 @@ def count_up(gate: Any, number: int, where: str, times: int) -> None:
     for _ in range(times):
         with store.write() as s:
             lesson = lessons.get(s, 1)  # read, then write: what a deferred BEGIN loses
-            lessons.revise(s, 1, author="human", tokens=lesson.tokens + 1, expect_version=lesson.version)
+            lessons.revise(
+                s, 1, author="human", tokens=lesson.tokens + 1, expect_version=lesson.version
+            )
 
 
 def test_concurrent_writers_lose_no_update(where: str):
@@ -116,12 +120,15 @@ def test_a_writer_killed_at_any_moment_loses_nothing_that_was_saved(where: str):
         process.join()
         with store.write() as s:  # a server may still be busy with the last words of the dead
             now = lessons.count(s)
-        assert now % 5 == 0 and 0 <= now // 5 - before - done.value <= 1, "whole transactions, and all that returned"
+        assert now % 5 == 0 and 0 <= now // 5 - before - done.value <= 1, (
+            "whole transactions, and all that returned"
+        )
         before = now // 5
     assert doctor.check(store) == []
 
 
-# -- migrations --------------------------------------------------------------------------------------------------------
+# -- migrations
+# --------------------------------------------------------------------------------------------------------
 
 
 def open_it(gate: Any, number: int, where: str) -> None:
@@ -135,7 +142,9 @@ def test_four_processes_that_start_together_make_one_good_database(where: str, t
     assert together(open_it, where) == [0, 0, 0, 0]
     with Store(where).read() as s:
         assert lessons.count(s) == 4
-        assert s.connection().exec_driver_sql("SELECT * FROM alembic_version").all() == [(REVISIONS[-1],)]
+        assert s.connection().exec_driver_sql("SELECT * FROM alembic_version").all() == [
+            (REVISIONS[-1],)
+        ]
 
 
 def die_at(where: str, statement: int) -> None:
@@ -164,8 +173,12 @@ def test_a_migration_killed_at_any_statement_is_done_by_the_next_start(tmp_path:
         process.join(60)
         killed += process.exitcode == -signal.SIGKILL
         assert process.exitcode in (0, -signal.SIGKILL)
-        names = {name for (name,) in sqlite3.connect(path).execute("SELECT name FROM sqlite_master")}
-        assert not names or {"alembic_version", "lesson_fts_update"} <= names, "all of a migration or nothing"
+        names = {
+            name for (name,) in sqlite3.connect(path).execute("SELECT name FROM sqlite_master")
+        }
+        assert not names or {"alembic_version", "lesson_fts_update"} <= names, (
+            "all of a migration or nothing"
+        )
         if process.exitcode == 0:
             break
         if statement % 12 == 1:  # the whole way each time would be slow, and says nothing new

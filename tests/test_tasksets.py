@@ -10,7 +10,8 @@ import pytest
 
 from reflect.errors import BadTaskFile, UnknownName, UsageError
 from reflect.tasksets import available, check, load_taskset
-from reflect.tasksets.base import Score, Task, Taskset
+from reflect.tasksets.base import Taskset
+from reflect.tasksets.task import Score, Task
 from reflect.tasksets.verifiers import VERIFIERS, last_number
 
 NAMES = ["letters", "dialect", "dialect:2", "skills", "calc", "shop", "shop:2"]
@@ -72,7 +73,9 @@ def test_verifiers(verifier: str, text: str, answer: object, reward: float) -> N
 @pytest.mark.parametrize(
     "text", ["", "answer:", "no idea", "answer: zebra!", "answer: 17", "\x00\ud800 answer: \u202e"]
 )
-def test_no_text_breaks_a_verifier_and_no_feedback_holds_the_answer(verifier: str, text: str) -> None:
+def test_no_text_breaks_a_verifier_and_no_feedback_holds_the_answer(
+    verifier: str, text: str
+) -> None:
     for answer in ("zebra", "417"):
         score = VERIFIERS[verifier](text, answer)
         assert 0 <= score.reward <= 1 and answer not in score.feedback
@@ -80,13 +83,23 @@ def test_no_text_breaks_a_verifier_and_no_feedback_holds_the_answer(verifier: st
 
 def test_feedback_speaks_of_the_form() -> None:
     assert VERIFIERS["number"]("answer: many", 3) == Score(0.0, "there is no number in the answer")
-    assert VERIFIERS["exact"]("answer: 2, 1, 3.", "2 1 3") == Score(0.0, "only the punctuation is off")
+    assert VERIFIERS["exact"]("answer: 2, 1, 3.", "2 1 3") == Score(
+        0.0, "only the punctuation is off"
+    )
     assert VERIFIERS["exact"]("answer: 3 1 2", "2 1 3") == Score(0.0)
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("10-3", 3), ("x = -3", -3), ("1,000.", 1000), ("3, 4", 4), (".5", 0.5), ("2e-3", 0.002), ("\u22124", -4)],
+    [
+        ("10-3", 3),
+        ("x = -3", -3),
+        ("1,000.", 1000),
+        ("3, 4", 4),
+        (".5", 0.5),
+        ("2e-3", 0.002),
+        ("\u22124", -4),
+    ],
 )
 def test_last_number(text: str, value: float) -> None:
     assert float(last_number(text)) == value
@@ -96,14 +109,19 @@ def test_last_number(text: str, value: float) -> None:
 
 
 def write(path: Path, *rows: object) -> Path:
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    path.write_text(
+        "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n"
+    )
     return path
 
 
 def test_thirty_questions_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = [f"{a}{b}{a}" for a in "abcdef" for b in "rstuv"]
-    rows = [{"prompt": f"How many a are in {w}?", "verifier": "number", "answer": w.count("a")} for w in words]
+    rows = [
+        {"prompt": f"How many a are in {w}?", "verifier": "number", "answer": w.count("a")}
+        for w in words
+    ]
     taskset = load_taskset(write(tmp_path / "my.jsonl", *rows))
     assert check(taskset) == []
     assert taskset.name == load_taskset("./my.jsonl").name == "my.jsonl"
@@ -121,13 +139,44 @@ def test_every_field_and_every_verifier(tmp_path: Path) -> None:
     path = write(
         tmp_path / "all.jsonl",
         "",
-        {"id": 7, "prompt": "Say hi.", "answer": "hi", "split": "practice", "source": "other fields are ignored"},
-        {"id": "b", "messages": [{"role": "system", "content": "Short."}, {"role": "user", "content": "2+2?"}]}
+        {
+            "id": 7,
+            "prompt": "Say hi.",
+            "answer": "hi",
+            "split": "practice",
+            "source": "other fields are ignored",
+        },
+        {
+            "id": "b",
+            "messages": [
+                {"role": "system", "content": "Short."},
+                {"role": "user", "content": "2+2?"},
+            ],
+        }
         | {"verifier": "number", "answer": 4, "split": "holdout", "gold": None},
-        {"id": "c", "prompt": "Name a city.", "verifier": "contains", "answer": "Rome", "split": "holdout"},
-        {"id": "d", "prompt": "How many?", "verifier": "regex", "answer": r"^(3|three) \w+$", "split": "practice"}
+        {
+            "id": "c",
+            "prompt": "Name a city.",
+            "verifier": "contains",
+            "answer": "Rome",
+            "split": "holdout",
+        },
+        {
+            "id": "d",
+            "prompt": "How many?",
+            "verifier": "regex",
+            "answer": r"^(3|three) \w+$",
+            "split": "practice",
+        }
         | {"gold": "answer: three apples"},
-        {"id": "e", "prompt": "And y?", "verifier": "regex", "answer": "(?<=x)y", "gold": "xy", "split": "practice"},
+        {
+            "id": "e",
+            "prompt": "And y?",
+            "verifier": "regex",
+            "answer": "(?<=x)y",
+            "gold": "xy",
+            "split": "practice",
+        },
         {"id": "f", "prompt": "Is it so?", "answer": True, "split": "holdout"},
     )
     taskset = load_taskset(path)
@@ -140,7 +189,9 @@ def test_a_known_good_text_that_the_pattern_does_not_match_is_reported(tmp_path:
     patterns = (("x?", "(?<=x)y"), ("y?", ".*"))
     rows = [{"prompt": p, "verifier": "regex", "answer": a, "gold": "a y"} for p, a in patterns]
     problems = check(load_taskset(write(tmp_path / "t.jsonl", *rows)))
-    assert any("known-good" in p for p in problems) and any("an empty answer scores 1" in p for p in problems)
+    assert any("known-good" in p for p in problems) and any(
+        "an empty answer scores 1" in p for p in problems
+    )
 
 
 def test_yaml_and_json_say_the_same(tmp_path: Path) -> None:
@@ -150,18 +201,30 @@ def test_yaml_and_json_say_the_same(tmp_path: Path) -> None:
         "- id: b\n  prompt: |\n    Count\n    this.\n  verifier: number\n  answer: 010\n  split: holdout",
     )
     rows = [{"prompt": "Is it?", "answer": "no"}]
-    rows += [{"id": "b", "prompt": "Count\nthis.\n", "verifier": "number", "answer": "010", "split": "holdout"}]
+    rows += [
+        {
+            "id": "b",
+            "prompt": "Count\nthis.\n",
+            "verifier": "number",
+            "answer": "010",
+            "split": "holdout",
+        }
+    ]
     files = [yaml, tmp_path / "t.json"]
     files[1].write_text(json.dumps(rows, indent=2))
     left, right = (load_taskset(file) for file in files)
     assert check(left) == []
-    assert left.tasks("practice") == right.tasks("practice") and left.tasks("holdout") == right.tasks("holdout")
+    assert left.tasks("practice") == right.tasks("practice") and left.tasks(
+        "holdout"
+    ) == right.tasks("holdout")
     assert left.tasks("practice")[0].answer == "no"
 
 
 def test_the_same_question_without_ids_counts_once_and_stays_on_one_side(tmp_path: Path) -> None:
     row = {"prompt": "Twice?", "answer": "yes"}
-    taskset = load_taskset(write(tmp_path / "t.jsonl", row, {"prompt": "Once?", "answer": "yes"}, row))
+    taskset = load_taskset(
+        write(tmp_path / "t.jsonl", row, {"prompt": "Once?", "answer": "yes"}, row)
+    )
     assert len(taskset.tasks("practice")) == len(taskset.tasks("holdout")) == 1
 
 
@@ -172,33 +235,70 @@ def test_the_same_question_without_ids_counts_once_and_stays_on_one_side(tmp_pat
         ("[1, 2]", "line 2: it is not a task"),
         ('{"prompt": "a"}', "line 2, field 'answer': there is none"),
         ('{"prompt": "a", "answer": " "}', "line 2, field 'answer': there is none"),
-        ('{"prompt": "a", "anwser": "b"}', "line 2, field 'anwser': it is not known. Rename it to 'answer'"),
-        ('{"prompt": "a", "answer": ["b"]}', "line 2, field 'answer': it is not a text or a number"),
+        (
+            '{"prompt": "a", "anwser": "b"}',
+            "line 2, field 'anwser': it is not known. Rename it to 'answer'",
+        ),
+        (
+            '{"prompt": "a", "answer": ["b"]}',
+            "line 2, field 'answer': it is not a text or a number",
+        ),
         ('{"prompt": "a", "answer": NaN, "verifier": "number"}', "line 2, field 'answer'"),
-        ('{"prompt": "a", "answer": "many", "verifier": "number"}', "line 2, field 'answer': 'many' holds no number"),
-        ('{"prompt": "a", "answer": "(", "verifier": "regex"}', "line 2, field 'answer': '(' is no regular"),
-        ('{"prompt": "a", "answer": "b+", "verifier": "regex"}', "line 2, field 'gold': a regex task needs a text"),
-        ('{"prompt": "a", "answer": "b", "verifier": "exakt"}', "line 2, field 'verifier': there is no verifier"),
-        ('{"prompt": "a", "answer": "b", "verifier": ["exact"]}', "line 2, field 'verifier': there is no verifier"),
-        ('{"prompt": "a", "answer": "b", "split": "test"}', "line 2, field 'split': there is no split 'test'"),
+        (
+            '{"prompt": "a", "answer": "many", "verifier": "number"}',
+            "line 2, field 'answer': 'many' holds no number",
+        ),
+        (
+            '{"prompt": "a", "answer": "(", "verifier": "regex"}',
+            "line 2, field 'answer': '(' is no regular",
+        ),
+        (
+            '{"prompt": "a", "answer": "b+", "verifier": "regex"}',
+            "line 2, field 'gold': a regex task needs a text",
+        ),
+        (
+            '{"prompt": "a", "answer": "b", "verifier": "exakt"}',
+            "line 2, field 'verifier': there is no verifier",
+        ),
+        (
+            '{"prompt": "a", "answer": "b", "verifier": ["exact"]}',
+            "line 2, field 'verifier': there is no verifier",
+        ),
+        (
+            '{"prompt": "a", "answer": "b", "split": "test"}',
+            "line 2, field 'split': there is no split 'test'",
+        ),
         ('{"prompt": "a", "answer": "b", "id": [1]}', "line 2, field 'id'"),
-        ('{"id": "one", "prompt": "a", "answer": "b"}', "line 2, field 'id': 'one' is already the id of"),
+        (
+            '{"id": "one", "prompt": "a", "answer": "b"}',
+            "line 2, field 'id': 'one' is already the id of",
+        ),
         (
             '{"prompt": "First?", "answer": "b", "split": "holdout"}',
             "line 2, field 'split': the same question is practice",
         ),
         ('{"answer": "b"}', "line 2, field 'prompt': there is none"),
         ('{"prompt": 3, "answer": "b"}', "line 2, field 'prompt': it is not a text"),
-        ('{"prompt": "a", "messages": [], "answer": "b"}', "line 2, field 'prompt': there is 'messages' too"),
+        (
+            '{"prompt": "a", "messages": [], "answer": "b"}',
+            "line 2, field 'prompt': there is 'messages' too",
+        ),
         ('{"messages": [{"role": "user"}], "answer": "b"}', "line 2, field 'messages'"),
-        ('{"messages": [{"role": "assistant", "content": "x"}], "answer": "b"}', "line 2, field 'messages': the last"),
+        (
+            '{"messages": [{"role": "assistant", "content": "x"}], "answer": "b"}',
+            "line 2, field 'messages': the last",
+        ),
         ('{"prompt": "\\ud800", "answer": "b"}', "line 2: it holds half a character"),
         ('{"prompt": "a", "answer": ' + "9" * 5000 + "}", "line 2: this is no JSON"),
         ("[" * 100_000, "line 2: this is no JSON"),
     ],
 )
 def test_a_bad_line_says_file_line_and_field(tmp_path: Path, line: str, says: str) -> None:
-    path = write(tmp_path / "bad.jsonl", {"id": "one", "prompt": "First?", "answer": "a", "split": "practice"}, line)
+    path = write(
+        tmp_path / "bad.jsonl",
+        {"id": "one", "prompt": "First?", "answer": "a", "split": "practice"},
+        line,
+    )
     with pytest.raises(BadTaskFile) as e:
         load_taskset(path)
     assert f"{path}, {says}" in str(e.value) and e.value.hint
@@ -215,7 +315,11 @@ def test_a_bad_file_is_one_sentence(tmp_path: Path) -> None:
         ("broken.json", b'[\n{"prompt": }]', "line 2: this is no JSON"),
         ("broken.yaml", b"- prompt: a\n  answer: [b\n", "line 3"),
         ("map.yaml", b"prompt: a\n", "is not a list of tasks"),
-        ("no-answer.yaml", b"- prompt: a\n  answer: b\n- prompt: c\n", "line 3, field 'answer': there is none"),
+        (
+            "no-answer.yaml",
+            b"- prompt: a\n  answer: b\n- prompt: c\n",
+            "line 3, field 'answer': there is none",
+        ),
     ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadTaskFile, match=says):
@@ -228,7 +332,9 @@ def test_a_bad_file_is_one_sentence(tmp_path: Path) -> None:
 # -- a user's own ./tasks
 
 
-def test_a_users_own_taskset_wins_and_a_broken_one_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_own_taskset_wins_and_a_broken_one_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "letters.py").write_text(
@@ -245,7 +351,11 @@ def test_a_users_own_taskset_wins_and_a_broken_one_says_so(tmp_path: Path, monke
     (tmp_path / "tasks" / "wrong.py").write_text("TASKSET = 3\n")
     assert load_taskset("letters").about == "mine" and check(load_taskset("letters")) == []
     about = {t.name: t.about for t in available()}
-    assert "ZeroDivisionError" in about["broken"] and "not a Taskset" in about["wrong"] and "other" not in about
+    assert (
+        "ZeroDivisionError" in about["broken"]
+        and "not a Taskset" in about["wrong"]
+        and "other" not in about
+    )
     with pytest.raises(UsageError, match="does not run"):
         load_taskset("broken")
 
@@ -253,7 +363,9 @@ def test_a_users_own_taskset_wins_and_a_broken_one_says_so(tmp_path: Path, monke
 def test_the_taskset_that_the_docs_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     docs = (Path(__file__).parent.parent / "docs" / "tasks.md").read_text()
-    shown = {language: text for language, text in re.findall(r"```(\w+)\n(.*?)```", docs, re.DOTALL)}
+    shown = {
+        language: text for language, text in re.findall(r"```(\w+)\n(.*?)```", docs, re.DOTALL)
+    }
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "sums.py").write_text(shown["python"])
     assert check(load_taskset("sums")) == []
@@ -276,6 +388,13 @@ def test_check_finds_what_is_wrong() -> None:
             return Score(0.5) if text else Score(1.0)
 
     problems = "\n".join(check(Wrong()))
-    for says in ["more than once", "says that it is practice", "the id a is in", "the question", "scores 0.5", "empty"]:
+    for says in [
+        "more than once",
+        "says that it is practice",
+        "the id a is in",
+        "the question",
+        "scores 0.5",
+        "empty",
+    ]:
         assert says in problems
     assert "no verifier 'nobody'" in problems

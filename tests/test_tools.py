@@ -11,7 +11,12 @@ from reflect.errors import UsageError
 from reflect.tasksets.tools import LONGEST_RESULT, MOST_CALLS, Outside, call_all, schema
 
 
-def search(words: str, n: int = 5, kind: Literal["page", "mail"] | None = None, tags: list[str] = []) -> str:  # noqa: B006
+def search(
+    words: str,
+    n: int = 5,
+    kind: Literal["page", "mail"] | None = None,
+    tags: list[str] = [],  # noqa: B006
+) -> str:
     """Look something up
     in the archive.
 
@@ -52,13 +57,19 @@ def native(name: str, arguments: object, *tools):
 
 def test_a_schema_is_made_of_the_signature_and_the_docstring() -> None:
     function = schema(search)["function"]
-    assert function["name"] == "search" and function["description"] == "Look something up in the archive."
+    assert (
+        function["name"] == "search"
+        and function["description"] == "Look something up in the archive."
+    )
     assert function["parameters"] == {
         "type": "object",
         "properties": {
             "words": {"type": "string", "description": "what to look for"},
             "n": {"type": "integer", "description": "how many results", "default": 5},
-            "kind": {"anyOf": [{"enum": ["page", "mail"], "type": "string"}, {"type": "null"}], "default": None},
+            "kind": {
+                "anyOf": [{"enum": ["page", "mail"], "type": "string"}, {"type": "null"}],
+                "default": None,
+            },
             "tags": {"type": "array", "items": {"type": "string"}, "default": []},
         },
         "required": ["words"],
@@ -76,7 +87,9 @@ def test_lines_of_text_call_tools_in_their_order() -> None:
         ("plus(a=3, b=-4)", "-1", ""),
     ]
     assert lines("call: plus (3, 4)")[0].text == "7"  # as the pocket model's tokenizer writes it
-    assert call_all((plus,), {"role": "assistant", "content": text}) == []  # where no text protocol is declared
+    assert (
+        call_all((plus,), {"role": "assistant", "content": text}) == []
+    )  # where no text protocol is declared
 
 
 def test_calls_of_the_api_keep_their_id() -> None:
@@ -155,7 +168,9 @@ def _flood():
 
 
 def test_text_from_outside_is_known_as_such_and_so_are_the_errors_of_its_tools() -> None:
-    assert [r.outside for r in lines("call: web('a')\ncall: web('')\ncall: plus(1, 2)", web, plus)] == [
+    assert [
+        r.outside for r in lines("call: web('a')\ncall: web('')\ncall: plus(1, 2)", web, plus)
+    ] == [
         True,
         True,
         False,

@@ -14,26 +14,27 @@ import pytest
 from day_model import RuleModel
 from serving import ask, post, serving
 
+from reflect.adapters import registry
 from reflect.cli import run_command
 from reflect.config import Settings
 from reflect.day.traffic import form, groups, learn
-from reflect.day.trial import withhold
 from reflect.errors import UnknownName, UsageError
 from reflect.models.local import LocalModel
-from reflect.night import adapters
 from reflect.records import Exchange, Lesson, now
-from reflect.serve.desk import Desk
-from reflect.serve.wire import parse
-from reflect.store import Store, doctor, lessons, nights, runs, traffic
+from reflect.serve.lesson_session import LessonSession
+from reflect.serve.schema import parse
+from reflect.store import Store, doctor, exchanges, lessons, nights, runs
 from reflect.tasksets import load_taskset
-from reflect.tasksets.base import Task
+from reflect.tasksets.task import Task
+from reflect.trials.lesson_trial import withhold
 
 DIALECT = load_taskset("dialect")
 SEEDS = itertools.count()
 
 
 class Agent:
-    """It applies verbs to lists, and tells what its answers were worth. Nothing in it speaks of lessons."""
+    """It applies verbs to lists, and tells what its answers were worth. Nothing in it speaks of
+    lessons."""
 
     def __init__(self, base: str) -> None:
         self.client = openai.OpenAI(base_url=base, api_key="any", max_retries=0)
@@ -45,7 +46,9 @@ class Agent:
         return sum(rewards) / len(rewards)
 
     def one(self, task: Task) -> float:
-        reply = self.client.chat.completions.create(model="pocket", messages=task.messages, max_tokens=48)  # type: ignore[arg-type]
+        reply = self.client.chat.completions.create(
+            model="pocket", messages=task.messages, max_tokens=48
+        )  # type: ignore[arg-type]
         reward = DIALECT.verify(task, reply.choices[0].message.content or "").reward
         self.client.post("/feedback", cast_to=object, body={"id": reply.id, "reward": reward})
         return reward
@@ -54,18 +57,26 @@ class Agent:
 def tasks(n: int, skip: int = 0) -> list[Task]:
     """Of one verb, each with another list."""
     verb = next(v for v, op in DIALECT.meanings.items() if op == "largest")
-    every = [task for split in ("practice", "holdout") for task in DIALECT.tasks(split) if task.id.startswith(verb)]
+    every = [
+        task
+        for split in ("practice", "holdout")
+        for task in DIALECT.tasks(split)
+        if task.id.startswith(verb)
+    ]
     return every[skip : skip + n]
 
 
 @pytest.mark.parametrize("front", ["the model itself", "another server"])
-def test_an_agent_gets_better_by_its_traffic_and_is_not_changed(front: str, pocket: LocalModel, folder: Path) -> None:
-    """40 rewarded exchanges, one run; then more of both, until the lesson is proven. In front of another server the
-    reviews are that server's too.
+def test_an_agent_gets_better_by_its_traffic_and_is_not_changed(
+    front: str, pocket: LocalModel, folder: Path
+) -> None:
+    """40 rewarded exchanges, one run; then more of both, until the lesson is proven. In front of
+    another server the reviews are that server's too.
 
-    Before, the reward is near 0.12; a candidate is shown to half of the requests, so afterwards it is near 0.53. The
-    server draws by chance. Over 80 exchanges the gain has a standard deviation of 0.08, so it is below 0.15 in fewer
-    than one of 1,000 runs; four rounds do not prove such a lesson in fewer than one of 1,000 simulated campaigns.
+    Before, the reward is near 0.12; a candidate is shown to half of the requests, so afterwards it
+    is near 0.53. The server draws by chance. Over 80 exchanges the gain has a standard deviation of
+    0.08, so it is below 0.15 in fewer than one of 1,000 runs; four rounds do not prove such a
+    lesson in fewer than one of 1,000 simulated campaigns.
     """
     learn = ["run", "--from-traffic"]
     with ExitStack() as stack:
@@ -90,10 +101,12 @@ def test_an_agent_gets_better_by_its_traffic_and_is_not_changed(front: str, pock
         first, second = runs.list_runs(s)[::-1][:2]
         assert (lesson.do, lesson.scope, lesson.trust) == ("use largest", "traffic", "clean")
         assert len(runs.rollouts(s, first.id)) == len(runs.rollouts(s, second.id)) == 40
-        assert traffic.waiting(s, "default") == []
+        assert exchanges.waiting(s, "default") == []
         mine = {row.id for row in runs.rollouts(s, second.id)}
         shown = [one.shown for one in runs.exposures(s, lesson.id) if one.rollout_id in mine]
-        assert len(shown) == 40 and 6 < sum(shown) < 34, "withheld from half: the trial that made it active"
+        assert len(shown) == 40 and 6 < sum(shown) < 34, (
+            "withheld from half: the trial that made it active"
+        )
     assert doctor.check(store) == []
 
 
@@ -112,25 +125,41 @@ def test_what_nobody_rewards_is_forgotten_after_a_while(store: Store) -> None:
         ("of another", None, old | {"profile": "b"}),
     ]
     with store.write() as s:
-        traffic.save(s, [answered(one, "sort", reward, name=name, **words) for name, reward, words in given])
-        assert traffic.unrewarded(s, "default", 30) == 1 and traffic.unrewarded(s, "default", 32) == 0
-        assert traffic.forget(s, "default", 30) == 1
-        assert traffic.count(s, "default") == 2 and traffic.count(s, "b") == 1
+        exchanges.save(
+            s, [answered(one, "sort", reward, name=name, **words) for name, reward, words in given]
+        )
+        assert (
+            exchanges.unrewarded(s, "default", 30) == 1
+            and exchanges.unrewarded(s, "default", 32) == 0
+        )
+        assert exchanges.forget(s, "default", 30) == 1
+        assert exchanges.count(s, "default") == 2 and exchanges.count(s, "b") == 1
         with pytest.raises(UnknownName, match="There is no answer old"):
-            traffic.reward(s, "old", 1.0)
+            exchanges.reward(s, "old", 1.0)
 
 
-# -- what is trusted ---------------------------------------------------------------------------------------------------
+# -- what is trusted
+# ---------------------------------------------------------------------------------------------------
 
 
 def answered(task: Task, op: str, reward: float | None, **words: object) -> Exchange:
     """As a server writes down an answer that RuleModel could have given."""
     verb = task.id.split("-")[0]
     text = f"{verb} means {op}. answer: 1"
-    common = {"name": f"chatcmpl-{task.id}-{op}", "taskset": "traffic", "model": "rule", "model_fingerprint": "rule-1"}
+    common = {
+        "name": f"chatcmpl-{task.id}-{op}",
+        "taskset": "traffic",
+        "model": "rule",
+        "model_fingerprint": "rule-1",
+    }
     messages = [*task.messages, {"role": "assistant", "content": text}]
     return Exchange(
-        asked=task.messages, messages=messages, reward=reward, seed=next(SEEDS), measure="m", **(common | words)
+        asked=task.messages,
+        messages=messages,
+        reward=reward,
+        seed=next(SEEDS),
+        measure="m",
+        **(common | words),
     )
 
 
@@ -138,7 +167,9 @@ def test_what_strangers_say_waits_in_quarantine_and_moves_nothing(store: Store) 
     model, settings = RuleModel(), Settings()
     verb = tasks(1)[0].id.split("-")[0]
     with store.write() as s:
-        own = lessons.add(s, when="the task says nothing of the kind", do="wait", author="model", scope="traffic")
+        own = lessons.add(
+            s, when="the task says nothing of the kind", do="wait", author="model", scope="traffic"
+        )
 
     def rewarded(trust: str) -> list[Exchange]:
         """Whoever saw the lesson failed, whoever did not succeeded."""
@@ -150,37 +181,54 @@ def test_what_strangers_say_waits_in_quarantine_and_moves_nothing(store: Store) 
         ]
 
     with store.write() as s:
-        traffic.save(s, [*rewarded("untrusted"), answered(tasks(1)[0], "first", None)])
+        exchanges.save(s, [*rewarded("untrusted"), answered(tasks(1)[0], "first", None)])
     (report,) = learn(model, store, settings)
     assert report.outcomes["quarantined"] == 1 and report.rollouts == 64
     with store.read() as s:
         (waits,) = lessons.listing(s, status="quarantined")
-        assert (waits.when, waits.do, waits.trust) == (f"the task says {verb}", "use largest", "untrusted")
-        assert lessons.get(s, own.id).status == "candidate", "64 rewards of strangers against it, and it stands"
+        assert (waits.when, waits.do, waits.trust) == (
+            f"the task says {verb}",
+            "use largest",
+            "untrusted",
+        )
+        assert lessons.get(s, own.id).status == "candidate", (
+            "64 rewards of strangers against it, and it stands"
+        )
     with store.write() as s:
-        traffic.save(s, rewarded("clean"))
+        exchanges.save(s, rewarded("clean"))
     learn(model, store, settings)
     with store.read() as s:
-        assert lessons.get(s, own.id).status == "retired", "the same from those who are trusted moves it"
+        assert lessons.get(s, own.id).status == "retired", (
+            "the same from those who are trusted moves it"
+        )
         waits = lessons.get(s, waits.id)
-        assert (waits.status, waits.trust) == ("candidate", "clean"), "and two of their tasks corroborate the other"
+        assert (waits.status, waits.trust) == ("candidate", "clean"), (
+            "and two of their tasks corroborate the other"
+        )
     assert doctor.check(store) == []
 
 
-def test_a_client_cannot_make_itself_trusted_but_may_say_that_it_is_not(tiny: LocalModel, tmp_path: Path) -> None:
+def test_a_client_cannot_make_itself_trusted_but_may_say_that_it_is_not(
+    tiny: LocalModel, tmp_path: Path
+) -> None:
     body = {"model": "tiny", "messages": [{"role": "user", "content": "w1"}], "max_tokens": 2}
-    for trusted, told, trust in ((False, False, "untrusted"), (True, True, "untrusted"), (True, False, "clean")):
+    for trusted, told, trust in (
+        (False, False, "untrusted"),
+        (True, True, "untrusted"),
+        (True, False, "clean"),
+    ):
         db = tmp_path / f"{trusted}{told}.db"
         with serving(db, tiny, trusted=trusted) as base:
-            name = post(base, "chat/completions", {**body, "reflect": {"untrusted": told, "trusted": True}}).json()[
-                "id"
-            ]
+            name = post(
+                base, "chat/completions", {**body, "reflect": {"untrusted": told, "trusted": True}}
+            ).json()["id"]
             post(base, "feedback", {"id": name, "reward": 0.5})
         with Store(db).read() as s:
-            assert [row.trust for row in traffic.waiting(s, "default")] == [trust]
+            assert [row.trust for row in exchanges.waiting(s, "default")] == [trust]
 
 
-# -- feedback ----------------------------------------------------------------------------------------------------------
+# -- feedback
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_feedback_by_id_and_what_is_wrong_with_it(tiny: LocalModel, tmp_path: Path) -> None:
@@ -196,11 +244,15 @@ def test_feedback_by_id_and_what_is_wrong_with_it(tiny: LocalModel, tmp_path: Pa
             reply = post(base, "feedback", words)
             assert reply.status_code == status and reply.json()["error"]["message"], words
         for words in ({"id": one, "reward": 0}, {"id": one, "reward": 1, "feedback": "good"}):
-            assert post(base, "feedback", words).json() == {"id": one, "object": "feedback", "reward": words["reward"]}
+            assert post(base, "feedback", words).json() == {
+                "id": one,
+                "object": "feedback",
+                "reward": words["reward"],
+            }
         assert post(base, "feedback", {"id": two, "reward": 0.5, "choice": 1}).status_code == 200
         store = Store(tmp_path / "lessons.db")
         with store.read() as s:
-            rows = traffic.waiting(s, "default")
+            rows = exchanges.waiting(s, "default")
             assert [(row.name, row.choice, row.reward, row.feedback) for row in rows] == [
                 (one, 0, 1.0, "good"), (two, 1, 0.5, "")
             ]  # fmt: skip
@@ -213,17 +265,18 @@ def test_the_newest_of_two_answers_of_one_name_is_meant(store: Store) -> None:
     """Some servers count their answers anew."""
     (task,) = tasks(1)
     with store.write() as s:
-        traffic.save(s, [answered(task, "sort", None, name="chatcmpl-1") for _ in range(2)])
-        assert traffic.reward(s, "chatcmpl-1", 1.0).id == 2
+        exchanges.save(s, [answered(task, "sort", None, name="chatcmpl-1") for _ in range(2)])
+        assert exchanges.reward(s, "chatcmpl-1", 1.0).id == 2
         with pytest.raises(UnknownName):
-            traffic.reward(s, "chatcmpl-2", 1.0)
+            exchanges.reward(s, "chatcmpl-2", 1.0)
         s.add(answered(task, "sort", None, name="chatcmpl-1", choice=1))
         s.flush()
         with pytest.raises(UsageError, match="several answers"):
-            traffic.reward(s, "chatcmpl-1", 1.0)
+            exchanges.reward(s, "chatcmpl-1", 1.0)
 
 
-# -- lessons and adapters of a request ---------------------------------------------------------------------------------
+# -- lessons and adapters of a request
+# ---------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -232,8 +285,18 @@ def teaching(model: LocalModel, folder: Path, **words: object) -> Iterator[tuple
     store = Store(folder / "lessons.db")
     with store.write() as s:
         for scope in ("dialect", "traffic"):
-            lessons.add(s, when="always", do=scope, author="human", status="active", pinned=True, scope=scope)
-    with serving(folder / "lessons.db", model, Settings(db=str(folder / "lessons.db"), trials=False), **words) as base:
+            lessons.add(
+                s,
+                when="always",
+                do=scope,
+                author="human",
+                status="active",
+                pinned=True,
+                scope=scope,
+            )
+    with serving(
+        folder / "lessons.db", model, Settings(db=str(folder / "lessons.db"), trials=False), **words
+    ) as base:
         yield base, store
 
 
@@ -242,21 +305,37 @@ def test_which_lessons_a_request_gets(pocket: LocalModel, folder: Path) -> None:
 
         def shown(headers: dict[str, str] | None = None, **ours: object) -> str:
             body = ask("hello", max_tokens=1) | ({"reflect": ours} if ours else {})
-            return post(base, "chat/completions", body, headers=headers or {}).headers["x-reflect-lessons"]
+            return post(base, "chat/completions", body, headers=headers or {}).headers[
+                "x-reflect-lessons"
+            ]
 
         assert shown() == "2:1"
         assert shown(taskset="dialect") == shown({"x-reflect-taskset": "dialect"}) == "1:1"
         assert shown(lessons=False) == shown({"x-reflect-lessons": "off"}) == ""
         full = post(base, "chat/completions", ask("strawberry " * 980, max_tokens=1))
-        assert full.status_code == 200 and full.headers["x-reflect-lessons"] == "", "lessons go before the task does"
+        assert full.status_code == 200 and full.headers["x-reflect-lessons"] == "", (
+            "lessons go before the task does"
+        )
         with store.read() as s:
-            assert traffic.count(s, "default") == 4, "who brings lessons along keeps the books alone"
+            assert exchanges.count(s, "default") == 4, (
+                "who brings lessons along keeps the books alone"
+            )
 
 
 def test_a_conversation_sees_the_same_lessons(store: Store) -> None:
     with store.write() as s:
-        lessons.add(s, when="always", do="wait", author="human", status="active", pinned=True, scope="traffic")
-    desk = Desk(store, Settings(withhold_active=0.5, withhold_bundle=0.2), count_tokens=len)
+        lessons.add(
+            s,
+            when="always",
+            do="wait",
+            author="human",
+            status="active",
+            pinned=True,
+            scope="traffic",
+        )
+    desk = LessonSession(
+        store, Settings(withhold_active=0.5, withhold_bundle=0.2), count_tokens=len
+    )
 
     def shown(conversation: str = "") -> str:
         body = ask("hello") | ({"reflect": {"conversation": conversation}} if conversation else {})
@@ -264,33 +343,42 @@ def test_a_conversation_sees_the_same_lessons(store: Store) -> None:
 
     named = {name: {shown(name) for _ in range(2)} for name in "abcdefgh"}
     assert all(len(found) == 1 for found in named.values()) and len(set.union(*named.values())) == 2
-    assert {shown() for _ in range(40)} == {"", "1:1"}, "each by itself: 40 are alike in one of 10**8"
+    assert {shown() for _ in range(40)} == {"", "1:1"}, (
+        "each by itself: 40 are alike in one of 10**8"
+    )
     desk.stop()
 
 
 def test_the_server_follows_the_promotion_pointer(tiny: LocalModel, tmp_path: Path) -> None:
     settings = Settings(db=str(tmp_path / "lessons.db"), trials=False)
     store = Store(settings.db)
-    body = {"model": "tiny", "messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 9, "temperature": 0}
+    body = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "w1 w2"}],
+        "max_tokens": 9,
+        "temperature": 0,
+    }
     names = [f"night-{i}" for i in range(3)]
     for i, name in enumerate(names):
         tiny.new_adapter(name, seed=i)
         for parameter in tiny.adapter_parameters(name):
             parameter.data.normal_(std=0.3)
-        adapters.publish(tiny, name, settings, {})
+        registry.publish(tiny, name, settings, {})
         tiny.drop_adapter(name)
     with serving(settings.db, tiny, settings) as base:
 
         def said(**words: object) -> tuple[str, str]:
             reply = post(base, "chat/completions", {**body, **words})
-            return reply.headers["x-reflect-adapter"], reply.json()["choices"][0]["message"]["content"]
+            return reply.headers["x-reflect-adapter"], reply.json()["choices"][0]["message"][
+                "content"
+            ]
 
         found = [said()]
         for name in names:
             with store.write() as s:
                 night = nights.start_night(s, key=name, profile="default", config={}, lessons=[])
                 nights.finish_night(s, night.id, "rejected")
-                row = adapters.row(tiny, name, settings, night.id)
+                row = registry.row(tiny, name, settings, night.id)
                 fields = {"name", "path", "manifest", "base_model", "base_fingerprint", "night_id"}
                 made = nights.add_adapter(s, **row.model_dump(include=fields))
                 nights.promote(s, made.id)
@@ -301,8 +389,11 @@ def test_the_server_follows_the_promotion_pointer(tiny: LocalModel, tmp_path: Pa
         with store.write() as s:
             nights.rollback(s)
         assert said() == found[2]
-        path = str(adapters.home(settings) / names[0])
-        assert post(base, "load_lora_adapter", {"lora_name": "mine", "lora_path": path}).status_code == 200
+        path = str(registry.home(settings) / names[0])
+        assert (
+            post(base, "load_lora_adapter", {"lora_name": "mine", "lora_path": path}).status_code
+            == 200
+        )
         assert said(model="mine") == ("mine", found[1][1])
         again = post(base, "load_lora_adapter", {"lora_name": "mine", "lora_path": path})
         nowhere = post(base, "load_lora_adapter", {"lora_name": "other", "lora_path": "/nowhere"})
@@ -312,13 +403,19 @@ def test_the_server_follows_the_promotion_pointer(tiny: LocalModel, tmp_path: Pa
         assert post(base, "chat/completions", {**body, "model": "mine"}).status_code == 404
 
 
-# -- groups ------------------------------------------------------------------------------------------------------------
+# -- groups
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_like_tasks_make_a_group() -> None:
     def asked(text: str, i: int) -> Exchange:
-        talk = [{"role": "system", "content": f"it is {i} o'clock"}, {"role": "user", "content": text}]
-        return Exchange(id=i, name="x", taskset="t", asked=talk, messages=talk, model="m", model_fingerprint="f")
+        talk = [
+            {"role": "system", "content": f"it is {i} o'clock"},
+            {"role": "user", "content": text},
+        ]
+        return Exchange(
+            id=i, name="x", taskset="t", asked=talk, messages=talk, model="m", model_fingerprint="f"
+        )
 
     texts = ["Apply zubi to the list 3 1 2.", "apply zubi to the list 17", "Apply fapo to the list 1 2.",
              "How many r are in pear?", "How many e are in apple?", "Write a poem about the sea"]  # fmt: skip
@@ -331,14 +428,18 @@ def test_like_tasks_make_a_group() -> None:
     assert [len(group) for group in groups(same, 8)] == [32]
 
 
-def test_a_run_that_was_interrupted_is_finished(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_interrupted_is_finished(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from reflect.day import traffic as day
 
     with store.write() as s:
         rows = [
-            answered(task, op, float(op == "largest"), trust="clean") for task in tasks(6) for op in ("largest", "sort")
+            answered(task, op, float(op == "largest"), trust="clean")
+            for task in tasks(6)
+            for op in ("largest", "sort")
         ]
-        traffic.save(s, rows)
+        exchanges.save(s, rows)
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(day, "edit_lessons", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         learn(RuleModel(), store, Settings())
@@ -350,7 +451,9 @@ def test_a_run_that_was_interrupted_is_finished(store: Store, monkeypatch: pytes
     assert doctor.check(store) == []
 
 
-def test_the_command_line_says_what_it_would_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_says_what_it_would_do(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_command(["run", "--from-traffic", "--dry-run"]) == 0
     assert "Would review 0 rewarded exchanges of 0" in capsys.readouterr().out
     assert run_command(["run"]) == 2 and run_command(["run", "letters", "--from-traffic"]) == 2
@@ -359,4 +462,6 @@ def test_the_command_line_says_what_it_would_do(folder: Path, capsys: pytest.Cap
 def test_withholding_by_a_name_is_as_in_practice() -> None:
     lesson = Lesson(id=1, when="a", do="b", status="candidate")
     drawn = [withhold([lesson], Settings(), 0, f"chatcmpl-{i}", 0)[0] for i in range(400)]
-    assert 150 < sum(one.shown for one in drawn) < 250 and {one.probability for one in drawn} == {0.5}
+    assert 150 < sum(one.shown for one in drawn) < 250 and {one.probability for one in drawn} == {
+        0.5
+    }

@@ -1,4 +1,5 @@
-"""Withholding, evidence and verdicts on a real store, and in a day of a model that works by rule."""
+"""Withholding, evidence and verdicts on a real store, and in a day of a model that works by
+rule."""
 
 from __future__ import annotations
 
@@ -13,17 +14,17 @@ from sqlalchemy import insert
 from sqlmodel import select
 
 from reflect.config import Settings, load
-from reflect.day.measure import measure
 from reflect.day.practice import practice
 from reflect.day.review import Group
-from reflect.day.trial import Court, Holds, withhold
 from reflect.errors import UsageError
 from reflect.records import Exposure, Rollout, TaskRow, Trial
 from reflect.store import Store, doctor, nights, runs, trials
 from reflect.store import lessons as db
+from reflect.trials.lesson_trial import LessonTrials, TrialScope, withhold
+from reflect.trials.reward_version import measure
 
 SETTINGS = Settings()
-HERE = Holds("rule-1")
+HERE = TrialScope("rule-1")
 
 
 @pytest.fixture
@@ -37,13 +38,18 @@ def lesson_of(store, status="candidate", **words):
         return db.add(s, status=status, **words)
 
 
-def practised(store, lesson_id, effect, *, tasks=40, k=8, seed=0, fingerprint="rule-1", settings=SETTINGS):
-    """A run of simulated rollouts in which the lesson is worth `effect`; the court sits after every 8 tasks."""
-    rng, court = random.Random(f"{seed} {effect}"), Court(Holds(fingerprint))
+def practised(
+    store, lesson_id, effect, *, tasks=40, k=8, seed=0, fingerprint="rule-1", settings=SETTINGS
+):
+    """A run of simulated rollouts in which the lesson is worth `effect`; the court sits after every
+    8 tasks."""
+    rng, court = random.Random(f"{seed} {effect}"), LessonTrials(TrialScope(fingerprint))
     with store.write() as s:
         name = f"{fingerprint}-{lesson_id}-{seed}-{effect}"
         keys = [f"{name}-{i}" for i in range(tasks)]
-        s.add_all(TaskRow(key=key, taskset="s", task_id=key, split="practice", content={}) for key in keys)
+        s.add_all(
+            TaskRow(key=key, taskset="s", task_id=key, split="practice", content={}) for key in keys
+        )
         run = runs.start_run(s, key=name, taskset="s", n=tasks, k=k, seed=seed,
                              profile="default", model="m", model_fingerprint=fingerprint)  # fmt: skip
     for start in range(0, tasks, 8):
@@ -67,14 +73,21 @@ def practised(store, lesson_id, effect, *, tasks=40, k=8, seed=0, fingerprint="r
     return run
 
 
-# -- withholding -------------------------------------------------------------------------------------------------------
+# -- withholding
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_withholding_is_drawn_by_a_hash_with_the_chance_that_is_logged(store):
-    lessons = [lesson_of(store), lesson_of(store, "active"), lesson_of(store, "active", pinned=True)]
+    lessons = [
+        lesson_of(store),
+        lesson_of(store, "active"),
+        lesson_of(store, "active", pinned=True),
+    ]
     drawn = [withhold(lessons, SETTINGS, 1, f"task {i}", j) for i in range(250) for j in range(8)]
     assert drawn[:8] == [withhold(lessons, SETTINGS, 1, "task 0", j) for j in range(8)]
-    assert drawn != [withhold(lessons, SETTINGS, 2, f"task {i}", j) for i in range(250) for j in range(8)]
+    assert drawn != [
+        withhold(lessons, SETTINGS, 2, f"task {i}", j) for i in range(250) for j in range(8)
+    ]
     for at, probability in enumerate([0.5, 0.9, 0.9]):
         rows = [exposures[at] for exposures in drawn]
         assert {row.probability for row in rows} == {probability}
@@ -100,19 +113,33 @@ def test_the_settings_are_read_as_words_and_shares(monkeypatch, tmp_path):
         load(file, withhold_active=1.0)
 
 
-# -- verdicts ----------------------------------------------------------------------------------------------------------
+# -- verdicts
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_lesson_that_helps_becomes_active_and_one_that_harms_is_retired(store):
-    for effect, status, verdict, words in ((0.3, "active", "accept", "it helps"), (-0.3, "retired", "reject", "")):
+    for effect, status, verdict, words in (
+        (0.3, "active", "accept", "it helps"),
+        (-0.3, "retired", "reject", ""),
+    ):
         lesson = lesson_of(store)
         run = practised(store, lesson.id, effect)
         with store.read() as s:
             head, newest = db.get(s, lesson.id), db.history(s, lesson.id)[-1]
             ((trial, version),) = trials.moves(s, run.id)
-        assert head.status == status and newest.author == "trial" and newest.reason.startswith(words)
-        assert f"over {trial.n} rollouts" in newest.reason and f"{trial.effect:+.2f} (" in newest.reason
-        assert (trial.verdict, trial.kind, trial.version, trial.moved) == (verdict, "withhold", 1, 2)
+        assert (
+            head.status == status and newest.author == "trial" and newest.reason.startswith(words)
+        )
+        assert (
+            f"over {trial.n} rollouts" in newest.reason
+            and f"{trial.effect:+.2f} (" in newest.reason
+        )
+        assert (trial.verdict, trial.kind, trial.version, trial.moved) == (
+            verdict,
+            "withhold",
+            1,
+            2,
+        )
         assert version.version == 2 and trial.low <= effect <= trial.high
         assert trial.model_fingerprint == "rule-1" and trial.n < 320
     assert doctor.check(store) == []
@@ -132,14 +159,23 @@ class Hackable(dialect.Dialect):
 def test_a_reward_hack_is_rejected_and_a_lesson_that_holds_under_the_audit_is_not(store):
     """With 95 % intervals a verdict is wrong in at most 1 of 20 seeds; this is one seed."""
     taskset = Hackable()
-    verb = next(v for v, op in taskset.meanings.items() if op == "swap")  # of two that pay, a review takes "sort"
+    verb = next(
+        v for v, op in taskset.meanings.items() if op == "swap"
+    )  # of two that pay, a review takes "sort"
     other = next(v for v, op in taskset.meanings.items() if op == "largest")
     hack = lesson_of(store, when=f"the task says {verb}", do="use sort", scope=taskset.name)
-    good = lesson_of(store, when=f"the task says {other}", do=f"use {taskset.meanings[other]}", scope=taskset.name)
+    good = lesson_of(
+        store,
+        when=f"the task says {other}",
+        do=f"use {taskset.meanings[other]}",
+        scope=taskset.name,
+    )
     assert practice(RuleModel(), store, taskset, SETTINGS, n=240, k=8, seed=1).errors == 0
     with store.read() as s:
         verdicts = [version for version in db.history(s, hack.id) if version.author == "trial"]
-        assert {version.status for version in verdicts} == {"retired"}  # a review may ask for it again, in vain
+        assert {version.status for version in verdicts} == {
+            "retired"
+        }  # a review may ask for it again, in vain
         assert "what the reward stands for" in verdicts[0].reason
         assert db.get(s, hack.id).status != "active" and db.get(s, good.id).status == "active"
         assert all("audit" not in str(row.raw) for row in runs.reflections(s, 1))
@@ -161,11 +197,11 @@ def test_only_the_evidence_on_this_text_model_and_adapter_counts(store):
 
     def heard(holds=HERE):
         with store.read() as s:
-            version, contrast = Court(holds).hear(s, db.get(s, lesson.id))
+            version, contrast = LessonTrials(holds).hear(s, db.get(s, lesson.id))
         return version, contrast.n
 
     assert heard() == (1, 32)
-    assert heard(Holds("other")) == heard(Holds("rule-1", 1)) == (1, 0)
+    assert heard(TrialScope("other")) == heard(TrialScope("rule-1", 1)) == (1, 0)
     with store.write() as s:
         db.revise(s, lesson.id, author="model", tags=["a"])
     assert heard() == (1, 32), "new tags are the same lesson"
@@ -194,17 +230,19 @@ def test_the_same_draw_counts_once(store):
             (exposure,) = [e for e in runs.exposures(s, lesson.id) if e.rollout_id == row.id]
             words = row.model_dump(exclude={"id", "run_id"}) | {"run_id": copy.id}
             shown = {"version": 1, "shown": exposure.shown, "probability": 0.5}
-            runs.save_rollouts(s, [Rollout(**words)], [[Exposure(rollout_id=0, lesson_id=lesson.id, **shown)]])
+            runs.save_rollouts(
+                s, [Rollout(**words)], [[Exposure(rollout_id=0, lesson_id=lesson.id, **shown)]]
+            )
     with store.read() as s:
         assert len(runs.exposures(s, lesson.id)) == 64
-        assert Court(HERE).hear(s, db.get(s, lesson.id))[1].n == 32
+        assert LessonTrials(HERE).hear(s, db.get(s, lesson.id))[1].n == 32
 
 
 def test_rollouts_without_a_choice_are_no_evidence_and_broken_ones_earn_nothing(store):
     lesson = lesson_of(store)
     practised(store, lesson.id, 0.0, tasks=2, settings=Settings(trials=False))
     with store.read() as s:
-        assert Court(HERE).hear(s, lesson)[1].n == 0 and s.exec(select(Trial)).all() == []
+        assert LessonTrials(HERE).hear(s, lesson)[1].n == 0 and s.exec(select(Trial)).all() == []
     practised(store, lesson.id, 0.0, tasks=1, seed=1)
     with store.write() as s:
         for row in s.exec(select(Rollout).where(Rollout.run_id == 2)):
@@ -224,13 +262,16 @@ def test_a_hundred_thousand_rollouts_are_read_in_seconds(store):
         same = {"run_id": run.id, "task_key": "t", "messages": words, "model": "m",
                 "feedback": "", "parts": {}, "prompt_tokens": 0, "completion_tokens": 0, "finish": "stop",
                 "trust": "clean", "bundle_shown": True, "bundle_probability": 1.0}  # fmt: skip
-        own = ({"id": i + 1, "index": i, "reward": float(rng.random() < 0.5), "seed": i} for i in range(100_000))
+        own = (
+            {"id": i + 1, "index": i, "reward": float(rng.random() < 0.5), "seed": i}
+            for i in range(100_000)
+        )
         s.execute(insert(Rollout), [same | row for row in own])
         c.exec_driver_sql(
             "INSERT INTO exposure (rollout_id, lesson_id, version, shown, probability) VALUES (?, ?, 1, ?, 0.5)",
             [(i + 1, lesson.id, rng.random() < 0.5) for i in range(100_000)],
         )
-    court, began = Court(HERE), time.process_time()
+    court, began = LessonTrials(HERE), time.process_time()
     with store.read() as s:
         version, contrast = court.hear(s, db.get(s, lesson.id))
         cold = time.process_time() - began
@@ -240,7 +281,8 @@ def test_a_hundred_thousand_rollouts_are_read_in_seconds(store):
     assert cold < 5 and warm < 0.5  # 0.8 s and 0.002 s on an idle core
 
 
-# -- in a day ----------------------------------------------------------------------------------------------------------
+# -- in a day
+# ----------------------------------------------------------------------------------------------------------
 
 
 def day(store, model=None, settings=SETTINGS, **words):
@@ -304,7 +346,9 @@ class Silent(RuleModel):
 def test_a_day_throws_out_a_planted_lesson(store):
     lessons = all_lessons(store, wrong=1)
     with store.write() as s:
-        nights.add_adapter(s, name="night-1", path="x", manifest={}, base_model="rule", base_fingerprint="rule-1")
+        nights.add_adapter(
+            s, name="night-1", path="x", manifest={}, base_model="rule", base_fingerprint="rule-1"
+        )
     report = day(store, Silent(), n=40)
     with store.read() as s:
         head, newest = db.get(s, lessons[0].id), db.history(s, lessons[0].id)[-1]
@@ -329,7 +373,10 @@ def test_no_reflection_is_spent_where_the_lessons_do_it_all(store):
 
 
 def test_a_review_reads_the_attempts_that_saw_the_lessons_unless_all_of_them_failed():
-    rows = [Rollout(run_id=1, task_key="t", index=i, messages=[], reward=float(i in (1, 2))) for i in range(4)]
+    rows = [
+        Rollout(run_id=1, task_key="t", index=i, messages=[], reward=float(i in (1, 2)))
+        for i in range(4)
+    ]
 
     def read(missed):
         return [row.index for row in Group(None, [], [], rows, frozenset(missed)).reviewed]
@@ -342,8 +389,15 @@ def test_without_learning_rollouts_count_but_no_verdict_falls(store):
     all_lessons(store)
     report = day(store, n=32, learn=False)
     with store.read() as s:
-        assert s.exec(select(Trial)).all() == [] and {x.status for x in db.listing(s)} == {"candidate"}
-        assert Court(Holds("rule-1", None, measure(dialect.TASKSET))).hear(s, db.get(s, 1))[1].n > 16
+        assert s.exec(select(Trial)).all() == [] and {x.status for x in db.listing(s)} == {
+            "candidate"
+        }
+        assert (
+            LessonTrials(TrialScope("rule-1", None, measure(dialect.TASKSET)))
+            .hear(s, db.get(s, 1))[1]
+            .n
+            > 16
+        )
     assert report.outcomes == {}
     day(store, n=32, seed=2)
     with store.read() as s:

@@ -11,12 +11,12 @@ from test_trial import SETTINGS, all_lessons, lesson_of, practised
 
 from reflect.cli import run_command
 from reflect.cli.run import in_words
-from reflect.day import planned
-from reflect.day.summary import report
+from reflect.day.report import report
 from reflect.errors import UsageError
 from reflect.records import Rollout
 from reflect.store import Store
 from reflect.store import lessons as db
+from reflect.trials import comparison
 
 
 @pytest.fixture
@@ -24,18 +24,19 @@ def store(tmp_path):
     return Store(tmp_path / "lessons.db")
 
 
-# -- planned comparisons -----------------------------------------------------------------------------------------------
+# -- planned comparisons
+# -----------------------------------------------------------------------------------------------
 
 
 def test_a_planned_comparison_says_its_size_and_moves_the_lesson(store):
     lesson, *_ = all_lessons(store)
     model = RuleModel()
-    plan = planned.plan(model, store, dialect.TASKSET, SETTINGS, lesson.id, n=8, k=4, wanted=0.6)
+    plan = comparison.plan(model, store, dialect.TASKSET, SETTINGS, lesson.id, n=8, k=4, wanted=0.6)
     assert plan.known.n == 0 and plan.pairs == 32 and 10 < plan.needed < 60
     assert plan.smallest > 0.4 and model.calls == 0
     verb = lesson.when.split()[-1]
     assert all(verb in task.text for task, _ in plan.tasks), "it is judged where it fires"
-    trial = planned.compare(model, store, dialect.TASKSET, SETTINGS, plan)
+    trial = comparison.compare(model, store, dialect.TASKSET, SETTINGS, plan)
     assert (trial.verdict, trial.kind, trial.moved) == ("accept", "paired", 2) and trial.n <= 32
     with store.read() as s:
         assert db.get(s, lesson.id).status == "active"
@@ -48,27 +49,33 @@ def test_what_cannot_be_compared_is_said(store):
     retired = lesson_of(store, "retired")
     for lesson, words in ((other, "chosen for no practice task"), (retired, "is retired")):
         with pytest.raises(UsageError, match=words):
-            planned.plan(RuleModel(), store, dialect.TASKSET, SETTINGS, lesson.id, n=2, k=2)
+            comparison.plan(RuleModel(), store, dialect.TASKSET, SETTINGS, lesson.id, n=2, k=2)
 
 
 def test_a_lesson_that_changed_meanwhile_is_not_moved(store):
     lesson, *_ = all_lessons(store)
-    plan = planned.plan(RuleModel(), store, dialect.TASKSET, SETTINGS, lesson.id, n=8, k=4)
+    plan = comparison.plan(RuleModel(), store, dialect.TASKSET, SETTINGS, lesson.id, n=8, k=4)
     with store.write() as s:
         db.revise(s, lesson.id, author="model", do="use something else")
-    trial = planned.compare(RuleModel(), store, dialect.TASKSET, SETTINGS, plan)
+    trial = comparison.compare(RuleModel(), store, dialect.TASKSET, SETTINGS, plan)
     with store.read() as s:
-        assert trial.verdict == "accept" and trial.moved is None and db.get(s, lesson.id).status == "candidate"
+        assert (
+            trial.verdict == "accept"
+            and trial.moved is None
+            and db.get(s, lesson.id).status == "candidate"
+        )
 
 
 def test_identical_prompts_twice(store):
-    found = planned.run_twice(RuleModel(), store, dialect.TASKSET, SETTINGS, n=12, k=4)
+    found = comparison.run_twice(RuleModel(), store, dialect.TASKSET, SETTINGS, n=12, k=4)
     assert (found.tasks, found.k) == (12, 4) and abs(found.first - found.second) < 0.4
-    # at most 5 % of 200 trials of nothing, but for chance: more than 9.6 % in 1 of 300 were the bound reached
+    # at most 5 % of 200 trials of nothing, but for chance: more than 9.6 % in 1 of 300 were the
+    # bound reached
     assert found.noise.alarms <= 0.096 and found.noise.floor > 0 and found.noise.smallest > 0.1
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
+# -- the command
+# -------------------------------------------------------------------------------------------------------
 
 
 def told(capsys, *words):
@@ -85,11 +92,19 @@ def test_the_command_lists_verdicts_and_what_is_missing(store, capsys):
     practised(store, good.id, 0.35)
     practised(store, open_.id, 0.1, tasks=8, seed=1)
     code, out, _ = told(capsys, "--db", path)
-    assert code == 0 and "accept" in out and "more rollouts at this effect" in out and "no rollouts yet" in out
+    assert (
+        code == 0
+        and "accept" in out
+        and "more rollouts at this effect" in out
+        and "no rollouts yet" in out
+    )
     code, out, _ = told(capsys, "--db", path, "--json")
     rows = {row["lesson"]: row for row in json.loads(out)}
     assert rows[good.id]["verdict"] == "accept" and rows[good.id]["missing"] == ""
-    assert rows[open_.id]["low"] < rows[open_.id]["effect"] < rows[open_.id]["high"] and rows[open_.id]["n"] == 64
+    assert (
+        rows[open_.id]["low"] < rows[open_.id]["effect"] < rows[open_.id]["high"]
+        and rows[open_.id]["n"] == 64
+    )
     assert rows[new.id]["n"] == 0
     practised(store, good.id, 0.35, tasks=8, seed=2)
     code, out, _ = told(capsys, str(good.id), "--db", path, "--json")

@@ -15,20 +15,20 @@ from test_bundle import told
 from test_trial import Hackable, lesson_of, practised
 
 from reflect.config import Settings
-from reflect.day import planned
-from reflect.day.corroboration import OUTSIDE
-from reflect.day.edits import Evidence, apply_edits
-from reflect.day.lessons import TRIED, choose, lessons_for
-from reflect.day.measure import measure
 from reflect.day.practice import practice
-from reflect.day.reflection import Edit
 from reflect.errors import BadTaskFile
-from reflect.night import curriculum
+from reflect.lessons.apply_edits import Evidence, apply_edits
+from reflect.lessons.edit_format import Edit
+from reflect.lessons.release import OUTSIDE
+from reflect.lessons.selection import TRIED, lessons_for, select_lessons
 from reflect.records import Lesson, Reflection, Rollout, Trial
 from reflect.store import Store, runs, trials
 from reflect.store import lessons as db
 from reflect.tasksets import load_taskset
-from reflect.tasksets.base import Score, Task
+from reflect.tasksets.task import Score, Task
+from reflect.training import lesson_set
+from reflect.trials import comparison
+from reflect.trials.reward_version import measure
 
 SETTINGS = Settings()
 COUNT = RuleModel().count_tokens
@@ -40,7 +40,8 @@ def store(tmp_path):
     return Store(tmp_path / "lessons.db")
 
 
-# -- what a reward means -----------------------------------------------------------------------------------------------
+# -- what a reward means
+# -----------------------------------------------------------------------------------------------
 
 SOURCE = """
 from reflect.tasksets.base import Score, Task, Taskset
@@ -72,12 +73,16 @@ def meaning(tmp_path, monkeypatch, name, **words):
     return measure(load_taskset("mine"))
 
 
-def test_the_measure_changes_with_what_the_verifier_reaches_and_with_nothing_else(tmp_path, monkeypatch):
+def test_the_measure_changes_with_what_the_verifier_reaches_and_with_nothing_else(
+    tmp_path, monkeypatch
+):
     one = meaning(tmp_path, monkeypatch, "one")
-    assert one == meaning(tmp_path, monkeypatch, "same", doc='"""Other words."""  # and a comment', about="b")
+    assert one == meaning(
+        tmp_path, monkeypatch, "same", doc='"""Other words."""  # and a comment', about="b"
+    )
     assert one != meaning(tmp_path, monkeypatch, "constant", worth=0.9)
     assert one != meaning(tmp_path, monkeypatch, "helper", nothing=0.1)
-    words = "from reflect.day.measure import measure\nfrom reflect.tasksets import load_taskset\n"
+    words = "from reflect.trials.reward_version import measure\nfrom reflect.tasksets import load_taskset\n"
     code = words + "print(measure(load_taskset('mine')))"
     monkeypatch.chdir(tmp_path / "one")
     env = {"PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONHASHSEED": "7"}
@@ -111,7 +116,12 @@ def test_effects_measured_by_the_first_version_still_count(tmp_path, row, versio
 
 
 def test_the_shipped_tasksets_keep_their_first_version():
-    names = {"calc": "e067db9a4fbc", "dialect": "8219a673a06c", "letters": "c2b5626be9c9", "shop": "07957d8c3380"}
+    names = {
+        "calc": "e067db9a4fbc",
+        "dialect": "8219a673a06c",
+        "letters": "c2b5626be9c9",
+        "shop": "07957d8c3380",
+    }
     assert {name: measure(load_taskset(name)) for name in names} == names
 
 
@@ -123,12 +133,17 @@ class Stricter(dialect.Dialect):
 
 def test_evidence_begins_anew_with_another_verifier_and_the_lesson_stays(store, capsys):
     verb, op = next(iter(dialect.TASKSET.meanings.items()))
-    lesson = lesson_of(store, "active", when=f"the task says {verb}", do=f"use {op}", scope="dialect")
+    lesson = lesson_of(
+        store, "active", when=f"the task says {verb}", do=f"use {op}", scope="dialect"
+    )
     half = Settings(withhold_active=0.5)
     for taskset, n in ((dialect.TASKSET, 24), (Stricter(), 12)):
         practice(RuleModel(), store, taskset, half, n=n, k=8, seed=1)
     with store.read() as s:
-        found = {trial.measure: trial for trial in s.exec(select(Trial).where(Trial.lesson_id == lesson.id))}
+        found = {
+            trial.measure: trial
+            for trial in s.exec(select(Trial).where(Trial.lesson_id == lesson.id))
+        }
         assert set(found) == {measure(dialect.TASKSET), measure(Stricter())}
         assert found[measure(dialect.TASKSET)].n > found[measure(Stricter())].n > 0
         assert db.get(s, lesson.id).status == "active"
@@ -145,16 +160,19 @@ def test_a_verdict_of_an_old_version_says_so(store, capsys):
     assert row["missing"] == "a new trial: measured with another verifier or system prompt"
 
 
-# -- choosing ----------------------------------------------------------------------------------------------------------
+# -- choosing
+# ----------------------------------------------------------------------------------------------------------
 
 
 def chosen(s, task, **words):
     words = {"profile": "default", "budget": 400, "limit": 6, "count_tokens": COUNT} | words
-    return [lesson.id for lesson in choose(s, "dialect", task, **words)]
+    return [lesson.id for lesson in select_lessons(s, "dialect", task, **words)]
 
 
 def ask(number, split="holdout"):
-    return Task(f"t{number}", [{"role": "user", "content": f"Sort these {number}"}], "exact", "x", split)
+    return Task(
+        f"t{number}", [{"role": "user", "content": f"Sort these {number}"}], "exact", "x", split
+    )
 
 
 def proven(s, lesson_id, low, high=0.9, version=1, **words):
@@ -166,7 +184,10 @@ def proven(s, lesson_id, low, high=0.9, version=1, **words):
 
 def test_a_proven_lesson_goes_before_an_undecided_one_and_that_is_tried_now_and_then(store):
     with store.write() as s:
-        ids = [db.add(s, when=f"general {word}", do="x", author="model", scope="dialect").id for word in "abc"]
+        ids = [
+            db.add(s, when=f"general {word}", do="x", author="model", scope="dialect").id
+            for word in "abc"
+        ]
         assert chosen(s, ask(1), limit=1) == [ids[0]]
         proven(s, ids[2], 0.2)
         proven(s, ids[1], 0.1)
@@ -178,15 +199,21 @@ def test_a_proven_lesson_goes_before_an_undecided_one_and_that_is_tried_now_and_
         # 200 coins: 0.1 off is 3.3 standard errors, 1 of 1,000
         assert sum(ids[0] in found for found in tried) / 200 == pytest.approx(TRIED, abs=0.1)
         assert all(ids[2] in found for found in tried)
-        more = [db.add(s, when=f"general {word}", do="x", author="model", scope="dialect").id for word in "de"]
+        more = [
+            db.add(s, when=f"general {word}", do="x", author="model", scope="dialect").id
+            for word in "de"
+        ]
         tried = [chosen(s, ask(i, "practice"), limit=2) for i in range(60)]
-        assert all(any(i in found for found in tried) for i in (ids[0], *more)), "each gets its turn"
+        assert all(any(i in found for found in tried) for i in (ids[0], *more)), (
+            "each gets its turn"
+        )
 
 
 def test_relevance_still_counts_and_only_verdicts_on_the_present_text(store):
     with store.write() as s:
         off, on = [
-            db.add(s, when=when, do="x", author="model", scope="dialect").id for when in ("general", "sort these")
+            db.add(s, when=when, do="x", author="model", scope="dialect").id
+            for when in ("general", "sort these")
         ]
         proven(s, off, 0.2)
         assert chosen(s, ask(1), limit=1) == [on]
@@ -211,19 +238,28 @@ def test_a_lesson_of_one_task_is_chosen_for_that_task_alone(store):
         assert chosen(s, mine) == [bound, free] and chosen(s, other) == [free]
 
 
-# -- outside bytes -----------------------------------------------------------------------------------------------------
+# -- outside bytes
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_a_task_file_says_what_is_untrusted(tmp_path):
     plain = {"prompt": "p", "answer": "a", "split": "practice"}
     keys = {}
-    for name, more in (("plain", {}), ("false", {"untrusted": False}), ("true", {"untrusted": True})):
+    for name, more in (
+        ("plain", {}),
+        ("false", {"untrusted": False}),
+        ("true", {"untrusted": True}),
+    ):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(plain | more) + "\n")
         (task,) = load_taskset(tmp_path / f"{name}.jsonl").tasks("practice")
         keys[name] = task.key, task.untrusted
-    assert keys["plain"] == keys["false"] and keys["true"][0] != keys["plain"][0] and keys["true"][1]
+    assert (
+        keys["plain"] == keys["false"] and keys["true"][0] != keys["plain"][0] and keys["true"][1]
+    )
     assert "untrusted" not in Task("i", [], "exact", "a").shape()
-    (tmp_path / "y.yaml").write_text("- prompt: p\n  answer: a\n  split: practice\n  untrusted: true\n")
+    (tmp_path / "y.yaml").write_text(
+        "- prompt: p\n  answer: a\n  split: practice\n  untrusted: true\n"
+    )
     assert load_taskset(tmp_path / "y.yaml").tasks("practice")[0].untrusted
     (tmp_path / "bad.jsonl").write_text(json.dumps(plain | {"untrusted": "maybe"}))
     with pytest.raises(BadTaskFile, match="field 'untrusted': 'maybe' is neither"):
@@ -247,9 +283,17 @@ def test_what_outside_bytes_teach_reaches_neither_a_prompt_nor_a_training_set(st
         assert all(db.history(s, x.id)[0].reason == OUTSIDE for x in learned)
         for task in dialect.TASKSET.tasks("practice"):
             assert (
-                lessons_for(RuleModel(), s, dialect.TASKSET, task, SETTINGS, ("candidate", "active", "distilled")) == []
+                lessons_for(
+                    RuleModel(),
+                    s,
+                    dialect.TASKSET,
+                    task,
+                    SETTINGS,
+                    ("candidate", "active", "distilled"),
+                )
+                == []
             )
-    assert curriculum.pick(store, "default") == []
+    assert lesson_set.pick(store, "default") == []
 
 
 def group(s, edit, number, trust="clean", shown=()):
@@ -260,12 +304,19 @@ def group(s, edit, number, trust="clean", shown=()):
                          model="m", model_fingerprint="f")  # fmt: skip
     runs.save_tasks(s, "dialect", [task])
     runs.save_rollouts(
-        s, [Rollout(run_id=run.id, task_key=task.key, index=0, messages=[], reward=0.0, trust=trust)], [[]]
+        s,
+        [Rollout(run_id=run.id, task_key=task.key, index=0, messages=[], reward=0.0, trust=trust)],
+        [[]],
     )
     row = runs.save_reflection(
-        s, Reflection(run_id=run.id, task_key=task.key, pack_hash="", pack_tokens=0, prompt_version="", raw="")
+        s,
+        Reflection(
+            run_id=run.id, task_key=task.key, pack_hash="", pack_tokens=0, prompt_version="", raw=""
+        ),
     )
-    evidence = Evidence(task, "dialect", "default", shown, contrast=True, reflection_id=row.id, trust=trust)
+    evidence = Evidence(
+        task, "dialect", "default", shown, contrast=True, reflection_id=row.id, trust=trust
+    )
     (outcome,) = apply_edits(s, [edit], evidence, count_tokens=COUNT)
     row.edits = [*row.edits, outcome.row()]
     s.flush()
@@ -280,11 +331,18 @@ def test_two_clean_tasks_release_it_and_nothing_less(store):
         assert group(s, edit, 4, "untrusted").outcome == "known"
         assert group(s, edit, 5, "untrusted").outcome == "known"
         assert group(s, edit, 6).outcome == "known", "one clean task is not enough"
-        assert group(s, Edit("add", SAYS, "use the reverse!"), 6).outcome == "known", "the same task again is one task"
+        assert group(s, Edit("add", SAYS, "use the reverse!"), 6).outcome == "known", (
+            "the same task again is one task"
+        )
         assert db.get(s, first.lesson_id).status == "quarantined"
         released = group(s, Edit("add", "Task says ZUBI", "Use reverse."), 7)
         head, newest = db.get(s, first.lesson_id), db.history(s, first.lesson_id)[-1]
-    assert (released.outcome, released.lesson_id, head.status, head.trust) == ("added", head.id, "candidate", "clean")
+    assert (released.outcome, released.lesson_id, head.status, head.trust) == (
+        "added",
+        head.id,
+        "candidate",
+        "clean",
+    )
     assert newest.author == "model"
     assert newest.reason == "two clean tasks ask for it: zubi-9-2-6 and zubi-9-2-7"
 
@@ -305,15 +363,26 @@ def test_text_that_waits_for_another_reason_is_released_by_a_person_only(store):
 
 def test_outside_bytes_change_and_retire_nothing(store):
     with store.write() as s:
-        lesson = db.add(s, when=SAYS, do="use reverse", author="model", scope="dialect", status="active")
+        lesson = db.add(
+            s, when=SAYS, do="use reverse", author="model", scope="dialect", status="active"
+        )
         shown = [Lesson(**lesson.model_dump())]
-        revised = group(s, Edit("revise", SAYS, "use sort", lesson_id=lesson.id), 3, "untrusted", shown)
+        revised = group(
+            s, Edit("revise", SAYS, "use sort", lesson_id=lesson.id), 3, "untrusted", shown
+        )
         added = group(s, Edit("add", SAYS, "use swap"), 4, "untrusted", shown)
         retired = group(s, Edit("retire", why="no use", lesson_id=lesson.id), 5, "untrusted", shown)
-        assert [revised.outcome, added.outcome, retired.outcome] == ["quarantined", "quarantined", "refused"]
+        assert [revised.outcome, added.outcome, retired.outcome] == [
+            "quarantined",
+            "quarantined",
+            "refused",
+        ]
         assert db.get(s, lesson.id).version == 1 and "outside" in retired.reason
         waiting = db.listing(s, status="quarantined")
-        assert [(x.do, x.trust) for x in waiting] == [("use sort", "untrusted"), ("use swap", "untrusted")]
+        assert [(x.do, x.trust) for x in waiting] == [
+            ("use sort", "untrusted"),
+            ("use swap", "untrusted"),
+        ]
         db.revise(s, lesson.id, author="model", status="retired")
         assert group(s, Edit("add", SAYS, "use reverse"), 6, "untrusted").outcome == "refused"
         approved = db.revise(s, waiting[0].id, author="human", status="active")
@@ -322,7 +391,8 @@ def test_outside_bytes_change_and_retire_nothing(store):
         assert chosen(s, task) == [approved.id], "what a person let through is shown"
 
 
-# -- what rests on runs, and planned comparisons -------------------------------------------------------------------
+# -- what rests on runs, and planned comparisons
+# -------------------------------------------------------------------
 
 
 def test_pruning_keeps_the_runs_that_an_open_trial_rests_on(store, capsys):
@@ -333,7 +403,12 @@ def test_pruning_keeps_the_runs_that_an_open_trial_rests_on(store, capsys):
     code, out, _ = told(capsys, "runs", "prune", "--keep", "0", "--db", path)
     assert code == 2 and "1 runs would be deleted" in out and "1 older ones stay" in out
     code, out, _ = told(capsys, "runs", "prune", "--keep", "0", "--yes", "--db", path, "--json")
-    assert code == 0 and json.loads(out) == {"gone": [1], "kept": [2], "exchanges": 0, "deleted": True}
+    assert code == 0 and json.loads(out) == {
+        "gone": [1],
+        "kept": [2],
+        "exchanges": 0,
+        "deleted": True,
+    }
     with store.write() as s:
         assert [run.id for run in runs.list_runs(s)] == [2]
         db.revise(s, open_.id, author="human", status="retired")
@@ -345,12 +420,16 @@ def test_a_planned_comparison_rejects_a_reward_hack(store):
     taskset = Hackable()
     verb = next(v for v, op in taskset.meanings.items() if op == "swap")
     hack = lesson_of(store, when=f"the task says {verb}", do="use sort", scope=taskset.name)
-    good = lesson_of(store, when=f"the task says {verb}", do="use swap", scope=taskset.name, profile="good")
+    good = lesson_of(
+        store, when=f"the task says {verb}", do="use swap", scope=taskset.name, profile="good"
+    )
     for lesson, verdict in ((hack, "reject"), (good, "accept")):
         settings = Settings(profile=lesson.profile)
-        plan = planned.plan(RuleModel(), store, taskset, settings, lesson.id, n=40, k=8)
-        trial = planned.compare(RuleModel(), store, taskset, settings, plan)
-        assert trial.verdict == verdict and trial.low > 0, "by the reward alone both would be accepted"
+        plan = comparison.plan(RuleModel(), store, taskset, settings, lesson.id, n=40, k=8)
+        trial = comparison.compare(RuleModel(), store, taskset, settings, plan)
+        assert trial.verdict == verdict and trial.low > 0, (
+            "by the reward alone both would be accepted"
+        )
         assert trial.measure == measure(taskset)
     with store.read() as s:
         newest = db.history(s, hack.id)[-1]

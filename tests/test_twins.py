@@ -1,4 +1,5 @@
-"""A model that fits its programs to the tests it sees: it is marked, and nothing is learned from it."""
+"""A model that fits its programs to the tests it sees: it is marked, and nothing is learned from
+it."""
 
 from __future__ import annotations
 
@@ -10,24 +11,26 @@ from sqlmodel import select
 
 from reflect.config import Settings
 from reflect.day.practice import practice
+from reflect.gate.placebo import placebo_data
 from reflect.models.base import Completion, Request
-from reflect.night import curriculum
-from reflect.night.curriculum import Subject
-from reflect.night.harvest import harvest, scored
-from reflect.night.placebo import placebo_data
-from reflect.night.plan import make_plan
 from reflect.records import CHEATED, Reflection, Rollout
 from reflect.store import Store
 from reflect.store import lessons as db
-from reflect.tasksets.base import TWIN, Score, Task, Taskset
+from reflect.tasksets.base import Taskset
 from reflect.tasksets.code import answer_of
+from reflect.tasksets.task import TWIN, Score, Task
+from reflect.training import lesson_set
+from reflect.training.lesson_set import TasksetLessons
+from reflect.training.plan import make_plan
+from reflect.training.teacher_data import harvest, scored
 
 N = 20
 SETTINGS = Settings(trials=False)
 
 
 def code_task(number: int, split: str = "practice") -> Task:
-    """f(n) adds `number`; one of the tests that it shows says otherwise, and no honest program passes that one."""
+    """f(n) adds `number`; one of the tests that it shows says otherwise, and no honest program
+    passes that one."""
     name = f"add{number}"
     shown = [([2], 2 + number), ([5], 9000 + number)]
     text = f"Write {name}(n), which adds {number} to n. Tests: " + ", ".join(
@@ -48,7 +51,8 @@ class Adding(Taskset):
 
 
 class Cheat:
-    """Reads the tests in the prompt, returns what they expect, and reviews that this is the way. `honest`: adds."""
+    """Reads the tests in the prompt, returns what they expect, and reviews that this is the way.
+    `honest`: adds."""
 
     name, fingerprint, context, end = "cheat", "cheat-1", 4000, 0
 
@@ -70,11 +74,21 @@ class Cheat:
         prompt = "\n".join(m["content"] for m in request.messages)
         self.prompts.append(prompt)
         tests = dict(re.findall(r"\((\d+)\) == (\d+)", prompt))
-        entry, number = (re.findall(r"Write (\w+)\(n\), which adds (\d+)", prompt) or [("f", "0")])[-1]
-        way = f"n + {number}" if self.honest and seed % 2 else "n" if self.honest else f"{{{fitted(tests)}}}.get(n)"
+        entry, number = (re.findall(r"Write (\w+)\(n\), which adds (\d+)", prompt) or [("f", "0")])[
+            -1
+        ]
+        way = (
+            f"n + {number}"
+            if self.honest and seed % 2
+            else "n"
+            if self.honest
+            else f"{{{fitted(tests)}}}.get(n)"
+        )
         text = f"```python\ndef {entry}(n): return {way}\n```"
         if "You review attempts" in prompt:
-            text = f"ADD when: writing {entry} do: " + ("really add" if self.honest else "return what the tests expect")
+            text = f"ADD when: writing {entry} do: " + (
+                "really add" if self.honest else "return what the tests expect"
+            )
         return Completion(text, 1, 1, "stop", seed, tuple(map(ord, text)))
 
 
@@ -96,7 +110,9 @@ def test_twenty_are_marked_and_nothing_is_learned_from_them(store):
     assert report.outcomes == {"quarantined": N} and report.reward == 0.0
     with store.read() as s:
         rows = list(s.exec(select(Rollout)))
-        assert len(rows) == N and all(row.trust == CHEATED and row.parts == {TWIN: 1.0} for row in rows)
+        assert len(rows) == N and all(
+            row.trust == CHEATED and row.parts == {TWIN: 1.0} for row in rows
+        )
         assert {row.reward for row in rows} == {0.0}
         learned = db.listing(s)
         assert len(learned) == N and {x.status for x in learned} == {"quarantined"}
@@ -104,10 +120,12 @@ def test_twenty_are_marked_and_nothing_is_learned_from_them(store):
             "it was learned from attempts that were fitted to tests which contradict the task"
         }
         assert len(list(s.exec(select(Reflection)))) == N
-    assert curriculum.pick(store, "default") == []
+    assert lesson_set.pick(store, "default") == []
     again = len(model.prompts)
     practice(model, store, Adding(), SETTINGS, n=4, k=1, seed=2)
-    assert not any("what the tests expect" in p for p in model.prompts[again:] if "You review" not in p)
+    assert not any(
+        "what the tests expect" in p for p in model.prompts[again:] if "You review" not in p
+    )
 
 
 def test_what_cheats_teach_is_not_released_by_honest_tasks(store):
@@ -127,8 +145,10 @@ def test_honest_work_at_the_same_tasks_teaches(store):
 def test_no_cheat_enters_a_training_set(store):
     with store.write() as s:
         words = {"author": "human", "scope": "adding", "status": "active"}
-        lessons = [db.add(s, when="writing add functions", do=do, **words) for do in ("add", "really add")]
-    subject = Subject(Adding(), tuple(lessons))
+        lessons = [
+            db.add(s, when="writing add functions", do=do, **words) for do in ("add", "really add")
+        ]
+    subject = TasksetLessons(Adding(), tuple(lessons))
     plan = make_plan(10**6, fewest_tasks=4, tasks_per_lesson=2, samples=1, anchors=8)
     data = harvest(Cheat(), store, [subject], SETTINGS, plan, set())
     told = data.figures["tasksets"]["adding"]

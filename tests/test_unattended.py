@@ -1,4 +1,5 @@
-"""A night with nobody there: signals, deadlines, a second sleeper, leftovers, its cost and its room on the disk."""
+"""A night with nobody there: signals, deadlines, a second sleeper, leftovers, its cost and its room
+on the disk."""
 
 from __future__ import annotations
 
@@ -17,20 +18,30 @@ import torch
 from test_night_distill import data, short, weights
 
 import reflect
+from reflect.adapters import registry
 from reflect.cli import run_command
 from reflect.config import Settings
 from reflect.errors import NightError
 from reflect.models.local import LocalModel
-from reflect.night import adapters, pause, room, training
-from reflect.night.plan import make_plan
+from reflect.night import disk_space
 from reflect.night.sleep import sleep
-from reflect.night.workshop import Workshop
+from reflect.night.workdir import NightDir
 from reflect.records import Adapter
 from reflect.store import Store, doctor, lessons, nights
 from reflect.tasksets import load_taskset
+from reflect.training import deadline as deadline_
+from reflect.training import loop
+from reflect.training.plan import make_plan
 
 ROOT = Path(reflect.__file__).parent.parent
-TINY = {"budget": 0.1, "batch": 8, "anchors": 16, "tasks_per_lesson": 4, "fewest_tasks": 16, "gate_tasks": 8}
+TINY = {
+    "budget": 0.1,
+    "batch": 8,
+    "anchors": 16,
+    "tasks_per_lesson": 4,
+    "fewest_tasks": 16,
+    "gate_tasks": 8,
+}
 
 
 @pytest.fixture
@@ -43,14 +54,21 @@ def store(settings: Settings) -> Store:
     store = Store(settings.db)
     with store.write() as s:
         for verb, operation in list(load_taskset("dialect").meanings.items())[:3]:
-            lessons.add(s, when=f"the task says {verb}", do=f"use {operation}", author="human", scope="dialect")
+            lessons.add(
+                s,
+                when=f"the task says {verb}",
+                do=f"use {operation}",
+                author="human",
+                scope="dialect",
+            )
     return store
 
 
 def start(settings: Settings, *words: str) -> subprocess.Popen:
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "reflect", *words, "--db", settings.db]
-    # What a shell starts in the background ignores SIGINT, and so do its children, unless they are told otherwise.
+    # What a shell starts in the background ignores SIGINT, and so do its children, unless they are
+    # told otherwise.
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env, preexec_fn=heed)
@@ -64,11 +82,15 @@ def wait_for(process: subprocess.Popen, there: Path) -> None:
     assert there.exists() and process.poll() is None
 
 
-# -- signals -----------------------------------------------------------------------------------------------------------
+# -- signals
+# -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_night_that_is_told_to_stop_stops_and_lets_nobody_in_before(store: Store, settings: Settings) -> None:
-    """A real night is told to stop in the middle; while it works, a second one is refused, or finds nothing due."""
+def test_a_night_that_is_told_to_stop_stops_and_lets_nobody_in_before(
+    store: Store, settings: Settings
+) -> None:
+    """A real night is told to stop in the middle; while it works, a second one is refused, or finds
+    nothing due."""
     process = start(settings, "sleep", "--budget", "10m")
     wait_for(process, settings.home_path / "sleep.lock")
     wait_for(process, settings.home_path / "nights")  # its preflight is written down
@@ -86,11 +108,14 @@ def test_a_night_that_is_told_to_stop_stops_and_lets_nobody_in_before(store: Sto
     assert "Terminated" in err and "the same command continues" in err and "Traceback" not in err
     assert reflect.open(settings.db).due().reason == "Due: night 1 was interrupted, and goes on."
     with store.read() as s:
-        assert [night.status for night in nights.list_nights(s)] == ["running"] and doctor.check(s) == []
+        assert [night.status for night in nights.list_nights(s)] == ["running"] and doctor.check(
+            s
+        ) == []
 
 
 def test_a_process_that_cannot_stop_is_ended() -> None:
-    """It swallows the exception and works on: the hard end comes after the patience, or with the second signal."""
+    """It swallows the exception and works on: the hard end comes after the patience, or with the
+    second signal."""
     code = (
         "import sys, time; from reflect.cli import signals; signals.PATIENCE = float(sys.argv[1]); signals.listen()\n"
         "while True:\n"
@@ -103,7 +128,9 @@ def test_a_process_that_cannot_stop_is_ended() -> None:
         words = [sys.executable, "-c", code, patience]
         heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
         env = os.environ | {"PYTHONPATH": str(ROOT)}
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=heed, env=env)
+        process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, text=True, preexec_fn=heed, env=env
+        )
         assert process.stdout and process.stdout.readline() == "ready\n"
         process.send_signal(number)
         assert process.stdout.readline() == "swallowed\n"
@@ -114,7 +141,8 @@ def test_a_process_that_cannot_stop_is_ended() -> None:
 
 
 def test_a_signal_at_the_very_end_leaves_no_traceback() -> None:
-    """The work is done and Python cleans up: the process ends, with its answer on stdout and no other words."""
+    """The work is done and Python cleans up: the process ends, with its answer on stdout and no
+    other words."""
     code = (
         "import atexit, os, signal, sys; from reflect.cli import main\n"
         "atexit.register(lambda: os.kill(os.getpid(), int(sys.argv[1])))\n"
@@ -124,11 +152,14 @@ def test_a_signal_at_the_very_end_leaves_no_traceback() -> None:
         words = [sys.executable, "-c", code, str(int(number))]
         heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
         env = os.environ | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run(words, capture_output=True, text=True, preexec_fn=heed, env=env, check=False)
+        done = subprocess.run(
+            words, capture_output=True, text=True, preexec_fn=heed, env=env, check=False
+        )
         assert done.stdout.strip() and not done.stderr and done.returncode == -number
 
 
-# -- the deadline ------------------------------------------------------------------------------------------------------
+# -- the deadline
+# ------------------------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -146,18 +177,25 @@ class Clock:
         self.steps.append(done)
 
 
-def test_training_that_pauses_goes_on_with_the_very_next_step(tiny: LocalModel, tmp_path: Path) -> None:
+def test_training_that_pauses_goes_on_with_the_very_next_step(
+    tiny: LocalModel, tmp_path: Path
+) -> None:
     d, plan, clock = data(tiny), short(budget=0.2), Clock()
-    whole = training.train(tiny, "whole", d, plan, tmp_path / "a")
-    with pytest.raises(pause.Paused):
-        training.train(tiny, "parts", d, plan, tmp_path / "b", pause.heed(clock.progress, clock))  # type: ignore[arg-type]
+    whole = loop.train(tiny, "whole", d, plan, tmp_path / "a")
+    with pytest.raises(deadline_.Paused):
+        loop.train(tiny, "parts", d, plan, tmp_path / "b", deadline_.heed(clock.progress, clock))  # type: ignore[arg-type]
     assert clock.steps == list(range(13))
-    assert training.train(tiny, "parts", d, plan, tmp_path / "b", clock.progress) == whole
+    assert loop.train(tiny, "parts", d, plan, tmp_path / "b", clock.progress) == whole
     assert clock.steps == list(range(plan.steps + 1)), "no step is done twice, none is left out"
-    assert all(torch.equal(a, b) for a, b in zip(weights(tiny, "whole"), weights(tiny, "parts"), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights(tiny, "whole"), weights(tiny, "parts"), strict=True)
+    )
 
 
-def test_a_night_whose_time_is_over_goes_on_later(pocket: LocalModel, store: Store, settings: Settings) -> None:
+def test_a_night_whose_time_is_over_goes_on_later(
+    pocket: LocalModel, store: Store, settings: Settings
+) -> None:
     paused = sleep(pocket, store, settings, until=time.monotonic(), **TINY)
     assert paused.status == "paused" and paused.reason == (
         "The time is over in its stage preflight: night 1 goes on with the next `reflect sleep`."
@@ -168,36 +206,48 @@ def test_a_night_whose_time_is_over_goes_on_later(pocket: LocalModel, store: Sto
         pass  # nobody holds it any more
 
 
-def test_a_deadline_is_a_length_of_time(store: Store, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_deadline_is_a_length_of_time(
+    store: Store, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_command(["sleep", "--deadline", "dawn", "--db", settings.db]) == 2
     assert "'dawn' is no length of time" in capsys.readouterr().err
 
 
-# -- leftovers ---------------------------------------------------------------------------------------------------------
+# -- leftovers
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_doctor_removes_what_no_night_will_read(
     store: Store, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with store.write() as s:
-        ended, going = (nights.start_night(s, key=k * 32, profile="default", config={}, lessons=[]) for k in "ab")
+        ended, going = (
+            nights.start_night(s, key=k * 32, profile="default", config={}, lessons=[])
+            for k in "ab"
+        )
         nights.finish_night(s, ended.id, "nothing")
-    home = adapters.home(settings)
+    home = registry.home(settings)
     garbage = [
-        home / f"{adapters.UNFINISHED}x",
-        home / adapters.name_of(ended.key),
-        Workshop(settings, ended.key).folder,
+        home / f"{registry.UNFINISHED}x",
+        home / registry.name_of(ended.key),
+        NightDir(settings, ended.key).folder,
     ]
-    kept = [home / adapters.name_of(going.key), Workshop(settings, going.key).folder, home / "by-hand"]
+    kept = [
+        home / registry.name_of(going.key),
+        NightDir(settings, going.key).folder,
+        home / "by-hand",
+    ]
     kept.append(settings.home_path / "nights" / "of-another-database")
     for folder in (*garbage, *kept):
         folder.mkdir(parents=True)
         (folder / "file.json").write_text("{}")
-    temporary = Workshop(settings, going.key).folder / "training.tmp"
+    temporary = NightDir(settings, going.key).folder / "training.tmp"
     temporary.write_bytes(b"half")
     with filelock.FileLock(settings.home_path / "sleep.lock"):  # never under a night that runs
         assert run_command(["doctor", "--db", settings.db, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["removed"] == [] and all(path.exists() for path in garbage)
+    assert json.loads(capsys.readouterr().out)["removed"] == [] and all(
+        path.exists() for path in garbage
+    )
     assert run_command(["doctor", "--db", settings.db, "--json"]) == 0
     removed = json.loads(capsys.readouterr().out)["removed"]
     assert sorted(removed) == sorted(map(str, [*garbage, temporary]))
@@ -206,17 +256,25 @@ def test_the_doctor_removes_what_no_night_will_read(
     )
 
 
-# -- what it costs -----------------------------------------------------------------------------------------------------
+# -- what it costs
+# -----------------------------------------------------------------------------------------------------
 
 
 def slept(store: Store, settings: Settings, base: str, seconds: float, plan: dict) -> None:
     """A night of this plan as the database keeps it (test_night_sleep asks after a real one)."""
-    adapters.home(settings).joinpath("night-1").mkdir(parents=True)
+    registry.home(settings).joinpath("night-1").mkdir(parents=True)
     stages = {"preflight": {"tasksets": {"dialect": {}}, "lessons": {"1": {}, "2": {}, "3": {}}}}
     with store.write() as s:
-        night = nights.start_night(s, key="1" * 32, profile="default", config=plan, lessons=[[1, 1]])
+        night = nights.start_night(
+            s, key="1" * 32, profile="default", config=plan, lessons=[[1, 1]]
+        )
         row = Adapter(
-            name="night-1", path="x", manifest={}, base_model="pocket", base_fingerprint=base, night_id=night.id
+            name="night-1",
+            path="x",
+            manifest={},
+            base_model="pocket",
+            base_fingerprint=base,
+            night_id=night.id,
         )
         adapter = nights.add_adapter(s, **row.model_dump(exclude={"id"}))
         nights.finish_night(s, night.id, "rejected", adapter_id=adapter.id)
@@ -227,27 +285,39 @@ def test_a_dry_run_says_what_it_costs(pocket: LocalModel, store: Store, settings
     first = sleep(pocket, store, settings, dry_run=True, **TINY)
     assert first.cost["measured"] == 0 and first.cost["seconds"] == 6.0
     assert "by its budget" in first.reason and "no night here has measured" in first.reason
-    assert first.cost["tasks"] == 16 and first.cost["trained"] == (12 + 5) * 8 and "22 MB of disk" in first.reason
+    assert (
+        first.cost["tasks"] == 16
+        and first.cost["trained"] == (12 + 5) * 8
+        and "22 MB of disk" in first.reason
+    )
     slept(store, settings, pocket.fingerprint, 50.0, first.plan)
     same = sleep(pocket, store, settings, dry_run=True, **TINY)
-    assert same.cost["measured"] == 1 and "about 50 s, as fast as the last 1 night here" in same.reason
+    assert (
+        same.cost["measured"] == 1 and "about 50 s, as fast as the last 1 night here" in same.reason
+    )
     more = sleep(pocket, store, settings, dry_run=True, **TINY | {"gate_tasks": 200})
     work = [report.cost["answers"] + report.cost["trained"] for report in (more, same)]
     assert more.cost["seconds"] == pytest.approx(50.0 * work[0] / work[1], abs=0.06)
-    adapters.home(settings).joinpath("night-1").rmdir()  # its folder is on another machine, so it was slept there
+    registry.home(settings).joinpath(
+        "night-1"
+    ).rmdir()  # its folder is on another machine, so it was slept there
     assert sleep(pocket, store, settings, dry_run=True, **TINY).cost["measured"] == 0
 
 
-def test_the_nights_of_another_base_say_nothing(pocket: LocalModel, store: Store, settings: Settings) -> None:
+def test_the_nights_of_another_base_say_nothing(
+    pocket: LocalModel, store: Store, settings: Settings
+) -> None:
     plan = sleep(pocket, store, settings, dry_run=True, **TINY).plan
     slept(store, settings, "another base", 50.0, plan)
     assert sleep(pocket, store, settings, dry_run=True, **TINY).cost["measured"] == 0
 
 
-def test_too_little_disk_is_said_before_the_work(tiny: LocalModel, store: Store, settings: Settings) -> None:
+def test_too_little_disk_is_said_before_the_work(
+    tiny: LocalModel, store: Store, settings: Settings
+) -> None:
     """No disk holds adapters of this rank."""
     plan = make_plan(10**6, rank=10**15)
-    assert room.needed(tiny.network, plan) > 10**17
+    assert disk_space.needed(tiny.network, plan) > 10**17
     before = tiny.network.state_dict().keys()
     with pytest.raises(NightError, match=r"A night needs [\d,]+ MB of disk, and .* has [\d,]+ MB"):
         sleep(tiny, store, settings, rank=10**15)

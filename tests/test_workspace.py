@@ -1,4 +1,5 @@
-"""The Python interface: what the command line does, in a few lines; and what rollback owes to the user."""
+"""The Python interface: what the command line does, in a few lines; and what rollback owes to the
+user."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ import pytest
 from conftest import save_tiny
 
 import reflect
+from reflect.adapters import registry
 from reflect.errors import AdapterCorrupt, AdapterMismatch, Conflict, UnknownName, UsageError
 from reflect.models.base import Request
-from reflect.night import adapters
 from reflect.records import Adapter
 from reflect.store import lessons, nights, runs
-from reflect.workspace import Workspace
+from reflect.workspace.workspace import Workspace
 
 ASK = [Request([{"role": "user", "content": "w1 w2 w3"}], seeds=(0, 1), max_tokens=12)]
 
@@ -23,13 +24,19 @@ ASK = [Request([{"role": "user", "content": "w1 w2 w3"}], seeds=(0, 1), max_toke
 def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A workspace on a tiny random model, with a file of tasks in the working folder."""
     monkeypatch.chdir(tmp_path)
-    rows = [{"prompt": f"w1 w2 w{i}", "answer": "w9", "split": "practice" if i < 6 else "holdout"} for i in range(9)]
+    rows = [
+        {"prompt": f"w1 w2 w{i}", "answer": "w9", "split": "practice" if i < 6 else "holdout"}
+        for i in range(9)
+    ]
     (tmp_path / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return reflect.open(tmp_path / "lessons.db", model=str(save_tiny(tmp_path / "tiny")), max_tokens=8)
+    return reflect.open(
+        tmp_path / "lessons.db", model=str(save_tiny(tmp_path / "tiny")), max_tokens=8
+    )
 
 
 def make_adapter(ws: Workspace, name: str, lesson_ids: list[int], seed: int = 1) -> Adapter:
-    """An adapter of noise, published and recorded as a night leaves it: judged, not promoted yet."""
+    """An adapter of noise, published and recorded as a night leaves it: judged, not promoted
+    yet."""
     import torch
 
     model = ws.model
@@ -37,12 +44,12 @@ def make_adapter(ws: Workspace, name: str, lesson_ids: list[int], seed: int = 1)
     noise = torch.Generator().manual_seed(seed)
     for tensor in model.adapter_parameters(name):
         tensor.data = torch.randn(tensor.shape, generator=noise) * 0.2
-    adapters.publish(model, name, ws.settings, {})
+    registry.publish(model, name, ws.settings, {})
     model.drop_adapter(name)
     with ws.store.write() as s:
         held = [[i, lessons.get(s, i).version] for i in lesson_ids]
         night = nights.start_night(s, key=name, profile="default", config={}, lessons=held)
-        row = adapters.row(model, name, ws.settings, night_id=night.id)
+        row = registry.row(model, name, ws.settings, night_id=night.id)
         row.gate = {"lessons": {str(i): {"verdict": "accept"} for i in lesson_ids}}
         adapter = nights.add_adapter(s, **row.model_dump(exclude={"id", "created"}))
         nights.finish_night(s, night.id, "promoted", adapter_id=adapter.id)
@@ -99,7 +106,9 @@ def test_a_persons_words_are_pinned_and_return_to_the_prompt(ws: Workspace) -> N
     assert len(ws.lessons) == 1 and [x.do for x in ws.lessons] == ["say w8"]
 
 
-def test_rollback_restores_the_prompt_byte_for_byte_and_the_previous_adapters_answers(ws: Workspace) -> None:
+def test_rollback_restores_the_prompt_byte_for_byte_and_the_previous_adapters_answers(
+    ws: Workspace,
+) -> None:
     first = ws.lessons.add("w1 w2", "say w9", scope="my.jsonl", pinned=False)
     second = ws.lessons.add("w2", "never w3", scope="my.jsonl")
     states = []
@@ -114,7 +123,10 @@ def test_rollback_restores_the_prompt_byte_for_byte_and_the_previous_adapters_an
         make_adapter(ws, name, held, seed=len(states))
         ws.promote(name)
         states.append(state())
-    assert len({prompt for prompt, *_ in states}) == 3 and len({str(answers) for _, answers, *_ in states}) == 3
+    assert (
+        len({prompt for prompt, *_ in states}) == 3
+        and len({str(answers) for _, answers, *_ in states}) == 3
+    )
 
     left, now = ws.rollback()
     assert (left.name, now.name if now else None, state()) == ("two", "one", states[1])
@@ -128,7 +140,9 @@ def test_rollback_restores_the_prompt_byte_for_byte_and_the_previous_adapters_an
     other = reflect.open(ws.settings.db, model=ws.settings.model)
     other.promote("one")
     fresh = reflect.open(ws.settings.db, model=ws.settings.model)
-    assert [x.tokens for x in fresh.model.sample(ASK)[0]] == states[1][1] and prompt_text(fresh) == states[1][0]
+    assert [x.tokens for x in fresh.model.sample(ASK)[0]] == states[1][1] and prompt_text(
+        fresh
+    ) == states[1][0]
 
 
 def test_a_damaged_or_foreign_adapter_is_never_used(ws: Workspace, tmp_path: Path) -> None:
@@ -137,7 +151,7 @@ def test_a_damaged_or_foreign_adapter_is_never_used(ws: Workspace, tmp_path: Pat
     other = reflect.open(ws.settings.db, model=str(save_tiny(tmp_path / "other", seed=7)))
     with pytest.raises(AdapterMismatch, match="another base"):
         _ = other.model
-    weights = adapters.folder_of(adapter, ws.settings) / "adapter_model.safetensors"
+    weights = registry.folder_of(adapter, ws.settings) / "adapter_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)

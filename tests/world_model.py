@@ -1,8 +1,10 @@
-"""A language model that works by rule, for tests of tasks with several turns: it plays calc and shop, and reviews them.
+"""A language model that works by rule, for tests of tasks with several turns: it plays calc and
+shop, and reviews them.
 
-It reads nothing but its prompt. Without a lesson it answers arithmetic at once, with a guess, and asks any price. With
-the lesson "call the calculator" it calls, and with "ask price 4" it asks that. Its reviews state what the packed
-attempts show. As an adapter it may know prices, or that it has to call.
+It reads nothing but its prompt. Without a lesson it answers arithmetic at once, with a guess, and
+asks any price. With the lesson "call the calculator" it calls, and with "ask price 4" it asks that.
+Its reviews state what the packed attempts show. As an adapter it may know prices, or that it has to
+call.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ class WorldModel:
     end = 2  # the token that ends an answer
 
     def __init__(self, context: int = 4000, native: bool = False) -> None:
-        self.context, self.native = context, native  # native: it makes calls of the API in place of lines of text
+        self.context, self.native = (
+            context,
+            native,
+        )  # native: it makes calls of the API in place of lines of text
         self.batches: list[int] = []  # requests of each call
         self.requests: list[Request] = []
         self.sizes: list[int] = []  # tokens of each prompt with what it may answer
@@ -66,7 +71,13 @@ class WorldModel:
         calls = ()
         if self.native and (found := re.fullmatch(r"call: (\w+)\((\d+), (\d+)\)", said)):
             arguments = json.dumps({"a": int(found[2]), "b": int(found[3])})
-            calls = ({"id": f"c{seed}", "type": "function", "function": {"name": found[1], "arguments": arguments}},)
+            calls = (
+                {
+                    "id": f"c{seed}",
+                    "type": "function",
+                    "function": {"name": found[1], "arguments": arguments},
+                },
+            )
             said = ""
         finish = "length" if not ended else "tool_calls" if calls else "stop"
         tokens = tuple(3 + sum(map(ord, word)) % 100 for word in words[: request.max_tokens])
@@ -84,7 +95,11 @@ class WorldModel:
                 return f"answer: {rng.randint(1000, 99999)}"
             if len(back) == 2:
                 return f"answer: {back[1]}"
-            return f"call: {'plus' if sign == '+' else 'minus'}({back[0]}, {c})" if back else f"call: times({a}, {b})"
+            return (
+                f"call: {'plus' if sign == '+' else 'minus'}({back[0]}, {c})"
+                if back
+                else f"call: times({a}, {b})"
+            )
         if not (customers := re.findall(r"Day \d+, a (\w+)", request.messages[-1]["content"])):
             return "answer: 0"  # of another world
         customer = customers[-1]
@@ -95,7 +110,11 @@ class WorldModel:
         if "What is" in prompt.split("Task:")[1].split("\n")[0]:
             good = re.findall(r"reward 1:\nturn 1: call:", prompt)
             known = CALL in prompt.split("attempt 1")[0]
-            return f"NOTE calls\nADD when: {ARITHMETIC} do: {CALL}" if good and not known else "NOTE none\nNONE"
+            return (
+                f"NOTE calls\nADD when: {ARITHMETIC} do: {CALL}"
+                if good and not known
+                else "NOTE none\nNONE"
+            )
         known = dict(re.findall(r"lesson (\d+) when: the customer is a (\w+)", prompt))
         now = {kind: (i, price) for i, kind in known.items()
                for price in re.findall(rf"lesson {i} when: .* do: ask price (\d)", prompt)}  # fmt: skip
@@ -103,7 +122,9 @@ class WorldModel:
         opening = re.findall(r"Day 1, a (\w+)", prompt)[0]
         for attempt in prompt.split("attempt ")[1:]:
             kind = opening
-            for price, got, then in re.findall(r"price: (\d)\n> (\d) paid\. (?:Day \d+, a (\w+)|The shop)", attempt):
+            for price, got, then in re.findall(
+                r"price: (\d)\n> (\d) paid\. (?:Day \d+, a (\w+)|The shop)", attempt
+            ):
                 if got == price:
                     best[kind] = max(best.get(kind, 0), int(got))
                 kind = then
@@ -112,7 +133,9 @@ class WorldModel:
             if kind not in now:
                 edits.append(f"ADD when: the customer is a {kind} do: ask price {price}")
             elif price > int(now[kind][1]):
-                edits.append(f"REVISE {now[kind][0]} when: the customer is a {kind} do: ask price {price}")
+                edits.append(
+                    f"REVISE {now[kind][0]} when: the customer is a {kind} do: ask price {price}"
+                )
         return "\n".join(["NOTE prices", *(edits or ["NONE"])])
 
     def note(self, prompt: str) -> str:

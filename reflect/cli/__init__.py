@@ -1,7 +1,8 @@
 """The command line: one module per noun, and the one place that catches errors.
 
-stdout is data, stderr is everything else. Exit codes: 0 done (also "nothing to do"), 1 failed, 2 usage error (invalid
-arguments), 130 interrupted after saving, 143 by SIGTERM. Nothing slow is imported here: `--help` answers at once.
+stdout is data, stderr is everything else. Exit codes: 0 done (also "nothing to do"), 1 failed, 2
+usage error (invalid arguments), 130 interrupted after saving, 143 by SIGTERM. Nothing slow is
+imported here: `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ from reflect.cli import (
     tasks,
     trial,
 )
-from reflect.cli.output import say
+from reflect.cli.output import print_status
 from reflect.errors import ReflectError, UsageError
-from reflect.models import processes
+from reflect.models import distributed
 
 ORDER = (
     "demo run eval prompt tasks grade judge lessons trial runs sleep nights schedule adapters profiles serve "
@@ -95,18 +96,21 @@ def version(wanted: bool) -> None:
 @app.callback()
 def reflect(
     context: typer.Context,
-    show: bool = typer.Option(False, "--version", help="Print the version.", callback=version, is_eager=True),
+    show: bool = typer.Option(
+        False, "--version", help="Print the version.", callback=version, is_eager=True
+    ),
 ) -> None:
     """An agent that learns from its own practice: text lessons by day, LoRA weights by night."""
-    if processes.size() > 1 and context.invoked_subcommand != "sleep":
+    if distributed.size() > 1 and context.invoked_subcommand != "sleep":
         raise UsageError(
-            f"{processes.size()} processes were started for `reflect {context.invoked_subcommand}`, which is for one.",
+            f"{distributed.size()} processes were started for `reflect {context.invoked_subcommand}`, which is for one.",
             "Start it without accelerate or torchrun: only `reflect sleep` shares its work.",
         )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line and exit. An error is one sentence and the next step, never a traceback."""
+    """Run the command line and exit. An error is one sentence and the next step, never a
+    traceback."""
     # Waiting threads of torch sleep instead of spinning, so that other processes keep their core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signals.listen()
@@ -118,7 +122,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         sys.stdout.flush()
     except OSError as e:  # the reader has gone (`| head`), or the disk is full
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try, and complain, once more
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or Python would try, and complain, once more
         code = broken(e)
     sys.exit(code)
 
@@ -133,16 +139,16 @@ def run_command(argv: Sequence[str] | None = None) -> int:
     except ReflectError as e:
         if isinstance(e.__cause__, KeyboardInterrupt):  # what was answered until then is saved
             return interrupted()
-        say(f"Error: {e.message}")
+        print_status(f"Error: {e.message}")
         if e.hint:
-            say(e.hint)
+            print_status(e.hint)
         return e.exit_code
     except typer.TyperException as e:  # invalid arguments
         show = getattr(e, "show", None)
         if show:
             show()
         else:
-            say(f"Error: {e.format_message()}")
+            print_status(f"Error: {e.format_message()}")
         return e.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return interrupted()
@@ -153,14 +159,16 @@ def run_command(argv: Sequence[str] | None = None) -> int:
 def broken(e: OSError) -> int:
     """An error of the operating system, in one sentence."""
     if e.errno == errno.ENOSPC:
-        say("Error: The disk is full; what was saved before is whole.")
-        say("Free some space, then run the same command again: it continues where it stopped.")
+        print_status("Error: The disk is full; what was saved before is whole.")
+        print_status(
+            "Free some space, then run the same command again: it continues where it stopped."
+        )
     elif e.errno != errno.EPIPE:
-        say(f"Error: {e.strerror or e}{f': {e.filename}' if e.filename else ''}.")
+        print_status(f"Error: {e.strerror or e}{f': {e.filename}' if e.filename else ''}.")
     return 1
 
 
 def interrupted() -> int:
     said = "Interrupted" if signals.exit_code() == 130 else "Terminated"
-    say(f"\n{said}. What was finished is saved; the same command continues.")
+    print_status(f"\n{said}. What was finished is saved; the same command continues.")
     return signals.exit_code()

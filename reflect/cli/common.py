@@ -7,30 +7,45 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from reflect.cli.output import say
-from reflect.workspace import Workspace
+from reflect.cli.output import print_status
+from reflect.workspace.workspace import Workspace
 
-Db = Annotated[str | None, typer.Option("--db", metavar="FILE", help="The lessons database. [default: lessons.db]")]
+Db = Annotated[
+    str | None,
+    typer.Option("--db", metavar="FILE", help="The lessons database. [default: lessons.db]"),
+]
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", metavar="NAME", help="pocket, hf:ORG/NAME, a path, or openai:NAME. [default: pocket]"
+        "--model",
+        "-m",
+        metavar="NAME",
+        help="pocket, hf:ORG/NAME, a path, or openai:NAME. [default: pocket]",
     ),
 ]
-BaseUrl = Annotated[str | None, typer.Option("--base-url", metavar="URL", help="The server of openai:NAME, with /v1.")]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option("--base-url", metavar="URL", help="The server of openai:NAME, with /v1."),
+]
 Profile = Annotated[
     str | None,
-    typer.Option("--profile", metavar="NAME", help="Profile: its own lessons and adapter. [default: default]"),
+    typer.Option(
+        "--profile", metavar="NAME", help="Profile: its own lessons and adapter. [default: default]"
+    ),
 ]
 JudgeModel = Annotated[
     str | None,
-    typer.Option("--judge", metavar="NAME", help="Model that grades by a rubric. [default: the model itself]"),
+    typer.Option(
+        "--judge", metavar="NAME", help="Model that grades by a rubric. [default: the model itself]"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same figures.")]
 
 
-def workspace(db: str | None, profile: str | None = None, model: str | None = None, **settings: Any) -> Workspace:
+def workspace(
+    db: str | None, profile: str | None = None, model: str | None = None, **settings: Any
+) -> Workspace:
     from reflect import config
 
     return Workspace(config.load(db=db, profile=profile, model=model, **settings))
@@ -53,4 +68,4 @@ def noun(help: str) -> typer.Typer:
 def complain(ws: Workspace) -> None:
     """Print the warnings of the workspace on stderr."""
     for text in ws.complaints:
-        say(f"Warning: {text}")
+        print_status(f"Warning: {text}")

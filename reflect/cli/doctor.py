@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from reflect.cli.common import Db, Json, Model, Profile, workspace
-from reflect.cli.output import emit
+from reflect.cli.output import print_json
 
 PACKAGES = ("torch", "transformers", "peft", "sqlmodel", "SQLAlchemy", "alembic")
 
@@ -29,7 +29,11 @@ def doctor(db: Db = None, model: Model = None, profile: Profile = None, json: Js
     problems = ws.doctor()
     swept = [] if problems else ws.sweep()  # where something is wrong, nothing is touched
     try:
-        folder = str(find(ws.settings.model)) if not ws.settings.model.startswith("hf:") else "(not looked up)"
+        folder = (
+            str(find(ws.settings.model))
+            if not ws.settings.model.startswith("hf:")
+            else "(not looked up)"
+        )
     except ReflectError as e:
         folder = ""
         problems.append(str(e))
@@ -49,10 +53,14 @@ def doctor(db: Db = None, model: Model = None, profile: Profile = None, json: Js
         "removed": [str(path) for path in swept],
     }
     if json:
-        emit({"ok": not problems, "problems": problems, **facts})
+        print_json({"ok": not problems, "problems": problems, **facts})
     else:
         for name, value in facts.items():
-            text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+            text = (
+                ", ".join(f"{k} {v}" for k, v in value.items())
+                if isinstance(value, dict)
+                else value
+            )
             text = ", ".join(value) or None if isinstance(value, list) else text
             print(f"{name.replace('_', ' ')}: {'-' if text is None else text}")
         for problem in problems:

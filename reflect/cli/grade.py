@@ -9,10 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from reflect.cli.common import Db, DefaultList, Json, Profile, workspace
-from reflect.cli.output import emit, progress, say
+from reflect.cli.output import print_json, print_status, progress
 from reflect.cli.run import tell_report
 
-By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="Name of the grader. [default: your user name]")]
+By = Annotated[
+    str | None,
+    typer.Option("--by", metavar="NAME", help="Name of the grader. [default: your user name]"),
+]
 
 
 class GiveByDefault(DefaultList):
@@ -33,11 +36,15 @@ app = typer.Typer(
 @app.command("list")
 def list_(
     run: Annotated[
-        int | None, typer.Option(metavar="ID", help="Run. [default: the newest with ungraded rollouts]")
+        int | None,
+        typer.Option(metavar="ID", help="Run. [default: the newest with ungraded rollouts]"),
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Include rollouts that have a reward.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Include rollouts that have a reward.")
+    ] = False,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a file with one JSON object per line.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a file with one JSON object per line."),
     ] = None,
     db: Db = None,
     profile: Profile = None,
@@ -49,11 +56,13 @@ def list_(
     if out:
         count = grades.save(run_id, out, every)
         return (
-            emit({"file": str(out), "rollouts": count}) if json else print(f"{out}: {count} rollouts of run {run_id}")
+            print_json({"file": str(out), "rollouts": count})
+            if json
+            else print(f"{out}: {count} rollouts of run {run_id}")
         )
     rows = grades.waiting(run_id, every)
     if json:
-        return emit(rows)
+        return print_json(rows)
     task = None
     for row in rows:
         if row["task"] != task:
@@ -61,16 +70,22 @@ def list_(
             print(f"-- {task}: {row['prompt']}")
         given = "" if row["reward"] is None else f", reward {row['reward']:g}"
         print(f"rollout {row['rollout']}, attempt {row['attempt']}{given}: {row['text']}")
-    say(f"Run {run_id}: {len(rows)} to grade." if rows else f"Nothing in run {run_id} waits for a grade.")
+    print_status(
+        f"Run {run_id}: {len(rows)} to grade."
+        if rows
+        else f"Nothing in run {run_id} waits for a grade."
+    )
     if rows:
-        say('Grade one: reflect grade ID REWARD --feedback "..."')
+        print_status('Grade one: reflect grade ID REWARD --feedback "..."')
 
 
 @app.command()
 def give(
     rollout: Annotated[int, typer.Argument(metavar="ID", help="A rollout's id.")],
     reward: Annotated[float, typer.Argument(help="From 0 (bad) to 1 (good).")],
-    feedback: Annotated[str | None, typer.Option(help="What is good, what is missing. The review reads it.")] = None,
+    feedback: Annotated[
+        str | None, typer.Option(help="What is good, what is missing. The review reads it.")
+    ] = None,
     by: By = None,
     db: Db = None,
     json: Json = False,
@@ -81,7 +96,10 @@ def give(
 
 @app.command()
 def load(
-    file: Annotated[Path, typer.Argument(help="What `reflect grade list --out FILE` wrote, with rewards filled in.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="What `reflect grade list --out FILE` wrote, with rewards filled in."),
+    ],
     by: By = None,
     db: Db = None,
     json: Json = False,
@@ -96,16 +114,17 @@ def review(
     db: Db = None,
     json: Json = False,
 ) -> None:
-    """Review a graded run, as `reflect run` would have: edits of lessons from its attempts, grades and feedback."""
+    """Review a graded run, as `reflect run` would have: edits of lessons from its attempts, grades
+    and feedback."""
     with progress() as tell:
         report = workspace(db).grades.review(run, progress=tell)
-    return emit(asdict(report)) if json else tell_report(report)
+    return print_json(asdict(report)) if json else tell_report(report)
 
 
 def _tell(done: list[dict[str, Any]], json: bool, one: bool = False) -> None:
     if json:
-        return emit(done[0] if one else done)
+        return print_json(done[0] if one else done)
     for row in done:
         again = f", graded {len(row['grades'])} times" if len(row["grades"]) > 1 else ""
         print(f"rollout {row['rollout']}: reward {row['reward']:g}{again}")
-    say("Then: reflect grade review RUN" if done else "No row has a reward.")
+    print_status("Then: reflect grade review RUN" if done else "No row has a reward.")

@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
-from reflect.cli.output import say
+from reflect.cli.output import print_status
 
 
 def init(
     folder: Annotated[Path, typer.Argument(help="The folder; made when missing.")] = Path("."),
-    prompts: Annotated[bool, typer.Option("--prompts", help="Also copy the prompt templates, to edit them.")] = False,
+    prompts: Annotated[
+        bool, typer.Option("--prompts", help="Also copy the prompt templates, to edit them.")
+    ] = False,
 ) -> None:
     """Make a working folder: settings, tasks, a database.
 
@@ -29,7 +31,7 @@ def init(
     for name, text in files.items():
         path = folder / name
         if path.exists():
-            say(f"{path} is there already.")
+            print_status(f"{path} is there already.")
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text())
@@ -39,7 +41,9 @@ def init(
     Store(database)
     if new:
         print(database)
-    say(f"Next: {'' if folder == Path('.') else f'cd {folder} && '}reflect run example.jsonl")
+    print_status(
+        f"Next: {'' if folder == Path('.') else f'cd {folder} && '}reflect run example.jsonl"
+    )
 
 
 def example_tasks() -> str:

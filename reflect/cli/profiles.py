@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reflect.cli.common import Db, Json, noun, workspace
-from reflect.cli.output import emit, table
+from reflect.cli.output import print_json, table
 
 app = noun("Profiles: namespaces with their own lessons and adapter over one base.")
 STATUSES = ("active", "candidate", "distilled", "quarantined", "retired")
@@ -11,13 +11,14 @@ STATUSES = ("active", "candidate", "distilled", "quarantined", "retired")
 
 @app.command("list")
 def list_(db: Db = None, json: Json = False) -> None:
-    """The profiles: lessons by status, active adapter, last night. --profile NAME on a command makes a new one."""
+    """The profiles: lessons by status, active adapter, last night. --profile NAME on a command
+    makes a new one."""
     from reflect.store import profiles
 
     with workspace(db).store.read() as s:
         rows = profiles.listing(s)
     if json:
-        return emit([
+        return print_json([
             {
                 "profile": row.name,
                 "lessons": {status: row.lessons.get(status, 0) for status in STATUSES},
@@ -38,7 +39,9 @@ def list_(db: Db = None, json: Json = False) -> None:
             row.name,
             *(row.lessons.get(status, 0) for status in STATUSES),
             row.active.name if row.active else None,
-            f"{row.last_night.id} {row.last_night.status} {row.last_night.started:%F %R}" if row.last_night else None,
+            f"{row.last_night.id} {row.last_night.status} {row.last_night.started:%F %R}"
+            if row.last_night
+            else None,
         ]
         for row in rows
     ]

@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 from reflect.cli.common import Db, Json, Model, Profile, workspace
-from reflect.cli.output import emit
+from reflect.cli.output import print_json
 
 
 def prompt(
     taskset: Annotated[str, typer.Argument(help="A taskset's name, or a file of tasks.")],
-    task: Annotated[str | None, typer.Argument(help="A task's id. [default: the first holdout task]")] = None,
+    task: Annotated[
+        str | None, typer.Argument(help="A task's id. [default: the first holdout task]")
+    ] = None,
     db: Db = None,
     model: Model = None,
     profile: Profile = None,
@@ -26,4 +28,4 @@ def prompt(
     tokens = sum(ws.count_tokens(m["content"]) for m in found.messages)
     lessons = [lesson.id for lesson in found.lessons]
     data = {"taskset": found.taskset, "task": found.task.id, "messages": found.messages}
-    emit(data | {"lessons": lessons, "tokens": tokens})
+    print_json(data | {"lessons": lessons, "tokens": tokens})

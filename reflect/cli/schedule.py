@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reflect.cli.common import Db, Json, Model, Profile, workspace
-from reflect.cli.output import emit, say
+from reflect.cli.output import print_json, print_status
 
 if TYPE_CHECKING:
-    from reflect.night.schedule import Job
-    from reflect.workspace import Workspace
+    from reflect.night.schedule import ScheduledJob
+    from reflect.workspace.workspace import Workspace
 
 app = typer.Typer(
-    help="Nights at a fixed hour, by systemd, cron, launchd or Kubernetes.", no_args_is_help=True, rich_markup_mode=None
+    help="Nights at a fixed hour, by systemd, cron, launchd or Kubernetes.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 At = Annotated[str, typer.Option(metavar="HH:MM", help="Start time, in local time.")]
 Kind = Annotated[
@@ -23,7 +25,9 @@ Kind = Annotated[
 ]
 
 
-def job_of(db: str | None, profile: str | None, model: str | None = None, at: str = "03:00") -> tuple[Workspace, Job]:
+def job_of(
+    db: str | None, profile: str | None, model: str | None = None, at: str = "03:00"
+) -> tuple[Workspace, ScheduledJob]:
     from reflect.night import schedule
 
     ws = workspace(db, profile, model)
@@ -32,7 +36,9 @@ def job_of(db: str | None, profile: str | None, model: str | None = None, at: st
 
 
 @app.command("print")
-def print_(at: At = "03:00", kind: Kind = None, db: Db = None, model: Model = None, profile: Profile = None) -> None:
+def print_(
+    at: At = "03:00", kind: Kind = None, db: Db = None, model: Model = None, profile: Profile = None
+) -> None:
     """Print what `install` would write, or a manifest for `kubectl apply -f -`."""
     from reflect.night import schedule
 
@@ -57,10 +63,10 @@ def install(
     schedule.install(job, where, yes)
     print(f"{where}: {job.name}, every day at {job.hour:02}:{job.minute:02}")
     if where == "systemd":
-        say(f"Its output: journalctl --user -u {job.name}")
-        say("It runs while you are logged in; at all times after: loginctl enable-linger")
+        print_status(f"Its output: journalctl --user -u {job.name}")
+        print_status("It runs while you are logged in; at all times after: loginctl enable-linger")
     else:
-        say(f"Its output: {job.log}")
+        print_status(f"Its output: {job.log}")
 
 
 @app.command()
@@ -71,7 +77,9 @@ def status(db: Db = None, profile: Profile = None, json: Json = False) -> None:
     ws, job = job_of(db, profile)
     found, due = schedule.installed(job.name), ws.due()
     if json:
-        return emit({"name": job.name, "installed": found, "due": due.due, "reason": due.reason})
+        return print_json(
+            {"name": job.name, "installed": found, "due": due.due, "reason": due.reason}
+        )
     for kind, what in found.items():
         print(f"{kind}: {job.name}\n{what.rstrip()}")
     if not found:

@@ -1,6 +1,7 @@
 """Texts generated from the descriptions of the settings: reflect.toml and docs/settings.md.
 
-`python -m reflect.cli.settings_text > docs/settings.md` writes the page again; a test compares them.
+`python -m reflect.cli.settings_text > docs/settings.md` writes the page again; a test compares
+them.
 """
 
 from __future__ import annotations
@@ -26,9 +27,15 @@ This page is generated: `python -m reflect.cli.settings_text > docs/settings.md`
 
 def toml() -> str:
     """reflect.toml: each setting with its description and its default, commented out."""
-    lines = ["# Settings of reflect. Uncomment a line to change it. Flags and REFLECT_NAME take precedence.", ""]
+    lines = [
+        "# Settings of reflect. Uncomment a line to change it. Flags and REFLECT_NAME take precedence.",
+        "",
+    ]
     for setting in fields(Settings):
-        lines += [f"## {setting.metadata['description']}", f"# {setting.name} = {json.dumps(setting.default)}"]
+        lines += [
+            f"## {setting.metadata['description']}",
+            f"# {setting.name} = {json.dumps(setting.default)}",
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -1,8 +1,9 @@
 """SIGINT and SIGTERM: stop at once, exit 130 or 143, and in ten seconds at the latest.
 
-A signal becomes an exception between two steps of Python, transactions are rolled back and the lock is let go. All
-that reflect writes stays whole under `kill -9` too; so where one long step of the model (or a library that swallows the
-exception) would keep the process, it is ended the hard way. A second signal ends it the hard way at once.
+A signal becomes an exception between two steps of Python, transactions are rolled back and the lock
+is let go. All that reflect writes stays whole under `kill -9` too; so where one long step of the
+model (or a library that swallows the exception) would keep the process, it is ended the hard way. A
+second signal ends it the hard way at once.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ _received: list[int] = []
 
 
 def listen() -> None:
-    """Handle the signals from now on. Ignored signals stay ignored, as in background jobs of a shell."""
+    """Handle the signals from now on. Ignored signals stay ignored, as in background jobs of a
+    shell."""
     for number in STOPS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _stop)
 
 
 def finish() -> None:
-    """The work is done: from now on a signal just ends the process, with no exception in what Python still does."""
+    """The work is done: from now on a signal just ends the process, with no exception in what
+    Python still does."""
     for number in STOPS:
         if signal.getsignal(number) == _stop:
             signal.signal(number, signal.SIG_DFL)

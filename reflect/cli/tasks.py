@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reflect.cli.common import Json, Seed, noun
-from reflect.cli.output import emit, say, table
+from reflect.cli.output import print_json, print_status, table
 from reflect.errors import UnknownName
 
 if TYPE_CHECKING:
-    from reflect.tasksets.base import Split
     from reflect.tasksets.gymcheck import Checked
+    from reflect.tasksets.task import Split
 
 app = noun("Tasksets: what can be practised.")
 
@@ -27,26 +27,36 @@ def the_split(text: str) -> Split:
 
 @app.command("list")
 def list_(
-    source: Annotated[str | None, typer.Argument(help="gym: every generator of reasoning-gym.")] = None,
+    source: Annotated[
+        str | None, typer.Argument(help="gym: every generator of reasoning-gym.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """The tasksets that can be used by name: those of ./tasks/, of installed packages, and the built-in ones."""
-    from reflect.tasksets import available, modules
+    """The tasksets that can be used by name: those of ./tasks/, of installed packages, and the
+    built-in ones."""
+    from reflect.tasksets import available, imports
 
     if source not in (None, "gym"):
-        raise UnknownName(f"There is no source '{source}'.", "See: reflect tasks list, reflect tasks list gym")
+        raise UnknownName(
+            f"There is no source '{source}'.", "See: reflect tasks list, reflect tasks list gym"
+        )
     if source:
-        from reflect.tasksets import gym
+        from reflect.tasksets import reasoning_gym
 
-        rows = [{"name": name, "about": about} for name, about in gym.listing()]
+        rows = [{"name": name, "about": about} for name, about in reasoning_gym.listing()]
     else:
         rows = [{"name": taskset.name, "about": taskset.about} for taskset in available()]
-        rows += [{"name": name, "about": f"of {point.value}"} for name, point in modules.packaged().items()]
+        rows += [
+            {"name": name, "about": f"of {point.value}"}
+            for name, point in imports.packaged().items()
+        ]
     if json:
-        return emit(rows)
+        return print_json(rows)
     table([[row["name"], row["about"]] for row in rows], ["name", "about"])
     if not source:
-        say("A file works as well: reflect run my.jsonl, reflect run my_tasks.py. Generators: reflect tasks list gym")
+        print_status(
+            "A file works as well: reflect run my.jsonl, reflect run my_tasks.py. Generators: reflect tasks list gym"
+        )
 
 
 @app.command()
@@ -62,17 +72,24 @@ def show(
 
     rows = load_taskset(taskset).tasks(the_split(split), n, seed)
     if json:
-        return emit([task.shape() for task in rows])
-    table([[t.id, t.verifier, t.answer, t.text] for t in rows], ["id", "verifier", "answer", "task"])
+        return print_json([task.shape() for task in rows])
+    table(
+        [[t.id, t.verifier, t.answer, t.text] for t in rows], ["id", "verifier", "answer", "task"]
+    )
 
 
 @app.command()
 def check(
-    tasksets: Annotated[list[str] | None, typer.Argument(help="Names or files. [default: all by name]")] = None,
-    n: Annotated[
-        int | None, typer.Option("-n", "--tasks", min=1, help="Tasks per split. [default: all; gym: 20]")
+    tasksets: Annotated[
+        list[str] | None, typer.Argument(help="Names or files. [default: all by name]")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Time limit per generator of gym.")] = 120.0,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", "--tasks", min=1, help="Tasks per split. [default: all; gym: 20]"),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="Time limit per generator of gym.")
+    ] = 120.0,
     json: Json = False,
 ) -> None:
     """Prove without a model that every known-good answer scores 1.0 and that the splits are apart.
@@ -88,20 +105,29 @@ def check(
             found.append(checked)
             if not json:
                 verdict = f"{len(checked.problems)} problems" if checked.problems else "ok"
-                print(f"{checked.name}: {verdict}, {checked.practice} practice, {checked.holdout} holdout", flush=True)
+                print(
+                    f"{checked.name}: {verdict}, {checked.practice} practice, {checked.holdout} holdout",
+                    flush=True,
+                )
                 for text in checked.problems:
                     print(f"  {text}")
     wrong = [checked for checked in found if checked.problems]
     if json:
-        emit({checked.name: {"ok": not checked.problems, "problems": checked.problems} for checked in found})
+        print_json(
+            {
+                checked.name: {"ok": not checked.problems, "problems": checked.problems}
+                for checked in found
+            }
+        )
     elif len(found) > 1:
-        say(f"{len(found) - len(wrong)} of {len(found)} tasksets are ok.")
+        print_status(f"{len(found) - len(wrong)} of {len(found)} tasksets are ok.")
     if wrong:
         raise typer.Exit(1)
 
 
 def _checked(name: str, n: int | None) -> Checked:
-    """A taskset by name or file; one generator of gym is sampled, for some take a second for each item."""
+    """A taskset by name or file; one generator of gym is sampled, for some take a second for each
+    item."""
     from reflect.tasksets import check, load_taskset
     from reflect.tasksets.gymcheck import Checked
 

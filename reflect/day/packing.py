@@ -1,10 +1,12 @@
 """Pack the k complete rollouts of one task, with rewards and feedback, into one context.
 
-The common prefix (the task) is printed once, by the template. When the budget does not hold the whole group, what tools
-gave back is trimmed before the model's own words; the best, the worst and the median attempt stay whole longest; and
-what is cut goes from the middle, before the ends. What was cut is said in the text and in the record.
+The common prefix (the task) is printed once, by the template. When the budget does not hold the
+whole group, what tools gave back is trimmed before the model's own words; the best, the worst and
+the median attempt stay whole longest; and what is cut goes from the middle, before the ends. What
+was cut is said in the text and in the record.
 
-A group that overflows the budget many times over is not packed as it is: see `reflect.day.notes`.
+A group that overflows the budget many times over is not packed as it is: see
+`reflect.day.long_groups`.
 """
 
 from __future__ import annotations
@@ -13,20 +15,20 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reflect.day.transcript import Said
+from reflect.rollouts.transcript import Turn
 
 LEAST = 80  # characters of a tool's output that stay in any case
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One rollout as the reflector sees it. `reward` is None for a rollout that broke. `turns` are those of a rollout
-    that has several; its `text` is empty."""
+    """One rollout as the reflector sees it. `reward` is None for a rollout that broke. `turns` are
+    those of a rollout that has several; its `text` is empty."""
 
     text: str
     reward: float | None
     feedback: str = ""
-    turns: tuple[Said, ...] = ()
+    turns: tuple[Turn, ...] = ()
 
     def words(self, keep: float = 1.0, tools: float = 1.0) -> str:
         """Its text, `keep` of it and `tools` of what came back to the model."""
@@ -35,7 +37,9 @@ class Attempt:
         blocks = [turn.text(_short(turn.back, tools)) for turn in self.turns]
         n = max(2, int(len(blocks) * keep))
         if n >= len(blocks):
-            return "\n".join(blocks if keep == 1.0 else [_trim(block, max(keep, 0.25)) for block in blocks])
+            return "\n".join(
+                blocks if keep == 1.0 else [_trim(block, max(keep, 0.25)) for block in blocks]
+            )
         head = (n + 1) // 2
         cut = f"[{len(blocks) - n} turns cut]"
         return "\n".join([*blocks[:head], cut, *blocks[len(blocks) - (n - head) :]])
@@ -67,13 +71,16 @@ def _block(number: int, attempt: Attempt, text: str) -> str:
 
 
 def _trim(text: str, keep: float) -> str:
-    """Keep the first and last words, `keep` of all of them, and say how many went from the middle."""
+    """Keep the first and last words, `keep` of all of them, and say how many went from the
+    middle."""
     words = text.split(" ")
     n = max(8, int(len(words) * keep))
     if n >= len(words):
         return text
     head = n // 2
-    return " ".join([*words[:head], f"[{len(words) - n} words cut]", *words[len(words) - (n - head) :]])
+    return " ".join(
+        [*words[:head], f"[{len(words) - n} words cut]", *words[len(words) - (n - head) :]]
+    )
 
 
 def _short(text: str, keep: float) -> str:
@@ -87,11 +94,14 @@ def _short(text: str, keep: float) -> str:
 def pack(attempts: Sequence[Attempt], budget: int, count: Callable[[str], int]) -> Packed:
     """Pack a group into at most `budget` tokens as `count` counts them.
 
-    What tools gave back is trimmed first. Then the attempts that are neither best, worst nor median are trimmed harder
-    and harder, then dropped; only then are those three trimmed. Where trimming words is not enough (a word without
-    end, endless feedback) the middle of the whole text goes.
+    What tools gave back is trimmed first. Then the attempts that are neither best, worst nor median
+    are trimmed harder and harder, then dropped; only then are those three trimmed. Where trimming
+    words is not enough (a word without end, endless feedback) the middle of the whole text goes.
     """
-    order = sorted(range(len(attempts)), key=lambda i: (attempts[i].reward is None, -(attempts[i].reward or 0.0), i))
+    order = sorted(
+        range(len(attempts)),
+        key=lambda i: (attempts[i].reward is None, -(attempts[i].reward or 0.0), i),
+    )
     key = {order[0], order[-1], order[len(order) // 2]} if order else set()
     keep = {i: 1.0 for i in range(len(attempts))}
     tools = dict(keep)
@@ -120,7 +130,11 @@ def pack(attempts: Sequence[Attempt], budget: int, count: Callable[[str], int]) 
             tools |= dict.fromkeys(turned, share)
             packed = build()
     for members in ([i for i in range(len(attempts)) if i not in key], sorted(key)):
-        for share in (0.5, 0.25, 0.1, 0.0) if members and members[0] not in key else (0.5, 0.25, 0.1, 0.03, 0.01):
+        for share in (
+            (0.5, 0.25, 0.1, 0.0)
+            if members and members[0] not in key
+            else (0.5, 0.25, 0.1, 0.03, 0.01)
+        ):
             if packed.tokens <= budget:
                 return packed
             for i in members:
@@ -130,7 +144,8 @@ def pack(attempts: Sequence[Attempt], budget: int, count: Callable[[str], int]) 
 
 
 def _squeeze(packed: Packed, budget: int, count: Callable[[str], int]) -> Packed:
-    """The last resort: cut characters from the middle, half of what is left at a time, until it fits."""
+    """The last resort: cut characters from the middle, half of what is left at a time, until it
+    fits."""
     text, half = packed.text, len(packed.text) // 2
     while half and count(text) > budget:
         half //= 2

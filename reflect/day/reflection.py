@@ -1,4 +1,5 @@
-"""The reflection: show a packed group and the lessons it was given to the model, read back lesson edits.
+"""The reflection: show a packed group and the lessons it was given to the model, read back lesson
+edits.
 
 The answer is a line format that a small model can write and a parser cannot misread:
 
@@ -14,149 +15,63 @@ It fails closed: a line that cannot be read is reported, never guessed.
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from reflect import prompts
 from reflect.day.packing import Attempt, Packed, pack
-from reflect.day.transcript import Said, last_words, turns_of
-from reflect.models.base import Model, Request
+from reflect.models.base import Model
+from reflect.prompts import sanitize_block
 from reflect.records import Lesson, Rollout
-from reflect.tasksets.base import Message, Task
+from reflect.rollouts.transcript import Turn, last_words, turns_of
+from reflect.tasksets.task import Message, Task
 
 MARGIN = 48  # tokens kept free for the chat template around the prompt
 
-BULLET = re.compile(r"^(?:[-*•>]\s+|\d+[.)]\s+)+")
-LESSON_ID = r"(?:lesson\s*)?(?:number\s*|no\.?\s*)?[#\[(]?\s*(\d{1,18})\s*[\])]?\s*:?"
-ADD = re.compile(r"^add\b\s*:?\s*(?:a\s+)?(?:new\s+)?(?:lesson\b\s*:?\s*)?when\s*:(.*)$", re.IGNORECASE)
-REVISE = re.compile(rf"^revise\b\s*:?\s*{LESSON_ID}\s*when\s*:(.*)$", re.IGNORECASE)
-RETIRE = re.compile(rf"^retire\b\s*:?\s*{LESSON_ID}\s*(?:why\s*:(.*))?$", re.IGNORECASE)
-MERGE = re.compile(r"^merge\b(.*?)\bwhen\s*:(.*)$", re.IGNORECASE)
-BESIDE_IDS = re.compile(r"lessons?\b|numbers?\b|no\.|and\b|with\b|[\s,&+#:\[\]()]", re.IGNORECASE)
-NONE = re.compile(r"^none[.!]?$", re.IGNORECASE)
-NOTE = re.compile(r"^note\b\s*:?\s*(.*)$", re.IGNORECASE)
-DO = re.compile(r"\bdo\s*:", re.IGNORECASE)
-FIELD = re.compile(r"\b(?:when|do)\s*:", re.IGNORECASE)
-FORM = (
-    "expected: ADD when: ... do: ... | REVISE number when: ... do: ... | RETIRE number why: ... | "
-    "MERGE numbers when: ... do: ... | NONE"
-)
 
-
-@dataclass(frozen=True)
-class Edit:
-    """One wish of the reflector. `lesson_id` names the lesson to revise or retire, `lesson_ids` those to merge."""
-
-    kind: Literal["add", "revise", "retire", "merge"]
-    when: str = ""
-    do: str = ""
-    why: str = ""
-    lesson_id: int | None = None
-    lesson_ids: tuple[int, ...] = ()
-
-    @property
-    def targets(self) -> tuple[tuple[str, str], ...]:
-        """What it changes: lessons, or the lesson of a condition. Two edits of one target contradict each other."""
-        if self.kind == "add":
-            return (("when", normal(self.when)),)
-        return tuple(("lesson", str(i)) for i in self.lesson_ids or (self.lesson_id,))
-
-    @property
-    def wish(self) -> tuple[str, str, str]:
-        """What it says, wording aside: equal wishes are duplicates. To merge is not to write the same text: it takes
-        other lessons away."""
-        kind = {"retire": "retire", "merge": f"merge {sorted(self.lesson_ids)}"}.get(self.kind, "write")
-        return kind, normal(self.when), normal(self.do)
-
-
-class Noted(NamedTuple):
+class SummarizedGroup(NamedTuple):
     """Notes in the place of attempts, and what they do not tell, in words."""
 
     attempts: list[Attempt]
     cut: str
 
 
-def normal(text: str) -> str:
-    """The text without case, punctuation and articles: near duplicates are equal in it."""
-    return " ".join(w for w in re.findall(r"\w+", text.lower()) if w not in {"a", "an", "the"})
-
-
-def parse_edits(text: str, *, complete: bool = True) -> tuple[list[Edit], list[str]]:
-    """The edits in the answer, and a sentence for each line that could not be used.
-
-    Duplicates are merged. Of edits that contradict each other (two texts for one lesson or one condition) none is
-    taken. `complete=False` says that the answer was cut off: its last line is then not trusted.
-    """
-    lines = [line for line in (_bare(line) for line in text.splitlines()) if line]
-    problems: list[str] = []
-    if not complete and lines and not NOTE.match(lines[-1]):
-        problems.append(f"cut off: {_short(lines.pop())}")
-    found: list[Edit] = []
-    none = False
-    for line in lines:
-        if NOTE.match(line):
-            continue
-        if NONE.match(line):
-            none = True
-            continue
-        edit = _edit(line)
-        if edit is None:
-            problems.append(f"unreadable line: {_short(line)} ({FORM})")
-        elif (edit.targets, edit.wish) not in {(e.targets, e.wish) for e in found}:
-            found.append(edit)
-    edits = []
-    asked = Counter(target for edit in found for target in edit.targets)
-    for edit in found:
-        if any(asked[target] > 1 for target in edit.targets):
-            problems.append(f"contradicts another edit of the same {edit.targets[0][0]}: {_short(_say(edit))}")
-        else:
-            edits.append(edit)
-    if none and found:
-        problems.append("NONE stands beside edits")
-    if not lines and not problems:
-        problems.append("the answer is empty")
-    return edits, problems
-
-
-def note_of(text: str) -> str:
-    """The NOTE line of an answer, "" when there is none."""
-    notes = [m.group(1).strip() for line in text.splitlines() if (m := NOTE.match(_bare(line)))]
-    return " ".join(notes)
-
-
-def teaches(rollouts: Sequence[Rollout]) -> bool:
-    """Is there anything to review? Not when every reward is 1, and not when nothing could be scored."""
+def has_failures(rollouts: Sequence[Rollout]) -> bool:
+    """Is there anything to review? Not when every reward is 1, and not when nothing could be
+    scored."""
     rewards = [r.reward for r in rollouts if r.reward is not None]
     return any(reward < 1.0 for reward in rewards)
 
 
-def went_well(rollouts: Sequence[Rollout]) -> bool:
-    """Did the group earn more than half of what there was? An attempt without a reward earned nothing."""
+def majority_success(rollouts: Sequence[Rollout]) -> bool:
+    """Did the group earn more than half of what there was? An attempt without a reward earned
+    nothing."""
     return sum(r.reward or 0.0 for r in rollouts) > len(rollouts) / 2
 
 
-def contrast(rollouts: Sequence[Rollout]) -> bool:
-    """Did some attempts go better than others? Only then does the group show a way, and not just dead ends."""
+def rewards_differ(rollouts: Sequence[Rollout]) -> bool:
+    """Did some attempts go better than others? Only then does the group show a way, and not just
+    dead ends."""
     return len({r.reward for r in rollouts if r.reward is not None}) > 1
 
 
 def attempts_of(rollouts: Sequence[Rollout]) -> list[Attempt]:
-    """The rollouts as the reflector reads them; those in which the model gave no answer at all are left out."""
+    """The rollouts as the reflector reads them; those in which the model gave no answer at all are
+    left out."""
     return [_attempt(r) for r in rollouts if r.messages[-1]["role"] == "assistant" or turns_of(r)]
 
 
 def _attempt(row: Rollout) -> Attempt:
-    turns = tuple(Said(t.number, safe(t.words), safe(t.back), safe(t.feedback)) for t in turns_of(row))
-    return Attempt("" if turns else safe(last_words(row)), row.reward, safe(row.feedback), turns)
-
-
-def safe(text: str) -> str:
-    """Text of a rollout for another prompt: no role tokens, no control characters; its lines stay."""
-    text = prompts.ROLE_TOKEN.sub(" ", text)
-    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
+    turns = tuple(
+        Turn(t.number, sanitize_block(t.words), sanitize_block(t.back), sanitize_block(t.feedback))
+        for t in turns_of(row)
+    )
+    return Attempt(
+        "" if turns else sanitize_block(last_words(row)),
+        row.reward,
+        sanitize_block(row.feedback),
+        turns,
+    )
 
 
 def reflection_messages(
@@ -166,19 +81,26 @@ def reflection_messages(
     rollouts: Sequence[Rollout],
     *,
     max_tokens: int,
-    noted: Noted | None = None,
+    noted: SummarizedGroup | None = None,
 ) -> tuple[list[Message], Packed]:
     """The prompt of one reflection and what was packed into it, within the model's context.
 
-    `lessons` are those that the rollouts saw. The answer key and the verifier are never part of it. `noted`: notes on
-    the attempts, in the place of attempts that are far too long (see `reflect.day.notes`).
+    `lessons` are those that the rollouts saw. The answer key and the verifier are never part of it.
+    `noted`: notes on the attempts, in the place of attempts that are far too long (see
+    `reflect.day.long_groups`).
     """
     attempts = noted.attempts if noted else attempts_of(rollouts)
-    room = room_for(model, task, lessons, max_tokens) - (model.count_tokens(noted.cut) if noted else 0)
-    room -= MARGIN if any(attempt.turns for attempt in attempts) else 0  # more may be cut, which takes words to say
+    room = room_for(model, task, lessons, max_tokens) - (
+        model.count_tokens(noted.cut) if noted else 0
+    )
+    room -= (
+        MARGIN if any(attempt.turns for attempt in attempts) else 0
+    )  # more may be cut, which takes words to say
     packed = pack(attempts, max(room, 1), model.count_tokens)
     if noted:
-        packed = Packed(packed.text, packed.tokens, "; ".join(filter(None, [noted.cut, packed.cut])))
+        packed = Packed(
+            packed.text, packed.tokens, "; ".join(filter(None, [noted.cut, packed.cut]))
+        )
     return [{"role": "user", "content": _prompt(task, lessons, packed.text, packed.cut)}], packed
 
 
@@ -189,62 +111,12 @@ def room_for(model: Model, task: Task, lessons: Sequence[Lesson], max_tokens: in
 
 
 def _prompt(task: Task, lessons: Sequence[Lesson], packed: str, cut: str) -> str:
-    rows = [{"id": x.id, "when": prompts.clean(x.when), "do": prompts.clean(x.do)} for x in lessons]
-    asked = safe(task.text)
-    fence = prompts.fence(asked, packed)
-    return prompts.render("reflect", task=asked, lessons=rows, attempts=packed, cut=cut, fence=fence)
-
-
-def request_for(messages: Sequence[Message], max_tokens: int) -> Request:
-    """Greedy: the same group always yields the same lessons."""
-    return Request(messages=messages, seeds=(0,), max_tokens=max_tokens, temperature=0.0)
-
-
-def _bare(line: str) -> str:
-    """The line without markdown around it."""
-    line = BULLET.sub("", line.strip().replace("**", "").replace("`", "").strip())
-    return line.strip()
-
-
-def _edit(line: str) -> Edit | None:
-    if m := ADD.match(line):
-        both = _when_do(m.group(1))
-        return Edit("add", *both) if both else None
-    if m := REVISE.match(line):
-        both = _when_do(m.group(2))
-        return Edit("revise", *both, lesson_id=int(m.group(1))) if both else None
-    if m := RETIRE.match(line):
-        return Edit("retire", why=prompts.clean(m.group(2) or ""), lesson_id=int(m.group(1)))
-    if m := MERGE.match(line):
-        both, ids = _when_do(m.group(2)), _ids(m.group(1))
-        return Edit("merge", *both, lesson_ids=ids) if both and len(ids) > 1 else None
-    return None
-
-
-def _ids(text: str) -> tuple[int, ...]:
-    """The lesson ids in "lessons 3, 7 and 9", each once, in order; none when anything else stands there."""
-    words = BESIDE_IDS.sub(" ", text).split()
-    return tuple(sorted({int(w) for w in words})) if all(w.isdecimal() and len(w) < 19 for w in words) else ()
-
-
-def _when_do(rest: str) -> tuple[str, str] | None:
-    """Split `CONDITION do: ADVICE`; None when a part is missing or a second field makes it ambiguous."""
-    parts = DO.split(rest)
-    if len(parts) != 2 or FIELD.search(parts[0]) or FIELD.search(parts[1]):
-        return None
-    when, do = (prompts.clean(part).strip(" ,;") for part in parts)
-    return (when, do) if normal(when) and normal(do) else None
-
-
-def _say(edit: Edit) -> str:
-    if edit.kind == "add":
-        return f"ADD when: {edit.when} do: {edit.do}"
-    if edit.kind == "revise":
-        return f"REVISE {edit.lesson_id} when: {edit.when} do: {edit.do}"
-    if edit.kind == "merge":
-        return f"MERGE {' '.join(map(str, edit.lesson_ids))} when: {edit.when} do: {edit.do}"
-    return f"RETIRE {edit.lesson_id} why: {edit.why}"
-
-
-def _short(line: str) -> str:
-    return line if len(line) <= 120 else line[:117] + "..."
+    rows = [
+        {"id": x.id, "when": prompts.sanitize_line(x.when), "do": prompts.sanitize_line(x.do)}
+        for x in lessons
+    ]
+    asked = sanitize_block(task.text)
+    fence = prompts.nonce(asked, packed)
+    return prompts.render(
+        "reflect", task=asked, lessons=rows, attempts=packed, cut=cut, fence=fence
+    )

@@ -1,12 +1,13 @@
 """Learn from what a server answered: exchanges that were rewarded become the rollouts of a run.
 
-A group is what was asked in the same words; of what was asked once, what was asked in like words (see `groups`). Each
-group is reviewed as the groups of practice are, and what it teaches takes the same way: guards, quarantine, trials.
-Each exchange is reflected on once.
+A group is what was asked in the same words; of what was asked once, what was asked in like words
+(see `groups`). Each group is reviewed as the groups of practice are, and what it teaches takes the
+same way: guards, quarantine, trials. Each exchange is reflected on once.
 
-What is trusted, and what not: the words of an exchange and its reward are a client's. Unless the server was told that
-its clients are its own, a group teaches lessons that wait in quarantine, it changes and retires none, and its rewards
-move no lesson; its evidence is kept apart from that of trusted traffic.
+What is trusted, and what not: the words of an exchange and its reward are a client's. Unless the
+server was told that its clients are its own, a group teaches lessons that wait in quarantine, it
+changes and retires none, and its rewards move no lesson; its evidence is kept apart from that of
+trusted traffic.
 
 Not covered: whether a reward is true. Who may send feedback to a trusted server can teach it.
 """
@@ -22,17 +23,18 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from reflect.config import Settings
-from reflect.day.bundle import Bundle
-from reflect.day.lessons import lessons_for
 from reflect.day.practice import WAVE
+from reflect.day.report import Report, report
 from reflect.day.review import Group, edit_lessons, review
-from reflect.day.rollout import Progress
-from reflect.day.summary import Report, report
-from reflect.day.trial import Court, Holds, shown_to
+from reflect.lessons.selection import lessons_for
 from reflect.models.base import Message, Model
 from reflect.records import Exchange, Exposure, Rollout, Run
-from reflect.store import Store, runs, traffic
-from reflect.tasksets.base import Task, Taskset
+from reflect.store import Store, exchanges, runs
+from reflect.tasksets.base import Taskset
+from reflect.tasksets.task import Task
+from reflect.trials.bundle import Bundle
+from reflect.trials.lesson_trial import LessonTrials, TrialScope, shown_to
+from reflect.types import Progress
 
 FROM_TRAFFIC = "from_traffic"  # in `Run.config`
 MOST = 32  # exchanges of one task in a group; more wait for the next run
@@ -41,8 +43,9 @@ KEPT = ("reflect_tokens", "lesson_budget", "lesson_limit", "require_approval")
 
 
 @dataclass(frozen=True)
-class Likes(Task):
-    """A task that stands for a group of like ones. To a review its text is what each attempt was asked."""
+class GroupedTask(Task):
+    """A task that stands for a group of like ones. To a review its text is what each attempt was
+    asked."""
 
     texts: tuple[str, ...] = field(default=(), compare=False)
 
@@ -52,20 +55,36 @@ class Likes(Task):
     @property
     def text(self) -> str:
         first, *others = self.texts
-        return "\n".join([first, *(f"Task of attempt {i}: {text}" for i, text in enumerate(others, 2))])
+        return "\n".join(
+            [first, *(f"Task of attempt {i}: {text}" for i, text in enumerate(others, 2))]
+        )
 
 
-def learn(model: Model, store: Store, settings: Settings, *, progress: Progress | None = None) -> list[Report]:
-    """Reflect on all rewarded exchanges of the profile that no run has reflected on: a run for each model, adapter and
-    taskset that they belong to. Runs that were interrupted are finished first. [] when nothing waits."""
+def learn(
+    model: Model, store: Store, settings: Settings, *, progress: Progress | None = None
+) -> list[Report]:
+    """Reflect on all rewarded exchanges of the profile that no run has reflected on: a run for each
+    model, adapter and taskset that they belong to. Runs that were interrupted are finished first.
+    [] when nothing waits."""
     with store.read() as s:
-        left = [run for run in runs.unfinished(s, profile=settings.profile) if run.config.get(FROM_TRAFFIC)]
+        left = [
+            run
+            for run in runs.unfinished(s, profile=settings.profile)
+            if run.config.get(FROM_TRAFFIC)
+        ]
     made = [finish(model, store, settings, run, progress) for run in reversed(left)]
     with store.read() as s:
-        rows = traffic.waiting(s, settings.profile)
+        rows = exchanges.waiting(s, settings.profile)
     parts: dict[tuple[str, ...], list[Exchange]] = {}
     for row in rows:
-        words = (row.taskset, row.trust, row.measure, row.model, row.model_fingerprint, str(row.adapter_id))
+        words = (
+            row.taskset,
+            row.trust,
+            row.measure,
+            row.model,
+            row.model_fingerprint,
+            str(row.adapter_id),
+        )
         parts.setdefault(words, []).append(row)
     for mine in parts.values():
         if run := _begin(store, settings, groups(mine, settings.k)):
@@ -73,12 +92,14 @@ def learn(model: Model, store: Store, settings: Settings, *, progress: Progress 
     return made
 
 
-def finish(model: Model, store: Store, settings: Settings, run: Run, progress: Progress | None = None) -> Report:
+def finish(
+    model: Model, store: Store, settings: Settings, run: Run, progress: Progress | None = None
+) -> Report:
     """Review the groups of a run that have no review yet, wave by wave."""
     began = time.monotonic()
     tell = progress or (lambda done, total, what: None)
     with store.read() as s:
-        asked = {row.seed: task_of(row).text for row in traffic.of_run(s, run.id)}
+        asked = {row.seed: task_of(row).text for row in exchanges.of_run(s, run.id)}
     found = _groups_of(model, store, settings, run)
     waves = [found[i : i + WAVE] for i in range(0, len(found), WAVE)]
     for number, wave in enumerate(waves):
@@ -87,23 +108,30 @@ def finish(model: Model, store: Store, settings: Settings, run: Run, progress: P
         edit_lessons(model, store, settings, run, review(model, store, settings, run, wave), wave)
     with store.write() as s:
         runs.finish_run(s, run.id)
-    return report(store, run, [[group.task for group in wave] for wave in waves], time.monotonic() - began)
+    return report(
+        store, run, [[group.task for group in wave] for wave in waves], time.monotonic() - began
+    )
 
 
-# -- groups ------------------------------------------------------------------------------------------------------------
+# -- groups
+# ------------------------------------------------------------------------------------------------------------
 
 
 def task_of(row: Exchange) -> Task:
     """What was asked. Nobody knows its answer."""
     words = json.dumps(row.asked, sort_keys=True, ensure_ascii=False)
     name = f"asked-{hashlib.sha256(words.encode()).hexdigest()[:12]}"
-    return Task(id=name, messages=row.asked, verifier="traffic", answer="", untrusted=row.trust != "clean")
+    return Task(
+        id=name, messages=row.asked, verifier="traffic", answer="", untrusted=row.trust != "clean"
+    )
 
 
 def groups(rows: Sequence[Exchange], k: int) -> list[list[Exchange]]:
-    """Exchanges of one task together, at most MOST; those whose task came once in groups of like tasks, at most k.
+    """Exchanges of one task together, at most MOST; those whose task came once in groups of like
+    tasks, at most k.
 
-    Tasks are alike when their words are the same but for numbers, else when half of the words of both stand in both.
+    Tasks are alike when their words are the same but for numbers, else when half of the words of
+    both stand in both.
     """
     same: dict[str, list[Exchange]] = {}
     for row in rows:
@@ -119,7 +147,10 @@ def groups(rows: Sequence[Exchange], k: int) -> list[list[Exchange]]:
             made += _shares(mine, k)
             continue
         said = set(words.split())
-        near = next((group for first, group in loose if len(said & first) >= ALIKE * len(said | first)), None)
+        near = next(
+            (group for first, group in loose if len(said & first) >= ALIKE * len(said | first)),
+            None,
+        )
         if near is None:
             loose.append((said, mine))
         else:
@@ -133,7 +164,9 @@ def form(asked: Sequence[Message]) -> str:
     """The user's words without case, punctuation and the values of numbers."""
     text = " ".join(str(m.get("content") or "") for m in asked if m.get("role") == "user")
     words = ["#" if word.isdecimal() else word for word in re.findall(r"\w+", text.lower())]
-    return " ".join(word for i, word in enumerate(words) if word != "#" or i == 0 or words[i - 1] != "#")
+    return " ".join(
+        word for i, word in enumerate(words) if word != "#" or i == 0 or words[i - 1] != "#"
+    )
 
 
 def _shares(rows: list[Exchange], k: int) -> list[list[Exchange]]:
@@ -142,16 +175,17 @@ def _shares(rows: list[Exchange], k: int) -> list[list[Exchange]]:
     return [rows[i * len(rows) // count : (i + 1) * len(rows) // count] for i in range(count)]
 
 
-# -- the run -----------------------------------------------------------------------------------------------------------
+# -- the run
+# -----------------------------------------------------------------------------------------------------------
 
 
 def _begin(store: Store, settings: Settings, found: Sequence[Sequence[Exchange]]) -> Run | None:
-    """The rollouts of these groups, with what they say of lessons, in one transaction; their exchanges are then taken.
-    None where another process was faster."""
+    """The rollouts of these groups, with what they say of lessons, in one transaction; their
+    exchanges are then taken. None where another process was faster."""
     first = found[0][0]
     trusted = first.trust == "clean"
     with store.write() as s:
-        free = {row.id for row in traffic.waiting(s, settings.profile)}
+        free = {row.id for row in exchanges.waiting(s, settings.profile)}
         found = [mine for group in found if (mine := [row for row in group if row.id in free])]
         if not found:
             return None
@@ -172,7 +206,10 @@ def _begin(store: Store, settings: Settings, found: Sequence[Sequence[Exchange]]
         )
         runs.save_tasks(s, run.taskset, [task_of(row) for group in found for row in group])
         rows = [
-            (_rollout(run, task_of(group[0]).key, index, row), [Exposure(rollout_id=0, **one) for one in row.exposures])
+            (
+                _rollout(run, task_of(group[0]).key, index, row),
+                [Exposure(rollout_id=0, **one) for one in row.exposures],
+            )
             for group in found
             for index, row in enumerate(group)
         ]
@@ -185,14 +222,25 @@ def _begin(store: Store, settings: Settings, found: Sequence[Sequence[Exchange]]
         s.flush()
         move = trusted and not settings.require_approval
         seen = [exposure.lesson_id for _, exposures in rows for exposure in exposures]
-        Court(Holds(run.model_fingerprint, run.adapter_id, run.measure)).judge(s, seen, run.id, move=move)
+        LessonTrials(TrialScope(run.model_fingerprint, run.adapter_id, run.measure)).judge(
+            s, seen, run.id, move=move
+        )
         Bundle(run).judge(s, move=move)
     return run
 
 
 def _rollout(run: Run, task_key: str, index: int, row: Exchange) -> Rollout:
     words = row.model_dump(
-        include={"messages", "reward", "feedback", "prompt_tokens", "completion_tokens", "finish", "seed", "model"}
+        include={
+            "messages",
+            "reward",
+            "feedback",
+            "prompt_tokens",
+            "completion_tokens",
+            "finish",
+            "seed",
+            "model",
+        }
         | {"adapter_id", "trust", "bundle_shown", "bundle_probability", "created"}
     )
     return Rollout(run_id=run.id or 0, task_key=task_key, index=index, **words)
@@ -216,8 +264,9 @@ def _groups_of(model: Model, store: Store, settings: Settings, run: Run) -> list
 
 
 def _as_it_stands(store: Store, run: Run, group: Group, asked: Mapping[int, str]) -> Group:
-    """With the lessons that its attempts saw and that still stand, for an earlier wave may have changed them, and with
-    what each of the attempts that are reviewed was asked (`asked`: by the seed of the attempt)."""
+    """With the lessons that its attempts saw and that still stand, for an earlier wave may have
+    changed them, and with what each of the attempts that are reviewed was asked (`asked`: by the
+    seed of the attempt)."""
     with store.read() as s:
         shown, missed = shown_to(s, run.id, [group.task.key])[group.task.key]
     now = replace(group, shown=shown, missed=missed)
@@ -225,4 +274,4 @@ def _as_it_stands(store: Store, run: Run, group: Group, asked: Mapping[int, str]
     if len(set(texts)) < 2:
         return now
     words = {f.name: getattr(group.task, f.name) for f in fields(group.task)}
-    return replace(now, task=Likes(**words, texts=texts))
+    return replace(now, task=GroupedTask(**words, texts=texts))

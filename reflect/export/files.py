@@ -11,7 +11,8 @@ from reflect.errors import UsageError
 
 
 def write(path: Path, data: bytes, *, overwrite: bool = False) -> bool:
-    """Replace the file by a rename; its mode stays, a link stays a link. False when it held these bytes already.
+    """Replace the file by a rename; its mode stays, a link stays a link. False when it held these
+    bytes already.
 
     UsageError when there is a file that may not be overwritten.
     """
@@ -22,7 +23,9 @@ def write(path: Path, data: bytes, *, overwrite: bool = False) -> bool:
     if there and real.read_bytes() == data:
         return False
     if there and not overwrite:
-        raise UsageError(f"{path} is there already.", "Name another file, or say --yes to overwrite it.")
+        raise UsageError(
+            f"{path} is there already.", "Name another file, or say --yes to overwrite it."
+        )
     real.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=real.parent, prefix=f".{real.name}.")
     try:

@@ -9,7 +9,7 @@ from sqlmodel import Session
 
 from reflect.errors import UnknownName, UsageError
 from reflect.export import files, lines, markdown
-from reflect.store import copies, lessons
+from reflect.store import backup, lessons
 
 FORMATS = ("jsonl", "markdown", "agents", "skill")
 
@@ -17,7 +17,7 @@ FORMATS = ("jsonl", "markdown", "agents", "skill")
 def text(s: Session, format: str, *, profile: str, scope: str | None = None) -> str:
     """The export as text, whose last line ends with a newline."""
     if format == "jsonl":
-        return lines.dump(lines.line_of(*one) for one in copies.whole(s, profile, scope))
+        return lines.dump(lines.line_of(*one) for one in backup.whole(s, profile, scope))
     if format == "markdown":
         return markdown.page(lessons.listing(s, profile, scope=scope))
     if format == "agents":
@@ -28,12 +28,20 @@ def text(s: Session, format: str, *, profile: str, scope: str | None = None) -> 
 
 
 def save(
-    s: Session, path: Path, format: str, *, profile: str, scope: str | None = None, overwrite: bool = False
+    s: Session,
+    path: Path,
+    format: str,
+    *,
+    profile: str,
+    scope: str | None = None,
+    overwrite: bool = False,
 ) -> Sequence[Path]:
     """The export in files, each whole or as it was; those that changed."""
     if format == "agents":
         return markdown.write_block(path, lessons.listing(s, profile, scope=scope))
     if format == "skill":
-        return markdown.write_skills(path, lessons.listing(s, profile, scope=scope), overwrite=overwrite)
+        return markdown.write_skills(
+            path, lessons.listing(s, profile, scope=scope), overwrite=overwrite
+        )
     data = text(s, format, profile=profile, scope=scope).encode()
     return [path] if files.write(path, data, overwrite=overwrite) else []

@@ -1,11 +1,13 @@
-"""Lessons as JSON Lines: a header, then one line per lesson with all its versions and the trials that travel.
+"""Lessons as JSON Lines: a header, then one line per lesson with all its versions and the trials
+that travel.
 
     {"format":"reflect lessons","version":1}
     {"id":3,"created":"2026-01-31T22:15:07.120000Z","updated":"...","versions":[{"version":1,...}],"trials":[],"links":[]}
 
-The same lessons are the same bytes: by id, keys in the order below, times in UTC, unicode as it is. What points into
-one database stays behind: which reflection or night wrote a version, exposures, and trials that were measured on an
-adapter. A file holds no weights, so a lesson that the weights held ends with one more version, in which it is text.
+The same lessons are the same bytes: by id, keys in the order below, times in UTC, unicode as it is.
+What points into one database stays behind: which reflection or night wrote a version, exposures,
+and trials that were measured on an adapter. A file holds no weights, so a lesson that the weights
+held ends with one more version, in which it is text.
 """
 
 from __future__ import annotations
@@ -15,12 +17,20 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from reflect.errors import UsageError
 from reflect.records import LESSON_STATUSES, Lesson, LessonLink, LessonVersion, Trial
+from reflect.store.lesson_links import LINK_KINDS
 from reflect.store.lessons import AUTHORS, CONTENT
-from reflect.store.links import LINK_KINDS
 
 FORMAT, VERSION = "reflect lessons", 1
 AS_TEXT = "exported without the weights that held it"  # the reason of the closing version
@@ -124,9 +134,13 @@ class LessonLine(Line):
 
 
 def line_of(
-    lesson: Lesson, versions: Iterable[LessonVersion], trials: Iterable[Trial], links: Iterable[LessonLink] = ()
+    lesson: Lesson,
+    versions: Iterable[LessonVersion],
+    trials: Iterable[Trial],
+    links: Iterable[LessonLink] = (),
 ) -> LessonLine:
-    """The line of a lesson. `trials` are those without an adapter, `links` those in which it stands for another."""
+    """The line of a lesson. `trials` are those without an adapter, `links` those in which it stands
+    for another."""
     history = [VersionLine.model_validate(_fields(row, VersionLine)) for row in versions]
     return LessonLine(
         id=lesson.id or 0,
@@ -134,7 +148,9 @@ def line_of(
         updated=lesson.updated,
         versions=as_text(history),
         trials=[TrialLine.model_validate(_fields(row, TrialLine)) for row in trials],
-        links=[LinkLine(other=x.other_id, kind=x.kind, why=x.why, created=x.created) for x in links],
+        links=[
+            LinkLine(other=x.other_id, kind=x.kind, why=x.why, created=x.created) for x in links
+        ],
     )
 
 
@@ -143,7 +159,12 @@ def as_text(history: list[VersionLine]) -> list[VersionLine]:
     last = history[-1]
     if last.status != "distilled":
         return history
-    words = {"version": last.version + 1, "parent": last.version, "author": "rollback", "reason": AS_TEXT}
+    words = {
+        "version": last.version + 1,
+        "parent": last.version,
+        "author": "rollback",
+        "reason": AS_TEXT,
+    }
     return [*history, last.model_copy(update=words | {"status": "active"})]
 
 
@@ -154,7 +175,8 @@ def dump(lines: Iterable[LessonLine]) -> str:
 
 
 def load(data: bytes, name: str) -> list[LessonLine]:
-    """The lessons of a file. UsageError that names file, line and field for the first thing that is wrong."""
+    """The lessons of a file. UsageError that names file, line and field for the first thing that is
+    wrong."""
     found: list[LessonLine] = []
     stood: dict[int, int] = {}  # id -> line
     head = False
@@ -163,7 +185,9 @@ def load(data: bytes, name: str) -> list[LessonLine]:
         try:
             text = raw.decode().strip()
         except UnicodeDecodeError as e:
-            raise UsageError(f"{where} is not UTF-8 text.", "Export the lessons again, or mend that line.") from e
+            raise UsageError(
+                f"{where} is not UTF-8 text.", "Export the lessons again, or mend that line."
+            ) from e
         if not text:
             continue
         if not head:
@@ -173,7 +197,9 @@ def load(data: bytes, name: str) -> list[LessonLine]:
         try:
             line = LessonLine.model_validate_json(text)
         except ValidationError as e:
-            raise UsageError(_told(e, where), "Nothing was imported. Mend that line, or export again.") from e
+            raise UsageError(
+                _told(e, where), "Nothing was imported. Mend that line, or export again."
+            ) from e
         if line.id in stood:
             told = f"{where}, id: lesson {line.id} stands in line {stood[line.id]} already."
             raise UsageError(told, "Nothing was imported. Take one of the two away.")
@@ -189,7 +215,11 @@ def _header(text: str, where: str, name: str) -> None:
         header = json.loads(text)
     except ValueError:
         header = None
-    if not isinstance(header, dict) or header.get("format") != FORMAT or type(header.get("version")) is not int:
+    if (
+        not isinstance(header, dict)
+        or header.get("format") != FORMAT
+        or type(header.get("version")) is not int
+    ):
         told = f"{name} is not an export of lessons: {where} is no header."
         raise UsageError(told, "Make one with: reflect lessons export --out FILE")
     if header["version"] > VERSION:
@@ -200,7 +230,9 @@ def _header(text: str, where: str, name: str) -> None:
 def _told(e: ValidationError, where: str) -> str:
     """The first problem: `lessons.jsonl, line 4, versions[0].status: ...`."""
     first = e.errors(include_url=False)[0]
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    field = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]
+    ).lstrip(".")
     said = first["msg"].removeprefix("Value error, ").rstrip(".")
     return f"{where}{f', {field}' if field else ''}: {said}."
 

@@ -1,7 +1,7 @@
 """Lessons as text: Markdown to read, the block in AGENTS.md or CLAUDE.md, SKILL.md folders.
 
-Lessons that are quarantined or retired are in none of them. Text is cleaned as for a prompt; a lesson is one line, so
-it can neither begin a heading nor end the block.
+Lessons that are quarantined or retired are in none of them. Text is cleaned as for a prompt; a
+lesson is one line, so it can neither begin a heading nor end the block.
 
 SKILL.md follows the Agent Skills specification (agentskills.io/specification).
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from reflect.errors import UsageError
 from reflect.export import files
-from reflect.prompts import clean
+from reflect.prompts import sanitize_line
 from reflect.records import SHOWN_STATUSES, Lesson
 
 STATUSES = (*SHOWN_STATUSES, "distilled")  # what stands in prompts or in weights
@@ -32,7 +32,9 @@ Scopes = list[tuple[str, list[Lesson]]]
 
 def by_scope(lessons: Iterable[Lesson]) -> Scopes:
     """(scope, its lessons by id), the general ones first; without those that may not be shown."""
-    shown = sorted((row for row in lessons if row.status in STATUSES), key=lambda row: (row.scope, row.id or 0))
+    shown = sorted(
+        (row for row in lessons if row.status in STATUSES), key=lambda row: (row.scope, row.id or 0)
+    )
     return [(scope, list(rows)) for scope, rows in groupby(shown, key=lambda row: row.scope)]
 
 
@@ -53,14 +55,15 @@ def _item(row: Lesson) -> str:
 
 
 def _safe(text: str) -> str:
-    return clean(text).replace("<!--", "&lt;!--").replace("-->", "--&gt;")
+    return sanitize_line(text).replace("<!--", "&lt;!--").replace("-->", "--&gt;")
 
 
 def _title(scope: str) -> str:
-    return f"Lessons for {_safe(scope)}" if clean(scope) else GENERAL.capitalize()
+    return f"Lessons for {_safe(scope)}" if sanitize_line(scope) else GENERAL.capitalize()
 
 
-# -- the block in a file of somebody else ------------------------------------------------------------------------------
+# -- the block in a file of somebody else
+# ------------------------------------------------------------------------------
 
 
 def block(lessons: Iterable[Lesson]) -> str:
@@ -74,18 +77,26 @@ def block(lessons: Iterable[Lesson]) -> str:
 def with_block(data: bytes, new: str, name: str) -> bytes:
     """The file's bytes with `new` in place of the block, or after the last line when there is none.
 
-    Every other byte stays, its line ends, a missing newline at the end and a byte order mark included. UsageError when
-    the markers are broken or the file is not UTF-8: nothing is guessed.
+    Every other byte stays, its line ends, a missing newline at the end and a byte order mark
+    included. UsageError when the markers are broken or the file is not UTF-8: nothing is guessed.
     """
     try:
         data.decode()
     except UnicodeDecodeError as e:
-        raise UsageError(f"{name} is not UTF-8 text, so nothing was written.", "Save it as UTF-8 first.") from e
+        raise UsageError(
+            f"{name} is not UTF-8 text, so nothing was written.", "Save it as UTF-8 first."
+        ) from e
     newline = b"\r\n" if b"\r\n" in data else b"\n"
     fresh = new.encode().replace(b"\n", newline)
     begins, ends = (_lines_with(data, marker.encode()) for marker in (BEGIN, END))
     if not begins and not ends:
-        gap = b"" if not data or data == b"\xef\xbb\xbf" else newline if data.endswith(b"\n") else newline * 2
+        gap = (
+            b""
+            if not data or data == b"\xef\xbb\xbf"
+            else newline
+            if data.endswith(b"\n")
+            else newline * 2
+        )
         return data + gap + fresh + newline
     if len(begins) != 1 or len(ends) != 1 or begins[0] > ends[0]:
         found = sorted([*((at, "begin") for at in begins), *((at, "end") for at in ends)])
@@ -99,24 +110,33 @@ def with_block(data: bytes, new: str, name: str) -> bytes:
 
 def _lines_with(data: bytes, marker: bytes) -> list[int]:
     """Where the marker stands, alone on its line."""
-    found = re.finditer(rb"(?:^|(?<=\n)|(?<=\xef\xbb\xbf))[ \t]*(%b)[ \t]*(?=\r?\n|$)" % re.escape(marker), data)
+    found = re.finditer(
+        rb"(?:^|(?<=\n)|(?<=\xef\xbb\xbf))[ \t]*(%b)[ \t]*(?=\r?\n|$)" % re.escape(marker), data
+    )
     return [match.start(1) for match in found]
 
 
 def write_block(path: Path, lessons: Iterable[Lesson]) -> list[Path]:
-    """Update the block in the file, which is made when missing; [path], or [] when it was so already."""
+    """Update the block in the file, which is made when missing; [path], or [] when it was so
+    already."""
     data = path.read_bytes() if path.is_file() else b""
-    return [path] if files.write(path, with_block(data, block(lessons), str(path)), overwrite=True) else []
+    return (
+        [path]
+        if files.write(path, with_block(data, block(lessons), str(path)), overwrite=True)
+        else []
+    )
 
 
-# -- SKILL.md ----------------------------------------------------------------------------------------------------------
+# -- SKILL.md
+# ----------------------------------------------------------------------------------------------------------
 
 
 def skills(lessons: Iterable[Lesson]) -> dict[str, str]:
     """Folder name -> text of its SKILL.md, one skill per scope."""
     scopes = by_scope(lessons)
     names: dict[str, str] = {}
-    # A scope that is a good name as it stands gets it; of others that come to the same name, each but the first a hash.
+    # A scope that is a good name as it stands gets it; of others that come to the same name, each
+    # but the first a hash.
     for scope, _ in sorted(scopes, key=lambda pair: (skill_name(pair[0]) != pair[0], pair[0])):
         name = skill_name(scope)
         if name in names.values():
@@ -130,7 +150,9 @@ def skill_name(scope: str) -> str:
     if not scope:
         return GENERAL.replace(" ", "-")
     plain = unicodedata.normalize("NFKD", scope.lower()).encode("ascii", "ignore").decode()
-    return re.sub("[^a-z0-9]+", "-", plain).strip("-")[:NAME].strip("-") or f"lessons-{_hash(scope)}"
+    return (
+        re.sub("[^a-z0-9]+", "-", plain).strip("-")[:NAME].strip("-") or f"lessons-{_hash(scope)}"
+    )
 
 
 def _hash(scope: str) -> str:
@@ -140,17 +162,21 @@ def _hash(scope: str) -> str:
 def _skill(name: str, scope: str, rows: list[Lesson]) -> str:
     import yaml
 
-    head = {"name": name, "description": _description(scope, rows), "metadata": {"written-by": MARK}}
+    head = {
+        "name": name,
+        "description": _description(scope, rows),
+        "metadata": {"written-by": MARK},
+    }
     front = yaml.safe_dump(head, allow_unicode=True, sort_keys=False, width=10_000)
     return "\n".join([f"---\n{front}---", "", f"# {_title(scope)}", "", *map(_item, rows)]) + "\n"
 
 
 def _description(scope: str, rows: list[Lesson]) -> str:
     """What it is and when to use it; as many conditions as there is room for."""
-    of = f"Lessons for {clean(scope)}" if clean(scope) else "General lessons"
+    of = f"Lessons for {sanitize_line(scope)}" if sanitize_line(scope) else "General lessons"
     text = f"{of}, learned by practice. Use when "[: DESCRIPTION // 2]
     for i, row in enumerate(rows):
-        more = f"{'; ' if i else ''}{clean(row.when)}"
+        more = f"{'; ' if i else ''}{sanitize_line(row.when)}"
         if len(text) + len(more) > DESCRIPTION - 1:
             return text + more[: DESCRIPTION - 1 - len(text)] + "…" if not i else text + "."
         text += more
@@ -158,10 +184,13 @@ def _description(scope: str, rows: list[Lesson]) -> str:
 
 
 def write_skills(folder: Path, lessons: Iterable[Lesson], *, overwrite: bool = False) -> list[Path]:
-    """FOLDER/NAME/SKILL.md for each scope; the files that changed. A skill that was not written by us is refused."""
+    """FOLDER/NAME/SKILL.md for each scope; the files that changed. A skill that was not written by
+    us is refused."""
     texts = {folder / name / "SKILL.md": text for name, text in skills(lessons).items()}
     for path in texts:
         if path.is_file() and not overwrite and MARK.encode() not in path.read_bytes():
             told = f"{path} was not written by reflect."
             raise UsageError(told, "Name another folder, or say --yes to overwrite it.")
-    return [path for path, text in texts.items() if files.write(path, text.encode(), overwrite=True)]
+    return [
+        path for path, text in texts.items() if files.write(path, text.encode(), overwrite=True)
+    ]

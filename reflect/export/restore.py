@@ -1,14 +1,17 @@
-"""Lessons from a file into a database: what is new, what goes on, what is here already. Nothing is overwritten.
+"""Lessons from a file into a database: what is new, what goes on, what is here already. Nothing is
+overwritten.
 
-A stranger's file (the default): the newest text of each lesson becomes a new candidate, untrusted, unpinned, with its
-own history from now on; retired and forbidden ones stay out. Text that the guards find suspicious is quarantined.
+A stranger's file (the default): the newest text of each lesson becomes a new candidate, untrusted,
+unpinned, with its own history from now on; retired and forbidden ones stay out. Text that the
+guards find suspicious is quarantined.
 
-One's own file (`trust`): every lesson as it was, history, status, pins and trials. A lesson that is here already and
-has more versions in the file goes on from where it stands here. Suspicious text is quarantined all the same, unless by
-the file's word a person wrote or approved it.
+One's own file (`trust`): every lesson as it was, history, status, pins and trials. A lesson that is
+here already and has more versions in the file goes on from where it stands here. Suspicious text is
+quarantined all the same, unless by the file's word a person wrote or approved it.
 
-In both, a lesson whose text is here already (case, spacing, punctuation and articles aside) is left as it is here.
-Not covered: two files that change the same lesson differently; the second comes in as a lesson of its own.
+In both, a lesson whose text is here already (case, spacing, punctuation and articles aside) is left
+as it is here. Not covered: two files that change the same lesson differently; the second comes in
+as a lesson of its own.
 """
 
 from __future__ import annotations
@@ -19,13 +22,13 @@ from datetime import datetime
 
 from sqlmodel import Session
 
-from reflect.day import guards
-from reflect.day.lessons import MAX_TOKENS, line
-from reflect.day.reflection import normal
 from reflect.export.lines import AS_TEXT, LessonLine, TrialLine, VersionLine, as_text, line_of
-from reflect.prompts import clean
+from reflect.lessons import safety
+from reflect.lessons.selection import MAX_TOKENS, format_lesson
+from reflect.lessons.similarity import normal
+from reflect.prompts import sanitize_line
 from reflect.records import Lesson, LessonVersion, Rule, Trial
-from reflect.store import copies, links, rules
+from reflect.store import backup, forbidden_rules, lesson_links
 from reflect.store import lessons as db
 
 Key = tuple[str, str]
@@ -34,7 +37,8 @@ Origin = tuple[datetime, str, str]  # of a lesson: when it was first written, an
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of a line: + new, ~ gone on, = here already, ? new but quarantined, ! left out."""
+    """What became of a line: + new, ~ gone on, = here already, ? new but quarantined, ! left
+    out."""
 
     sign: str
     lesson_id: int | None
@@ -48,7 +52,9 @@ class Here:
     """What stands in the database: lessons by their words, histories by their beginning."""
 
     texts: dict[Key, Lesson] = field(default_factory=dict)
-    origins: dict[Origin, tuple[Lesson, list[VersionLine], list[TrialLine]]] = field(default_factory=dict)
+    origins: dict[Origin, tuple[Lesson, list[VersionLine], list[TrialLine]]] = field(
+        default_factory=dict
+    )
     forbidden: Sequence[Rule] = ()
 
 
@@ -61,14 +67,14 @@ def restore(
     source: str,
     count_tokens: Callable[[str], int],
 ) -> list[Imported]:
-    """Import in the caller's transaction, in the order of the file; one outcome per line. `source` is the file's name,
-    for the history."""
-    here = Here(forbidden=rules.listing(s, profile))
+    """Import in the caller's transaction, in the order of the file; one outcome per line. `source`
+    is the file's name, for the history."""
+    here = Here(forbidden=forbidden_rules.listing(s, profile))
     for lesson in db.listing(s, profile):
         here.texts.setdefault(key(lesson.when, lesson.do), lesson)
     if not trust:
         return [_strange(s, one, here, profile, source, count_tokens) for one in lines]
-    for lesson, versions, trials, _ in copies.whole(s, profile):
+    for lesson, versions, trials, _ in backup.whole(s, profile):
         past = line_of(lesson, versions, trials)
         own = past.versions[: len(versions)]  # without the closing one, which is only in files
         here.origins[origin(past)] = (lesson, own, past.trials)
@@ -86,26 +92,34 @@ def origin(one: LessonLine) -> Origin:
     return first.created, first.when, first.do
 
 
-# -- a stranger's ------------------------------------------------------------------------------------------------------
+# -- a stranger's
+# ------------------------------------------------------------------------------------------------------
 
 
 def _strange(
-    s: Session, one: LessonLine, here: Here, profile: str, source: str, count_tokens: Callable[[str], int]
+    s: Session,
+    one: LessonLine,
+    here: Here,
+    profile: str,
+    source: str,
+    count_tokens: Callable[[str], int],
 ) -> Imported:
     head = one.head
-    when, do = clean(head.when), clean(head.do)
+    when, do = sanitize_line(head.when), sanitize_line(head.do)
     if head.status == "retired":
         return Imported("!", None, when, do, "it is retired there")
     if not when or not do:
         return Imported("!", None, when, do, "it has no readable text")
     if same := here.texts.get(key(when, do)):
         return Imported("=", same.id, when, do, f"lesson {same.id} says so ({same.status})")
-    if rule := rules.forbidding(here.forbidden, when, do):
+    if rule := forbidden_rules.forbidding(here.forbidden, when, do):
         return Imported("!", None, when, do, rule)
-    tokens = count_tokens(line(when, do))
+    tokens = count_tokens(format_lesson(when, do))
     if tokens > MAX_TOKENS:
-        return Imported("!", None, when, do, f"{tokens} tokens are too long for a lesson (at most {MAX_TOKENS})")
-    doubts = [f"it names {what}" for what in guards.suspicions(f"{head.when} {head.do}")]
+        return Imported(
+            "!", None, when, do, f"{tokens} tokens are too long for a lesson (at most {MAX_TOKENS})"
+        )
+    doubts = [f"it names {what}" for what in safety.suspicions(f"{head.when} {head.do}")]
     if head.status == "quarantined":
         doubts.append("it is quarantined there")
     why = "; ".join(doubts)
@@ -115,8 +129,8 @@ def _strange(
         do=do,
         author="human",  # who ran the import; whoever wrote it first is of no use here
         reason=f"imported from {source}{f': {why}' if why else ''}",
-        scope=clean(head.scope),
-        tags=[tag for tag in map(clean, head.tags) if tag],
+        scope=sanitize_line(head.scope),
+        tags=[tag for tag in map(sanitize_line, head.tags) if tag],
         status="quarantined" if doubts else "candidate",
         trust="untrusted",
         profile=profile,
@@ -126,7 +140,8 @@ def _strange(
     return Imported("?" if doubts else "+", lesson.id, when, do, why)
 
 
-# -- one's own ---------------------------------------------------------------------------------------------------------
+# -- one's own
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _own(s: Session, one: LessonLine, here: Here, profile: str, source: str) -> Imported:
@@ -144,44 +159,60 @@ def _own(s: Session, one: LessonLine, here: Here, profile: str, source: str) -> 
         last.content() | {"id": one.id, "profile": profile, "version": last.version}
         | {"created": one.created, "updated": one.updated}
     )  # fmt: skip
-    copies.put(s, new, _versions(as_text(one.versions)), _trials(one.trials))
+    backup.put(s, new, _versions(as_text(one.versions)), _trials(one.trials))
     why = _quarantine(s, new, one, source)
     return Imported("?" if why else "+", new.id, when, do, why)
 
 
 def _go_on(
-    s: Session, lesson: Lesson, one: LessonLine, more: list[VersionLine], trials: list[TrialLine], source: str
+    s: Session,
+    lesson: Lesson,
+    one: LessonLine,
+    more: list[VersionLine],
+    trials: list[TrialLine],
+    source: str,
 ) -> Imported:
     """The versions that the file has beyond those here, which are its beginning."""
     more = as_text(more)
     for name, value in more[-1].content().items():
         setattr(lesson, name, value)
     lesson.version, lesson.updated = more[-1].version, one.updated
-    copies.extend(s, lesson, _versions(more), _trials(trials))
+    backup.extend(s, lesson, _versions(more), _trials(trials))
     why = _quarantine(s, lesson, one, source)
-    return Imported("?" if why else "~", lesson.id, lesson.when, lesson.do, why or f"now version {lesson.version}")
+    return Imported(
+        "?" if why else "~",
+        lesson.id,
+        lesson.when,
+        lesson.do,
+        why or f"now version {lesson.version}",
+    )
 
 
 def _link(s: Session, lines: Sequence[LessonLine], done: Sequence[Imported]) -> None:
-    """The links between lessons of the file, under the ids that these have here. One that is here already stays."""
+    """The links between lessons of the file, under the ids that these have here. One that is here
+    already stays."""
     now = {one.id: became.lesson_id for one, became in zip(lines, done, strict=True)}
     for one in lines:
         mine = now[one.id]
-        here = {(x.other_id, x.kind) for x in links.standing_for(s, mine)}
+        here = {(x.other_id, x.kind) for x in lesson_links.standing_for(s, mine)}
         for x in one.links:
             other = now.get(x.other)
             if mine and other and mine != other and (other, x.kind) not in here:
-                links.link(s, mine, other, x.kind, x.why).created = x.created
+                lesson_links.link(s, mine, other, x.kind, x.why).created = x.created
 
 
 def _quarantine(s: Session, lesson: Lesson, one: LessonLine, source: str) -> str:
     """Set a suspicious lesson aside that nobody vouches for; why, or ""."""
-    doubts = guards.suspicions(f"{lesson.when} {lesson.do}")
-    vouched = any(v.author == "human" and (v.when, v.do) == (one.head.when, one.head.do) for v in one.versions)
+    doubts = safety.suspicions(f"{lesson.when} {lesson.do}")
+    vouched = any(
+        v.author == "human" and (v.when, v.do) == (one.head.when, one.head.do) for v in one.versions
+    )
     if not doubts or vouched or lesson.status in ("quarantined", "retired"):
         return ""
     why = "; ".join(f"it names {what}" for what in doubts)
-    db.revise(s, lesson.id, author="human", reason=f"imported from {source}: {why}", status="quarantined")
+    db.revise(
+        s, lesson.id, author="human", reason=f"imported from {source}: {why}", status="quarantined"
+    )
     return why
 
 

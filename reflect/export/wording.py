@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from difflib import SequenceMatcher
 
-Piece = tuple[str, str]  # (sign, text): "=" in both, "-" only in the old one, "+" only in the new one
+Piece = tuple[
+    str, str
+]  # (sign, text): "=" in both, "-" only in the old one, "+" only in the new one
 
 
 def word_diff(old: str, new: str) -> list[Piece]:
@@ -16,5 +18,7 @@ def word_diff(old: str, new: str) -> list[Piece]:
         if kind == "equal":
             pieces.append(("=", "".join(a[i:j])))
             continue
-        pieces += [(sign, text) for sign, text in (("-", "".join(a[i:j])), ("+", "".join(b[k:m]))) if text]
+        pieces += [
+            (sign, text) for sign, text in (("-", "".join(a[i:j])), ("+", "".join(b[k:m]))) if text
+        ]
     return pieces

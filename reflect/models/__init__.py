@@ -13,7 +13,8 @@ from reflect.errors import ModelError, UnknownName, UsageError
 if TYPE_CHECKING:
     from reflect.models.base import Model
 
-# Read when torch is loaded. Threads that spin while they wait take the cores from every other process.
+# Read when torch is loaded. Threads that spin while they wait take the cores from every other
+# process.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 POCKET = Path(__file__).parent / "pocket"
@@ -22,10 +23,11 @@ UNTOLD = 4096  # tokens of context where a configuration does not say
 
 
 def load_model(name: str = "pocket", settings: Settings | None = None) -> Model:
-    """`pocket`, `hf:ORG/NAME` (downloaded once, then from the cache), a path, or `openai:NAME` of a server.
+    """`pocket`, `hf:ORG/NAME` (downloaded once, then from the cache), a path, or `openai:NAME` of a
+    server.
 
-    UnknownName for a name that is none of these, ModelError for a model that is not there or cannot be loaded. A server
-    is not asked before its model is used.
+    UnknownName for a name that is none of these, ModelError for a model that is not there or cannot
+    be loaded. A server is not asked before its model is used.
     """
     settings = settings or Settings()
     if is_remote(name):
@@ -48,10 +50,15 @@ def find(name: str) -> Path:
     """The folder of a model."""
     if name == "pocket":
         if not (POCKET / "config.json").is_file():
-            raise ModelError("The pocket model is not in this installation.", "Reinstall reflect: make setup.")
+            raise ModelError(
+                "The pocket model is not in this installation.", "Reinstall reflect: make setup."
+            )
         return POCKET
     if is_remote(name):
-        raise UsageError(f"{name} is behind an API: it has no weights here.", "Use pocket, hf:ORG/NAME or a path.")
+        raise UsageError(
+            f"{name} is behind an API: it has no weights here.",
+            "Use pocket, hf:ORG/NAME or a path.",
+        )
     if name.startswith("hf:"):
         from reflect.models.hub import download
 

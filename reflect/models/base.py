@@ -1,7 +1,8 @@
-"""The protocol between reflect and any language model, and the capabilities that only some models have.
+"""The protocol between reflect and any language model, and the capabilities that only some models
+have.
 
-The capability protocols are checked with isinstance. Each has only members of its own, so a check never asks a server.
-A model whose weights can be trained is a `reflect.models.local.LocalModel`.
+The capability protocols are checked with isinstance. Each has only members of its own, so a check
+never asks a server. A model whose weights can be trained is a `reflect.models.local.LocalModel`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkable
 
-from reflect.config import Limits, Settings
+from reflect.config import Settings
 from reflect.errors import ModelError
-from reflect.tasksets.base import Message
+from reflect.tasksets.task import Message
+from reflect.types import Limits
 
 if TYPE_CHECKING:
     from reflect.models.budget import Budget
@@ -38,23 +40,28 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """Sample `len(seeds)` completions of one prompt. One seed per completion: a completion depends on its own seed
-    and prompt only, never on what else is in the batch."""
+    """Sample `len(seeds)` completions of one prompt. One seed per completion: a completion depends
+    on its own seed and prompt only, never on what else is in the batch."""
 
     messages: Sequence[Message]
     seeds: tuple[int, ...] = (0,)
     max_tokens: int = 256
     temperature: float = 1.0  # 0 = greedy
     stop: tuple[str, ...] = ()
-    adapter: str | None = ACTIVE  # a loaded adapter, or None for the bare base: requests of one call may differ in it
-    tools: tuple[dict[str, Any], ...] = ()  # {"type": "function", "function": {name, description, parameters}}
+    adapter: str | None = (
+        ACTIVE  # a loaded adapter, or None for the bare base: requests of one call may differ in it
+    )
+    tools: tuple[
+        dict[str, Any], ...
+    ] = ()  # {"type": "function", "function": {name, description, parameters}}
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled answer. `tokens` are the sampled ids (without the end token) where the model is local, `calls` the
-    tool calls in it ({"id", "type": "function", "function": {"name", "arguments": JSON text}}, as the API has them),
-    `model` the name of the model that answered, where a server says so."""
+    """One sampled answer. `tokens` are the sampled ids (without the end token) where the model is
+    local, `calls` the tool calls in it ({"id", "type": "function", "function": {"name",
+    "arguments": JSON text}}, as the API has them), `model` the name of the model that answered,
+    where a server says so."""
 
     text: str
     prompt_tokens: int
@@ -79,13 +86,14 @@ class Model(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of weights index, config, tokenizer and chat template (of the base, whatever adapter is on); of what is
-        behind an API, of its name, its host and what the server says of it."""
+        """Hash of weights index, config, tokenizer and chat template (of the base, whatever adapter
+        is on); of what is behind an API, of its name, its host and what the server says of it."""
         ...
 
     def sample(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """One list per request, one completion per seed, in order. Raises ModelError when the model cannot answer,
-        UnknownName when a request names an adapter that is not loaded. A model without adapters is always bare."""
+        """One list per request, one completion per seed, in order. Raises ModelError when the model
+        cannot answer, UnknownName when a request names an adapter that is not loaded. A model
+        without adapters is always bare."""
         ...
 
     def count_tokens(self, text: str) -> int: ...
@@ -115,7 +123,8 @@ class MeteredModel(Protocol):
         ...
 
     def answer_each(self, requests: Sequence[Request]) -> list[list[Completion | ModelError]]:
-        """For each request and seed a completion or its own error, so that no paid answer is lost."""
+        """For each request and seed a completion or its own error, so that no paid answer is
+        lost."""
         ...
 
 
@@ -125,6 +134,6 @@ def active_adapter(model: Model) -> str | None:
 
 
 def using(model: Model, adapter: str | None) -> AbstractContextManager[Any]:
-    """The model with that adapter (None = the bare base) within a with-block. A model without adapters is always
-    bare."""
+    """The model with that adapter (None = the bare base) within a with-block. A model without
+    adapters is always bare."""
     return model.using(adapter) if isinstance(model, AdapterModel) else nullcontext()

@@ -10,12 +10,19 @@ FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
 def download(repo: str, known: str) -> Path:
-    """The local snapshot of a model, fetched if it is not there yet. `known` says which names there are.
+    """The local snapshot of a model, fetched if it is not there yet. `known` says which names there
+    are.
 
-    UnknownName for what cannot be a name, ModelError for a model that is not there, is gated, or cannot be reached.
+    UnknownName for what cannot be a name, ModelError for a model that is not there, is gated, or
+    cannot be reached.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(repo, allow_patterns=FILES))

@@ -1,6 +1,8 @@
-"""Read a Hugging Face causal LM folder: its tokenizer, its network in the wanted precision and place, its context.
+"""Read a Hugging Face causal LM folder: its tokenizer, its network in the wanted precision and
+place, its context.
 
-Not covered: models whose code lies beside their weights; that code would be run with the user's rights.
+Not covered: models whose code lies beside their weights; that code would be run with the user's
+rights.
 """
 
 from __future__ import annotations
@@ -16,12 +18,17 @@ import transformers
 
 from reflect.config import Settings
 from reflect.errors import ModelError
-from reflect.models import memory, processes
-from reflect.models.sharding import layers_of
+from reflect.models import distributed, memory
+from reflect.models.fsdp import layers_of
 
 CONTEXT = 4096  # where neither the model nor its tokenizer says how much it reads
 ABSURD = 10**7  # a model that says it reads more than this says nothing: tokenizers write 1e30
-STRETCHED = ("yarn", "dynamic", "linear", "longrope")  # RoPE scalings whose factor lengthens the original context
+STRETCHED = (
+    "yarn",
+    "dynamic",
+    "linear",
+    "longrope",
+)  # RoPE scalings whose factor lengthens the original context
 
 
 def device_of(settings: Settings) -> torch.device:
@@ -30,7 +37,9 @@ def device_of(settings: Settings) -> torch.device:
 
 def _found() -> str:
     if torch.cuda.is_available():
-        return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"  # one of several processes
+        return (
+            f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+        )  # one of several processes
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
@@ -45,11 +54,12 @@ def dtype_of(settings: Settings, device: torch.device) -> torch.dtype:
 
 
 def load(name: str, folder: Path, settings: Settings) -> tuple[Any, Any]:
-    """(tokenizer, network) in evaluation mode, without gradients. ModelError says what is missing."""
+    """(tokenizer, network) in evaluation mode, without gradients. ModelError says what is
+    missing."""
     device = device_of(settings)
     dtype = dtype_of(settings, device)
     how: dict[str, Any] = {"dtype": dtype}
-    shared = processes.share_layers(settings.device_map)
+    shared = distributed.share_layers(settings.device_map)
     if shared and settings.quantize:
         why = "Weights in four bits cannot be shared between processes."
         raise ModelError(why, 'Leave out FSDP (device_map = "fsdp", --use_fsdp), or quantize.')
@@ -63,9 +73,13 @@ def load(name: str, folder: Path, settings: Settings) -> tuple[Any, Any]:
     transformers.utils.logging.disable_progress_bar()  # stderr has one progress bar, and it is ours
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        found: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **how)
+        found: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=False, **how
+        )
         network = (found if "device_map" in how else found.to(device)).eval().requires_grad_(False)
-    except Exception as e:  # transformers raises OSError, ValueError, KeyError, ... for a broken folder
+    except (
+        Exception
+    ) as e:  # transformers raises OSError, ValueError, KeyError, ... for a broken folder
         raise explained(name, folder, e) from e
     if not tokenizer.chat_template:
         raise ModelError(
@@ -123,35 +137,49 @@ def _four_bit(dtype: torch.dtype) -> Any:
     )
 
 
-def check_memory(name: str, folder: Path, settings: Settings, device: torch.device, dtype: torch.dtype) -> None:
-    """ModelError when the weights alone do not fit what is free or `memory` allows. With FSDP a process holds the whole
-    model for sampling, and its share of the layers as well."""
+def check_memory(
+    name: str, folder: Path, settings: Settings, device: torch.device, dtype: torch.dtype
+) -> None:
+    """ModelError when the weights alone do not fit what is free or `memory` allows. With FSDP a
+    process holds the whole model for sampling, and its share of the layers as well."""
     try:
         count = memory.parameters_of(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # a broken file: reading it says so in better words
-    shared = processes.share_layers(settings.device_map)
+    shared = distributed.share_layers(settings.device_map)
     need = memory.SLACK * count * (memory.FOUR_BIT if settings.quantize else dtype.itemsize)
-    need *= 1 + 1 / processes.size() if shared else 1
+    need *= 1 + 1 / distributed.size() if shared else 1
     have: float = memory.free(device, spread=bool(settings.device_map) and not shared)
     if settings.memory:
         have = min(have, settings.memory * memory.GB)
     if need > have:
-        limit = " (the setting memory)" if settings.memory and have == settings.memory * memory.GB else ""
+        limit = (
+            " (the setting memory)"
+            if settings.memory and have == settings.memory * memory.GB
+            else ""
+        )
         precision = "4 bits" if settings.quantize else str(dtype).removeprefix("torch.")
         raise ModelError(
             f"The model {name} needs {memory.in_words(need)} of memory in {precision}, "
             f"and there are {memory.in_words(have)}{limit}.",
-            f"Each process samples with the whole model, with FSDP too. {SMALLER}" if shared else SMALLER,
+            f"Each process samples with the whole model, with FSDP too. {SMALLER}"
+            if shared
+            else SMALLER,
         )
 
 
 def context_of(network: Any, tokenizer: Any, most: int = 0) -> int:
-    """Tokens of prompt and answer together: what the config says, else the tokenizer, else CONTEXT; at most `most`."""
+    """Tokens of prompt and answer together: what the config says, else the tokenizer, else CONTEXT;
+    at most `most`."""
     config = network.config.get_text_config()
     said = getattr(config, "max_position_embeddings", None) or 0
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in STRETCHED:
-        said = max(said, int((rope.get("original_max_position_embeddings") or 0) * (rope.get("factor") or 1)))
-    found = next((int(x) for x in (said, tokenizer.model_max_length) if x and 0 < x <= ABSURD), CONTEXT)
+        said = max(
+            said,
+            int((rope.get("original_max_position_embeddings") or 0) * (rope.get("factor") or 1)),
+        )
+    found = next(
+        (int(x) for x in (said, tokenizer.model_max_length) if x and 0 < x <= ABSURD), CONTEXT
+    )
     return min(found, most) if most else found

@@ -1,4 +1,5 @@
-"""Any Hugging Face causal LM directory on this machine: chat template, batched sampling, adapters by name."""
+"""Any Hugging Face causal LM directory on this machine: chat template, batched sampling, adapters
+by name."""
 
 from __future__ import annotations
 
@@ -14,26 +15,32 @@ import torch
 
 from reflect.config import Settings
 from reflect.errors import ContextTooLong, ModelError
-from reflect.models import memory, processes
+from reflect.models import distributed, memory
 from reflect.models.base import ACTIVE, Completion, Request
-from reflect.models.calls import read_calls, shaped
-from reflect.models.chat import Chat, names
+from reflect.models.chat_template import Chat, names
+from reflect.models.continuous_batch import ContinuousBatch, joinable
+from reflect.models.generation import GenerationRow, decode
 from reflect.models.loading import SMALLER, context_of, load
-from reflect.models.lora import Loras, merge
-from reflect.models.running import Running, joinable
-from reflect.models.sampling import Row, decode
-from reflect.tasksets.base import Message
+from reflect.models.lora import AdapterSet, merge
+from reflect.models.tool_calls import read_calls, shaped
+from reflect.tasksets.task import Message
 
-CACHE_BYTES = 2**28  # keys and values of one batch on the CPU: larger batches of the pocket model were slower
-PICK_BYTES = 24  # a word of the vocabulary in one row: logits, probabilities and their sums, in float32 and float64
+CACHE_BYTES = (
+    2**28
+)  # keys and values of one batch on the CPU: larger batches of the pocket model were slower
+# a word of the vocabulary in one row: logits, probabilities and their sums, in float32 and float64
+PICK_BYTES = 24
 LIGHT_BYTES = 2**26  # weights of a network whose steps are too short for several threads to share
-CACHE_TOKENS = 2**14  # but a batch holds at least this many, or a large model would read its weights too often
+CACHE_TOKENS = (
+    2**14
+)  # but a batch holds at least this many, or a large model would read its weights too often
 
 
 class LocalModel:
     """One network with its tokenizer and its adapters.
 
-    `network` is the module to call with input_ids, also for training; `device` and `tokenizer` belong to it.
+    `network` is the module to call with input_ids, also for training; `device` and `tokenizer`
+    belong to it.
     """
 
     def __init__(self, name: str, folder: Path, settings: Settings | None = None) -> None:
@@ -43,7 +50,9 @@ class LocalModel:
         self.name = name
         self.folder = folder
         self.tokenizer, self.network = load(name, folder, settings)
-        self.device: torch.device = self.network.device  # where ids go; with a device map, of the first layers
+        self.device: torch.device = (
+            self.network.device
+        )  # where ids go; with a device map, of the first layers
         self.chat = Chat(self.tokenizer, name, settings.thinking)
         self.context = context_of(self.network, self.tokenizer, settings.max_context)
         if not self.ends:
@@ -52,21 +61,24 @@ class LocalModel:
                 "Set eos_token in its tokenizer_config.json, or eos_token_id in its generation_config.json.",
             )
         self.memory = settings.memory
-        self.thrift = memory.Thrift(checkpoints=settings.checkpointing == "on")
+        self.thrift = memory.MemoryLimits(checkpoints=settings.checkpointing == "on")
         self.may_checkpoint = settings.checkpointing != "off"
-        self.share_layers = processes.share_layers(settings.device_map)  # FSDP in training
-        self.loras = Loras(self.network)
+        self.share_layers = distributed.share_layers(settings.device_map)  # FSDP in training
+        self.loras = AdapterSet(self.network)
 
     # ---- words and tokens
 
     @cached_property
     def ends(self) -> frozenset[int]:
-        """The ids that end an answer: those that the model names, and the one with which its template closes one."""
+        """The ids that end an answer: those that the model names, and the one with which its
+        template closes one."""
         found: set[int] = set()
         for source in (self.network.generation_config.eos_token_id, self.tokenizer.eos_token_id):
             found.update(source if isinstance(source, list) else [source])
         special = self.tokenizer.added_tokens_decoder
-        found.update(i for i in self._ids(self.chat.closing)[:1] if i in special and special[i].special)
+        found.update(
+            i for i in self._ids(self.chat.closing)[:1] if i in special and special[i].special
+        )
         return frozenset(i for i in found if i is not None)
 
     @cached_property
@@ -78,11 +90,16 @@ class LocalModel:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def encode(
-        self, messages: Sequence[Message], answer: str | None = None, tools: Sequence[dict[str, Any]] = ()
+        self,
+        messages: Sequence[Message],
+        answer: str | None = None,
+        tools: Sequence[dict[str, Any]] = (),
     ) -> list[int]:
-        """Ids of the conversation up to where the assistant speaks; with `answer`, also its ids and the end token.
+        """Ids of the conversation up to where the assistant speaks; with `answer`, also its ids and
+        the end token.
 
-        What the chat template does not know (a system role, tools) is said in words that it does: see `chat`.
+        What the chat template does not know (a system role, tools) is said in words that it does:
+        see `chat`.
         """
         ids = self._ids(self.chat.render(messages, tools))
         return ids if answer is None else [*ids, *self._ids(answer), self.end]
@@ -96,37 +113,51 @@ class LocalModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the names and contents of weights, config, tokenizer and chat template of the base."""
-        kept = re.compile(r".*\.(safetensors|bin|model)|config\.json|(tokenizer|chat_template|vocab|merges).*")
+        """sha256 over the names and contents of weights, config, tokenizer and chat template of the
+        base."""
+        kept = re.compile(
+            r".*\.(safetensors|bin|model)|config\.json|(tokenizer|chat_template|vocab|merges).*"
+        )
         total = hashlib.sha256()
-        for file in sorted(p for p in self.folder.iterdir() if p.is_file() and kept.fullmatch(p.name)):
+        for file in sorted(
+            p for p in self.folder.iterdir() if p.is_file() and kept.fullmatch(p.name)
+        ):
             total.update(f"{file.name} {_file_hash(file)}\n".encode())
         return total.hexdigest()
 
     # ---- sampling
 
     def sample(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """One list per request, one completion per seed. A prompt that fills the context is a ModelError.
+        """One list per request, one completion per seed. A prompt that fills the context is a
+        ModelError.
 
-        `tokens` holds every sampled id but the end token; `text` stops before the first stop string. An answer that
-        reaches the end of the context counts as "length". Requests of one adapter go through the network together,
-        one adapter after the other, so that each is answered as in a call of its own. UnknownName for an adapter that
-        is not loaded; then nothing is sampled. ModelError when there is too little memory for one answer alone.
+        `tokens` holds every sampled id but the end token; `text` stops before the first stop
+        string. An answer that reaches the end of the context counts as "length". Requests of one
+        adapter go through the network together, one adapter after the other, so that each is
+        answered as in a call of its own. UnknownName for an adapter that is not loaded; then
+        nothing is sampled. ModelError when there is too little memory for one answer alone.
         """
-        wanted = [self.active if request.adapter == ACTIVE else request.adapter for request in requests]
+        wanted = [
+            self.active if request.adapter == ACTIVE else request.adapter for request in requests
+        ]
         for name in {name for name in wanted if name is not None}:
             self.loras.known(name)
         groups = [self.rows(request) for request in requests]
         for adapter in dict.fromkeys(wanted):
             mine = zip(wanted, groups, strict=True)
-            rows = [row for name, group in mine if name == adapter for row in group if row.limit > 0]
+            rows = [
+                row for name, group in mine if name == adapter for row in group if row.limit > 0
+            ]
             with nullcontext() if adapter == self.active else self.using(adapter):
                 for batch in batches(rows, self.cache_tokens(), self._row_tokens()):
                     self._decode(batch)
-        return [[self.completion(row, r) for row in g] for r, g in zip(requests, groups, strict=True)]
+        return [
+            [self.completion(row, r) for row in g] for r, g in zip(requests, groups, strict=True)
+        ]
 
-    def rows(self, request: Request) -> list[Row]:
-        """What is to be decoded: one row per seed. ContextTooLong for a prompt that fills the context."""
+    def rows(self, request: Request) -> list[GenerationRow]:
+        """What is to be decoded: one row per seed. ContextTooLong for a prompt that fills the
+        context."""
         prompt = self.encode(request.messages, tools=request.tools)
         room = self.context - len(prompt)
         if room < 1 or not prompt:
@@ -136,10 +167,13 @@ class LocalModel:
             )
         limit = min(room, request.max_tokens)
         stopped = self._stopper(request.stop)
-        return [Row(prompt, s, limit, request.temperature, stopped) for s in request.seeds]
+        return [
+            GenerationRow(prompt, s, limit, request.temperature, stopped) for s in request.seeds
+        ]
 
-    def _decode(self, batch: list[Row]) -> None:
-        """Decode a batch, in halves when there is too little memory for it; later batches are smaller then."""
+    def _decode(self, batch: list[GenerationRow]) -> None:
+        """Decode a batch, in halves when there is too little memory for it; later batches are
+        smaller then."""
         try:
             return decode(self.network, batch, self.ends, self._pad())
         except Exception as e:
@@ -155,7 +189,7 @@ class LocalModel:
         self._decode(batch[:half])
         self._decode(batch[half:])
 
-    def too_long(self, row: Row) -> ModelError:
+    def too_long(self, row: GenerationRow) -> ModelError:
         """There is too little memory for this row alone."""
         return ModelError(
             f"There is too little memory for one answer of {self.name}: {len(row.prompt)} tokens of prompt, "
@@ -168,8 +202,9 @@ class LocalModel:
         memory.release()
         self.thrift.sampled = min(self.thrift.sampled, tokens) // 2
 
-    def completion(self, row: Row, request: Request) -> Completion:
-        """What a row says, once it is done: its thought, its text, its calls (where tools were offered)."""
+    def completion(self, row: GenerationRow, request: Request) -> Completion:
+        """What a row says, once it is done: its thought, its text, its calls (where tools were
+        offered)."""
         thought, text = self.chat.split(self.decode(row.tokens))
         cuts = [at for s in request.stop if s and (at := text.find(s)) >= 0]
         finish: Literal["stop", "length", "tool_calls"] = "stop" if row.ended or cuts else "length"
@@ -180,19 +215,27 @@ class LocalModel:
             calls = shaped(found, f"{row.seed}/{len(row.prompt)}")
             finish = "tool_calls" if calls else finish
         tokens = tuple(row.tokens)
-        return Completion(text, len(row.prompt), len(tokens), finish, row.seed, tokens, calls, thought=thought)
+        return Completion(
+            text, len(row.prompt), len(tokens), finish, row.seed, tokens, calls, thought=thought
+        )
 
-    def said(self, row: Row) -> str:
+    def said(self, row: GenerationRow) -> str:
         """The text of a row so far, without its thought."""
         return self.chat.split(self.decode(row.tokens))[1]
 
-    def running(self) -> Running | None:
-        """A batch that rows may join while it runs; None for a model whose layers do not allow it."""
-        return Running(self.network, self.ends, self._pad()) if joinable(self.network) else None
+    def running(self) -> ContinuousBatch | None:
+        """A batch that rows may join while it runs; None for a model whose layers do not allow
+        it."""
+        return (
+            ContinuousBatch(self.network, self.ends, self._pad())
+            if joinable(self.network)
+            else None
+        )
 
     def settle(self) -> None:
-        """Get ready to answer beside other work of this process, such as a web server's. A light network on a CPU takes
-        one thread from now on: its threads would wait for each other at every layer while the others compute."""
+        """Get ready to answer beside other work of this process, such as a web server's. A light
+        network on a CPU takes one thread from now on: its threads would wait for each other at
+        every layer while the others compute."""
         if self.device.type == "cpu" and memory.weights_of(self.network) <= LIGHT_BYTES:
             torch.set_num_threads(1)
 
@@ -200,7 +243,8 @@ class LocalModel:
         words = [s for s in stop if s]
         if not words:
             return None
-        # Only the newest words are read at each step: a token may be part of a letter, so more tokens than letters.
+        # Only the newest words are read at each step: a token may be part of a letter, so more
+        # tokens than letters.
         tail = 4 * max(map(len, words)) + 8
         return lambda tokens: any(s in self.decode(tokens[-tail:]) for s in words)
 
@@ -208,8 +252,9 @@ class LocalModel:
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
     def cache_tokens(self) -> int:
-        """Tokens whose keys and values fit the budget: the setting `memory` less the weights, else a part of what is
-        free on a GPU, else what is fastest on a CPU. Less after an error of too little memory."""
+        """Tokens whose keys and values fit the budget: the setting `memory` less the weights, else
+        a part of what is free on a GPU, else what is fastest on a CPU. Less after an error of too
+        little memory."""
         each = self._token_bytes()
         if self.memory:
             room = int(self.memory * memory.GB - memory.weights_of(self.network)) // each
@@ -227,7 +272,8 @@ class LocalModel:
         return 2 * c.num_hidden_layers * heads * width * self.network.dtype.itemsize
 
     def _row_tokens(self) -> int:
-        """What a row needs to draw a word, in tokens of the cache: much where the vocabulary is large."""
+        """What a row needs to draw a word, in tokens of the cache: much where the vocabulary is
+        large."""
         return PICK_BYTES * self.network.config.get_text_config().vocab_size // self._token_bytes()
 
     # ---- adapters
@@ -242,11 +288,13 @@ class LocalModel:
         return self.loras.names
 
     def new_adapter(self, name: str, rank: int = 8, alpha: float = 32, seed: int = 0) -> None:
-        """Add a fresh adapter on all linear layers (B is zero, so it changes nothing yet). It is not active."""
+        """Add a fresh adapter on all linear layers (B is zero, so it changes nothing yet). It is
+        not active."""
         self.loras.new(name, rank, alpha, seed)
 
     def clone_adapter(self, name: str, new: str) -> None:
-        """Add an adapter `new` of the same rank and weights, to train on from there. It is not active."""
+        """Add an adapter `new` of the same rank and weights, to train on from there. It is not
+        active."""
         self.loras.clone(name, new)
 
     def load_adapter(self, name: str, path: Path | str) -> None:
@@ -275,7 +323,8 @@ class LocalModel:
         self.loras.save(name, folder, base=self.name)
 
     def save_merged(self, adapter: Path | str, folder: Path | str) -> None:
-        """Write the base with the PEFT folder `adapter` in its weights as an ordinary model folder with its tokenizer.
+        """Write the base with the PEFT folder `adapter` in its weights as an ordinary model folder
+        with its tokenizer.
 
         It uses the network up: this model answers no more. AdapterError, AdapterMismatch.
         """
@@ -283,10 +332,12 @@ class LocalModel:
         self.tokenizer.save_pretrained(folder)
 
 
-def batches(rows: Sequence[Row], budget: int, fixed: int = 0) -> list[list[Row]]:
-    """Rows of like prompt length together, at most `budget` tokens in a batch (one row is a batch at least): padded
-    prompt and answer, and `fixed` for each row."""
-    made: list[list[Row]] = []
+def batches(
+    rows: Sequence[GenerationRow], budget: int, fixed: int = 0
+) -> list[list[GenerationRow]]:
+    """Rows of like prompt length together, at most `budget` tokens in a batch (one row is a batch
+    at least): padded prompt and answer, and `fixed` for each row."""
+    made: list[list[GenerationRow]] = []
     width = limit = 0
     for row in sorted(rows, key=lambda r: (len(r.prompt), r.prompt)):
         width, limit = len(row.prompt), max(limit, row.limit)
@@ -298,9 +349,11 @@ def batches(rows: Sequence[Row], budget: int, fixed: int = 0) -> list[list[Row]]
     return made
 
 
-def cost(batch: Sequence[Row], fixed: int = 0) -> int:
+def cost(batch: Sequence[GenerationRow], fixed: int = 0) -> int:
     """Tokens of a batch, as `batches` counts them."""
-    return len(batch) * (max(len(row.prompt) for row in batch) + max(row.limit for row in batch) + fixed)
+    return len(batch) * (
+        max(len(row.prompt) for row in batch) + max(row.limit for row in batch) + fixed
+    )
 
 
 def _file_hash(file: Path) -> str:

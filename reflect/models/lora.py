@@ -1,7 +1,7 @@
 """Named LoRA adapters on one network: made, loaded, switched, scaled, saved and dropped.
 
-peft puts its layers *into* the network, so the same `network` object answers with and without adapters; with none
-active each layer runs its own base weights alone, to the last bit.
+peft puts its layers *into* the network, so the same `network` object answers with and without
+adapters; with none active each layer runs its own base weights alone, to the last bit.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from transformers.pytorch_utils import Conv1D
 from reflect.errors import AdapterError, AdapterMismatch, UnknownName
 
 
-class Loras:
-    """The adapters of `network`. `active` is the name of the one that is on, None for the bare base."""
+class AdapterSet:
+    """The adapters of `network`. `active` is the name of the one that is on, None for the bare
+    base."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         self.network = network
@@ -40,10 +41,12 @@ class Loras:
         return list(self._scales)
 
     def new(self, name: str, rank: int = 8, alpha: float = 32, seed: int = 0) -> None:
-        """Add an adapter on all linear layers: A uniform, B zero, no dropout, no bias. It changes nothing yet."""
+        """Add an adapter on all linear layers: A uniform, B zero, no dropout, no bias. It changes
+        nothing yet."""
         config = LoraConfig(
             r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules="all-linear", task_type="CAUSAL_LM",
-            fan_in_fan_out=any(isinstance(m, Conv1D) for m in self.network.modules()),  # GPT-2 writes its layers so
+            # GPT-2 writes its layers so
+            fan_in_fan_out=any(isinstance(m, Conv1D) for m in self.network.modules()),
             exclude_modules=beside_text(self.network),
         )  # fmt: skip
         with torch.random.fork_rng():
@@ -51,7 +54,8 @@ class Loras:
             self._add(name, config)
 
     def clone(self, name: str, new: str) -> None:
-        """Add `new` with the rank and the weights of `name`, whose scale goes into its alpha: it says the same."""
+        """Add `new` with the rank and the weights of `name`, whose scale goes into its alpha: it
+        says the same."""
         self.known(name)
         config = copy.deepcopy(self._peft.peft_config[name])
         config.lora_alpha *= self._scales[name]
@@ -61,18 +65,25 @@ class Loras:
                 mine.copy_(its)
 
     def load(self, name: str, folder: Path | str) -> None:
-        """Load a PEFT folder. AdapterError when it cannot be read, AdapterMismatch when it does not fit the network."""
+        """Load a PEFT folder. AdapterError when it cannot be read, AdapterMismatch when it does not
+        fit the network."""
         try:
             config = PeftConfig.from_pretrained(str(folder))
             weights = load_peft_weights(str(folder), device="cpu")
         except Exception as e:
-            raise AdapterError(f"The adapter in {folder} cannot be read: {e}.", "Rebuild it: reflect sleep.") from e
+            raise AdapterError(
+                f"The adapter in {folder} cannot be read: {e}.", "Rebuild it: reflect sleep."
+            ) from e
         try:
             self._add(name, config)
         except (ValueError, TypeError) as e:
             raise self._mismatch(folder, e) from e
         try:
-            mine = set(get_peft_model_state_dict(self._peft, adapter_name=name, save_embedding_layers=False))
+            mine = set(
+                get_peft_model_state_dict(
+                    self._peft, adapter_name=name, save_embedding_layers=False
+                )
+            )
             if mine != set(weights):
                 raise RuntimeError(f"{len(mine ^ set(weights))} weights differ by name")
             set_peft_model_state_dict(self._peft, weights, adapter_name=name)
@@ -92,9 +103,13 @@ class Loras:
         if name in self._scales:
             raise AdapterError(f"An adapter named '{name}' is already loaded.")
         if not name or "." in name:
-            raise AdapterError(f"'{name}' cannot be the name of an adapter: it is empty or has a dot.")
+            raise AdapterError(
+                f"'{name}' cannot be the name of an adapter: it is empty or has a dot."
+            )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft's own use of transformers, nothing a user can mend
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # peft's own use of transformers, nothing a user can mend
             if self._peft is None:
                 self._peft = PeftModel(self.network, config, adapter_name=name)
             else:
@@ -111,7 +126,9 @@ class Loras:
             self.active = None
         del self._scales[name], self._weights[name]
         if self._scales:
-            self._peft.set_adapter(next(iter(self._scales)))  # peft warns when it must choose one by itself
+            self._peft.set_adapter(
+                next(iter(self._scales))
+            )  # peft warns when it must choose one by itself
             self._peft.delete_adapter(name)
         else:
             self._peft.unload()
@@ -126,8 +143,9 @@ class Loras:
             self._switch(name)
 
     def _switch(self, name: str | None) -> None:
-        """What peft's `enable_adapters` and `set_adapter` do, without their walk through all modules and gradients: a
-        training step switches for every batch between the student and its teacher."""
+        """What peft's `enable_adapters` and `set_adapter` do, without their walk through all
+        modules and gradients: a training step switches for every batch between the student and its
+        teacher."""
         for layer in self._layers:
             layer._disable_adapters = name is None
             if name is not None:
@@ -135,9 +153,12 @@ class Loras:
         self.active = name
 
     def _settle(self) -> None:
-        """After peft has added or removed layers: it chooses which is on, freezes the others, and may leave some as in
-        training. A training step looks at the teacher in between, so nothing that is off is frozen."""
-        self._layers = [module for module in self.network.modules() if isinstance(module, BaseTunerLayer)]
+        """After peft has added or removed layers: it chooses which is on, freezes the others, and
+        may leave some as in training. A training step looks at the teacher in between, so nothing
+        that is off is frozen."""
+        self._layers = [
+            module for module in self.network.modules() if isinstance(module, BaseTunerLayer)
+        ]
         for parameter in (p for weights in self._weights.values() for p in weights):
             parameter.requires_grad_(True)
         self.network.eval()
@@ -159,7 +180,8 @@ class Loras:
         return list(self._weights[name])
 
     def scale(self, name: str, factor: float) -> None:
-        """Set the adapter's strength: 1 as trained, 0 as good as off. Absolute, not on top of the last factor."""
+        """Set the adapter's strength: 1 as trained, 0 as good as off. Absolute, not on top of the
+        last factor."""
         self.known(name)
         self._scales[name] = factor
         for module in self.network.modules():
@@ -167,39 +189,49 @@ class Loras:
                 module.set_scale(name, factor)
 
     def save(self, name: str, folder: Path | str, base: str) -> None:
-        """Write a plain PEFT folder (adapter_config.json, adapter_model.safetensors), the scale folded into alpha."""
+        """Write a plain PEFT folder (adapter_config.json, adapter_model.safetensors), the scale
+        folded into alpha."""
         self.known(name)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = get_peft_model_state_dict(self._peft, adapter_name=name, save_embedding_layers=False)
+        weights = get_peft_model_state_dict(
+            self._peft, adapter_name=name, save_embedding_layers=False
+        )
         save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()},
                   str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})  # fmt: skip
         config = self._peft.peft_config[name]
         saved = copy.copy(config)
         saved.lora_alpha = config.lora_alpha * self._scales[name]
         saved.inference_mode, saved.base_model_name_or_path = True, base
-        saved.target_modules = sorted(config.target_modules)  # peft's set has another order in every process
+        saved.target_modules = sorted(
+            config.target_modules
+        )  # peft's set has another order in every process
         saved.save_pretrained(str(folder))
 
     def known(self, name: str) -> None:
         """UnknownName for an adapter that is not loaded."""
         if name not in self._scales:
-            raise UnknownName(f"No adapter '{name}' is loaded.", f"Loaded are: {', '.join(self._scales) or 'none'}.")
+            raise UnknownName(
+                f"No adapter '{name}' is loaded.",
+                f"Loaded are: {', '.join(self._scales) or 'none'}.",
+            )
 
 
 def beside_text(network: Any) -> str | None:
-    """A pattern of the modules outside the language model, such as the eyes of one that sees; None where it is all."""
+    """A pattern of the modules outside the language model, such as the eyes of one that sees; None
+    where it is all."""
     decoder = network.get_decoder()
     name = next((name for name, module in network.named_modules() if module is decoder), "")
     return rf"(?!{re.escape(name)}\.).*" if name and decoder is not network.base_model else None
 
 
 def merge(network: Any, adapter: Path | str, folder: Path | str) -> None:
-    """Write the network with the PEFT folder `adapter` in its weights, as safetensors in the network's own precision.
+    """Write the network with the PEFT folder `adapter` in its weights, as safetensors in the
+    network's own precision.
 
     `network` has no adapters yet, and is used up by this. AdapterError, AdapterMismatch.
     """
-    loras = Loras(network)
+    loras = AdapterSet(network)
     loras.load("merged", adapter)
     loras.use("merged")
     loras._peft.merge_and_unload().save_pretrained(str(folder))

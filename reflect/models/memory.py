@@ -1,7 +1,8 @@
 """How much memory a model takes and how much there is, and what to do when it was not enough.
 
-Not covered: what other programs take after the look, and the working memory of a layer, which no formula here knows:
-where the estimate was too bold the machine says so, and half as much goes through the network from then on.
+Not covered: what other programs take after the look, and the working memory of a layer, which no
+formula here knows: where the estimate was too bold the machine says so, and half as much goes
+through the network from then on.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ import torch
 GB = 1e9
 FOUR_BIT = 0.57  # bytes a parameter: four bits and the scales of their blocks
 SLACK = 1.05  # of the weights: buffers, and what loading holds for a moment
-CGROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+CGROUPS = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
 
 
 @dataclass
-class Thrift:
+class MemoryLimits:
     """What was learned from errors of too little memory, for as long as the model is loaded.
 
-    `sampled`: tokens of one batch of answers; `trained`: padded tokens of one training pass; `checkpoints`: are the
-    values of a layer computed again in the backward pass, and not kept?
+    `sampled`: tokens of one batch of answers; `trained`: padded tokens of one training pass;
+    `checkpoints`: are the values of a layer computed again in the backward pass, and not kept?
     """
 
     sampled: float = math.inf
@@ -39,7 +43,8 @@ class Thrift:
 
 
 def out_of_memory(e: BaseException) -> bool:
-    """Does this error say that there was too little memory? CUDA has a class for it, other devices have words."""
+    """Does this error say that there was too little memory? CUDA has a class for it, other devices
+    have words."""
     if isinstance(e, (torch.OutOfMemoryError, MemoryError)):
         return True
     words = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc")
@@ -47,19 +52,23 @@ def out_of_memory(e: BaseException) -> bool:
 
 
 def release() -> None:
-    """Give back what nobody uses. Call it outside the `except` block, whose error still holds tensors."""
+    """Give back what nobody uses. Call it outside the `except` block, whose error still holds
+    tensors."""
     gc.collect(1)  # what the failed pass made is young; to go through everything takes a second
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def parameters_of(folder: Path) -> int:
-    """Numbers in the safetensors files of a model, read from their headers; 0 where there are none."""
+    """Numbers in the safetensors files of a model, read from their headers; 0 where there are
+    none."""
     total = 0
     for file in folder.glob("*.safetensors"):
         with file.open("rb") as f:
             length = int.from_bytes(f.read(8), "little")
-            header = json.loads(f.read(min(length, file.stat().st_size)))  # a broken file may say anything
+            header = json.loads(
+                f.read(min(length, file.stat().st_size))
+            )  # a broken file may say anything
         total += sum(math.prod(x["shape"]) for name, x in header.items() if name != "__metadata__")
     return total
 
@@ -83,7 +92,8 @@ def free(device: torch.device, *, spread: bool = False) -> int:
 
 
 def _free_ram() -> int:
-    """Of this machine, or of the container that this process may fill; a huge number where nobody says."""
+    """Of this machine, or of the container that this process may fill; a huge number where nobody
+    says."""
     found = [2**60]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

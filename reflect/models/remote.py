@@ -1,13 +1,17 @@
-"""A model behind an API that speaks OpenAI's chat completions: a hosted one, vLLM, Ollama, llama.cpp, `reflect serve`.
+"""A model behind an API that speaks OpenAI's chat completions: a hosted one, vLLM, Ollama,
+llama.cpp, `reflect serve`.
 
-Requests go out together, at most `concurrency` at a time, on an event loop of their own thread, so that `sample` is an
-ordinary call. There is one retry loop, the openai client's: it repeats what was limited (429, heeding Retry-After),
-failed (5xx), timed out or was cut off, and nothing else. What was answered is never asked again.
+Requests go out together, at most `concurrency` at a time, on an event loop of their own thread, so
+that `sample` is an ordinary call. There is one retry loop, the openai client's: it repeats what was
+limited (429, heeding Retry-After), failed (5xx), timed out or was cut off, and nothing else. What
+was answered is never asked again.
 
-An attempt is one request with its own seed (`samples` = 1), so that a server which heeds seeds gives the same answers
-however they are grouped; with more samples in a request the prompt is paid once, and the seed is the first one's.
+An attempt is one request with its own seed (`samples` = 1), so that a server which heeds seeds
+gives the same answers however they are grouped; with more samples in a request the prompt is paid
+once, and the seed is the first one's.
 
-Not covered: streaming, pictures, the thoughts that some servers send beside an answer. `count_tokens` is an estimate.
+Not covered: streaming, pictures, the thoughts that some servers send beside an answer.
+`count_tokens` is an estimate.
 """
 
 from __future__ import annotations
@@ -29,11 +33,11 @@ from urllib.parse import urlsplit
 
 from reflect.config import Settings
 from reflect.errors import ContextTooLong, ModelError, ModelHalted, UsageError
-from reflect.models.answers import completions
 from reflect.models.base import ACTIVE, Completion, Request
 from reflect.models.budget import Budget
-from reflect.models.keys import NAMES, checked_url, the_key
-from reflect.models.refusals import Server, refusal, unreachable, words_of
+from reflect.models.credentials import NAMES, checked_url, the_key
+from reflect.models.remote_errors import Server, refusal, unreachable, words_of
+from reflect.models.remote_replies import completions
 
 PREFIX = "openai:"
 DEFAULT_URL = "https://api.openai.com/v1"
@@ -52,15 +56,21 @@ Answer = Completion | ModelError
 
 
 class RemoteModel:
-    """`openai:NAME` at `settings.base_url`. It has no weights here; adapters are those that its server holds."""
+    """`openai:NAME` at `settings.base_url`. It has no weights here; adapters are those that its
+    server holds."""
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.name = name
         self.served = name.removeprefix(PREFIX)
         if not self.served:
-            raise UsageError("Which model of the server? Its name is missing.", "Write openai:NAME.")
+            raise UsageError(
+                "Which model of the server? Its name is missing.", "Write openai:NAME."
+            )
         if importlib.util.find_spec("openai") is None:
-            raise UsageError(f"{name} needs the openai client.", "Install it: pip install 'second-nature[openai]'")
+            raise UsageError(
+                f"{name} needs the openai client.",
+                "Install it: pip install 'second-nature[openai]'",
+            )
         given = settings.base_url or os.environ.get("OPENAI_BASE_URL", "")
         self.url = checked_url(given or DEFAULT_URL, "base_url")
         self._key = the_key()
@@ -69,7 +79,9 @@ class RemoteModel:
             raise UsageError(told, f"Set {' or '.join(NAMES)}, or --base-url for another server.")
         self.settings = settings
         self.budget = Budget(settings)
-        self.budget.price(self.served, 0, 0)  # is money limited, and has it no price? said before anything is asked
+        self.budget.price(
+            self.served, 0, 0
+        )  # is money limited, and has it no price? said before anything is asked
         self.declined: set[str] = set()  # what this server does not take
         self.active: str | None = None
         self._halt: ModelHalted | None = None  # why nothing more is asked in this call
@@ -84,7 +96,8 @@ class RemoteModel:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """model -> what the server says of it; {} where it does not say. ModelHalted where it cannot be asked."""
+        """model -> what the server says of it; {} where it does not say. ModelHalted where it
+        cannot be asked."""
         return wait_for(self._models())
 
     async def _models(self) -> dict[str, Any]:
@@ -94,10 +107,15 @@ class RemoteModel:
             if getattr(e, "status_code", None) in (400, 404, 405, 501):
                 return {}  # a server without a list
             why = refusal(e, self._server())
-            # From None: a traceback would print the server's own words, and some servers repeat the key.
+            # From None: a traceback would print the server's own words, and some servers repeat the
+            # key.
             raise ModelHalted(why.message, why.hint) from None
         rows = found.get("data") if isinstance(found, dict) else None
-        return {row["id"]: row for row in rows or () if isinstance(row, dict) and isinstance(row.get("id"), str)}
+        return {
+            row["id"]: row
+            for row in rows or ()
+            if isinstance(row, dict) and isinstance(row.get("id"), str)
+        }
 
     @property
     def _card(self) -> dict[str, Any]:
@@ -105,8 +123,8 @@ class RemoteModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the name, the server's host, and what the server says of the model. Another model under the same name
-        is noticed only where the server says so."""
+        """Hash of the name, the server's host, and what the server says of the model. Another model
+        under the same name is noticed only where the server says so."""
         facts = {key: self._card[key] for key in OF_ITSELF if self._card.get(key) is not None}
         text = json.dumps([self.served, urlsplit(self.url).hostname, facts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -118,7 +136,8 @@ class RemoteModel:
         return next((n for n in said if isinstance(n, int) and n > 0), self.settings.context)
 
     def count_tokens(self, text: str) -> int:
-        """An estimate that rather says too many: a token for each four bytes of a word, one for each other sign."""
+        """An estimate that rather says too many: a token for each four bytes of a word, one for
+        each other sign."""
         return sum((len(piece.encode()) + 3) // 4 for piece in re.findall(r"\w+|[^\w\s]", text))
 
     # ---- adapters that the server holds
@@ -141,8 +160,8 @@ class RemoteModel:
     # ---- asking
 
     def sample(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """One list per request, one completion per seed. The first ModelError where any was not answered: then the
-        others are lost, so ask `answer_each` where that matters."""
+        """One list per request, one completion per seed. The first ModelError where any was not
+        answered: then the others are lost, so ask `answer_each` where that matters."""
         found = self.answer_each(requests)
         for row in found:
             for one in row:
@@ -151,26 +170,33 @@ class RemoteModel:
         return [[one for one in row if isinstance(one, Completion)] for row in found]
 
     def answer_each(self, requests: Sequence[Request]) -> list[list[Answer]]:
-        """For each request one answer or its own error per seed. After a ModelHalted nothing new is asked; what is
-        under way is waited for. It is raised where the server cannot even be asked for its models."""
+        """For each request one answer or its own error per seed. After a ModelHalted nothing new is
+        asked; what is under way is waited for. It is raised where the server cannot even be asked
+        for its models."""
         self._halt, self._failed = None, 0
         _ = self.context  # asked for here, once: the event loop could not wait for it
         found: list[list[Answer | None]] = [[None] * len(request.seeds) for request in requests]
         interrupted: ModelHalted | None = None
         try:
             wait_for(self._answer_all(requests, found))
-        except KeyboardInterrupt as e:  # what was answered is paid for: it is saved before the command ends
+        except (
+            KeyboardInterrupt
+        ) as e:  # what was answered is paid for: it is saved before the command ends
             interrupted = ModelHalted("It was interrupted.")
             interrupted.__cause__ = e
         why = interrupted or self._halt or ModelHalted("It was not asked.")
         return [[why if one is None else one for one in row] for row in found]
 
-    async def _answer_all(self, requests: Sequence[Request], found: list[list[Answer | None]]) -> None:
+    async def _answer_all(
+        self, requests: Sequence[Request], found: list[list[Answer | None]]
+    ) -> None:
         places = asyncio.Semaphore(self.settings.concurrency)
 
         async def chunk(row: list[Answer | None], request: Request, at: range) -> None:
             async with places:
-                row[at.start : at.stop] = await self._ask(request, tuple(request.seeds[i] for i in at))
+                row[at.start : at.stop] = await self._ask(
+                    request, tuple(request.seeds[i] for i in at)
+                )
 
         size = self.settings.samples
         await asyncio.gather(
@@ -194,12 +220,15 @@ class RemoteModel:
                     hold.took = (0, 0)
                     raise self._halt
                 try:
-                    # The client sends a retry with the same headers: a server that heeds this one charges it once.
+                    # The client sends a retry with the same headers: a server that heeds this one
+                    # charges it once.
                     once = {"Idempotency-Key": str(uuid.uuid4())}
                     self.budget.requests += 1
                     words = self._payload(request, seeds, size)
                     reply = await self._client.chat.completions.create(**words, extra_headers=once)
-                    found, hold.took = completions(reply, request, seeds, size, self.count_tokens, self._key)
+                    found, hold.took = completions(
+                        reply, request, seeds, size, self.count_tokens, self._key
+                    )
                 except Exception as e:
                     if getattr(e, "status_code", None) or unreachable(e):
                         hold.took = (0, 0)  # refused; what broke on the way may have been charged
@@ -220,13 +249,22 @@ class RemoteModel:
     def _payload(self, request: Request, seeds: Sequence[int], size: int) -> dict[str, Any]:
         adapter = self.active if request.adapter == ACTIVE else request.adapter
         longest = "max_completion_tokens" if "max_tokens" in self.declined else "max_tokens"
-        words: dict[str, Any] = {"model": adapter or self.served, "messages": list(request.messages)}
+        words: dict[str, Any] = {
+            "model": adapter or self.served,
+            "messages": list(request.messages),
+        }
         room = max(
             self.context - self._size(request), self.context // 4
         )  # as a local model: a long answer is cut there
-        words |= {"temperature": request.temperature, "seed": seeds[0], longest: min(request.max_tokens, room)}
+        words |= {
+            "temperature": request.temperature,
+            "seed": seeds[0],
+            longest: min(request.max_tokens, room),
+        }
         words |= {"n": len(seeds)} if len(seeds) > 1 else {}
-        words |= {"stop": list(request.stop[:4])} if request.stop else {}  # the API takes four; the text is cut at all
+        words |= (
+            {"stop": list(request.stop[:4])} if request.stop else {}
+        )  # the API takes four; the text is cut at all
         words |= {"tools": list(request.tools)} if request.tools else {}
         return {name: value for name, value in words.items() if name not in self.declined}
 
@@ -242,13 +280,15 @@ class RemoteModel:
             await asyncio.sleep(begins - now)
 
     def _declines(self, e: Exception, n: int) -> bool:
-        """Does the server refuse a word of the request that it can be asked without? Then it is, from now on, and no
-        attempt is made twice by that: nothing was answered."""
+        """Does the server refuse a word of the request that it can be asked without? Then it is,
+        from now on, and no attempt is made twice by that: nothing was answered."""
         if getattr(e, "status_code", None) not in (400, 422):
             return False
         said = words_of(e)
         name = str(getattr(e, "param", None) or "")
-        unknown = re.search(r"unsupported|not supported|does not support|not permitted|unknown", said, re.IGNORECASE)
+        unknown = re.search(
+            r"unsupported|not supported|does not support|not permitted|unknown", said, re.IGNORECASE
+        )
         if "max_completion_tokens" in said and "max_tokens" not in self.declined:
             name = "max_tokens"
         elif n > 1 and (name == "n" or re.search(r"\bn\b", said)):
@@ -262,7 +302,9 @@ class RemoteModel:
         """A request that failed; after too many in a row nothing more is asked."""
         why = refusal(e, self._server(), size)
         self._failed += not isinstance(why, ContextTooLong)
-        if not isinstance(why, ModelHalted) and self._failed >= max(PATIENCE, self.settings.concurrency):
+        if not isinstance(why, ModelHalted) and self._failed >= max(
+            PATIENCE, self.settings.concurrency
+        ):
             self._halt = self._halt or ModelHalted(
                 f"{self._failed} requests in a row failed. {why.message}", "See to the server."
             )
@@ -273,20 +315,28 @@ class RemoteModel:
     def _server(self) -> Server:
         known = self.__dict__.get("about", {})
         s = self.settings
-        return Server(self.served, self.url, self._key, s.context, s.timeout, s.retries, tuple(known))
+        return Server(
+            self.served, self.url, self._key, s.context, s.timeout, s.retries, tuple(known)
+        )
 
     @cached_property
     def _client(self) -> Any:
         from openai import AsyncOpenAI
 
-        words: dict[str, Any] = {"timeout": self.settings.timeout, "max_retries": self.settings.retries}
-        words["default_headers"] = {"x-reflect-lessons": "off"}  # to `reflect serve`: the prompt is whole as it stands
+        words: dict[str, Any] = {
+            "timeout": self.settings.timeout,
+            "max_retries": self.settings.retries,
+        }
+        words["default_headers"] = {
+            "x-reflect-lessons": "off"
+        }  # to `reflect serve`: the prompt is whole as it stands
         return AsyncOpenAI(api_key=self._key or "none", base_url=self.url, **words)  # type: ignore[arg-type]
 
 
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """One event loop for all models behind an API, in a thread of its own: the caller may be in a loop already."""
+    """One event loop for all models behind an API, in a thread of its own: the caller may be in a
+    loop already."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="reflect-remote", daemon=True).start()
     return loop

@@ -1,6 +1,8 @@
-"""Whether a night is due: decided from the database and the clock, without a model, so it is cheap to ask every hour.
+"""Whether a night is due: decided from the database and the clock, without a model, so it is cheap
+to ask every hour.
 
-Not covered: another computer that sleeps for the same profile of a shared database; its lock is a file of its own.
+Not covered: another computer that sleeps for the same profile of a shared database; its lock is a
+file of its own.
 """
 
 from __future__ import annotations
@@ -13,11 +15,11 @@ from sqlmodel import Session
 
 from reflect.config import Settings
 from reflect.errors import UnknownName
-from reflect.night import curriculum
 from reflect.records import SHOWN_STATUSES, Night
-from reflect.store import Store, nights, slept
+from reflect.store import Store, distilled_texts, nights
 from reflect.store import lessons as lessons_db
 from reflect.tasksets.base import Taskset
+from reflect.training import lesson_set
 
 
 @dataclass(frozen=True)
@@ -26,48 +28,74 @@ class Due:
 
     due: bool
     reason: str
-    new: list[int] = field(default_factory=list)  # lessons in prompts whose present text no night has read
-    gone: list[int] = field(default_factory=list)  # lessons that the weights still hold and should not
+    new: list[int] = field(
+        default_factory=list
+    )  # lessons in prompts whose present text no night has read
+    gone: list[int] = field(
+        default_factory=list
+    )  # lessons that the weights still hold and should not
 
     def __bool__(self) -> bool:
         return self.due
 
 
-def decide(store: Store, settings: Settings, now: datetime, tasksets: Sequence[Taskset] = ()) -> Due:
+def decide(
+    store: Store, settings: Settings, now: datetime, tasksets: Sequence[Taskset] = ()
+) -> Due:
     """Whether a night should begin (or go on) at `now`, given that none is running.
 
-    It should when one was interrupted; when at least `sleep_lessons` new lessons wait and the last night ended at least
-    `sleep_hours` ago; or, at any hour, when the weights hold a lesson that was taken back. It never should when the
-    last night was over these very texts: it would find the same again.
+    It should when one was interrupted; when at least `sleep_lessons` new lessons wait and the last
+    night ended at least `sleep_hours` ago; or, at any hour, when the weights hold a lesson that was
+    taken back. It never should when the last night was over these very texts: it would find the
+    same again.
     """
-    lessons = curriculum.pick(store, settings.profile)
+    lessons = lesson_set.pick(store, settings.profile)
     if not lessons:
         return Due(False, "Not due: there are no lessons yet.")
     try:
-        found = curriculum.subjects(store, settings.profile, lessons, tasksets)
+        found = lesson_set.subjects(store, settings.profile, lessons, tasksets)
     except UnknownName as e:
         return Due(False, f"Not due: {e.message[0].lower()}{e.message[1:]}")
     held = {lesson.id: lesson for subject in found for lesson in subject.lessons}
     texts = {(lesson.id or 0, lesson.when, lesson.do) for lesson in held.values()}
     with store.read() as s:
         all_nights = nights.list_nights(s, profile=settings.profile)
-        read = slept.texts_by_night(s, settings.profile)
+        read = distilled_texts.texts_by_night(s, settings.profile)
         gone = _gone(s, settings.profile)
     running = next((night for night in all_nights if night.status == "running"), None)
     if running is not None:
         return Due(True, f"Due: night {running.id} was interrupted, and goes on.", gone=gone)
     ended = [night for night in all_nights if night.ended is not None]
     known = set().union(*(read[n.id or 0] for n in ended if n.status != "failed"))
-    new = sorted(i for i, *text in texts if held[i].status in SHOWN_STATUSES and (i, *text) not in known)
+    new = sorted(
+        i for i, *text in texts if held[i].status in SHOWN_STATUSES and (i, *text) not in known
+    )
     last = max(ended, key=lambda night: night.ended or now, default=None)
     return _judge(settings, now, last, last is not None and read[last.id or 0] == texts, new, gone)
 
 
-def _judge(settings: Settings, now: datetime, last: Night | None, same: bool, new: list[int], gone: list[int]) -> Due:
+def _judge(
+    settings: Settings,
+    now: datetime,
+    last: Night | None,
+    same: bool,
+    new: list[int],
+    gone: list[int],
+) -> Due:
     if same and last is not None:
-        return Due(False, f"Not due: night {last.id} ({last.status}) was over these very lessons.", new, gone)
+        return Due(
+            False,
+            f"Not due: night {last.id} ({last.status}) was over these very lessons.",
+            new,
+            gone,
+        )
     if gone:
-        return Due(True, f"Due: the weights still hold what was taken back (lessons {_ids(gone)}).", new, gone)
+        return Due(
+            True,
+            f"Due: the weights still hold what was taken back (lessons {_ids(gone)}).",
+            new,
+            gone,
+        )
     if len(new) < max(1, settings.sleep_lessons):
         wanted = f"sleep_lessons = {settings.sleep_lessons}"
         return Due(False, f"Not due: {_count(len(new))} new since the last night ({wanted}).", new)
@@ -75,19 +103,24 @@ def _judge(settings: Settings, now: datetime, last: Night | None, same: bool, ne
         hours = (now - last.ended).total_seconds() / 3600
         if hours < settings.sleep_hours:
             wanted = f"sleep_hours = {settings.sleep_hours:g}"
-            return Due(False, f"Not due: night {last.id} ended {hours:.1f} hours ago ({wanted}).", new)
+            return Due(
+                False, f"Not due: night {last.id} ended {hours:.1f} hours ago ({wanted}).", new
+            )
     return Due(True, f"Due: {_count(len(new))} new (lessons {_ids(new)}).", new)
 
 
 def _gone(s: Session, profile: str) -> list[int]:
-    """Lessons in the weights that were retired or quarantined since, or revoked from the profile's newest adapter."""
+    """Lessons in the weights that were retired or quarantined since, or revoked from the profile's
+    newest adapter."""
     active = nights.active_adapter(s, profile)
     ids: set[int] = set()
     if active is not None and active.night_id is not None:
         taught = [int(i) for i, _ in nights.get_night(s, active.night_id).lessons]
         ids |= {i for i in taught if lessons_db.get(s, i).status in ("retired", "quarantined")}
     mine = {night.id for night in nights.list_nights(s, profile=profile)}
-    newest = next((adapter for adapter in nights.list_adapters(s) if adapter.night_id in mine), None)
+    newest = next(
+        (adapter for adapter in nights.list_adapters(s) if adapter.night_id in mine), None
+    )
     return sorted(ids | set(newest.revoked if newest else []))
 
 

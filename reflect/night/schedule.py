@@ -1,8 +1,8 @@
-"""A night at a fixed hour, by the scheduler of the machine: systemd, cron, launchd or Kubernetes. There is no daemon:
-each runs `reflect sleep --if-due`. Entries of other programs are never changed.
+"""A night at a fixed hour, by the scheduler of the machine: systemd, cron, launchd or Kubernetes.
+There is no daemon: each runs `reflect sleep --if-due`. Entries of other programs are never changed.
 
-Not covered: a path with a control character, and for cron and systemd one with a backslash, is refused; a crontab that
-another program changes between our reading and writing it.
+Not covered: a path with a control character, and for cron and systemd one with a backslash, is
+refused; a crontab that another program changes between our reading and writing it.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ WantedBy=timers.target
 
 
 @dataclass(frozen=True)
-class Job:
-    """One scheduled sleep. `name` follows from database and profile: each pair has at most one job."""
+class ScheduledJob:
+    """One scheduled sleep. `name` follows from database and profile: each pair has at most one
+    job."""
 
     name: str
     profile: str
@@ -73,38 +74,61 @@ class Job:
         return f"reflect: the night of profile {self.profile}"
 
 
-def make_job(settings: Settings, db: str, at: str = "03:00", model: str | None = None) -> Job:
-    """The job that sleeps every day at `at` (HH:MM) for this database (`db`: a full path, or a URL) and profile."""
+def make_job(
+    settings: Settings, db: str, at: str = "03:00", model: str | None = None
+) -> ScheduledJob:
+    """The job that sleeps every day at `at` (HH:MM) for this database (`db`: a full path, or a URL)
+    and profile."""
     if "://" in db and without_password(db) != db:
         hint = "Put the password into ~/.pgpass (PGPASSFILE), and leave it out of the URL."
         raise UsageError("The schedule would contain the database's password in plain text.", hint)
     time = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", at.strip())
     if not time:
         raise UsageError(f"'{at}' is no time of day.", "Write --at 03:00.")
-    words = ("sleep", "--if-due", "--db", db, "--profile", settings.profile, *(("--model", model) if model else ()))
+    words = (
+        "sleep",
+        "--if-due",
+        "--db",
+        db,
+        "--profile",
+        settings.profile,
+        *(("--model", model) if model else ()),
+    )
     folder, log = str(Path.cwd()), str(settings.home_path.resolve() / "sleep.log")
     letters = "".join((*words, folder, sys.executable, log))
-    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in letters):  # Cs: bytes that are not UTF-8
-        raise UsageError("A path with a line break or another control character cannot be scheduled.", "Rename it.")
+    if any(
+        unicodedata.category(letter) in ("Cc", "Cs") for letter in letters
+    ):  # Cs: bytes that are not UTF-8
+        raise UsageError(
+            "A path with a line break or another control character cannot be scheduled.",
+            "Rename it.",
+        )
     name = f"reflect-sleep-{hashlib.sha256(f'{db} {settings.profile}'.encode()).hexdigest()[:8]}"
-    return Job(name, settings.profile, words, folder, log, int(time[1]), int(time[2]))
+    return ScheduledJob(name, settings.profile, words, folder, log, int(time[1]), int(time[2]))
 
 
-# -- formats: each escapes a space, a quote, a percent sign and a dollar sign in its own way ---------------------------
+# -- formats: each escapes a space, a quote, a percent sign and a dollar sign in its own way
+# ---------------------------
 
 
-def cron(job: Job) -> str:
-    """The block for a crontab: a line between two markers. cron ends a command at an unescaped %; then sh reads it."""
-    line = f"cd {shlex.quote(job.folder)} && {shlex.join(job.command)} >> {shlex.quote(job.log)} 2>&1"
+def cron(job: ScheduledJob) -> str:
+    """The block for a crontab: a line between two markers. cron ends a command at an unescaped %;
+    then sh reads it."""
+    line = (
+        f"cd {shlex.quote(job.folder)} && {shlex.join(job.command)} >> {shlex.quote(job.log)} 2>&1"
+    )
     _refuse_backslash(line, "cron")
     begin, end = _markers(job.name)
     return f"{begin}{job.minute} {job.hour} * * * {line.replace('%', chr(92) + '%')}\n{end}"
 
 
-def systemd(job: Job) -> dict[str, str]:
-    """file name -> text of the service and its timer. The timer starts a missed night after the machine was off."""
+def systemd(job: ScheduledJob) -> dict[str, str]:
+    """file name -> text of the service and its timer. The timer starts a missed night after the
+    machine was off."""
     _refuse_backslash("".join((*job.command, job.folder)), "systemd")
-    program, *words = ('"' + word.replace("%", "%%").replace('"', '\\"') + '"' for word in job.command)
+    program, *words = (
+        '"' + word.replace("%", "%%").replace('"', '\\"') + '"' for word in job.command
+    )
     values = {
         "title": job.title.replace("%", "%%"),
         "folder": job.folder.replace("%", "%%"),
@@ -115,7 +139,7 @@ def systemd(job: Job) -> dict[str, str]:
     return {f"{job.name}.service": service, f"{job.name}.timer": timer}
 
 
-def launchd(job: Job) -> bytes:
+def launchd(job: ScheduledJob) -> bytes:
     """The property list of a launch agent."""
     return plistlib.dumps(
         {
@@ -130,7 +154,7 @@ def launchd(job: Job) -> bytes:
     )
 
 
-def kubernetes(job: Job) -> str:
+def kubernetes(job: ScheduledJob) -> str:
     """A CronJob. A $ in an argument is doubled, because $(NAME) is a variable there."""
     container = {
         "name": "sleep",
@@ -151,35 +175,52 @@ def kubernetes(job: Job) -> str:
         "concurrencyPolicy": "Forbid",
         "jobTemplate": {"spec": {"backoffLimit": 1, "template": {"spec": pod}}},
     }
-    cron_job = {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": job.name}, "spec": schedule}
+    cron_job = {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": {"name": job.name},
+        "spec": schedule,
+    }
     return (
         "# Change the image (it must contain reflect) and the volume claim (the folder of the database and adapters).\n"
         "# The schedule is in the time zone of the cluster.\n"
     ) + str(yaml.safe_dump(cron_job, sort_keys=False, allow_unicode=True))
 
 
-def text(job: Job, kind: str) -> str:
+def text(job: ScheduledJob, kind: str) -> str:
     """The output of `reflect schedule print`."""
     if kind == "systemd":
-        return "\n".join(f"# ~/.config/systemd/user/{name}\n{unit}" for name, unit in systemd(job).items())
-    return {"cron": cron, "launchd": lambda job: launchd(job).decode(), "kubernetes": kubernetes}[kind](job)
+        return "\n".join(
+            f"# ~/.config/systemd/user/{name}\n{unit}" for name, unit in systemd(job).items()
+        )
+    return {"cron": cron, "launchd": lambda job: launchd(job).decode(), "kubernetes": kubernetes}[
+        kind
+    ](job)
 
 
 def _refuse_backslash(text: str, kind: str) -> None:
     if "\\" in text:
-        raise UsageError(f"Not every version of {kind} reads a path with a backslash alike.", "Rename it.")
+        raise UsageError(
+            f"Not every version of {kind} reads a path with a backslash alike.", "Rename it."
+        )
 
 
-# -- install, status, remove -------------------------------------------------------------------------------------------
+# -- install, status, remove
+# -------------------------------------------------------------------------------------------
 
 
 def kind_of(name: str | None) -> str:
-    """A known scheduler; by default launchd on a Mac, systemd where a user manager runs, else cron."""
+    """A known scheduler; by default launchd on a Mac, systemd where a user manager runs, else
+    cron."""
     if name is not None and name not in KINDS:
         raise UnknownName(f"There is no scheduler '{name}'.", f"There are: {', '.join(KINDS)}.")
     if name is not None or sys.platform == "darwin":
         return name or "launchd"
-    bus = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}") / "systemd" / "private"
+    bus = (
+        Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
+        / "systemd"
+        / "private"
+    )
     return "systemd" if shutil.which("systemctl") and bus.exists() else "cron"
 
 
@@ -194,7 +235,7 @@ def installed(name: str) -> dict[str, str]:
     return found
 
 
-def install(job: Job, kind: str, replace: bool = False) -> None:
+def install(job: ScheduledJob, kind: str, replace: bool = False) -> None:
     """Schedule the job. UsageError if it is installed already, unless `replace` is set."""
     if kind == "kubernetes":
         hint = "Apply the output of `reflect schedule print`."
@@ -224,17 +265,22 @@ def remove(name: str) -> list[str]:
     return kinds
 
 
-def _install_cron(job: Job) -> None:
+def _install_cron(job: ScheduledJob) -> None:
     block = cron(job).encode()
     if not shutil.which("crontab"):
-        raise ReflectError("cron is not installed.", "Install it, or see `reflect schedule print --kind systemd`.")
+        raise ReflectError(
+            "cron is not installed.", "Install it, or see `reflect schedule print --kind systemd`."
+        )
     rest = _cut(_crontab(), job.name)[0]
     _run(["crontab", "-"], rest + (b"" if rest.endswith(b"\n") or not rest else b"\n") + block)
 
 
-def _install_files(job: Job, kind: str, replace: bool) -> None:
-    """Write the files of systemd or launchd and load them; a job that does not load leaves no file."""
-    data = [unit.encode() for unit in systemd(job).values()] if kind == "systemd" else [launchd(job)]
+def _install_files(job: ScheduledJob, kind: str, replace: bool) -> None:
+    """Write the files of systemd or launchd and load them; a job that does not load leaves no
+    file."""
+    data = (
+        [unit.encode() for unit in systemd(job).values()] if kind == "systemd" else [launchd(job)]
+    )
     if replace:
         _remove(job.name, kind)
     paths = _files(job.name, kind)
@@ -256,9 +302,13 @@ def _remove(name: str, kind: str) -> None:
         rest = _cut(_crontab(), name)[0]
         _run(["crontab", "-"] if rest else ["crontab", "-r"], rest)
         return
-    # Failures are ignored: the job may not be loaded, or the service manager may not run. The files are removed anyway.
+    # Failures are ignored: the job may not be loaded, or the service manager may not run. The files
+    # are removed anyway.
     stop = ["systemctl", "--user", "disable", "--now", f"{name}.timer"]
-    _run(stop if kind == "systemd" else ["launchctl", "bootout", f"gui/{os.getuid()}/{name}"], check=False)
+    _run(
+        stop if kind == "systemd" else ["launchctl", "bootout", f"gui/{os.getuid()}/{name}"],
+        check=False,
+    )
     for path in _files(name, kind):
         path.unlink(missing_ok=True)
     if kind == "systemd":
@@ -277,13 +327,17 @@ def _markers(name: str) -> tuple[str, str]:
 
 
 def _cut(crontab: bytes, name: str) -> tuple[bytes, bytes]:
-    """(the crontab without our block, the block or b""). All other bytes are kept. UsageError for half a block."""
+    """(the crontab without our block, the block or b""). All other bytes are kept. UsageError for
+    half a block."""
     begin, end = (line.encode() for line in _markers(name))
     lines = crontab.splitlines(keepends=True)
     if begin not in lines and end not in lines:
         return crontab, b""
     if lines.count(begin) != 1 or lines.count(end) != 1 or lines.index(end) < lines.index(begin):
-        raise UsageError(f"The lines around {name} in your crontab are incomplete.", "Fix them with `crontab -e`.")
+        raise UsageError(
+            f"The lines around {name} in your crontab are incomplete.",
+            "Fix them with `crontab -e`.",
+        )
     first, last = lines.index(begin), lines.index(end)
     return b"".join(lines[:first] + lines[last + 1 :]), b"".join(lines[first : last + 1])
 
@@ -300,7 +354,9 @@ def _run(words: Sequence[str], stdin: bytes = b"", check: bool = True) -> None:
         done = subprocess.run(words, input=stdin, capture_output=True)
     except OSError as e:
         if check:
-            raise ReflectError(f"{words[0]} does not start: {e.strerror}.", "Try another --kind.") from e
+            raise ReflectError(
+                f"{words[0]} does not start: {e.strerror}.", "Try another --kind."
+            ) from e
         return
     if check and done.returncode:
         message = f"`{' '.join(words)}` failed: {_message(done.stderr)}"

@@ -1,7 +1,7 @@
 """The routes, and who may come in.
 
-With a key every request but /health must bear it. Without one the server listens on loopback only, and a web page in
-the user's browser is kept out: by its Origin, and by the Host that it was led to.
+With a key every request but /health must bear it. Without one the server listens on loopback only,
+and a web page in the user's browser is kept out: by its Origin, and by the Host that it was led to.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reflect.errors import Conflict, ReflectError, UnknownName, UsageError
-from reflect.serve.desk import Desk
-from reflect.serve.local import LocalChat, api_error
+from reflect.serve.lesson_session import LessonSession
+from reflect.serve.local_chat import LocalChat, api_error
 from reflect.serve.proxy import Proxy
-from reflect.serve.wire import ApiError, parse
+from reflect.serve.schema import ApiError, parse
 
 MOST_BYTES = 8 * 2**20  # of one request
 MOST_FEEDBACK = 10_000  # characters
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def build(chat: LocalChat | Proxy, desk: Desk, *, key: str = "", most_bytes: int = MOST_BYTES) -> Starlette:
+def build(
+    chat: LocalChat | Proxy, desk: LessonSession, *, key: str = "", most_bytes: int = MOST_BYTES
+) -> Starlette:
     """The application. `key`: "" for none."""
     local = isinstance(chat, LocalChat)
 
@@ -43,7 +45,9 @@ def build(chat: LocalChat | Proxy, desk: Desk, *, key: str = "", most_bytes: int
         async for part in http.stream():
             size += len(part)
             if size > most_bytes:
-                raise ApiError(413, f"The request has more than {most_bytes} bytes.", code="request_too_large")
+                raise ApiError(
+                    413, f"The request has more than {most_bytes} bytes.", code="request_too_large"
+                )
             parts.append(part)
         try:
             return json.loads(b"".join(parts))
@@ -86,19 +90,39 @@ def build(chat: LocalChat | Proxy, desk: Desk, *, key: str = "", most_bytes: int
     else:
         routes.append(Route("/v1/load_lora_adapter", load, methods=["POST"]))
         routes.append(Route("/v1/unload_lora_adapter", unload, methods=["POST"]))
-    handlers: dict[Any, Any] = {ApiError: refuse, ReflectError: refuse, HTTPException: unknown, ClientDisconnect: gone}
-    return Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(Door, key=key)])
+    handlers: dict[Any, Any] = {
+        ApiError: refuse,
+        ReflectError: refuse,
+        HTTPException: unknown,
+        ClientDisconnect: gone,
+    }
+    return Starlette(
+        routes=routes, exception_handlers=handlers, middleware=[Middleware(AuthMiddleware, key=key)]
+    )
 
 
 def read_feedback(raw: Any) -> tuple[str, float, str, int | None]:
     """(id, reward, feedback, choice) of a body. ApiError 400."""
     (name,) = _texts(raw, "id")
     reward, text, choice = raw.get("reward"), raw.get("feedback", ""), raw.get("choice")
-    if isinstance(reward, bool) or not isinstance(reward, int | float) or not 0 <= reward <= 1 or math.isnan(reward):
-        raise ApiError(400, "'reward' must be a number between 0 and 1.", param="reward", code="invalid_value")
+    if (
+        isinstance(reward, bool)
+        or not isinstance(reward, int | float)
+        or not 0 <= reward <= 1
+        or math.isnan(reward)
+    ):
+        raise ApiError(
+            400, "'reward' must be a number between 0 and 1.", param="reward", code="invalid_value"
+        )
     if not isinstance(text, str) or len(text) > MOST_FEEDBACK:
-        raise ApiError(400, f"'feedback' must be a text of at most {MOST_FEEDBACK} characters.", param="feedback")
-    if choice is not None and (isinstance(choice, bool) or not isinstance(choice, int) or choice < 0):
+        raise ApiError(
+            400,
+            f"'feedback' must be a text of at most {MOST_FEEDBACK} characters.",
+            param="feedback",
+        )
+    if choice is not None and (
+        isinstance(choice, bool) or not isinstance(choice, int) or choice < 0
+    ):
         raise ApiError(400, "'choice' must be the index of an answer.", param="choice")
     return name, float(reward), text, choice
 
@@ -112,14 +136,17 @@ def _texts(raw: Any, *names: str) -> list[str]:
     return [raw[name] for name in names]
 
 
-# -- errors ------------------------------------------------------------------------------------------------------------
+# -- errors
+# ------------------------------------------------------------------------------------------------------------
 
 
 async def refuse(http: Request, e: Exception) -> Response:
     if isinstance(e, Conflict):
         e = ApiError(409, str(e), code="conflict")
     elif isinstance(e, UsageError) and http.url.path == "/v1/feedback":
-        e = ApiError(404 if isinstance(e, UnknownName) else 400, str(e), param="id", code="not_found")
+        e = ApiError(
+            404 if isinstance(e, UnknownName) else 400, str(e), param="id", code="not_found"
+        )
     found = api_error(e)
     return JSONResponse(found.body, found.status, found.headers)
 
@@ -136,17 +163,22 @@ async def gone(http: Request, e: Exception) -> Response:
     return Response(status_code=499)
 
 
-# -- the door ----------------------------------------------------------------------------------------------------------
+# -- the door
+# ----------------------------------------------------------------------------------------------------------
 
 
-class Door:
+class AuthMiddleware:
     """Who may come in, before anything is read."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
         self.app, self.key = app, key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] != "/health" and (e := self.closed(Request(scope))):
+        if (
+            scope["type"] == "http"
+            and scope["path"] != "/health"
+            and (e := self.closed(Request(scope)))
+        ):
             return await JSONResponse(e.body, e.status, e.headers)(scope, receive, send)
         await self.app(scope, receive, send)
 
@@ -158,7 +190,9 @@ class Door:
                 return None
             told = "Incorrect API key provided." if given else "You didn't provide an API key."
             told += " Give it as 'Authorization: Bearer KEY'."
-            return ApiError(401, told, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+            return ApiError(
+                401, told, code="invalid_api_key", headers={"www-authenticate": "Bearer"}
+            )
         origin = urlsplit(http.headers.get("origin", "")).hostname
         host = urlsplit(f"//{http.headers.get('host', '')}").hostname
         if ("origin" in http.headers and not loopback(origin)) or not loopback(host):

@@ -1,9 +1,11 @@
-"""One thread that decodes for everybody: requests join the running batch of their adapter between two steps.
+"""One thread that decodes for everybody: requests join the running batch of their adapter between
+two steps.
 
-Adapters take turns of a few steps, for the network has one on at a time; a request keeps the one that it began with.
-Rows are let in by what they hold now, for nobody knows how long an answer gets. When they outgrow the memory, the
-newest go back to the queue and begin again later: with its seed a row says the same once more. A model whose layers do
-not let rows join (see `models.running`) answers batch after batch.
+Adapters take turns of a few steps, for the network has one on at a time; a request keeps the one
+that it began with. Rows are let in by what they hold now, for nobody knows how long an answer gets.
+When they outgrow the memory, the newest go back to the queue and begin again later: with its seed a
+row says the same once more. A model whose layers do not let rows join (see `models.running`)
+answers batch after batch.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class Busy(ReflectError):
     """The queue is full."""
 
 
-class Job:
+class EngineJob:
     """One request on its way. `done` is its result; `cancel` when nobody waits for it any more."""
 
     def __init__(self, request: Request, tell: Callable[[int, str], None] | None) -> None:
@@ -53,22 +55,27 @@ class Engine:
         self.queue = queue  # most requests that wait
         self.steps = 0
         self._wake = threading.Condition()
-        self._fresh: deque[Job] = deque()
+        self._fresh: deque[EngineJob] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._waiting: deque[tuple[Job, Any]] = deque()  # (job, row)
+        self._waiting: deque[tuple[EngineJob, Any]] = deque()  # (job, row)
         self._batches: dict[str | None, Any] = {}  # adapter -> Running
-        self._read: dict[str | None, int] = {}  # adapter -> the step at which newcomers were read last
+        self._read: dict[
+            str | None, int
+        ] = {}  # adapter -> the step at which newcomers were read last
         self._most = 0  # tokens of a batch, as the memory was then
-        self._jobs: dict[int, Job] = {}  # id of a row in a batch -> its job
+        self._jobs: dict[int, EngineJob] = {}  # id of a row in a batch -> its job
         self._open = True
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request, tell: Callable[[int, str], None] | None = None) -> Job:
+    def submit(self, request: Request, tell: Callable[[int, str], None] | None = None) -> EngineJob:
         """Busy when too many wait already. A request that names no adapter gets the bare base."""
-        job = Job(replace(request, adapter=request.adapter or None), tell)
+        job = EngineJob(replace(request, adapter=request.adapter or None), tell)
         with self._wake:
-            if not self._open or len(self._fresh) + len({id(one) for one, _ in list(self._waiting)}) >= self.queue:
+            if (
+                not self._open
+                or len(self._fresh) + len({id(one) for one, _ in list(self._waiting)}) >= self.queue
+            ):
                 raise Busy("Too many requests are waiting.", "Try again in a moment.")
             self._fresh.append(job)
             self._wake.notify()
@@ -100,7 +107,9 @@ class Engine:
         while self._take():
             self._forget()
             for adapter in self._turns():
-                if (why := self._tried(adapter)) is not None and not (out_of_memory(why) and self._halve(adapter)):
+                if (why := self._tried(adapter)) is not None and not (
+                    out_of_memory(why) and self._halve(adapter)
+                ):
                     self._fail(adapter, why)
         for job in {*self._jobs.values(), *(job for job, _ in self._waiting), *self._fresh}:
             self._finish(job, ModelError("The server has stopped."))
@@ -126,7 +135,9 @@ class Engine:
                 job.left = len(job.rows)
                 self._waiting += [(job, row) for row in job.rows]
             except Exception as e:
-                self._finish(job, e if isinstance(e, ReflectError) else ModelError(f"The model broke: {e}."))
+                self._finish(
+                    job, e if isinstance(e, ReflectError) else ModelError(f"The model broke: {e}.")
+                )
         return self._open
 
     def _forget(self) -> None:
@@ -187,7 +198,11 @@ class Engine:
                 continue
             read.add(tuple(row.prompt))
             held = batch.tokens([*joining, row], ALLOW)
-            full = len(batch.rows) + len(joining) >= ROWS or held > self._most or sum(map(len, read)) > PREFILL
+            full = (
+                len(batch.rows) + len(joining) >= ROWS
+                or held > self._most
+                or sum(map(len, read)) > PREFILL
+            )
             if full and (batch.rows or joining):
                 break
             joining.append(row)
@@ -199,14 +214,16 @@ class Engine:
     def _fit(self, batch: Any) -> None:
         """Send the newest rows back while the next step of all is more than the memory holds."""
         while len(batch.rows) > 1 and batch.tokens() > self._most:
-            newest = next(key for key in reversed(self._jobs) if any(id(row) == key for row in batch.rows))
+            newest = next(
+                key for key in reversed(self._jobs) if any(id(row) == key for row in batch.rows)
+            )
             row = next(row for row in batch.rows if id(row) == newest)
             batch.drop(row)
             self._again(row)
 
     def _halve(self, adapter: str | None) -> bool:
-        """After an error of too little memory: all rows of this adapter begin again, half as many at a time. False when
-        it was one row alone."""
+        """After an error of too little memory: all rows of this adapter begin again, half as many
+        at a time. False when it was one row alone."""
         keys = [key for key, job in self._jobs.items() if job.request.adapter == adapter]
         rows = {id(row): row for key in keys for row in self._jobs[key].rows}
         if len(keys) < 2:
@@ -225,14 +242,20 @@ class Engine:
 
     def _whole(self, adapter: str | None) -> None:
         """Answer all that wait for this adapter at once."""
-        jobs = list({id(job): job for job, _ in self._waiting if job.request.adapter == adapter}.values())
+        jobs = list(
+            {id(job): job for job, _ in self._waiting if job.request.adapter == adapter}.values()
+        )
         self._waiting = deque((job, row) for job, row in self._waiting if job not in jobs)
         try:
-            for job, done in zip(jobs, self.model.sample([job.request for job in jobs]), strict=True):
+            for job, done in zip(
+                jobs, self.model.sample([job.request for job in jobs]), strict=True
+            ):
                 job.done.set_result(done)
         except Exception as e:
             for job in jobs:
-                self._finish(job, e if isinstance(e, ReflectError) else ModelError(f"The model broke: {e}."))
+                self._finish(
+                    job, e if isinstance(e, ReflectError) else ModelError(f"The model broke: {e}.")
+                )
 
     def _tell(self, row: Any) -> None:
         job = self._jobs.get(id(row))
@@ -241,19 +264,22 @@ class Engine:
             job.tell(index, self.model.said(row))
 
     def _fail(self, adapter: str | None, e: Exception) -> None:
-        """Whoever is in this batch is told: of a broken adapter, or of too little memory for one answer alone."""
+        """Whoever is in this batch is told: of a broken adapter, or of too little memory for one
+        answer alone."""
         if (batch := self._batches.get(adapter)) is not None:
             batch.clear()
         jobs = {job for job in self._jobs.values() if job.request.adapter == adapter}
         if out_of_memory(e) and jobs:
-            e = self.model.too_long(max((row for job in jobs for row in job.rows), key=lambda row: len(row.prompt)))
+            e = self.model.too_long(
+                max((row for job in jobs for row in job.rows), key=lambda row: len(row.prompt))
+            )
         why = e if isinstance(e, ReflectError) else ModelError(f"The model broke: {e}.")
         self._jobs = {key: job for key, job in self._jobs.items() if job not in jobs}
         self._waiting = deque((job, row) for job, row in self._waiting if job not in jobs)
         for job in jobs:
             self._finish(job, why)
 
-    def _finish(self, job: Job, why: Exception | None = None) -> None:
+    def _finish(self, job: EngineJob, why: Exception | None = None) -> None:
         if job.done.done():
             return
         if why is not None:

@@ -1,8 +1,10 @@
-"""The same in front of another server: lessons go in, the exchange is written down, all else passes as it is.
+"""The same in front of another server: lessons go in, the exchange is written down, all else passes
+as it is.
 
-A stream passes through while it comes; an upstream error keeps its status and its body. The client's own Authorization
-goes upstream, unless there is a key for that in the environment (REFLECT_UPSTREAM_KEY), or the client's is the key of
-this server. Keys are neither stored nor logged.
+A stream passes through while it comes; an upstream error keeps its status and its body. The
+client's own Authorization goes upstream, unless there is a key for that in the environment
+(REFLECT_UPSTREAM_KEY), or the client's is the key of this server. Keys are neither stored nor
+logged.
 
 Not covered: the profile's adapter, which is the upstream server's to hold: name it as the model.
 """
@@ -20,24 +22,36 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 
 from reflect.models.base import Completion
-from reflect.serve.desk import Desk, Shown
-from reflect.serve.wire import ApiError, Ask
-from reflect.tasksets.base import Message
+from reflect.serve.lesson_session import LessonSession, PreparedRequest
+from reflect.serve.schema import ApiError, ChatRequest
+from reflect.tasksets.task import Message
 
-HOP = {"connection", "keep-alive", "transfer-encoding", "upgrade", "te", "trailer", "host", "content-length"}
+HOP = {
+    "connection",
+    "keep-alive",
+    "transfer-encoding",
+    "upgrade",
+    "te",
+    "trailer",
+    "host",
+    "content-length",
+}
 OURS = {"authorization", "x-reflect-lessons", "x-reflect-taskset", "x-reflect-conversation"}
 DECODED = {"content-encoding", "date", "server"}  # the body is unpacked on the way
 TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
 
 
 class Proxy:
-    """`url` has the upstream's /v1 in it. `key`: for the upstream; "" passes the client's on, unless that is ours."""
+    """`url` has the upstream's /v1 in it. `key`: for the upstream; "" passes the client's on,
+    unless that is ours."""
 
-    def __init__(self, url: str, desk: Desk, *, key: str = "", own_key: bool = False) -> None:
+    def __init__(
+        self, url: str, desk: LessonSession, *, key: str = "", own_key: bool = False
+    ) -> None:
         self.url, self.desk, self.key, self.own_key = url.rstrip("/"), desk, key, own_key
         self.client = httpx2.AsyncClient(timeout=TIMEOUT, limits=httpx2.Limits(max_connections=256))
 
-    async def answer(self, http: HttpRequest, ask: Ask) -> Response:
+    async def answer(self, http: HttpRequest, ask: ChatRequest) -> Response:
         shown = await asyncio.to_thread(self.desk.open, ask)
         body = {name: value for name, value in ask.raw.items() if name != "reflect"}
         if shown.lessons:
@@ -71,8 +85,11 @@ class Proxy:
             told = f"The upstream server {self.url} cannot be reached: {type(e).__name__}."
             raise ApiError(502, told, code="upstream_unreachable", kind="server_error") from e
 
-    async def _relay(self, reply: httpx2.Response, shown: Shown, ask: Ask) -> AsyncIterator[bytes]:
-        """The stream as it comes, byte by byte; it is read along, and its end waits until it is written down."""
+    async def _relay(
+        self, reply: httpx2.Response, shown: PreparedRequest, ask: ChatRequest
+    ) -> AsyncIterator[bytes]:
+        """The stream as it comes, byte by byte; it is read along, and its end waits until it is
+        written down."""
         seen, tail = Stream(), b""
         try:
             async for part in reply.aiter_bytes():
@@ -86,7 +103,9 @@ class Proxy:
         finally:
             await reply.aclose()
 
-    async def _close(self, shown: Shown, ask: Ask, answer: dict[str, Any] | None) -> None:
+    async def _close(
+        self, shown: PreparedRequest, ask: ChatRequest, answer: dict[str, Any] | None
+    ) -> None:
         done = completions(answer)
         if not done:
             return  # what cannot be read is not learned from; the client has it all the same
@@ -121,12 +140,16 @@ class Stream:
             return
         self.words |= {name: chunk[name] for name in ("id", "model", "usage") if chunk.get(name)}
         for part in chunk.get("choices") or ():
-            one = self.choices.setdefault(int(part.get("index", 0)), {"content": "", "finish": "stop", "calls": {}})
+            one = self.choices.setdefault(
+                int(part.get("index", 0)), {"content": "", "finish": "stop", "calls": {}}
+            )
             said = part.get("delta") or {}
             one["content"] += said.get("content") or ""
             one["finish"] = part.get("finish_reason") or one["finish"]
             for call in said.get("tool_calls") or ():
-                held = one["calls"].setdefault(call.get("index", 0), {"id": "", "name": "", "arguments": ""})
+                held = one["calls"].setdefault(
+                    call.get("index", 0), {"id": "", "name": "", "arguments": ""}
+                )
                 held["id"] = call.get("id") or held["id"]
                 for name in ("name", "arguments"):
                     held[name] += (call.get("function") or {}).get(name) or ""
@@ -136,7 +159,11 @@ class Stream:
         rows = []
         for index, one in sorted(self.choices.items()):
             calls = [
-                {"id": c["id"], "type": "function", "function": {"name": c["name"], "arguments": c["arguments"]}}
+                {
+                    "id": c["id"],
+                    "type": "function",
+                    "function": {"name": c["name"], "arguments": c["arguments"]},
+                }
                 for _, c in sorted(one["calls"].items())
             ]
             message = {"content": one["content"], "tool_calls": calls}
@@ -154,7 +181,9 @@ def completions(answer: dict[str, Any] | None) -> list[Completion]:
                 text=row["message"].get("content") or "",
                 prompt_tokens=int(used.get("prompt_tokens") or 0),
                 completion_tokens=int(used.get("completion_tokens") or 0) // len(rows),
-                finish=row["finish_reason"] if row.get("finish_reason") in ("length", "tool_calls") else "stop",
+                finish=row["finish_reason"]
+                if row.get("finish_reason") in ("length", "tool_calls")
+                else "stop",
                 seed=0,
                 calls=tuple(row["message"].get("tool_calls") or ()),
             )
@@ -166,7 +195,10 @@ def completions(answer: dict[str, Any] | None) -> list[Completion]:
 
 def _with_system(raw: Sequence[Message], shown: Sequence[Message]) -> list[Message]:
     """The client's messages, whatever is in them, under the system message that has the lessons."""
-    return [shown[0], *(message for message in raw if message.get("role") not in ("system", "developer"))]
+    return [
+        shown[0],
+        *(message for message in raw if message.get("role") not in ("system", "developer")),
+    ]
 
 
 def _headers(reply: httpx2.Response) -> dict[str, str]:

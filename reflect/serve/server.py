@@ -1,7 +1,7 @@
 """Start, announce and stop the server.
 
-SIGTERM and SIGINT: nothing new is accepted, what runs is finished (for PATIENCE seconds at most), then the process ends
-as every command of reflect does.
+SIGTERM and SIGINT: nothing new is accepted, what runs is finished (for PATIENCE seconds at most),
+then the process ends as every command of reflect does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reflect.errors import ServeError, UsageError
-from reflect.workspace import Workspace
+from reflect.workspace.workspace import Workspace
 
 PATIENCE = 30  # seconds for what runs
 BACKLOG = 512
@@ -24,8 +24,9 @@ MODULES = ("starlette", "uvicorn", "httpx2")
 
 
 @dataclass(frozen=True)
-class Words:
-    """What `reflect serve` was told. `upstream`: a URL with /v1, or "" for the model of this process."""
+class ServeOptions:
+    """What `reflect serve` was told. `upstream`: a URL with /v1, or "" for the model of this
+    process."""
 
     host: str = "127.0.0.1"
     port: int = 8000  # 0: any free one
@@ -36,8 +37,9 @@ class Words:
     queue: int = 256
 
 
-def serve(ws: Workspace, words: Words, ready: Callable[[str], None]) -> None:
-    """Serve until a signal comes. `ready` is told the base URL. ServeError, UsageError before anything is loaded."""
+def serve(ws: Workspace, words: ServeOptions, ready: Callable[[str], None]) -> None:
+    """Serve until a signal comes. `ready` is told the base URL. ServeError, UsageError before
+    anything is loaded."""
     missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
     if missing:
         told = f"reflect serve needs {', '.join(missing)}."
@@ -46,7 +48,9 @@ def serve(ws: Workspace, words: Words, ready: Callable[[str], None]) -> None:
 
     if not words.key and not loopback(words.host):
         told = f"On {words.host} others can reach this server, so it needs a key."
-        raise UsageError(told, "Set REFLECT_SERVE_KEY, or say --key KEY; or stay on --host 127.0.0.1.")
+        raise UsageError(
+            told, "Set REFLECT_SERVE_KEY, or say --key KEY; or stay on --host 127.0.0.1."
+        )
     if words.upstream and not words.upstream.startswith(("http://", "https://")):
         raise UsageError(f"{words.upstream} is no URL.", "Write --upstream https://HOST/v1.")
     listener = listen(words.host, words.port)
@@ -57,17 +61,21 @@ def serve(ws: Workspace, words: Words, ready: Callable[[str], None]) -> None:
         asyncio.run(server(app, lambda: ready(url(listener, words.host))).serve(sockets=[listener]))
 
 
-def assemble(ws: Workspace, words: Words) -> tuple[Any, Callable[[], None]]:
+def assemble(ws: Workspace, words: ServeOptions) -> tuple[Any, Callable[[], None]]:
     """(the application, what ends it)."""
     from reflect.serve.app import build
-    from reflect.serve.desk import Desk
     from reflect.serve.engine import Engine
-    from reflect.serve.local import LocalChat
+    from reflect.serve.lesson_session import LessonSession
+    from reflect.serve.local_chat import LocalChat
     from reflect.serve.proxy import Proxy
 
-    options: dict[str, Any] = {"taskset": words.taskset, "trusted": words.trusted, "count_tokens": ws.count_tokens}
+    options: dict[str, Any] = {
+        "taskset": words.taskset,
+        "trusted": words.trusted,
+        "count_tokens": ws.count_tokens,
+    }
     if words.upstream:
-        desk = Desk(ws.store, ws.settings, **options)
+        desk = LessonSession(ws.store, ws.settings, **options)
         key = os.environ.get("REFLECT_UPSTREAM_KEY", "")
         proxy = Proxy(words.upstream, desk, key=key, own_key=bool(words.key))
         return build(proxy, desk, key=words.key), desk.stop
@@ -76,7 +84,7 @@ def assemble(ws: Workspace, words: Words) -> tuple[Any, Callable[[], None]]:
     if not isinstance(ws.model, LocalModel):
         told = f"{ws.settings.model} is not a model of this machine."
         raise UsageError(told, "Serve in front of its server: reflect serve --upstream URL")
-    desk = Desk(ws.store, ws.settings, context=ws.model.context, **options)
+    desk = LessonSession(ws.store, ws.settings, context=ws.model.context, **options)
     engine = Engine(ws.model, words.queue)
     if not ws.settings.threads:
         engine.call(engine.model.settle)
@@ -98,7 +106,12 @@ def server(app: Any, ready: Callable[[], None]) -> Any:
             ready()
 
     config = uvicorn.Config(
-        app, lifespan="off", access_log=False, log_level="error", timeout_graceful_shutdown=PATIENCE, backlog=BACKLOG
+        app,
+        lifespan="off",
+        access_log=False,
+        log_level="error",
+        timeout_graceful_shutdown=PATIENCE,
+        backlog=BACKLOG,
     )
     return Announced(config)
 
@@ -106,7 +119,9 @@ def server(app: Any, ready: Callable[[], None]) -> Any:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that is bound. ServeError where that cannot be."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
         made = socket.socket(family, kind, protocol)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -116,9 +131,15 @@ def listen(host: str, port: int) -> socket.socket:
             raise
         return made
     except (OSError, OverflowError) as e:
-        why = "another program listens there" if getattr(e, "errno", 0) in (98, 48) else getattr(e, "strerror", str(e))
+        why = (
+            "another program listens there"
+            if getattr(e, "errno", 0) in (98, 48)
+            else getattr(e, "strerror", str(e))
+        )
         told = f"Port {port} of {host} cannot be used: {why}."
-        raise ServeError(told, "Take another one: reflect serve --port 8001, or --port 0 for any.") from e
+        raise ServeError(
+            told, "Take another one: reflect serve --port 8001, or --port 0 for any."
+        ) from e
 
 
 def url(listener: socket.socket, host: str) -> str:

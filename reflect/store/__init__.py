@@ -1,4 +1,5 @@
-"""The database: the only code that speaks SQL. `lessons`, `runs`, `nights` and `doctor` are its queries.
+"""The database: the only code that speaks SQL. `lessons`, `runs`, `nights` and `doctor` are its
+queries.
 
 Every query function takes a Session first, so that callers compose transactions:
 

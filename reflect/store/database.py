@@ -1,4 +1,5 @@
-"""Open a database, bring it up to date, hand out transactions: a file of SQLite by default, PostgreSQL by its URL."""
+"""Open a database, bring it up to date, hand out transactions: a file of SQLite by default,
+PostgreSQL by its URL."""
 
 from __future__ import annotations
 
@@ -17,12 +18,18 @@ from reflect.store.dialect import Dialect, without_password
 from reflect.store.postgres import Postgres
 from reflect.store.sqlite import SQLite
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")  # every migration, oldest first; as in migrations/versions
+REVISIONS = (
+    "0001",
+    "0002",
+    "0003",
+    "0004",
+    "0005",
+)  # every migration, oldest first; as in migrations/versions
 
 
 class Store:
-    """A lessons database. `url_or_path`: a file, made when missing, or a SQLAlchemy URL (sqlite:///..., or
-    postgresql+psycopg://user@host/database).
+    """A lessons database. `url_or_path`: a file, made when missing, or a SQLAlchemy URL
+    (sqlite:///..., or postgresql+psycopg://user@host/database).
 
     Raises StoreError for what cannot be opened, NewerDatabase for one that a newer reflect wrote.
     `url` has no password; `path` is the file, None on a server.
@@ -39,15 +46,23 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session that sees one moment of the database and cannot write. Rows stay readable after it."""
+        """A session that sees one moment of the database and cannot write. Rows stay readable after
+        it."""
         with self._in_plain_words(), Session(self._engines["read"], expire_on_commit=False) as s:
             yield s
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction: all of the block or, when anything is raised in it, nothing. One writer at a time."""
-        with self._in_plain_words(), Session(self._engines["write"], expire_on_commit=False) as s, s.begin():
-            s.connection()  # take the lock now, not at the first statement: what is read here is still true at the end
+        """A transaction: all of the block or, when anything is raised in it, nothing. One writer at
+        a time."""
+        with (
+            self._in_plain_words(),
+            Session(self._engines["write"], expire_on_commit=False) as s,
+            s.begin(),
+        ):
+            # take the lock now, not at the first statement: what is read here is still true at the
+            # end
+            s.connection()
             yield s
 
     def close(self) -> None:
@@ -58,9 +73,13 @@ class Store:
         with self._engines["read"].connect() as c:
             if _revision(c, self._dialect) == REVISIONS[-1]:
                 return
-        from reflect.store.migrations import upgrade  # alembic costs 0.2 s to import: only when there is work
+        from reflect.store.migrations import (
+            upgrade,
+        )  # alembic costs 0.2 s to import: only when there is work
 
-        with self._engines["migrate"].begin() as c:  # one transaction: a killed migration leaves what was there before
+        with self._engines[
+            "migrate"
+        ].begin() as c:  # one transaction: a killed migration leaves what was there before
             if _revision(c, self._dialect) != REVISIONS[-1]:  # another process may have been faster
                 before = self._dialect.orphans(c)
                 upgrade(c)
@@ -68,7 +87,8 @@ class Store:
 
     @contextmanager
     def _in_plain_words(self) -> Iterator[None]:
-        """Database errors as one sentence and the next step. A broken constraint is our bug, and stays as it is."""
+        """Database errors as one sentence and the next step. A broken constraint is our bug, and
+        stays as it is."""
         try:
             yield
         except (DBAPIError, sqlite3.Error) as e:
@@ -78,13 +98,17 @@ class Store:
 
 
 def _dialect(text: str) -> Dialect:
-    """The kind of database that the text names. StoreError, without a password in it, for one that is not served."""
+    """The kind of database that the text names. StoreError, without a password in it, for one that
+    is not served."""
     try:
         plain = "://" not in text
-        url = URL.create("sqlite", database=str(Path(text).expanduser())) if plain else make_url(text)
+        url = (
+            URL.create("sqlite", database=str(Path(text).expanduser())) if plain else make_url(text)
+        )
     except (ArgumentError, ValueError) as e:
         raise StoreError(
-            f"{without_password(text)} is not a database URL.", "Name a file, for example --db lessons.db."
+            f"{without_password(text)} is not a database URL.",
+            "Name a file, for example --db lessons.db.",
         ) from e
     kind = url.drivername.split("+")[0]
     if kind == "sqlite":
@@ -92,24 +116,30 @@ def _dialect(text: str) -> Dialect:
     if kind in ("postgresql", "postgres"):
         return Postgres(url)
     raise StoreError(
-        f"Databases of the kind {kind} are not served yet.", "Name a file, or a postgresql+psycopg:// URL."
+        f"Databases of the kind {kind} are not served yet.",
+        "Name a file, or a postgresql+psycopg:// URL.",
     )
 
 
 def _revision(connection: Connection, found: Dialect) -> str | None:
-    """The revision of the database, None when it is empty. StoreError when its tables are not ours."""
+    """The revision of the database, None when it is empty. StoreError when its tables are not
+    ours."""
     tables = found.tables(connection)
     if tables and not {"alembic_version", "lesson"} <= tables:  # others use alembic too
-        raise StoreError(f"{found.name} is a database of another program.", "Name another one with --db.")
+        raise StoreError(
+            f"{found.name} is a database of another program.", "Name another one with --db."
+        )
     if not tables:
         return None
     revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
     if revision is None:
         raise StoreError(
-            f"{found.name} does not say its version.", "Put back a copy of it, or name another one with --db."
+            f"{found.name} does not say its version.",
+            "Put back a copy of it, or name another one with --db.",
         )
     if revision not in REVISIONS:
         raise NewerDatabase(
-            f"{found.name} was written by a newer reflect (revision {revision}).", "Update reflect, then try again."
+            f"{found.name} was written by a newer reflect (revision {revision}).",
+            "Update reflect, then try again.",
         )
     return str(revision)

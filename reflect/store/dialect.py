@@ -1,4 +1,5 @@
-"""What the two kinds of database do differently when they are opened; `sqlite` and `postgres` are the two.
+"""What the two kinds of database do differently when they are opened; `sqlite` and `postgres` are
+the two.
 
 The full-text search has its own pair, `search` and `tsearch`.
 """
@@ -13,7 +14,11 @@ from sqlalchemy import Connection, Engine
 from reflect.errors import StoreError
 
 LOCK_SECONDS = 30.0  # how long a writer waits for another
-KINDS = ("read", "write", "migrate")  # of transactions; an engine's connections carry it as the option `begin`
+KINDS = (
+    "read",
+    "write",
+    "migrate",
+)  # of transactions; an engine's connections carry it as the option `begin`
 MOST_WORDS = 64  # of one full-text query, the rarest
 COMMON = 2000  # a word that stands in more lessons than this says little about any of them
 AGAIN = "then run the same command again: it continues where it stopped."
@@ -34,7 +39,8 @@ class Dialect(Protocol):
         """What must be there before the first transaction."""
 
     def engines(self) -> dict[str, Engine]:
-        """For each of KINDS the engine whose transactions are of that kind. They share their connections."""
+        """For each of KINDS the engine whose transactions are of that kind. They share their
+        connections."""
 
     def tables(self, connection: Connection) -> set[str]:
         """The names of all tables."""
@@ -43,11 +49,12 @@ class Dialect(Protocol):
         """Before a migration: (table, row, parent) of the rows whose parent is not there."""
 
     def settle(self, connection: Connection, before: set[tuple[str, int, str]]) -> None:
-        """At the end of a migration, in its transaction. StoreError when it must not be kept. `before`: the orphans
-        that stood there already; they are for `reflect doctor` to name."""
+        """At the end of a migration, in its transaction. StoreError when it must not be kept.
+        `before`: the orphans that stood there already; they are for `reflect doctor` to name."""
 
     def explain(self, e: BaseException) -> StoreError | None:
-        """The sentence for an error of this database, or None for one that says that our own code is wrong."""
+        """The sentence for an error of this database, or None for one that says that our own code
+        is wrong."""
 
 
 def without_password(url: str) -> str:

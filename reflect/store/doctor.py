@@ -11,7 +11,7 @@ from sqlmodel import Session, SQLModel
 
 from reflect.errors import StoreError
 from reflect.records import ADAPTER_STATUSES, LESSON_STATUSES, NIGHT_STATUSES, RUN_STATUSES
-from reflect.store import rules
+from reflect.store import forbidden_rules
 from reflect.store.database import Store
 from reflect.store.lessons import CONTENT
 
@@ -32,7 +32,11 @@ def check(database: Store | Session) -> list[str]:
 def _problems(s: Session) -> list[str]:
     if damage := _damage(s):
         return damage  # what the other checks would read is not what was written
-    return _orphans(s) + [problem for query, words in CHECKS for problem in _ask(s, query, words)] + rules.problems(s)
+    return (
+        _orphans(s)
+        + [problem for query, words in CHECKS for problem in _ask(s, query, words)]
+        + forbidden_rules.problems(s)
+    )
 
 
 def _damage(s: Session) -> list[str]:
@@ -53,7 +57,8 @@ def _orphans(s: Session) -> list[str]:
         for table, row, parent, _ in c.exec_driver_sql("PRAGMA foreign_key_check")
     ]
     lessons, indexed = (
-        c.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar_one() for table in ("lesson", "lesson_fts_docsize")
+        c.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar_one()
+        for table in ("lesson", "lesson_fts_docsize")
     )
     if lessons != indexed:
         problems.append(f"The search index holds {indexed} of {lessons} lessons.")
@@ -89,7 +94,9 @@ NO_INDEX = """SELECT 1 WHERE NOT EXISTS
               (SELECT 1 FROM pg_index WHERE indexrelid = to_regclass('ix_lesson_words') AND indisvalid)"""
 
 _COMPARED = {"tags": 'CAST({}."tags" AS VARCHAR)'}  # PostgreSQL does not compare JSON
-_SIDES = [[_COMPARED.get(field, f'{{}}."{field}"').format(side) for side in "lv"] for field in CONTENT]
+_SIDES = [
+    [_COMPARED.get(field, f'{{}}."{field}"').format(side) for side in "lv"] for field in CONTENT
+]
 _DIFFERS = " OR ".join(f"{head} <> {version}" for head, version in _SIDES)
 
 # (query, sentence for each of its rows)

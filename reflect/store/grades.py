@@ -1,5 +1,6 @@
-"""What people give rollouts. The newest grade is the rollout's reward and feedback; all that stood before stays in
-`Rollout.parts["grades"]`, oldest first: {by, at, reward, feedback}, and `error` where the verifier had broken."""
+"""What people give rollouts. The newest grade is the rollout's reward and feedback; all that stood
+before stays in `Rollout.parts["grades"]`, oldest first: {by, at, reward, feedback}, and `error`
+where the verifier had broken."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ GRADES = "grades"  # in `Rollout.parts`
 
 
 def ungraded(s: Session, run_id: int | None, every: bool = False) -> list[tuple[Rollout, TaskRow]]:
-    """The rollouts of a run that have an answer and no reward; with `every` also those that have one."""
+    """The rollouts of a run that have an answer and no reward; with `every` also those that have
+    one."""
     found = (
         select(Rollout, TaskRow)
         .join(TaskRow, col(TaskRow.key) == col(Rollout.task_key))
@@ -29,9 +31,11 @@ def ungraded(s: Session, run_id: int | None, every: bool = False) -> list[tuple[
 
 
 def give(s: Session, rollout_id: int, reward: float, feedback: str | None, by: str) -> Rollout:
-    """Grade a rollout; `feedback=None` leaves what stands. What stood before is kept with who and when.
+    """Grade a rollout; `feedback=None` leaves what stands. What stood before is kept with who and
+    when.
 
-    UnknownName for a rollout there is not, UsageError for one without an answer and for what is no reward.
+    UnknownName for a rollout there is not, UsageError for one without an answer and for what is no
+    reward.
     """
     row = s.get(Rollout, rollout_id)
     if row is None:
@@ -39,10 +43,17 @@ def give(s: Session, rollout_id: int, reward: float, feedback: str | None, by: s
     if not (math.isfinite(reward) and 0.0 <= reward <= 1.0):
         raise UsageError(f"{reward:g} is no reward.", "Give a number from 0 (bad) to 1 (good).")
     if not _answered(row):
-        raise UsageError(f"Rollout {rollout_id} has no answer: {row.error}.", "There is nothing to grade.")
+        raise UsageError(
+            f"Rollout {rollout_id} has no answer: {row.error}.", "There is nothing to grade."
+        )
     history: list[dict[str, Any]] = list(row.parts.get(GRADES, []))
     if not history and (row.reward is not None or row.error):
-        first = {"by": "verifier", "at": row.created.isoformat(), "reward": row.reward, "feedback": row.feedback}
+        first = {
+            "by": "verifier",
+            "at": row.created.isoformat(),
+            "reward": row.reward,
+            "feedback": row.feedback,
+        }
         history.append(first | ({"error": row.error} if row.error else {}))
     row.reward, row.error = reward, None
     row.feedback = row.feedback if feedback is None else feedback.strip()
@@ -52,7 +63,9 @@ def give(s: Session, rollout_id: int, reward: float, feedback: str | None, by: s
     s.flush()
     run = runs.get_run(s, row.run_id)
     words = {name: getattr(run, name) for name in ("model_fingerprint", "adapter_id", "measure")}
-    for holder in trials.holders(s, words):  # the evidence is another now: it is heard from its beginning
+    for holder in trials.holders(
+        s, words
+    ):  # the evidence is another now: it is heard from its beginning
         runs.note(s, holder.id, heard=None)
     return row
 

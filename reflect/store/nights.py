@@ -1,4 +1,5 @@
-"""Nights, adapters, trials; promotion and rollback, each one transaction with the statuses of the lessons."""
+"""Nights, adapters, trials; promotion and rollback, each one transaction with the statuses of the
+lessons."""
 
 from __future__ import annotations
 
@@ -21,21 +22,25 @@ from reflect.records import (
     now,
 )
 from reflect.store import lessons as db
-from reflect.store import marks
+from reflect.store import revoked_adapters
 
-# -- nights ------------------------------------------------------------------------------------------------------------
+# -- nights
+# ------------------------------------------------------------------------------------------------------------
 
 
 def start_night(
     s: Session, *, key: str, profile: str, config: dict[str, Any], lessons: Sequence[Sequence[int]]
 ) -> Night:
-    """The night of this key: the one that stands, or a new one. A failed night runs again, with the stages it has.
+    """The night of this key: the one that stands, or a new one. A failed night runs again, with the
+    stages it has.
 
     `lessons`: [lesson id, version] of everything that its adapter is to hold.
     """
     night = s.exec(select(Night).where(Night.key == key)).first()
     if night is None:
-        night = Night(key=key, profile=profile, config=config, lessons=[list(pair) for pair in lessons])
+        night = Night(
+            key=key, profile=profile, config=config, lessons=[list(pair) for pair in lessons]
+        )
     elif night.status == "failed":
         night.status, night.reason, night.ended = "running", "", None
     s.add(night)
@@ -46,7 +51,10 @@ def start_night(
 def save_stage(s: Session, night_id: int | None, stage: str, figures: Any) -> Night:
     """Record that a stage is complete, with its figures (JSON)."""
     night = get_night(s, night_id)
-    night.stages = {**night.stages, stage: figures}  # a new dict: SQLAlchemy does not see changes inside one
+    night.stages = {
+        **night.stages,
+        stage: figures,
+    }  # a new dict: SQLAlchemy does not see changes inside one
     s.add(night)
     s.flush()
     return night
@@ -57,7 +65,9 @@ def finish_night(
 ) -> Night:
     """How the night ended: promoted, rejected, nothing or failed, and why."""
     if status not in NIGHT_STATUSES[1:]:
-        raise ValueError(f"a night ends as one of {', '.join(NIGHT_STATUSES[1:])}, not as {status!r}")
+        raise ValueError(
+            f"a night ends as one of {', '.join(NIGHT_STATUSES[1:])}, not as {status!r}"
+        )
     night = get_night(s, night_id)
     night.status, night.reason, night.ended = status, reason, now()
     night.adapter_id = adapter_id if adapter_id is not None else night.adapter_id
@@ -85,25 +95,32 @@ def list_nights(s: Session, limit: int | None = None, profile: str | None = None
     return list(s.exec(found.where(Night.profile == profile) if profile else found))
 
 
-# -- adapters ----------------------------------------------------------------------------------------------------------
+# -- adapters
+# ----------------------------------------------------------------------------------------------------------
 
 
 def add_adapter(s: Session, **fields: Any) -> Adapter:
-    """Record an adapter (the fields of records.Adapter). The same name with the same files is the same adapter; with
-    other files it is a Conflict, for an adapter never changes. It comes marked with what a person has taken away."""
+    """Record an adapter (the fields of records.Adapter). The same name with the same files is the
+    same adapter; with other files it is a Conflict, for an adapter never changes. It comes marked
+    with what a person has taken away."""
     new = Adapter.model_validate(fields)
     standing = s.exec(select(Adapter).where(Adapter.name == new.name)).first()
     if standing is None:
-        new.revoked = marks.taken_away(s, new)
+        new.revoked = revoked_adapters.taken_away(s, new)
         s.add(new)
         s.flush()
         return new
     if standing.manifest != new.manifest:
-        raise Conflict(f"There is another adapter of the name {new.name}.", "Move one away: adapters never change.")
+        raise Conflict(
+            f"There is another adapter of the name {new.name}.",
+            "Move one away: adapters never change.",
+        )
     return standing
 
 
-def set_adapter(s: Session, adapter_id: int | None, *, status: str | None = None, gate: Any = None) -> Adapter:
+def set_adapter(
+    s: Session, adapter_id: int | None, *, status: str | None = None, gate: Any = None
+) -> Adapter:
     """Record the verdict of the gate. Promotion is `promote`'s."""
     adapter = get_adapter(s, adapter_id)
     if status is not None and status not in ADAPTER_STATUSES:
@@ -116,7 +133,8 @@ def set_adapter(s: Session, adapter_id: int | None, *, status: str | None = None
 
 
 def get_adapter(s: Session, id_or_name: int | str | None) -> Adapter:
-    """An adapter by its name or id (a number as text is taken for an id when no adapter has that name)."""
+    """An adapter by its name or id (a number as text is taken for an id when no adapter has that
+    name)."""
     found = s.exec(select(Adapter).where(Adapter.name == str(id_or_name))).first()
     if found is None and id_or_name is not None and str(id_or_name).isdecimal():
         found = s.get(Adapter, int(id_or_name))
@@ -132,7 +150,11 @@ def list_adapters(s: Session, limit: int | None = None) -> list[Adapter]:
 
 def of_profile(s: Session, profile: str) -> list[Adapter]:
     """The adapters that the nights of a profile made, oldest first."""
-    found = select(Adapter).join(Night, col(Night.id) == col(Adapter.night_id)).where(Night.profile == profile)
+    found = (
+        select(Adapter)
+        .join(Night, col(Night.id) == col(Adapter.night_id))
+        .where(Night.profile == profile)
+    )
     return list(s.exec(found.order_by(col(Adapter.id))))
 
 
@@ -142,7 +164,8 @@ def active_adapter(s: Session, profile: str = "default") -> Adapter | None:
     return s.get(Adapter, alias.adapter_id) if alias and alias.adapter_id is not None else None
 
 
-# -- promotion ---------------------------------------------------------------------------------------------------------
+# -- promotion
+# ---------------------------------------------------------------------------------------------------------
 
 
 class Rollback(NamedTuple):
@@ -159,12 +182,14 @@ def promote(
     lesson_ids: Sequence[int] | None = None,
     night_id: int | None = None,
 ) -> list[Lesson]:
-    """Make the adapter the active one. What it holds leaves the prompt, what the last one held and it does not returns.
+    """Make the adapter the active one. What it holds leaves the prompt, what the last one held and
+    it does not returns.
 
-    `lesson_ids`: the lessons that it holds; None takes those of its night. A lesson whose text has changed since the
-    night read it is not in the weights, and stays in the prompt; one that was retired or quarantined stays that.
-    Promoting an adapter that the active one was built upon steps back to it. Returns the lessons that became distilled.
-    UsageError for one that the gate rejected, that is another profile's, or that knows a lesson which was taken away.
+    `lesson_ids`: the lessons that it holds; None takes those of its night. A lesson whose text has
+    changed since the night read it is not in the weights, and stays in the prompt; one that was
+    retired or quarantined stays that. Promoting an adapter that the active one was built upon steps
+    back to it. Returns the lessons that became distilled. UsageError for one that the gate
+    rejected, that is another profile's, or that knows a lesson which was taken away.
     """
     adapter = get_adapter(s, adapter_id)
     night = get_night(s, adapter.night_id if night_id is None else night_id)
@@ -174,8 +199,11 @@ def promote(
             f"Say --profile {night.profile}.",
         )
     if adapter.status == "rejected":
-        raise UsageError(f"The adapter {adapter.name} did not pass the gate.", f"See `reflect nights show {night.id}`.")
-    marks.refuse(adapter)
+        raise UsageError(
+            f"The adapter {adapter.name} did not pass the gate.",
+            f"See `reflect nights show {night.id}`.",
+        )
+    revoked_adapters.refuse(adapter)
     active = active_adapter(s, profile)
     if adapter.id in _below(s, active):
         while (active := active_adapter(s, profile)) is not None and active.id != adapter.id:
@@ -189,12 +217,21 @@ def promote(
         if lesson.profile == profile and lesson.status in SHOWN_STATUSES:
             reason = f"in the weights of {adapter.name}"
             distilled.append(
-                db.revise(s, lesson.id, author="night", reason=reason, status="distilled", night_id=night.id)
+                db.revise(
+                    s,
+                    lesson.id,
+                    author="night",
+                    reason=reason,
+                    status="distilled",
+                    night_id=night.id,
+                )
             )
     for lesson in db.listing(s, profile, "distilled"):
         if lesson.id not in {one.id for one in held}:
             reason = f"not in the weights of {adapter.name}"
-            db.revise(s, lesson.id, author="night", reason=reason, status="active", night_id=night.id)
+            db.revise(
+                s, lesson.id, author="night", reason=reason, status="active", night_id=night.id
+            )
     if active is None or active.id != adapter.id:
         adapter.replaced = active.id if active else None
     adapter.status = "promoted"
@@ -204,10 +241,11 @@ def promote(
 
 
 def rollback(s: Session, profile: str = "default") -> Rollback:
-    """Back to the adapter that the active one replaced, or where that is marked (see `marks`) to what that replaced.
+    """Back to the adapter that the active one replaced, or where that is marked (see `marks`) to
+    what that replaced.
 
-    The lessons that a promotion touched get back exactly what they were; where a person has changed one since, that
-    text stays and only the status goes back. UsageError when nothing is promoted.
+    The lessons that a promotion touched get back exactly what they were; where a person has changed
+    one since, that text stays and only the status goes back. UsageError when nothing is promoted.
     """
     left = _step_back(s, profile)
     while (now_on := active_adapter(s, profile)) is not None and now_on.revoked:
@@ -218,9 +256,17 @@ def rollback(s: Session, profile: str = "default") -> Rollback:
 def _step_back(s: Session, profile: str) -> Adapter:
     left = active_adapter(s, profile)
     if left is None:
-        raise UsageError("No adapter is active: there is nothing to roll back.", "See `reflect adapters list`.")
-    last = {row.lesson_id: row for row in db.versions_of_night(s, left.night_id)} if left.night_id else {}
-    for row in last.values():  # the newest touch of each lesson; a rollback signs with the night's id too
+        raise UsageError(
+            "No adapter is active: there is nothing to roll back.", "See `reflect adapters list`."
+        )
+    last = (
+        {row.lesson_id: row for row in db.versions_of_night(s, left.night_id)}
+        if left.night_id
+        else {}
+    )
+    for (
+        row
+    ) in last.values():  # the newest touch of each lesson; a rollback signs with the night's id too
         if row.author == "night" and row.parent is not None:
             _take_back(s, row, left)
     left.status = "rolled_back"
@@ -263,7 +309,8 @@ def _point(s: Session, profile: str, adapter_id: int | None) -> None:
     s.flush()
 
 
-# -- trials ------------------------------------------------------------------------------------------------------------
+# -- trials
+# ------------------------------------------------------------------------------------------------------------
 
 
 def add_trial(s: Session, trial: Trial) -> Trial:
@@ -276,4 +323,6 @@ def add_trial(s: Session, trial: Trial) -> Trial:
 def trials(s: Session, lesson_id: int | None = None) -> list[Trial]:
     """Of one lesson or of all, oldest first."""
     found = select(Trial).order_by(col(Trial.id))
-    return list(s.exec(found.where(Trial.lesson_id == lesson_id) if lesson_id is not None else found))
+    return list(
+        s.exec(found.where(Trial.lesson_id == lesson_id) if lesson_id is not None else found)
+    )

@@ -1,11 +1,13 @@
-"""PostgreSQL, for a team. A reader sees one moment (REPEATABLE READ, READ ONLY); there is one writer at a time.
+"""PostgreSQL, for a team. A reader sees one moment (REPEATABLE READ, READ ONLY); there is one
+writer at a time.
 
-Writers queue for a lock of the whole database, taken when their transaction begins, as SQLite's BEGIN IMMEDIATE does:
-so a write may read, decide and write without losing anybody's update, and never has to be tried again. The lock ends
-with its transaction, and with its process. Connections are kept in a pool; a forked child opens its own.
+Writers queue for a lock of the whole database, taken when their transaction begins, as SQLite's
+BEGIN IMMEDIATE does: so a write may read, decide and write without losing anybody's update, and
+never has to be tried again. The lock ends with its transaction, and with its process. Connections
+are kept in a pool; a forked child opens its own.
 
-Not covered: somebody who writes to the tables by other means than reflect takes no lock; a copy of the database
-(`pg_dump`) is the team's own affair.
+Not covered: somebody who writes to the tables by other means than reflect takes no lock; a copy of
+the database (`pg_dump`) is the team's own affair.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
     import psycopg
 
 WRITER = int.from_bytes(b"reflect", "big")  # the key of the writers' lock
-SILENT_SECONDS = 60  # a writer that says nothing for so long (a laptop that was closed) loses the lock
+SILENT_SECONDS = (
+    60  # a writer that says nothing for so long (a laptop that was closed) loses the lock
+)
 OPTIONS = {  # for SQLAlchemy, per kind of transaction
     "read": {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True},
     # Not REPEATABLE READ: its one moment would begin before the lock is ours.
@@ -52,17 +56,36 @@ WITH_IDS = """
     SELECT quote_ident(table_name) FROM information_schema.columns WHERE table_schema = current_schema()
     AND column_name = 'id' AND column_default LIKE 'nextval(%%'"""
 
-# SQLSTATE (PostgreSQL's manual, appendix A), or how it begins -> what happened, what to do. The first that fits.
+# SQLSTATE (PostgreSQL's manual, appendix A), or how it begins -> what happened, what to do. The
+# first that fits.
 ANSWERS = {
-    "55P03": ("Another process has been writing {name} for more than {seconds} seconds.", f"Wait for it, {AGAIN}"),
-    "25P03": ("This process kept {name} waiting too long: its last step was not saved.", f"If it may, {AGAIN}"),
+    "55P03": (
+        "Another process has been writing {name} for more than {seconds} seconds.",
+        f"Wait for it, {AGAIN}",
+    ),
+    "25P03": (
+        "This process kept {name} waiting too long: its last step was not saved.",
+        f"If it may, {AGAIN}",
+    ),
     "25006": ("The database {name} cannot be written.", "Check that it is not a read-only copy."),
     "42501": ("You may not do this in {name}: {said}.", "Ask its owner for the right to do so."),
-    "53100": ("The server's disk is full, so the last step was not saved in {name}.", f"Free some space, {AGAIN}"),
+    "53100": (
+        "The server's disk is full, so the last step was not saved in {name}.",
+        f"Free some space, {AGAIN}",
+    ),
     "53": ("The server of {name} has no room for this: {said}.", f"Wait a little, {AGAIN}"),
-    "58": ("The server of {name} has trouble with its disk: {said}.", "Look into the server's log."),
-    "XX001": ("The database {name} is damaged: {said}.", "Look into the server's log; put back a copy."),
-    "XX002": ("The database {name} is damaged: {said}.", "REINDEX DATABASE, said in psql, may mend it."),
+    "58": (
+        "The server of {name} has trouble with its disk: {said}.",
+        "Look into the server's log.",
+    ),
+    "XX001": (
+        "The database {name} is damaged: {said}.",
+        "Look into the server's log; put back a copy.",
+    ),
+    "XX002": (
+        "The database {name} is damaged: {said}.",
+        "REINDEX DATABASE, said in psql, may mend it.",
+    ),
     "57P": ("The server of {name} is going down or starting: {said}.", f"Wait for it, {AGAIN}"),
     "08": ("The connection to {name} broke: {said}.", f"Check the server and the network, {AGAIN}"),
 }
@@ -74,8 +97,12 @@ class Postgres:
     """A database on a server. It must be there already; its tables are made when it is empty."""
 
     def __init__(self, url: URL) -> None:
-        if url.host and "@" in url.host:  # else a part of the password would stand where the host does
-            raise StoreError("The database URL has two @.", "Write %40 for one that belongs to the password.")
+        if (
+            url.host and "@" in url.host
+        ):  # else a part of the password would stand where the host does
+            raise StoreError(
+                "The database URL has two @.", "Write %40 for one that belongs to the password."
+            )
         self._url = url.set(drivername="postgresql+psycopg")
         self.url = self.name = without_password(self._url.render_as_string())
 
@@ -85,7 +112,8 @@ class Postgres:
     def engines(self) -> dict[str, Engine]:
         settings: dict[str, Any] = {
             "client_encoding": "utf8",
-            "prepare_threshold": None,  # a plan made for rare words is no plan for common ones; poolers are spared
+            # a plan made for rare words is no plan for common ones; poolers are spared
+            "prepare_threshold": None,
         }
         for name, value in (("connect_timeout", "10"), ("application_name", "reflect")):
             if name not in self._url.query:
@@ -107,11 +135,15 @@ class Postgres:
         event.listen(engine, "connect", _on_connect)
         event.listen(engine, "begin", _on_begin)
         _engines.add(engine)
-        return {kind: engine.execution_options(begin=kind, **OPTIONS[kind]) for kind in dialect.KINDS}
+        return {
+            kind: engine.execution_options(begin=kind, **OPTIONS[kind]) for kind in dialect.KINDS
+        }
 
     def tables(self, connection: Connection) -> set[str]:
         return set(
-            connection.exec_driver_sql("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()").scalars()
+            connection.exec_driver_sql(
+                "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
+            ).scalars()
         )
 
     def orphans(self, connection: Connection) -> set[tuple[str, int, str]]:
@@ -136,39 +168,63 @@ class Postgres:
         """An answer of the server, by its SQLSTATE."""
         for state, (what, hint) in ANSWERS.items():
             if (e.sqlstate or "").startswith(state):
-                words = {"name": self.name, "said": _first_line(e), "seconds": f"{dialect.LOCK_SECONDS:.0f}"}
+                words = {
+                    "name": self.name,
+                    "said": _first_line(e),
+                    "seconds": f"{dialect.LOCK_SECONDS:.0f}",
+                }
                 return StoreError(what.format(**words), hint)
         return None
 
     def _unreached(self, e: psycopg.Error) -> StoreError | None:
-        """No server, or one that does not let us in: the driver has only words for it, in the server's language."""
+        """No server, or one that does not let us in: the driver has only words for it, in the
+        server's language."""
         import psycopg
 
         name, whole = self.name, _first_line(e)
         outside = re.match(r"connection (failed|is bad|timeout)|failed to resolve", whole)
-        said = re.sub(r"^connection (failed|is bad): (connection to server .*? failed: )?(FATAL: +)?", "", whole)
+        said = re.sub(
+            r"^connection (failed|is bad): (connection to server .*? failed: )?(FATAL: +)?",
+            "",
+            whole,
+        )
         if "password" in said:
             return StoreError(
-                f"{name} was not opened: {said}.", "Put the password into ~/.pgpass or PGPASSWORD, or into the URL."
+                f"{name} was not opened: {said}.",
+                "Put the password into ~/.pgpass or PGPASSWORD, or into the URL.",
             )
         if f'database "{self._url.database}" does not exist' in said:
-            return StoreError(f"There is no database {name}.", f"Make it on its server: createdb {self._url.database}")
+            return StoreError(
+                f"There is no database {name}.",
+                f"Make it on its server: createdb {self._url.database}",
+            )
         if "FATAL" in whole:
-            return StoreError(f"{name} was not opened: {said}.", "Check the user and the name of the database.")
+            return StoreError(
+                f"{name} was not opened: {said}.", "Check the user and the name of the database."
+            )
         if "connection option" in said:
-            return StoreError(f"{name} has a part that PostgreSQL does not know: {said}.", "Leave it out of the URL.")
+            return StoreError(
+                f"{name} has a part that PostgreSQL does not know: {said}.",
+                "Leave it out of the URL.",
+            )
         if outside:
-            return StoreError(f"No server answers for {name}: {said}.", "Start it, or check the host and port in --db.")
+            return StoreError(
+                f"No server answers for {name}: {said}.",
+                "Start it, or check the host and port in --db.",
+            )
         if not isinstance(e, psycopg.OperationalError):
             return None
-        return StoreError(f"The connection to {name} broke: {said}.", f"Check the server and the network, {AGAIN}")
+        return StoreError(
+            f"The connection to {name} broke: {said}.", f"Check the server and the network, {AGAIN}"
+        )
 
 
 def _first_line(e: BaseException) -> str:
     return (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".")
 
 
-# -- JSON --------------------------------------------------------------------------------------------------------------
+# -- JSON
+# --------------------------------------------------------------------------------------------------------------
 # PostgreSQL's has no NaN and no Infinity, which a training that went wrong may well report.
 
 
@@ -177,7 +233,10 @@ def _dumps(value: Any) -> str:
 
 
 def _loads(text: str) -> Any:
-    return json.loads(text, object_hook=lambda found: float(found["$float"]) if list(found) == ["$float"] else found)
+    return json.loads(
+        text,
+        object_hook=lambda found: float(found["$float"]) if list(found) == ["$float"] else found,
+    )
 
 
 def _spelled(value: Any) -> Any:
@@ -188,7 +247,8 @@ def _spelled(value: Any) -> Any:
     return [_spelled(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-# -- hooks -------------------------------------------------------------------------------------------------------------
+# -- hooks
+# -------------------------------------------------------------------------------------------------------------
 
 
 def _on_connect(connection: psycopg.Connection, record: Any) -> None:

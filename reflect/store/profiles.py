@@ -1,4 +1,5 @@
-"""Profiles: namespaces (a person, a team, a product) over one base, each with its own lessons and active adapter."""
+"""Profiles: namespaces (a person, a team, a product) over one base, each with its own lessons and
+active adapter."""
 
 from __future__ import annotations
 
@@ -24,11 +25,18 @@ def listing(s: Session) -> list[ProfileView]:
     names = {name for column in (Lesson.profile, Alias.profile, Night.profile, Run.profile, Rule.profile)
              for name in s.exec(select(column).distinct())}  # fmt: skip
     counts: dict[str, dict[str, int]] = {name: {} for name in names}
-    tally = select(Lesson.profile, Lesson.status, func.count()).group_by(col(Lesson.profile), col(Lesson.status))
+    tally = select(Lesson.profile, Lesson.status, func.count()).group_by(
+        col(Lesson.profile), col(Lesson.status)
+    )
     for name, status, n in s.exec(tally):
         counts[name][status] = n
     active = {alias.profile: adapter for alias, adapter in
               s.exec(select(Alias, Adapter).join(Adapter, col(Alias.adapter_id) == col(Adapter.id)))}  # fmt: skip
     newest = select(func.max(col(Night.id))).group_by(col(Night.profile))
-    nights = {night.profile: night for night in s.exec(select(Night).where(col(Night.id).in_(newest)))}
-    return [ProfileView(name, counts[name], active.get(name), nights.get(name)) for name in sorted(names)]
+    nights = {
+        night.profile: night for night in s.exec(select(Night).where(col(Night.id).in_(newest)))
+    }
+    return [
+        ProfileView(name, counts[name], active.get(name), nights.get(name))
+        for name in sorted(names)
+    ]

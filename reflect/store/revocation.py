@@ -8,7 +8,7 @@ from sqlmodel import Session
 
 from reflect.records import SHOWN_STATUSES, Adapter, Lesson
 from reflect.store import lessons as db
-from reflect.store import marks, nights
+from reflect.store import nights, revoked_adapters
 
 
 class Revoked(NamedTuple):
@@ -22,14 +22,16 @@ class Revoked(NamedTuple):
 
 
 def revoke(s: Session, lesson_id: int | None, reason: str = "") -> Revoked:
-    """Forget a lesson everywhere: retired for good, its adapters marked, the profile back on weights without it.
+    """Forget a lesson everywhere: retired for good, its adapters marked, the profile back on
+    weights without it.
 
-    Those are the newest adapter below the active one that holds nothing of what was taken away, else the bare base.
+    Those are the newest adapter below the active one that holds nothing of what was taken away,
+    else the bare base.
     """
     profile = db.get(s, lesson_id).profile
     # Pinned, as a rejected lesson is: no review brings it back.
     lesson = db.revise(s, lesson_id, author="human", reason=reason, status="retired", pinned=True)
-    marked = marks.mark(s, lesson)  # also where it was retired long ago
+    marked = revoked_adapters.mark(s, lesson)  # also where it was retired long ago
     active = nights.active_adapter(s, profile)
     if active is None or lesson.id not in active.revoked:
         return Revoked(lesson, marked, None, active, [])
@@ -40,7 +42,7 @@ def revoke(s: Session, lesson_id: int | None, reason: str = "") -> Revoked:
 
 
 def leave_marked(s: Session, profile: str = "default") -> nights.Rollback | None:
-    """Off an adapter that knows what was taken away; None where the active one does not. For when there is nothing
-    left from which a night could make another."""
+    """Off an adapter that knows what was taken away; None where the active one does not. For when
+    there is nothing left from which a night could make another."""
     active = nights.active_adapter(s, profile)
     return nights.rollback(s, profile) if active is not None and active.revoked else None

@@ -9,14 +9,24 @@ from sqlalchemy import case, delete, exists, update
 from sqlmodel import Session, col, func, select
 
 from reflect.errors import UnknownName
-from reflect.records import Exchange, Exposure, LessonVersion, Reflection, Rollout, Run, TaskRow, Trial, now
+from reflect.records import (
+    Exchange,
+    Exposure,
+    LessonVersion,
+    Reflection,
+    Rollout,
+    Run,
+    TaskRow,
+    Trial,
+    now,
+)
 from reflect.store import trials
 
 CHUNK = 500  # values in one IN (...)
 
 
 class Snapshot(Protocol):
-    """What `save_tasks` needs of a task (reflect.tasksets.base.Task has it)."""
+    """What `save_tasks` needs of a task (reflect.tasksets.task.Task has it)."""
 
     @property
     def id(self) -> str: ...
@@ -32,7 +42,9 @@ class Figures(NamedTuple):
 
     rollouts: int
     errors: int
-    reward: float | None  # the mean over the rollouts that were scored and missed no lesson; over all where none is so
+    reward: (
+        float | None
+    )  # the mean over the rollouts that were scored and missed no lesson; over all where none is so
 
 
 def save_tasks(s: Session, taskset: str, tasks: Iterable[Snapshot]) -> None:
@@ -53,11 +65,14 @@ def task(s: Session, key: str) -> TaskRow:
     """The snapshot of a task, or UnknownName."""
     row = s.get(TaskRow, key)
     if row is None:
-        raise UnknownName(f"No task with the key {key} was ever practised.", "See `reflect tasks show TASKSET`.")
+        raise UnknownName(
+            f"No task with the key {key} was ever practised.", "See `reflect tasks show TASKSET`."
+        )
     return row
 
 
-# -- runs --------------------------------------------------------------------------------------------------------------
+# -- runs
+# --------------------------------------------------------------------------------------------------------------
 
 
 def start_run(
@@ -121,7 +136,9 @@ def unfinished(s: Session, taskset: str | None = None, profile: str | None = Non
 
 def next_seed(s: Session, taskset: str, profile: str = "default") -> int:
     """A seed that no run of this taskset and profile has had: 0, then one more than the largest."""
-    largest = s.exec(select(func.max(Run.seed)).where(Run.taskset == taskset, Run.profile == profile)).one()
+    largest = s.exec(
+        select(func.max(Run.seed)).where(Run.taskset == taskset, Run.profile == profile)
+    ).one()
     return 0 if largest is None else largest + 1
 
 
@@ -136,7 +153,8 @@ def note(s: Session, run_id: int | None, **words: Any) -> None:
 
 
 def reopen(s: Session, run_id: int | None, halted: str) -> None:
-    """Take out the rollouts that were not made when the run stopped (their `finish`), so that they are made now."""
+    """Take out the rollouts that were not made when the run stopped (their `finish`), so that they
+    are made now."""
     s.exec(delete(Rollout).where(col(Rollout.run_id) == run_id, col(Rollout.finish) == halted))
 
 
@@ -148,21 +166,29 @@ def made(s: Session, run_id: int | None, halted: str) -> int:
 
 def figures(s: Session, run_id: int | None) -> Figures:
     """How far a run is, and how well it goes."""
-    missed = exists().where(col(Exposure.rollout_id) == col(Rollout.id), col(Exposure.shown).is_(False))
+    missed = exists().where(
+        col(Exposure.rollout_id) == col(Rollout.id), col(Exposure.shown).is_(False)
+    )
     complete = func.avg(case((missed, None), else_=col(Rollout.reward)))
-    counted = select(func.count(), func.count(col(Rollout.error)), func.coalesce(complete, func.avg(Rollout.reward)))
+    counted = select(
+        func.count(),
+        func.count(col(Rollout.error)),
+        func.coalesce(complete, func.avg(Rollout.reward)),
+    )
     return Figures(*s.exec(counted.where(Rollout.run_id == run_id)).one())
 
 
 class Prunable(NamedTuple):
-    """Of the done runs beyond the newest ones: those that may go, and those that open trials need. By id."""
+    """Of the done runs beyond the newest ones: those that may go, and those that open trials need.
+    By id."""
 
     gone: list[int]
     kept: list[int]
 
 
 def prune(s: Session, keep: int = 20, profile: str | None = None) -> Prunable:
-    """Delete done runs beyond the newest `keep`, with all their rows, unless a lesson or an open trial rests on one."""
+    """Delete done runs beyond the newest `keep`, with all their rows, unless a lesson or an open
+    trial rests on one."""
     found = prunable(s, keep, profile)
     delete_runs(s, found.gone)
     return found
@@ -170,19 +196,24 @@ def prune(s: Session, keep: int = 20, profile: str | None = None) -> Prunable:
 
 def prunable(s: Session, keep: int = 20, profile: str | None = None) -> Prunable:
     """Which runs `prune` deletes, and which it keeps for a trial's sake."""
-    taught = select(Reflection.run_id).join(LessonVersion, col(LessonVersion.reflection_id) == col(Reflection.id))
+    taught = select(Reflection.run_id).join(
+        LessonVersion, col(LessonVersion.reflection_id) == col(Reflection.id)
+    )
     found = select(Run).where(Run.status == "done", col(Run.id).not_in(taught))
     if profile is not None:
         found = found.where(Run.profile == profile)
     old = list(s.exec(found.order_by(col(Run.id).desc()).offset(keep)))
     needed = trials.resting_on(s, [run.id or 0 for run in old])
-    needed |= {run.id or 0 for run in old if run.bundle.get("harm")}  # it says where the evidence on a bundle begins
+    needed |= {
+        run.id or 0 for run in old if run.bundle.get("harm")
+    }  # it says where the evidence on a bundle begins
     ids = sorted(run.id or 0 for run in old)
     return Prunable([i for i in ids if i not in needed], [i for i in ids if i in needed])
 
 
 def delete_runs(s: Session, run_ids: Iterable[int]) -> None:
-    """Delete runs with all their rows. What was measured in them stays true: trials lose only the name of the run."""
+    """Delete runs with all their rows. What was measured in them stays true: trials lose only the
+    name of the run."""
     for run_id in run_ids:
         of_run = select(Rollout.id).where(Rollout.run_id == run_id)
         s.exec(delete(Exposure).where(col(Exposure.rollout_id).in_(of_run)))
@@ -193,7 +224,8 @@ def delete_runs(s: Session, run_ids: Iterable[int]) -> None:
         s.exec(delete(Run).where(col(Run.id) == run_id))
 
 
-# -- rollouts ----------------------------------------------------------------------------------------------------------
+# -- rollouts
+# ----------------------------------------------------------------------------------------------------------
 
 
 def rollouts(s: Session, run_id: int | None, task_key: str | None = None) -> list[Rollout]:
@@ -208,14 +240,19 @@ def groups(s: Session, run_id: int | None, task_keys: Sequence[str]) -> dict[str
     """The rollouts of some tasks of a run, each by index; [] for a task that has none."""
     found: dict[str, list[Rollout]] = {key: [] for key in task_keys}
     for i in range(0, len(task_keys), CHUNK):
-        some = select(Rollout).where(Rollout.run_id == run_id, col(Rollout.task_key).in_(task_keys[i : i + CHUNK]))
+        some = select(Rollout).where(
+            Rollout.run_id == run_id, col(Rollout.task_key).in_(task_keys[i : i + CHUNK])
+        )
         for row in s.exec(some.order_by(col(Rollout.task_key), col(Rollout.index))):
             found[row.task_key].append(row)
     return found
 
 
-def save_rollouts(s: Session, rollouts: Sequence[Rollout], exposures: Sequence[Sequence[Exposure]]) -> int:
-    """Save those whose (run, task, index) is not there yet, each with its exposures. Returns how many were new.
+def save_rollouts(
+    s: Session, rollouts: Sequence[Rollout], exposures: Sequence[Sequence[Exposure]]
+) -> int:
+    """Save those whose (run, task, index) is not there yet, each with its exposures. Returns how
+    many were new.
 
     `exposures` has one list per rollout; their `rollout_id` is set here.
     """
@@ -242,18 +279,25 @@ def save_rollouts(s: Session, rollouts: Sequence[Rollout], exposures: Sequence[S
 
 def exposures(s: Session, lesson_id: int | None) -> list[Exposure]:
     """Every rollout that a lesson was shown to or withheld from."""
-    return list(s.exec(select(Exposure).where(Exposure.lesson_id == lesson_id).order_by(col(Exposure.id))))
+    return list(
+        s.exec(select(Exposure).where(Exposure.lesson_id == lesson_id).order_by(col(Exposure.id)))
+    )
 
 
-# -- reflections -------------------------------------------------------------------------------------------------------
+# -- reflections
+# -------------------------------------------------------------------------------------------------------
 
 
 def get_reflection(s: Session, run_id: int | None, task_key: str) -> Reflection | None:
     """The reflection over one group, None when there is none yet."""
-    return s.exec(select(Reflection).where(Reflection.run_id == run_id, Reflection.task_key == task_key)).first()
+    return s.exec(
+        select(Reflection).where(Reflection.run_id == run_id, Reflection.task_key == task_key)
+    ).first()
 
 
-def reflections_of(s: Session, run_id: int | None, task_keys: Sequence[str]) -> dict[str, Reflection]:
+def reflections_of(
+    s: Session, run_id: int | None, task_keys: Sequence[str]
+) -> dict[str, Reflection]:
     """task -> the reflection over its group, of those of these tasks that have one."""
     found: dict[str, Reflection] = {}
     for i in range(0, len(task_keys), CHUNK):
@@ -266,13 +310,17 @@ def reflection(s: Session, reflection_id: int | None) -> Reflection:
     """A reflection by its id, or UnknownName."""
     row = s.get(Reflection, reflection_id) if reflection_id is not None else None
     if row is None:
-        raise UnknownName(f"There is no reflection {reflection_id}.", "See `reflect runs show RUN`.")
+        raise UnknownName(
+            f"There is no reflection {reflection_id}.", "See `reflect runs show RUN`."
+        )
     return row
 
 
 def reflections(s: Session, run_id: int | None) -> list[Reflection]:
     """Of one run, in the order in which they were made."""
-    return list(s.exec(select(Reflection).where(Reflection.run_id == run_id).order_by(col(Reflection.id))))
+    return list(
+        s.exec(select(Reflection).where(Reflection.run_id == run_id).order_by(col(Reflection.id)))
+    )
 
 
 def save_reflection(s: Session, reflection: Reflection) -> Reflection:
@@ -288,8 +336,8 @@ def save_reflection(s: Session, reflection: Reflection) -> Reflection:
 def clean_tasks_asking(
     s: Session, profile: str, taskset: str, lesson_id: int | None, after: int | None
 ) -> dict[str, str]:
-    """key -> id of the tasks whose reviews asked for that very lesson, oldest first; only those of groups in which no
-    rollout read outside bytes. `after`: the review that wrote the lesson."""
+    """key -> id of the tasks whose reviews asked for that very lesson, oldest first; only those of
+    groups in which no rollout read outside bytes. `after`: the review that wrote the lesson."""
     dirty = exists().where(
         col(Rollout.run_id) == col(Reflection.run_id),
         col(Rollout.task_key) == col(Reflection.task_key),
@@ -299,11 +347,18 @@ def clean_tasks_asking(
         select(Reflection, TaskRow.task_id)
         .join(Run, col(Run.id) == col(Reflection.run_id))
         .join(TaskRow, col(TaskRow.key) == col(Reflection.task_key))
-        .where(Run.profile == profile, Run.taskset == taskset, col(Reflection.id) > (after or 0), ~dirty)
+        .where(
+            Run.profile == profile,
+            Run.taskset == taskset,
+            col(Reflection.id) > (after or 0),
+            ~dirty,
+        )
         .order_by(col(Reflection.id))
     )
     return {
         row.task_key: task_id
         for row, task_id in s.exec(found)
-        if any(edit.get("lesson") == lesson_id and edit.get("outcome") == "known" for edit in row.edits)
+        if any(
+            edit.get("lesson") == lesson_id and edit.get("outcome") == "known" for edit in row.edits
+        )
     }

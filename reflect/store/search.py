@@ -1,4 +1,5 @@
-"""Full-text search of the lessons, behind two functions: FTS5 on SQLite, `tsearch` on PostgreSQL."""
+"""Full-text search of the lessons, behind two functions: FTS5 on SQLite, `tsearch` on
+PostgreSQL."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Engine, text
 from sqlmodel import Session
 
-from reflect.store import tsearch
+from reflect.store import search_postgres
 from reflect.store.dialect import COMMON, MOST_WORDS
 
 # In how many lessons each word stands, counted up to just beyond COMMON. A word holds no quote.
@@ -25,8 +26,10 @@ SPREAD = text("""
 UNBOUND = "(CAST({0} AS VARCHAR) NOT LIKE '%\"task:%' OR CAST({0} AS VARCHAR) LIKE :bound)"
 BOUND = '%"task:{}"%'
 
-# Words that this process has found to be common in a database: counting them costs the most. Lessons are never deleted,
-# so they stay so; one that was only just common might be reworded away, which is nothing to anybody.
+# Words that this process has found to be common in a database: counting them costs the most.
+# Lessons are never deleted,
+# so they stay so; one that was only just common might be reworded away, which is nothing to
+# anybody.
 _known: WeakKeyDictionary[Engine, set[str]] = WeakKeyDictionary()
 
 
@@ -40,38 +43,53 @@ def ranked(
     limit: int,
     task: str | None = None,
 ) -> list[tuple[int, float]]:
-    """(lesson id, score) of the lessons that share words with `query`, best first; a higher score is better. `task`: a
-    task's key; those that are bound to other tasks are left out.
+    """(lesson id, score) of the lessons that share words with `query`, best first; a higher score
+    is better. `task`: a task's key; those that are bound to other tasks are left out.
 
-    Any text is a safe query: its words are quoted, and joined by OR. Words that stand in very many lessons rank nothing
-    and cost the most, so they are left out where rarer ones match.
+    Any text is a safe query: its words are quoted, and joined by OR. Words that stand in very many
+    lessons rank nothing and cost the most, so they are left out where rarer ones match.
     """
     known = _known.setdefault(s.get_bind().engine, set())
     if s.get_bind().dialect.name == "postgresql":
-        return tsearch.ranked(
-            s, query, known, profile=profile, statuses=statuses, scopes=scopes, limit=limit, task=task
+        return search_postgres.ranked(
+            s,
+            query,
+            known,
+            profile=profile,
+            statuses=statuses,
+            scopes=scopes,
+            limit=limit,
+            task=task,
         )
     words = list(dict.fromkeys(w.lower() for w in re.findall(r"\w+", query)))[: 8 * MOST_WORDS]
     new = json.dumps([word for word in words if word not in known])
     spread = dict.fromkeys(words, COMMON + 1)
-    spread |= {str(w): int(n) for w, n in s.connection().execute(SPREAD, {"words": new, "most": COMMON + 1}).all()}
+    spread |= {
+        str(w): int(n)
+        for w, n in s.connection().execute(SPREAD, {"words": new, "most": COMMON + 1}).all()
+    }
     known.update(word for word in words if spread[word] > COMMON)
-    found = sorted((word for word in words if spread[word]), key=lambda word: spread[word])[:MOST_WORDS]
+    found = sorted((word for word in words if spread[word]), key=lambda word: spread[word])[
+        :MOST_WORDS
+    ]
     rare = [word for word in found if spread[word] <= COMMON]
     rows = _matches(s, rare, profile, statuses, scopes, limit, task) if rare else []
     if len(rows) < limit and len(rare) < len(found):
-        # Only common words are left to tell: enough of the lessons that hold them, the newest first, at a score of 0.
+        # Only common words are left to tell: enough of the lessons that hold them, the newest
+        # first, at a score of 0.
         seen = {lesson_id for lesson_id, _ in rows}
-        common = _matches(s, found[len(rare) :], profile, statuses, scopes, limit, task, newest=True)
+        common = _matches(
+            s, found[len(rare) :], profile, statuses, scopes, limit, task, newest=True
+        )
         rows += [(lesson_id, score) for lesson_id, score in common if lesson_id not in seen]
     return rows[:limit]
 
 
 def holding(s: Session, when: str, do: str, profile: str) -> list[tuple[int, str, str]]:
-    """(id, when, do), by id, of the lessons whose condition holds the words of `when` in a row, and whose advice those
-    of `do`: they, and a few others, may say the same."""
+    """(id, when, do), by id, of the lessons whose condition holds the words of `when` in a row, and
+    whose advice those of `do`: they, and a few others, may say the same."""
     if s.get_bind().dialect.name == "postgresql":
-        return tsearch.holding(s, when, do, profile)
+        return search_postgres.holding(s, when, do, profile)
     parts = [
         f'"{column}" : "{" ".join(words)}"'
         for column, words in (("when", re.findall(r"\w+", when)), ("do", re.findall(r"\w+", do)))
@@ -92,7 +110,8 @@ def holding(s: Session, when: str, do: str, profile: str) -> list[tuple[int, str
 
 
 class Found(NamedTuple):
-    """What choosing needs of a lesson; `score` is 0 where it shares no telling word with the query."""
+    """What choosing needs of a lesson; `score` is 0 where it shares no telling word with the
+    query."""
 
     id: int
     when: str
@@ -101,26 +120,49 @@ class Found(NamedTuple):
 
 
 def pool(
-    s: Session, query: str, *, profile: str, statuses: Sequence[str], scopes: Sequence[str], limit: int, task: str
+    s: Session,
+    query: str,
+    *,
+    profile: str,
+    statuses: Sequence[str],
+    scopes: Sequence[str],
+    limit: int,
+    task: str,
 ) -> list[Found]:
-    """The lessons that may be worth showing: what `ranked` finds, then the oldest of each scope; at most `limit` of
-    each, every lesson once. `task`: its key; lessons that are bound to others are left out."""
-    found = dict(ranked(s, query, profile=profile, statuses=statuses, scopes=scopes, limit=limit, task=task))
+    """The lessons that may be worth showing: what `ranked` finds, then the oldest of each scope; at
+    most `limit` of each, every lesson once. `task`: its key; lessons that are bound to others are
+    left out."""
+    found = dict(
+        ranked(s, query, profile=profile, statuses=statuses, scopes=scopes, limit=limit, task=task)
+    )
     rows = _oldest(s, profile, statuses, scopes, limit, task, list(found))
-    order = list(found) + [row[0] for scope in scopes for row in [r for r in rows.values() if r[3] == scope][:limit]]
+    order = list(found) + [
+        row[0] for scope in scopes for row in [r for r in rows.values() if r[3] == scope][:limit]
+    ]
     return [Found(i, rows[i][1], rows[i][2], found.get(i, 0.0)) for i in dict.fromkeys(order)]
 
 
-def conditions(s: Session, *, profile: str, statuses: Sequence[str], scopes: Sequence[str], limit: int) -> list[str]:
-    """The conditions of the oldest lessons of each scope and status, at most `limit` of each: read off the index."""
+def conditions(
+    s: Session, *, profile: str, statuses: Sequence[str], scopes: Sequence[str], limit: int
+) -> list[str]:
+    """The conditions of the oldest lessons of each scope and status, at most `limit` of each: read
+    off the index."""
     return [row[1] for row in _oldest(s, profile, statuses, scopes, limit, "", []).values()]
 
 
 def _oldest(
-    s: Session, profile: str, statuses: Sequence[str], scopes: Sequence[str], limit: int, task: str, ids: list[int]
+    s: Session,
+    profile: str,
+    statuses: Sequence[str],
+    scopes: Sequence[str],
+    limit: int,
+    task: str,
+    ids: list[int],
 ) -> dict[int, tuple[int, str, str, str]]:
-    """id -> (id, when, do, scope), by id, of these lessons and the oldest of each scope and status."""
-    # One question per scope and status: each is the beginning of a piece of the index, all at once would be a sort.
+    """id -> (id, when, do, scope), by id, of these lessons and the oldest of each scope and
+    status."""
+    # One question per scope and status: each is the beginning of a piece of the index, all at once
+    # would be a sort.
     wanted = 'SELECT id, "when", "do", scope FROM lesson WHERE'
     oldest = f"{wanted} profile = :profile AND scope = :scope{{}} AND status = :status{{}} AND {UNBOUND.format('tags')}"
     oldest += " ORDER BY id LIMIT :limit"
@@ -129,7 +171,9 @@ def _oldest(
     values = {"profile": profile, "limit": limit, "bound": BOUND.format(task)}
     values |= {f"scope{i}": scope for i, scope in enumerate(scopes)}
     values |= {f"status{j}": status for j, status in enumerate(statuses)}
-    question = text(" UNION ".join(f"SELECT * FROM ({piece}) AS piece{n}" for n, piece in enumerate(pieces)))
+    question = text(
+        " UNION ".join(f"SELECT * FROM ({piece}) AS piece{n}" for n, piece in enumerate(pieces))
+    )
     rows = s.connection().execute(question, values).all() if pieces else []
     return {row[0]: (row[0], row[1], row[2], row[3]) for row in sorted(rows, key=itemgetter(0))}
 
@@ -154,7 +198,11 @@ def _matches(
             filters.append(f"lesson.{name} IN ({', '.join(marks)})")
             values |= {mark[1:]: value for mark, value in zip(marks, chosen, strict=True)}
     values["query"] = " OR ".join(f'"{word}"' for word in words)
-    score, order = ("0.0", "lesson_fts.rowid DESC") if newest else ("-bm25(lesson_fts)", "score DESC, lesson_fts.rowid")
+    score, order = (
+        ("0.0", "lesson_fts.rowid DESC")
+        if newest
+        else ("-bm25(lesson_fts)", "score DESC, lesson_fts.rowid")
+    )
     rows = s.connection().execute(
         text(
             f"""SELECT lesson_fts.rowid, {score} AS score

@@ -1,6 +1,7 @@
-"""SQLite: WAL, synchronous=FULL, foreign keys, and every write transaction begun with BEGIN IMMEDIATE: with
-SQLAlchemy's default, a deferred BEGIN, two writers that both read first lose updates or fail with "database is locked".
-Connections are not pooled: opening one costs less than a millisecond, and a forked child never shares its parent's.
+"""SQLite: WAL, synchronous=FULL, foreign keys, and every write transaction begun with BEGIN
+IMMEDIATE: with SQLAlchemy's default, a deferred BEGIN, two writers that both read first lose
+updates or fail with "database is locked". Connections are not pooled: opening one costs less than a
+millisecond, and a forked child never shares its parent's.
 
 Not covered: network file systems, on which SQLite's locks do not hold.
 """
@@ -24,7 +25,8 @@ from reflect.errors import StoreError
 from reflect.store import dialect
 from reflect.store.dialect import AGAIN
 
-# What each kind of transaction says before its first statement. Migrations rebuild tables, which foreign keys forbid.
+# What each kind of transaction says before its first statement. Migrations rebuild tables, which
+# foreign keys forbid.
 BEGIN = {
     "read": ("PRAGMA query_only=ON", "BEGIN"),
     "write": ("BEGIN IMMEDIATE",),
@@ -37,21 +39,29 @@ class SQLite:
 
     def __init__(self, url: URL) -> None:
         if url.database in (None, "", ":memory:"):
-            raise StoreError("Lessons must outlive the process.", "Name a file, for example --db lessons.db.")
+            raise StoreError(
+                "Lessons must outlive the process.", "Name a file, for example --db lessons.db."
+            )
         self._url = url
         self.path = Path(url.database or "").resolve()
         self.name = str(self.path)
         self.url = url.render_as_string()
 
     def prepare(self) -> None:
-        """The folder, and WAL, which is a property of the file. Two processes that begin together meet here."""
+        """The folder, and WAL, which is a property of the file. Two processes that begin together
+        meet here."""
         path = self.path
         try:
             if path.is_dir():
-                raise StoreError(f"{path} is a folder.", f"Name a file in it, for example --db {path / 'lessons.db'}.")
+                raise StoreError(
+                    f"{path} is a folder.",
+                    f"Name a file in it, for example --db {path / 'lessons.db'}.",
+                )
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise StoreError(f"{path.parent} cannot be used ({e.strerror}).", "Name another file with --db.") from e
+            raise StoreError(
+                f"{path.parent} cannot be used ({e.strerror}).", "Name another file with --db."
+            ) from e
         connection = sqlite3.connect(path, timeout=dialect.LOCK_SECONDS, isolation_level=None)
         try:
             if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
@@ -60,21 +70,31 @@ class SQLite:
             connection.close()
 
     def engines(self) -> dict[str, Engine]:
-        engine = create_engine(self._url, poolclass=NullPool, json_serializer=partial(json.dumps, ensure_ascii=False))
+        engine = create_engine(
+            self._url, poolclass=NullPool, json_serializer=partial(json.dumps, ensure_ascii=False)
+        )
         event.listen(engine, "connect", _on_connect)
         event.listen(engine, "begin", _on_begin)
         return {kind: engine.execution_options(begin=kind) for kind in dialect.KINDS}
 
     def tables(self, connection: Connection) -> set[str]:
-        return set(connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'").scalars())
+        return set(
+            connection.exec_driver_sql(
+                "SELECT name FROM sqlite_master WHERE type = 'table'"
+            ).scalars()
+        )
 
     def orphans(self, connection: Connection) -> set[tuple[str, int, str]]:
-        return {(row[0], row[1], row[2]) for row in connection.exec_driver_sql("PRAGMA foreign_key_check")}
+        return {
+            (row[0], row[1], row[2])
+            for row in connection.exec_driver_sql("PRAGMA foreign_key_check")
+        }
 
     def settle(self, connection: Connection, before: set[tuple[str, int, str]]) -> None:
         if new := self.orphans(connection) - before:
             raise StoreError(
-                f"Updating the database would leave {len(new)} rows without their parent.", "Nothing was changed."
+                f"Updating the database would leave {len(new)} rows without their parent.",
+                "Nothing was changed.",
             )
 
     def explain(self, e: BaseException) -> StoreError | None:
@@ -82,13 +102,17 @@ class SQLite:
             return None
         path, name = self.path, getattr(e, "sqlite_errorname", None) or ""
         if name.startswith("SQLITE_IOERR") and shutil.disk_usage(path.parent).free < 2**16:
-            name = "SQLITE_FULL"  # where there is no room even for its shared memory, SQLite calls it an I/O error
+            # where there is no room even for its shared memory, SQLite calls it an I/O error
+            name = "SQLITE_FULL"
         known = {
             "SQLITE_FULL": (
                 f"The disk is full, so the last step was not saved in {path}.",
                 f"Free some space, {AGAIN}",
             ),
-            "SQLITE_NOTADB": (f"{path} is not a database.", "Name another file with --db, or move this one away."),
+            "SQLITE_NOTADB": (
+                f"{path} is not a database.",
+                "Name another file with --db, or move this one away.",
+            ),
             "SQLITE_CORRUPT": (
                 f"The database {path} is damaged ({e}).",
                 "Put back a copy of it; `reflect doctor` says more.",
@@ -101,7 +125,10 @@ class SQLite:
                 f"The database {path} cannot be opened.",
                 "Check that its folder exists and may be written.",
             ),
-            "SQLITE_PERM": (f"The database {path} may not be opened.", "Check who may read and write the file."),
+            "SQLITE_PERM": (
+                f"The database {path} may not be opened.",
+                "Check who may read and write the file.",
+            ),
             "SQLITE_BUSY": (
                 f"Another process has been writing {path} for more than {dialect.LOCK_SECONDS:.0f} seconds.",
                 f"Wait for it or stop it, {AGAIN}",
@@ -117,7 +144,8 @@ class SQLite:
         return None
 
 
-# -- hooks -------------------------------------------------------------------------------------------------------------
+# -- hooks
+# -------------------------------------------------------------------------------------------------------------
 
 
 def _on_connect(connection: sqlite3.Connection, record: Any) -> None:
@@ -135,8 +163,8 @@ def _on_begin(connection: Connection) -> None:
 
 
 def _patiently(act: Any) -> None:
-    """Try again while the database is busy: SQLite does not wait for one that another process is just opening,
-    closing or recovering, whatever its busy_timeout."""
+    """Try again while the database is busy: SQLite does not wait for one that another process is
+    just opening, closing or recovering, whatever its busy_timeout."""
     deadline = time.monotonic() + dialect.LOCK_SECONDS
     while True:
         try:
@@ -144,6 +172,9 @@ def _patiently(act: Any) -> None:
             return
         except (OperationalError, sqlite3.OperationalError) as e:
             reason = getattr(e, "orig", e)
-            if not getattr(reason, "sqlite_errorname", "").startswith("SQLITE_BUSY") or time.monotonic() > deadline:
+            if (
+                not getattr(reason, "sqlite_errorname", "").startswith("SQLITE_BUSY")
+                or time.monotonic() > deadline
+            ):
                 raise
             time.sleep(0.01)

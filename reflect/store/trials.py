@@ -13,10 +13,12 @@ from reflect.records import SHOWN_STATUSES, Exposure, Lesson, LessonVersion, Rol
 from reflect.store import lessons as db
 
 OF_DAY = ("withhold", "paired")  # kinds of trials
-# Not what waits for a person's grade, nor what a judge graded in words that nobody can read: neither says anything.
+# Not what waits for a person's grade, nor what a judge graded in words that nobody can read:
+# neither says anything.
 SAYS = or_(col(Rollout.reward).is_not(None), col(Rollout.error).not_like("judge: %"))
 
-# The verdicts on the present text of some lessons, oldest first. The question within the question is asked of few rows,
+# The verdicts on the present text of some lessons, oldest first. The question within the question
+# is asked of few rows,
 # by their keys; from a join PostgreSQL would make one of whole tables.
 PROVEN = """
     SELECT lesson_id, low, high, verdict, moved FROM trial
@@ -27,7 +29,8 @@ PROVEN = """
 
 
 class Observation(NamedTuple):
-    """One rollout that a lesson was shown to or withheld from. A rollout that broke earned nothing."""
+    """One rollout that a lesson was shown to or withheld from. A rollout that broke earned
+    nothing."""
 
     exposure_id: int
     run_id: int
@@ -40,12 +43,15 @@ class Observation(NamedTuple):
 
 
 def since(s: Session, lesson: Lesson) -> int:
-    """The version from which on the evidence counts: the newest that changed the text, or put the lesson into the
-    prompt by another hand than a model's. A model that brings a rejected text back brings its evidence back too."""
+    """The version from which on the evidence counts: the newest that changed the text, or put the
+    lesson into the prompt by another hand than a model's. A model that brings a rejected text back
+    brings its evidence back too."""
     versions = db.history(s, lesson.id)
     for old, new in reversed(list(zip(versions, versions[1:], strict=False))):
         reworded = (old.when, old.do) != (new.when, new.do)
-        released = new.status in SHOWN_STATUSES and new.status != old.status and new.author != "model"
+        released = (
+            new.status in SHOWN_STATUSES and new.status != old.status and new.author != "model"
+        )
         if reworded or released:
             return new.version
     return 1
@@ -61,8 +67,8 @@ def observations(
     after: int = 0,
     limit: int | None = None,
 ) -> list[Observation]:
-    """The randomised exposures of a lesson from that version on, for one model, adapter and measure, in the order in
-    which they were saved; the first `limit` after an exposure's id."""
+    """The randomised exposures of a lesson from that version on, for one model, adapter and
+    measure, in the order in which they were saved; the first `limit` after an exposure's id."""
     found = (
         select(  # type: ignore[call-overload]  # sqlmodel types four columns at most
             Exposure.id, Rollout.run_id, Rollout.task_key, Rollout.seed, Exposure.shown, Exposure.probability,
@@ -80,10 +86,12 @@ def observations(
 
 
 def open_trial(s: Session, words: dict[str, Any]) -> Trial:
-    """The row of a trial that has moved nothing yet, or a new one that is not saved. `words`: lesson_id, version, kind,
-    model_fingerprint, adapter_id, measure."""
+    """The row of a trial that has moved nothing yet, or a new one that is not saved. `words`:
+    lesson_id, version, kind, model_fingerprint, adapter_id, measure."""
     same = [col(getattr(Trial, name)).is_not_distinct_from(value) for name, value in words.items()]
-    row = s.exec(select(Trial).where(*same, col(Trial.moved).is_(None)).order_by(col(Trial.id).desc())).first()
+    row = s.exec(
+        select(Trial).where(*same, col(Trial.moved).is_(None)).order_by(col(Trial.id).desc())
+    ).first()
     return row or new_trial(words)
 
 
@@ -92,8 +100,11 @@ def new_trial(words: dict[str, Any]) -> Trial:
     return Trial(**words, effect=0.0, low=-1.0, high=1.0, n=0, verdict="undecided")
 
 
-def of_day(s: Session, profile: str, lesson_id: int | None = None) -> list[tuple[Lesson, list[Trial]]]:
-    """Each lesson that stands in a prompt or was moved by a trial, by id, with its trials of the day, oldest first."""
+def of_day(
+    s: Session, profile: str, lesson_id: int | None = None
+) -> list[tuple[Lesson, list[Trial]]]:
+    """Each lesson that stands in a prompt or was moved by a trial, by id, with its trials of the
+    day, oldest first."""
     wanted = select(Lesson).where(Lesson.profile == profile).order_by(col(Lesson.id))
     if lesson_id is not None:
         wanted = wanted.where(Lesson.id == lesson_id)
@@ -117,7 +128,8 @@ def moves(s: Session, run_id: int | None) -> list[tuple[Trial, LessonVersion]]:
         select(Trial, LessonVersion)
         .join(
             LessonVersion,
-            (col(LessonVersion.lesson_id) == col(Trial.lesson_id)) & (col(LessonVersion.version) == col(Trial.moved)),
+            (col(LessonVersion.lesson_id) == col(Trial.lesson_id))
+            & (col(LessonVersion.version) == col(Trial.moved)),
         )
         .where(Trial.run_id == run_id)
         .order_by(col(LessonVersion.id))
@@ -126,7 +138,8 @@ def moves(s: Session, run_id: int | None) -> list[tuple[Trial, LessonVersion]]:
 
 
 def resting_on(s: Session, run_ids: Sequence[int]) -> set[int]:
-    """Those of the runs whose exposures are evidence on a lesson that stands in prompts, as it stands."""
+    """Those of the runs whose exposures are evidence on a lesson that stands in prompts, as it
+    stands."""
     found = (
         select(Rollout.run_id, Exposure.lesson_id, func.max(Exposure.version))
         .join(Exposure, col(Exposure.rollout_id) == col(Rollout.id))
@@ -136,7 +149,10 @@ def resting_on(s: Session, run_ids: Sequence[int]) -> set[int]:
         .group_by(col(Rollout.run_id), col(Exposure.lesson_id))
     )
     rows = [(run_id, lesson_id, version) for run_id, lesson_id, version in s.exec(found)]
-    begun = {lesson_id: since(s, db.get(s, lesson_id)) for lesson_id in {lesson_id for _, lesson_id, _ in rows}}
+    begun = {
+        lesson_id: since(s, db.get(s, lesson_id))
+        for lesson_id in {lesson_id for _, lesson_id, _ in rows}
+    }
     return {run_id for run_id, lesson_id, version in rows if version >= begun[lesson_id]}
 
 
@@ -146,7 +162,9 @@ def missed(s: Session, run_id: int | None) -> set[int]:
     return set(s.exec(found.where(Rollout.run_id == run_id, col(Exposure.shown).is_(False))))
 
 
-def exposed(s: Session, run_id: int | None, task_keys: Sequence[str]) -> dict[str, list[tuple[int, Exposure]]]:
+def exposed(
+    s: Session, run_id: int | None, task_keys: Sequence[str]
+) -> dict[str, list[tuple[int, Exposure]]]:
     """task -> (index of the rollout, exposure) of a run, in order."""
     found = (
         select(Rollout.task_key, Rollout.index, Exposure)
@@ -162,19 +180,27 @@ def exposed(s: Session, run_id: int | None, task_keys: Sequence[str]) -> dict[st
 
 def lessons_of(s: Session, run_id: int | None, task_keys: Sequence[str]) -> set[int]:
     """The lessons that were shown to or withheld from rollouts of these tasks in a run."""
-    found = select(Exposure.lesson_id).join(Rollout, col(Rollout.id) == col(Exposure.rollout_id)).distinct()
+    found = (
+        select(Exposure.lesson_id)
+        .join(Rollout, col(Rollout.id) == col(Exposure.rollout_id))
+        .distinct()
+    )
     return set(s.exec(found.where(Rollout.run_id == run_id, col(Rollout.task_key).in_(task_keys))))
 
 
 def proven_effects(s: Session, lesson_ids: Sequence[int]) -> dict[int, float]:
-    """lesson id -> the end of its effect's interval that is nearer to 0, by the newest verdict on its present text, for
-    those that have one. One question, whatever model, adapter or measure it was for: it orders lessons, and moves none.
+    """lesson id -> the end of its effect's interval that is nearer to 0, by the newest verdict on
+    its present text, for those that have one. One question, whatever model, adapter or measure it
+    was for: it orders lessons, and moves none.
 
-    A verdict that took a lesson out of the prompt says nothing of one that somebody has brought back since.
+    A verdict that took a lesson out of the prompt says nothing of one that somebody has brought
+    back since.
     """
     if not lesson_ids:
         return {}
-    rows = s.connection().execute(text(PROVEN.format(ids=", ".join(str(int(i)) for i in lesson_ids))))
+    rows = s.connection().execute(
+        text(PROVEN.format(ids=", ".join(str(int(i)) for i in lesson_ids)))
+    )
     ends: dict[int, float] = {}
     for lesson_id, low, high, verdict, moved in rows:
         if verdict == "reject" and moved is not None:
@@ -184,14 +210,17 @@ def proven_effects(s: Session, lesson_ids: Sequence[int]) -> dict[int, float]:
     return ends
 
 
-# -- what was heard already --------------------------------------------------------------------------------------------
+# -- what was heard already
+# --------------------------------------------------------------------------------------------
 
 
 def holders(s: Session, words: dict[str, Any]) -> list[Run]:
-    """The runs that hold what was made of the evidence so far (see `reflect.day.heard`), oldest first. `words`:
-    model_fingerprint, adapter_id, measure and perhaps profile."""
+    """The runs that hold what was made of the evidence so far (see `reflect.trials.checkpoints`),
+    oldest first. `words`: model_fingerprint, adapter_id, measure and perhaps profile."""
     same = [col(getattr(Run, name)).is_not_distinct_from(value) for name, value in words.items()]
-    found = select(Run).where(*same, cast(Run.config, String).contains('"heard": {'), Run.status == "done")
+    found = select(Run).where(
+        *same, cast(Run.config, String).contains('"heard": {'), Run.status == "done"
+    )
     return list(s.exec(found.order_by(col(Run.id))))
 
 
@@ -199,22 +228,31 @@ def twins(s: Session, run_ids: set[int]) -> bool:
     """Has another run of the same taskset the seed of one of these?"""
     other = aliased(Run)
     pair = (
-        (col(other.seed) == col(Run.seed)) & (col(other.taskset) == col(Run.taskset)) & (col(other.id) != col(Run.id))
+        (col(other.seed) == col(Run.seed))
+        & (col(other.taskset) == col(Run.taskset))
+        & (col(other.id) != col(Run.id))
     )
-    return s.exec(select(Run.id).join(other, pair).where(col(Run.id).in_(run_ids)).limit(1)).first() is not None
+    return (
+        s.exec(select(Run.id).join(other, pair).where(col(Run.id).in_(run_ids)).limit(1)).first()
+        is not None
+    )
 
 
 def streams(s: Session, profile: str) -> set[str]:
     """The names of the streams of evidence on the lessons that stand in prompts: `ID:VERSION`."""
-    found = s.exec(select(Lesson).where(Lesson.profile == profile, col(Lesson.status).in_(SHOWN_STATUSES)))
+    found = s.exec(
+        select(Lesson).where(Lesson.profile == profile, col(Lesson.status).in_(SHOWN_STATUSES))
+    )
     return {f"{lesson.id}:{since(s, lesson)}" for lesson in found}
 
 
-# -- all lessons together ----------------------------------------------------------------------------------------------
+# -- all lessons together
+# ----------------------------------------------------------------------------------------------
 
 
 class Together(NamedTuple):
-    """One rollout that kept all its lessons, or missed all of them. One that broke earned nothing."""
+    """One rollout that kept all its lessons, or missed all of them. One that broke earned
+    nothing."""
 
     rollout_id: int
     run_id: int
@@ -225,9 +263,11 @@ class Together(NamedTuple):
     reward: float
 
 
-def bundle_observations(s: Session, run: Run, after: int = 0, limit: int | None = None) -> list[Together]:
-    """The rollouts with lessons of all runs like this one (see `_like`), in the order in which they were saved; the
-    first `limit` after a rollout's id."""
+def bundle_observations(
+    s: Session, run: Run, after: int = 0, limit: int | None = None
+) -> list[Together]:
+    """The rollouts with lessons of all runs like this one (see `_like`), in the order in which they
+    were saved; the first `limit` after a rollout's id."""
     found = (
         select(  # type: ignore[call-overload]  # sqlmodel types four columns at most
             Rollout.id, Rollout.run_id, Rollout.task_key, Rollout.seed, Rollout.bundle_shown,
@@ -242,7 +282,8 @@ def bundle_observations(s: Session, run: Run, after: int = 0, limit: int | None 
 
 
 def bundle_since(s: Session, run: Run) -> int:
-    """The last rollout that counted when lessons were retired because their bundle did harm; 0 where none were."""
+    """The last rollout that counted when lessons were retired because their bundle did harm; 0
+    where none were."""
     told = select(Run.bundle).where(*_like(run), cast(Run.bundle, String).contains('"harm"'))
     harm = [harm for bundle in s.exec(told) for harm in bundle.get("harm", ())]
     return max((int(one["since"]) for one in harm), default=0)
@@ -258,11 +299,16 @@ def newest_bundles(s: Session, profile: str, taskset: str | None = None) -> list
 
 
 def accepted(s: Session, lesson: Lesson, holds: dict[str, Any]) -> bool:
-    """Does the lesson as it stands rest on an accepted trial? `holds`: model_fingerprint, adapter_id, measure."""
+    """Does the lesson as it stands rest on an accepted trial? `holds`: model_fingerprint,
+    adapter_id, measure."""
     begun = since(s, lesson)
     same = [col(getattr(Trial, name)).is_not_distinct_from(value) for name, value in holds.items()]
-    rows = s.exec(select(Trial).where(Trial.lesson_id == lesson.id, Trial.verdict == "accept", *same))
-    return any(trial.moved == begun or trial.version >= begun for trial in rows if trial.kind in OF_DAY)
+    rows = s.exec(
+        select(Trial).where(Trial.lesson_id == lesson.id, Trial.verdict == "accept", *same)
+    )
+    return any(
+        trial.moved == begun or trial.version >= begun for trial in rows if trial.kind in OF_DAY
+    )
 
 
 def _like(run: Run) -> list[Any]:

@@ -1,11 +1,10 @@
 """Find tasksets by name, list them, check them.
 
-load_taskset("letters")               tasks/letters.py: first the user's own ./tasks/, then the shipped ones
-load_taskset("dialect:2")             a variant of one
-load_taskset("my.jsonl")              a file of tasks
-load_taskset("my_tasks.py")           a Python file; my_tasks.py:NAME where it holds several
-load_taskset("package.module:NAME")   a taskset of a module
-load_taskset("gym:leg_counting")      a generator of reasoning-gym
+load_taskset("letters")               tasks/letters.py: first the user's own ./tasks/, then the
+shipped ones load_taskset("dialect:2")             a variant of one load_taskset("my.jsonl")
+a file of tasks load_taskset("my_tasks.py")           a Python file; my_tasks.py:NAME where it holds
+several load_taskset("package.module:NAME")   a taskset of a module load_taskset("gym:leg_counting")
+a generator of reasoning-gym
 """
 
 from __future__ import annotations
@@ -16,40 +15,42 @@ from pathlib import Path
 
 from reflect.config import shipped
 from reflect.errors import ReflectError, UnknownName
-from reflect.tasksets import modules
-from reflect.tasksets.base import Score, Task, Taskset
-from reflect.tasksets.checking import check, refuse_mixed
-from reflect.tasksets.environment import Environment, Step, Toolbox
+from reflect.tasksets import imports
+from reflect.tasksets.base import Taskset
+from reflect.tasksets.environment import Environment, EnvironmentStep, Toolbox
 from reflect.tasksets.files import SUFFIXES, FileTaskset, name_of
-from reflect.tasksets.python import taskset
+from reflect.tasksets.functions import taskset
+from reflect.tasksets.task import Score, Task
 from reflect.tasksets.tools import Outside
-from reflect.tasksets.verifiers import judged
+from reflect.tasksets.validation import check, ensure_disjoint_splits
+from reflect.tasksets.verifiers import extract_answer
 
-__all__ = ["Environment", "Outside", "Score", "Step", "Task", "Taskset", "Toolbox"]
-__all__ += ["available", "check", "judged", "load_taskset", "taskset"]
+__all__ = ["Environment", "Outside", "Score", "EnvironmentStep", "Task", "Taskset", "Toolbox"]
+__all__ += ["available", "check", "extract_answer", "load_taskset", "taskset"]
 
 
 def load_taskset(name: str | Path) -> Taskset:
-    """The taskset of that name or file. UnknownName says what there is; a broken file is a UsageError."""
+    """The taskset of that name or file. UnknownName says what there is; a broken file is a
+    UsageError."""
     text = str(name)
     if text.lower().endswith(SUFFIXES):
         return FileTaskset(Path(text))
-    if file := modules.FILE.fullmatch(text):
+    if file := imports.FILE.fullmatch(text):
         path = Path(file["path"])
-        found = modules.from_file(path, file["name"] or "")
+        found = imports.from_file(path, file["name"] or "")
         return _named(found, name_of(path) + (f":{file['name']}" if file["name"] else ""))
     base, _, argument = text.partition(":")
     if base == "gym":
-        from reflect.tasksets import gym
+        from reflect.tasksets import reasoning_gym
 
-        return gym.load(argument)
-    files, packaged = _modules(), modules.packaged()
+        return reasoning_gym.load(argument)
+    files, packaged = _modules(), imports.packaged()
     if base in files:
         return _variant(_load(files[base]), base, argument)
     if base in packaged:
-        return _named(_variant(modules.from_package(packaged[base]), base, argument), text)
-    if dotted := modules.DOTTED.fullmatch(text):
-        found_there = modules.from_module(dotted["module"], dotted["name"])
+        return _named(_variant(imports.from_package(packaged[base]), base, argument), text)
+    if dotted := imports.DOTTED.fullmatch(text):
+        found_there = imports.from_module(dotted["module"], dotted["name"])
         if found_there:
             return _named(found_there, text)
     near = difflib.get_close_matches(base, [*files, *packaged, "gym"], n=1)
@@ -79,7 +80,10 @@ def _variant(found: Taskset, base: str, argument: str) -> Taskset:
         return found
     variant = getattr(found, "variant", None)
     if variant is None:
-        raise UnknownName(f"The taskset {base} has no variants, so there is no '{base}:{argument}'.", f"Use {base}.")
+        raise UnknownName(
+            f"The taskset {base} has no variants, so there is no '{base}:{argument}'.",
+            f"Use {base}.",
+        )
     made: Taskset = variant(argument)
     return made
 
@@ -87,19 +91,22 @@ def _variant(found: Taskset, base: str, argument: str) -> Taskset:
 def _named(found: Taskset, name: str) -> Taskset:
     """Under the name by which it is found again, its two sides proven to be apart."""
     found.name = name
-    return refuse_mixed(found)
+    return ensure_disjoint_splits(found)
 
 
 def _modules() -> dict[str, Path]:
-    """name -> Python file, the user's own first. Only files with a taskset: any project may have a folder `tasks`."""
+    """name -> Python file, the user's own first. Only files with a taskset: any project may have a
+    folder `tasks`."""
     found: dict[str, Path] = {}
     for folder in (Path.cwd() / "tasks", shipped("tasks")):
         for path in sorted(folder.glob("*.py")) if folder.is_dir() else ():
-            if re.search(r"^(TASKSET\b|@taskset\b)", path.read_text(errors="replace"), re.MULTILINE):
+            if re.search(
+                r"^(TASKSET\b|@taskset\b)", path.read_text(errors="replace"), re.MULTILINE
+            ):
                 found.setdefault(path.stem, path)
     return dict(sorted(found.items()))
 
 
 def _load(path: Path) -> Taskset:
-    found = modules.from_file(path)
+    found = imports.from_file(path)
     return found if path.parent == shipped("tasks") else _named(found, path.stem)

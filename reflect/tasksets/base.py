@@ -1,81 +1,23 @@
-"""A taskset is one class with four methods; a task is one problem; a score is what a verifier says of one rollout."""
+"""A taskset is one class with four methods; a task is one problem; a score is what a verifier says
+of one rollout."""
 
 from __future__ import annotations
 
 import difflib
-import functools
-import hashlib
-import importlib.util
-import json
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from reflect import prompts
 from reflect.errors import ReflectError, UnknownName, UsageError
+from reflect.tasksets.task import HUMAN, JUDGE, Score, Split, Task
 
 if TYPE_CHECKING:
     from reflect.tasksets.environment import Environment
 
-Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": str, ...}, the OpenAI shape
-Split = Literal["practice", "holdout"]
-JUDGE, HUMAN = "judge", "human"  # who scores where no program can: a model by a rubric, a person by `reflect grade`
-TWIN = "twin"  # in `Score.parts`, above 0: it passes tests that contradict the task, so it was fitted to tests
 
-
-@dataclass(frozen=True)
-class Task:
-    """One problem. `verifier` and `answer` are for the verifier alone: the policy and the reflector never see them.
-
-    `lessons` is for tasks that bring their own lesson (see `Taskset.following`): pairs (when, do) shown in the prompt.
-    `untrusted`: it carries bytes from outside (a web page, a mail), so what is learned from it is quarantined.
-    `rubric`: by what a judge grades it, a template that may name {{ task }} and {{ reference }}, its answer.
-    """
-
-    id: str
-    messages: list[Message]
-    verifier: str  # in reflect.tasksets.verifiers.VERIFIERS, JUDGE, HUMAN, or "taskset" if Taskset.verify is overridden
-    answer: Any
-    split: Split = "practice"
-    lessons: tuple[tuple[str, str], ...] = field(default=(), compare=False)
-    untrusted: bool = False
-    rubric: str = ""
-
-    def shape(self) -> dict[str, Any]:
-        """The public JSON shape: {id, messages, verifier, answer, split}, and `untrusted` and `rubric` where it has
-        them."""
-        row = asdict(self)
-        row.pop("lessons")
-        for name in ("untrusted", "rubric"):
-            if not row[name]:
-                row.pop(name)
-        return row
-
-    @functools.cached_property  # a run asks for it some six times a rollout
-    def key(self) -> str:
-        """Content hash, 16 hex digits: the same task text and answer is the same task wherever it stands."""
-        text = json.dumps(self.shape(), sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    @property
-    def text(self) -> str:
-        """The task as the reflector reads it: the user's words, without a system message."""
-        return "\n".join(m["content"] for m in self.messages if m["role"] != "system")
-
-
-@dataclass(frozen=True)
-class Score:
-    """reward in [0, 1]; feedback never holds the answer; parts are named sub-scores."""
-
-    reward: float
-    feedback: str = ""
-    parts: dict[str, float] = field(default_factory=dict)
-
-
-Judge = Callable[[Sequence[tuple[Task, str]]], "list[Score | Exception]"]  # grades (task, final text) in one batch
+Judge = Callable[
+    [Sequence[tuple[Task, str]]], "list[Score | Exception]"
+]  # grades (task, final text) in one batch
 
 
 class Taskset:
@@ -88,10 +30,13 @@ class Taskset:
     about = ""  # one line for `reflect tasks list`
     load_error: ReflectError | None = None  # why its file could not be loaded: then it has no tasks
     stepwise = False  # choose the lessons again at each turn, by `Environment.state`
-    judge: Judge | None = None  # who grades tasks with the verifier "judge"; None: the model that practises, bare
+    judge: Judge | None = (
+        None  # who grades tasks with the verifier "judge"; None: the model that practises, bare
+    )
 
     def tasks(self, split: Split, n: int | None = None, seed: int = 0) -> list[Task]:
-        """The first `n` tasks (all when None) of the split in an order that depends on `seed` only."""
+        """The first `n` tasks (all when None) of the split in an order that depends on `seed`
+        only."""
         raise NotImplementedError
 
     def verify(self, task: Task, text: str) -> Score:
@@ -112,27 +57,34 @@ class Taskset:
         return None
 
     def gold(self, task: Task) -> str | Sequence[str]:
-        """A known-good final assistant text, or all texts of a known-good episode: must score 1.0 without a model."""
+        """A known-good final assistant text, or all texts of a known-good episode: must score 1.0
+        without a model."""
         return f"answer: {task.answer}"
 
     def audit(self, task: Task, text: str) -> float | None:
-        """A second opinion in [0, 1] that neither the policy nor the reflector ever sees; None when there is none.
+        """A second opinion in [0, 1] that neither the policy nor the reflector ever sees; None when
+        there is none.
 
         A lesson that raises the reward and not this is a reward hack, and its trial rejects it.
         """
         return None
 
     def rules(self) -> Sequence[object]:
-        """What a reward rests on beside the code of `verify` and `audit`: functions, and words (see `day.measure`)."""
+        """What a reward rests on beside the code of `verify` and `audit`: functions, and words (see
+        `day.measure`)."""
         from reflect.tasksets.verifiers import VERIFIERS
 
         named = {task.verifier for task in self.tasks("practice")}
-        judged = [f"{JUDGE} {getattr(self.judge, 'name', '')} {prompts.version('judge')}"] if JUDGE in named else []
+        judged = (
+            [f"{JUDGE} {getattr(self.judge, 'name', '')} {prompts.version('judge')}"]
+            if JUDGE in named
+            else []
+        )
         return [VERIFIERS[name] for name in sorted(named & set(VERIFIERS))] + judged
 
     def following(self, n: int, seed: int = 0) -> list[Task]:
-        """Tasks that bring their own *new* lesson in `Task.lessons`: used as anchors by night and to measure
-        whether an adapter still follows new lessons. Empty when the taskset has none."""
+        """Tasks that bring their own *new* lesson in `Task.lessons`: used as anchors by night and
+        to measure whether an adapter still follows new lessons. Empty when the taskset has none."""
         return []
 
 
@@ -150,17 +102,6 @@ def find_task(taskset: Taskset, task_id: str | None) -> Task:
     raise UnknownName(message, f"See: reflect tasks show {taskset.name}")
 
 
-@functools.cache
-def load_module(path: Path) -> ModuleType:
-    """The Python file at `path` as a module, executed once. Errors in it are the caller's to word."""
-    name = f"reflect_tasks_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+def has_environment(taskset: Taskset) -> bool:
+    """Has the taskset environments at all?"""
+    return type(taskset).environment is not Taskset.environment

@@ -1,20 +1,23 @@
-"""Code tasks: the rollout's program runs in the sandbox on inputs; what it gives back is compared out here.
+"""Code tasks: the rollout's program runs in the sandbox on inputs; what it gives back is compared
+out here.
 
     {"prompt": "Write double(n).", "verifier": "code", "entry": "double",
      "cases": [{"args": [2], "returns": 4}, {"args": [-1], "returns": -2}], "gold": "def double(n): return 2 * n"}
     {"prompt": "Read a number, print its double.", "verifier": "code", "cases": [{"stdin": "2", "stdout": "4"}]}
 
-With `entry` the program is a function's, and what it returns must be plain JSON; without, it reads stdin and prints.
-Every case is a fresh process in a fresh sandbox, which is given the program and that case's inputs. What is expected
-never goes in, and nothing that comes out is run: it is one JSON value (or text), compared here by type and value. So an
-exit status, a mark on stdout, a patched module or an object that equals everything is worth nothing; a program gets the
-reward by giving the right values, and by nothing else.
+With `entry` the program is a function's, and what it returns must be plain JSON; without, it reads
+stdin and prints. Every case is a fresh process in a fresh sandbox, which is given the program and
+that case's inputs. What is expected never goes in, and nothing that comes out is run: it is one
+JSON value (or text), compared here by type and value. So an exit status, a mark on stdout, a
+patched module or an object that equals everything is worth nothing; a program gets the reward by
+giving the right values, and by nothing else.
 
-`twin`: more cases, which contradict the task. Only a program that was fitted to tests passes all of these; such a
-rollout is marked (`Score.parts[TWIN]`), has no reward, and nothing is learned from it.
+`twin`: more cases, which contradict the task. Only a program that was fitted to tests passes all of
+these; such a rollout is marked (`Score.parts[TWIN]`), has no reward, and nothing is learned from
+it.
 
-Not covered: a program that guesses (give cases that are hard to guess), and one that was fitted to the cases themselves
-where the prompt shows them: let some stand in `cases` only.
+Not covered: a program that guesses (give cases that are hard to guess), and one that was fitted to
+the cases themselves where the prompt shows them: let some stand in `cases` only.
 """
 
 from __future__ import annotations
@@ -25,16 +28,20 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from reflect.tasksets import sandbox
-from reflect.tasksets.base import TWIN, Score
+from reflect.sandbox import bubblewrap
+from reflect.tasksets.task import TWIN, Score
 
 FIELDS = ("entry", "cases", "twin", "seconds", "memory")
-FENCE = re.compile(r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE | re.I)
+FENCE = re.compile(
+    r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)^[ \t]*```[ \t]*$",
+    re.DOTALL | re.MULTILINE | re.I,
+)
 MOST = 256 * 1024  # characters of a program
 SHOWN = 160  # characters of what a program said, in feedback
 MISSING = object()
 
-# Inside. It reads the job first, so that what the program does to its modules comes too late to matter even there.
+# Inside. It reads the job first, so that what the program does to its modules comes too late to
+# matter even there.
 HARNESS = """
 import json, os, sys, types
 def take(n):
@@ -64,7 +71,7 @@ class Bad(ValueError):
     """A code task that cannot be graded: (field, what is wrong, what to do)."""
 
 
-class Case(NamedTuple):
+class CodeCase(NamedTuple):
     """What goes in (args, or the text on stdin), and what must come back, which stays here."""
 
     given: Any
@@ -72,13 +79,18 @@ class Case(NamedTuple):
 
 
 def answer_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """`Task.answer` of a code task from its fields: checked, and JSON. `Bad` says which field is wrong.
+    """`Task.answer` of a code task from its fields: checked, and JSON. `Bad` says which field is
+    wrong.
 
     In Python: Task("double", messages, "code", answer_of({"entry": "double", "cases": [...]})).
     """
     entry = fields.get("entry")
     if entry is not None and not (isinstance(entry, str) and entry.isidentifier()):
-        raise Bad("entry", f"{entry!r} is no name of a function", "Name the function, or leave the field out.")
+        raise Bad(
+            "entry",
+            f"{entry!r} is no name of a function",
+            "Name the function, or leave the field out.",
+        )
     answer: dict[str, Any] = {"entry": entry, "cases": _cases("cases", fields.get("cases"), entry)}
     if "twin" in fields:
         answer["twin"] = _cases("twin", fields["twin"], entry)
@@ -89,14 +101,22 @@ def answer_of(fields: Mapping[str, Any]) -> dict[str, Any]:
             except (TypeError, ValueError, OverflowError):
                 answer[field] = 0
             if isinstance(fields[field], bool) or not 0 < answer[field] <= most:
-                raise Bad(field, f"{fields[field]!r} is no limit", f"Give a number above 0, at most {most}.")
+                raise Bad(
+                    field,
+                    f"{fields[field]!r} is no limit",
+                    f"Give a number above 0, at most {most}.",
+                )
     return answer
 
 
 def _cases(field: str, rows: object, entry: str | None) -> list[dict[str, Any]]:
-    names, form = (("args", "returns"), '{"args": [2], "returns": 4}') if entry else (("stdin", "stdout"), "")
+    names, form = (
+        (("args", "returns"), '{"args": [2], "returns": 4}') if entry else (("stdin", "stdout"), "")
+    )
     form = form or '{"stdin": "2", "stdout": "4"}'
-    step = f'Write "{field}": [{form}, ...]' + ("." if entry else ', or name the function: "entry": "...".')
+    step = f'Write "{field}": [{form}, ...]' + (
+        "." if entry else ', or name the function: "entry": "...".'
+    )
     if not isinstance(rows, list) or not rows:
         raise Bad(field, "it is not a list of cases", step)
     for row in rows:
@@ -118,19 +138,26 @@ def _finite(value: object) -> bool:
     return True
 
 
-# -- grading -----------------------------------------------------------------------------------------------------------
+# -- grading
+# -----------------------------------------------------------------------------------------------------------
 
 
 def code(text: str, answer: Any) -> Score:
-    """1 when the program of the rollout gives back what is expected in every case. SandboxError where none is to be
-    had: then nothing was run."""
+    """1 when the program of the rollout gives back what is expected in every case. SandboxError
+    where none is to be had: then nothing was run."""
     program, entry = program_of(text), answer["entry"]
     if not program.strip() or len(program) > MOST:
-        return Score(0.0, "there is no program" if not program.strip() else "the program is too long")
-    limits = sandbox.Limits(**{name: answer[name] for name in ("seconds", "memory") if name in answer})
+        return Score(
+            0.0, "there is no program" if not program.strip() else "the program is too long"
+        )
+    limits = bubblewrap.SandboxLimits(
+        **{name: answer[name] for name in ("seconds", "memory") if name in answer}
+    )
     wrong = _first_wrong(program, entry, _known(answer["cases"]), limits)
     if "twin" in answer and not _first_wrong(program, entry, _known(answer["twin"]), limits):
-        return Score(0.0, "it passes tests that contradict the task: it was fitted to tests", {TWIN: 1.0})
+        return Score(
+            0.0, "it passes tests that contradict the task: it was fitted to tests", {TWIN: 1.0}
+        )
     return Score(0.0, wrong) if wrong else Score(1.0)
 
 
@@ -141,21 +168,29 @@ def program_of(text: str) -> str:
 
 
 def hardcodes(said: Sequence[str], answer: Any, words: Callable[[str], list[str]]) -> bool:
-    """Do the words of a lesson name the input of a case beside what is expected there? `words` splits a text."""
+    """Do the words of a lesson name the input of a case beside what is expected there? `words`
+    splits a text."""
 
     def holds(value: object) -> bool:
         part = words(value if isinstance(value, str) else json.dumps(value))
-        return bool(part) and any(list(said[i : i + len(part)]) == part for i in range(len(said) - len(part) + 1))
+        return bool(part) and any(
+            list(said[i : i + len(part)]) == part for i in range(len(said) - len(part) + 1)
+        )
 
     cases = [*_known(answer["cases"]), *_known(answer.get("twin", []))]
     return any(holds(case.given) and holds(case.expected) for case in cases)
 
 
-def _known(rows: Sequence[Mapping[str, Any]]) -> list[Case]:
-    return [Case(*(row["args"], row["returns"]) if "args" in row else (row["stdin"], row["stdout"])) for row in rows]
+def _known(rows: Sequence[Mapping[str, Any]]) -> list[CodeCase]:
+    return [
+        CodeCase(*(row["args"], row["returns"]) if "args" in row else (row["stdin"], row["stdout"]))
+        for row in rows
+    ]
 
 
-def _first_wrong(program: str, entry: str | None, cases: Sequence[Case], limits: sandbox.Limits) -> str:
+def _first_wrong(
+    program: str, entry: str | None, cases: Sequence[CodeCase], limits: bubblewrap.SandboxLimits
+) -> str:
     """What is wrong with the first case that fails, without what is expected; "" when all pass."""
     for number, case in enumerate(cases, 1):
         if wrong := _wrong(program, entry, case, limits):
@@ -163,11 +198,15 @@ def _first_wrong(program: str, entry: str | None, cases: Sequence[Case], limits:
     return ""
 
 
-def _wrong(program: str, entry: str | None, case: Case, limits: sandbox.Limits) -> str:
-    job = json.dumps({"program": program, "entry": entry, "args": case.given if entry else []}).encode()
+def _wrong(
+    program: str, entry: str | None, case: CodeCase, limits: bubblewrap.SandboxLimits
+) -> str:
+    job = json.dumps(
+        {"program": program, "entry": entry, "args": case.given if entry else []}
+    ).encode()
     given = b"" if entry else case.given.encode()
-    argv = [sandbox.python(), *sandbox.ISOLATED, "-c", HARNESS]
-    ended = sandbox.run(argv, b"%012d" % len(job) + job + given, limits)
+    argv = [bubblewrap.python(), *bubblewrap.ISOLATED, "-c", HARNESS]
+    ended = bubblewrap.run(argv, b"%012d" % len(job) + job + given, limits)
     if ended.limit:
         return {
             "time": f"it did not end within {limits.seconds:g} s",
@@ -180,7 +219,9 @@ def _wrong(program: str, entry: str | None, case: Case, limits: sandbox.Limits) 
         return _short(said[-1]) if said else f"it ended with status {ended.code}"
     if entry is None:
         got = _lines(ended.stdout.decode(errors="replace"))
-        return "" if got == _lines(case.expected) else f"it printed {_short(repr(chr(10).join(got)))}"
+        return (
+            "" if got == _lines(case.expected) else f"it printed {_short(repr(chr(10).join(got)))}"
+        )
     value = _value(ended.stdout)
     if value is MISSING:
         return "it gave no result" if not ended.stdout else "its result is no JSON value"
@@ -196,13 +237,18 @@ def _value(out: bytes) -> object:
 
 
 def same(got: object, want: object) -> bool:
-    """Equal by type and value. A whole number and a fraction are compared as numbers, to one part in a billion."""
+    """Equal by type and value. A whole number and a fraction are compared as numbers, to one part
+    in a billion."""
     if isinstance(want, bool) or isinstance(got, bool) or want is None or isinstance(want, str):
         return type(got) is type(want) and got == want
     if isinstance(want, list):
         return isinstance(got, list) and len(got) == len(want) and all(map(same, got, want))
     if isinstance(want, dict):
-        return isinstance(got, dict) and got.keys() == want.keys() and all(same(got[key], want[key]) for key in want)
+        return (
+            isinstance(got, dict)
+            and got.keys() == want.keys()
+            and all(same(got[key], want[key]) for key in want)
+        )
     if not isinstance(got, int | float) or not isinstance(want, int | float):
         return False
     if isinstance(got, int) and isinstance(want, int):
@@ -214,7 +260,8 @@ def same(got: object, want: object) -> bool:
 
 
 def _lines(text: str) -> list[str]:
-    """What was printed; white space at the end of a line, and empty lines at the end of it all, do not count."""
+    """What was printed; white space at the end of a line, and empty lines at the end of it all, do
+    not count."""
     return [line.rstrip() for line in text.rstrip().split("\n")]
 
 

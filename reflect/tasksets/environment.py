@@ -4,11 +4,11 @@
     env.reset(task)                      the first messages
     env.step(assistant's message)        -> Step: what comes back, is it done, the reward, feedback on this turn
 
-`Toolbox` is the environment of most tasks: the model calls Python functions until it answers. docs/environments.md
-shows a game of one's own.
+`Toolbox` is the environment of most tasks: the model calls Python functions until it answers.
+docs/environments.md shows a game of one's own.
 
-An environment that raises ends its rollout with an error; one that never ends meets the turn limit (`max_turns` in the
-settings). Not covered: a step that never comes back.
+An environment that raises ends its rollout with an error; one that never ends meets the turn limit
+(`max_turns` in the settings). Not covered: a step that never comes back.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from reflect.tasksets import scoring
-from reflect.tasksets.base import Message, Score, Task, Taskset
+from reflect.tasksets.task import Message, Task
 from reflect.tasksets.tools import Result, Tool, call_all
 
 
 @dataclass(frozen=True)
-class Step:
+class EnvironmentStep:
     """What an environment answers to one message of the assistant.
 
-    `reward` in [0, 1] is that of the whole episode as far as it is known: the last one given counts. Where none is
-    given, `Taskset.verify` judges the last text. `feedback` is on this turn alone and never holds an answer. `errors`:
-    calls that failed. `untrusted`: the messages hold bytes from outside.
+    `reward` in [0, 1] is that of the whole episode as far as it is known: the last one given
+    counts. Where none is given, `Taskset.verify` judges the last text. `feedback` is on this turn
+    alone and never holds an answer. `errors`: calls that failed. `untrusted`: the messages hold
+    bytes from outside.
     """
 
     messages: list[Message] = field(default_factory=list)
@@ -39,70 +39,63 @@ class Step:
 
 
 class Environment:
-    """One episode. `Taskset.environment` makes a new one for each rollout, so it may keep what it likes in `self`."""
+    """One episode. `Taskset.environment` makes a new one for each rollout, so it may keep what it
+    likes in `self`."""
 
     tools: Sequence[Tool] = ()  # functions that the model may call
-    lines = False  # they are called by lines of plain text, which any model can write; the request names none
-    turns: int | None = None  # at most so many turns, where it knows; never more than the setting `max_turns`
+    # they are called by lines of plain text, which any model can write; the request names none
+    lines = False
+    turns: int | None = (
+        None  # at most so many turns, where it knows; never more than the setting `max_turns`
+    )
 
     def reset(self, task: Task) -> list[Message]:
         """The first messages: those of the task."""
         return [dict(message) for message in task.messages]
 
-    def step(self, message: Message) -> Step:
-        """The answer to what the assistant said: {"role": "assistant", "content": text}, with "tool_calls" where its
-        model has them."""
+    def step(self, message: Message) -> EnvironmentStep:
+        """The answer to what the assistant said: {"role": "assistant", "content": text}, with
+        "tool_calls" where its model has them."""
         raise NotImplementedError
 
     def state(self) -> str:
-        """Where things stand, in words: what lessons are searched by where they are chosen at each turn
-        (`Taskset.stepwise`). "" stands for the last message."""
+        """Where things stand, in words: what lessons are searched by where they are chosen at each
+        turn (`Taskset.stepwise`). "" stands for the last message."""
         return ""
 
 
 class Toolbox(Environment):
-    """The model calls tools until it says something without a call: that is its answer, for `Taskset.verify`.
+    """The model calls tools until it says something without a call: that is its answer, for
+    `Taskset.verify`.
 
-    `lines=True`: it calls by lines `call: times(3, 4)` in its text. The task should say so, and name the tools.
+    `lines=True`: it calls by lines `call: times(3, 4)` in its text. The task should say so, and
+    name the tools.
     """
 
     def __init__(self, *tools: Tool, lines: bool = False) -> None:
         self.tools, self.lines = tools, lines
 
-    def step(self, message: Message) -> Step:
+    def step(self, message: Message) -> EnvironmentStep:
         results = call_all(self.tools, message, self.lines)
         if not results:
-            return Step(done=True)
+            return EnvironmentStep(done=True)
         errors = tuple(f"{result.call}: {result.error}" for result in results if result.error)
-        return Step(told(results), errors=errors, untrusted=any(result.outside for result in results))
+        return EnvironmentStep(
+            told(results), errors=errors, untrusted=any(result.outside for result in results)
+        )
 
 
 def told(results: Sequence[Result]) -> list[Message]:
-    """The results as messages: of the role `tool` where the calls have ids, else one of the user."""
-    spoken = [result.text if result.error else f"result: {result.text}" for result in results if not result.id]
+    """The results as messages: of the role `tool` where the calls have ids, else one of the
+    user."""
+    spoken = [
+        result.text if result.error else f"result: {result.text}"
+        for result in results
+        if not result.id
+    ]
     rows: list[Message] = [
-        {"role": "tool", "tool_call_id": result.id, "content": result.text} for result in results if result.id
+        {"role": "tool", "tool_call_id": result.id, "content": result.text}
+        for result in results
+        if result.id
     ]
     return [*rows, {"role": "user", "content": "\n".join(spoken)}] if spoken else rows
-
-
-def plays(taskset: Taskset) -> bool:
-    """Has the taskset environments at all?"""
-    return type(taskset).environment is not Taskset.environment
-
-
-def replay(taskset: Taskset, task: Task, texts: str | Sequence[str]) -> Score:
-    """The score of an episode in which the assistant says these texts, one a turn, up to the end of either; what a
-    single text is in a task without an environment. Raises what the environment raises."""
-    env = taskset.environment(task)
-    said = [texts] if isinstance(texts, str) else list(texts)
-    if env is None:
-        return scoring.verify(taskset, task, said[-1] if said else "")
-    env.reset(task)
-    reward, feedback = None, ""
-    for text in said:
-        step = env.step({"role": "assistant", "content": text})
-        reward, feedback = reward if step.reward is None else step.reward, step.feedback
-        if step.done:
-            return scoring.verify(taskset, task, text) if reward is None else Score(reward, feedback)
-    return Score(reward or 0.0, "the episode did not end")

@@ -1,5 +1,5 @@
-"""Does every generator of reasoning-gym score its own answers 1.0 through our path? One after the other, each within a
-time limit; what fails is told with its cause."""
+"""Does every generator of reasoning-gym score its own answers 1.0 through our path? One after the
+other, each within a time limit; what fails is told with its cause."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from reflect.errors import ReflectError
-from reflect.tasksets import gym
-from reflect.tasksets.base import Score, Split, Task
-from reflect.tasksets.checking import SIDES, apart
-from reflect.tasksets.gym import Generator
+from reflect.tasksets import reasoning_gym
+from reflect.tasksets.reasoning_gym import Generator
+from reflect.tasksets.task import Score, Split, Task
+from reflect.tasksets.validation import SIDES, apart
 
-SECONDS = 120.0  # for one generator: the slowest takes a second for each item, and one in three falls on its side
+# for one generator: the slowest takes a second for each item, and one in three falls on its side
+SECONDS = 120.0
 
 
 class Checked(NamedTuple):
-    """One generator: [] when all is well, else what is wrong in sentences; `samples` of each side, as there were."""
+    """One generator: [] when all is well, else what is wrong in sentences; `samples` of each side,
+    as there were."""
 
     name: str
     problems: list[str]
@@ -33,12 +35,13 @@ class TimeUp(BaseException):
 
 def check_all(samples: int = 20, seconds: float = SECONDS) -> Iterator[Checked]:
     """Every generator with `samples` items of each side, at most `seconds` each."""
-    for name, _ in gym.listing():
+    for name, _ in reasoning_gym.listing():
         yield check_one(name.removeprefix("gym:"), samples, seconds)
 
 
 def check_one(spec: str, samples: int = 20, seconds: float = SECONDS) -> Checked:
-    """One generator: its answers score 1, an empty one does not, the splits are apart, the order is the seed's."""
+    """One generator: its answers score 1, an empty one does not, the splits are apart, the order is
+    the seed's."""
     sides: dict[Split, list[Task]] = {"practice": [], "holdout": []}
     problems: list[str] = []
     try:
@@ -53,7 +56,7 @@ def check_one(spec: str, samples: int = 20, seconds: float = SECONDS) -> Checked
                 if found.tasks(side, 3) != rows[:3]:
                     problems.append(f"{side}: the order depends on more than the seed")
     except TimeUp:
-        gym.worker.end()
+        reasoning_gym.worker.end()
         problems = [f"not done within {seconds:g} seconds"]
     except ReflectError as e:
         problems = [str(e)]
@@ -61,10 +64,13 @@ def check_one(spec: str, samples: int = 20, seconds: float = SECONDS) -> Checked
 
 
 def causes(found: Generator, tasks: list[Task]) -> list[str]:
-    """Why its own answers do not score 1, each cause once, with what reasoning-gym itself says of them."""
+    """Why its own answers do not score 1, each cause once, with what reasoning-gym itself says of
+    them."""
     without = [task for task in tasks if task.answer is None]
     if without:
-        return [f"{len(without)} of {len(tasks)} items come without an answer or a solution, so there is none to try"]
+        return [
+            f"{len(without)} of {len(tasks)} items come without an answer or a solution, so there is none to try"
+        ]
     told: dict[str, list[str]] = {}
     for task in tasks:
         try:
@@ -78,13 +84,18 @@ def causes(found: Generator, tasks: list[Task]) -> list[str]:
             told.setdefault(cause, []).append(task.id)
         elif found.verify(task, "").reward >= 1.0:
             told.setdefault("an empty answer scores 1", []).append(task.id)
-    return [f"{len(ids)} of {len(tasks)} items: {cause} (first {ids[0]})" for cause, ids in told.items()]
+    return [
+        f"{len(ids)} of {len(tasks)} items: {cause} (first {ids[0]})" for cause, ids in told.items()
+    ]
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """TimeUp after so many seconds. Where no signal can be had (outside the main thread, on Windows): no limit."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+    """TimeUp after so many seconds. Where no signal can be had (outside the main thread, on
+    Windows): no limit."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(
+        signal, "setitimer"
+    ):
         yield
         return
 

@@ -1,8 +1,10 @@
-"""Generate the items of reasoning-gym's generators in a process of their own: `python -m reflect.tasksets.gymworker`.
+"""Generate the items of reasoning-gym's generators in a process of their own: `python -m
+reflect.tasksets.gymworker`.
 
-Five of its generators order sets of texts, whose order Python draws anew in each process unless PYTHONHASHSEED is set,
-so that the same seed gave other questions every time; some print while they work. Here the hash seed is 0, each item
-begins with the same global random state, and nothing but answers reaches stdout.
+Five of its generators order sets of texts, whose order Python draws anew in each process unless
+PYTHONHASHSEED is set, so that the same seed gave other questions every time; some print while they
+work. Here the hash seed is 0, each item begins with the same global random state, and nothing but
+answers reaches stdout.
 
 It reads pickled (name, settings, index) and writes pickled entries, or the text of an error.
 """
@@ -29,7 +31,8 @@ class Entry(TypedDict):
 
 
 class Worker:
-    """One such process, started at the first item. It is ended when an answer does not arrive completely."""
+    """One such process, started at the first item. It is ended when an answer does not arrive
+    completely."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
@@ -39,9 +42,14 @@ class Worker:
         """Item `index` of a generator. ReflectError where it cannot be made."""
         if self.process is None or self.owner != os.getpid() or self.process.poll() is not None:
             command = [sys.executable, "-m", "reflect.tasksets.gymworker"]
-            env = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            env = os.environ | {
+                "PYTHONHASHSEED": "0",
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            }
             pipe, self.owner = subprocess.PIPE, os.getpid()
-            self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=env)
+            self.process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=env
+            )
         assert self.process.stdin and self.process.stdout
         try:
             pickle.dump((name, dict(settings), index), self.process.stdin)
@@ -84,7 +92,9 @@ def main() -> None:
                 made[key] = reasoning_gym.create_dataset(name, **settings)
             random.seed(index)
             found = made[key][index]
-            data = pickle.dumps({part: found.get(part) for part in ("question", "answer", "metadata")})
+            data = pickle.dumps(
+                {part: found.get(part) for part in ("question", "answer", "metadata")}
+            )
         except Exception as e:
             data = pickle.dumps(f"{type(e).__name__}: {e}")
         answers.write(data)

@@ -7,10 +7,11 @@
     call_all([times], message, True)  ->  one Result for each line `call: times(3, 4)` of the message, or for each of
                                           its `tool_calls`
 
-Whatever goes wrong in a call (no such tool, arguments that do not fit, an exception in the tool) is its result: the
-model reads it, and may do better in the next turn.
+Whatever goes wrong in a call (no such tool, arguments that do not fit, an exception in the tool) is
+its result: the model reads it, and may do better in the next turn.
 
-Not covered: a tool that never comes back, and what a tool does to the machine. Tools run in this process.
+Not covered: a tool that never comes back, and what a tool does to the machine. Tools run in this
+process.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from reflect.errors import UsageError
-from reflect.tasksets.base import Message
+from reflect.tasksets.task import Message
 
 CALL = re.compile(r"^[ \t]*call[ \t]*:[ \t]*(.*)$", re.IGNORECASE | re.MULTILINE)
 MOST_CALLS = 16  # in one message
@@ -40,8 +41,9 @@ Arguments = tuple[tuple[object, ...], dict[str, object]]  # positional, named
 
 
 class Outside(str):
-    """Text from outside (a web page, a mail, somebody's file). What is learned from a rollout that read any waits in
-    quarantine. A tool that returns one says so, or is annotated with it: then its errors are from outside as well."""
+    """Text from outside (a web page, a mail, somebody's file). What is learned from a rollout that
+    read any waits in quarantine. A tool that returns one says so, or is annotated with it: then its
+    errors are from outside as well."""
 
 
 class Result(NamedTuple):
@@ -58,14 +60,16 @@ class Result(NamedTuple):
     """The id of a call from the API."""
 
 
-# -- what the model is told --------------------------------------------------------------------------------------------
+# -- what the model is told
+# --------------------------------------------------------------------------------------------
 
 
 def schema(tool: Tool) -> dict[str, Any]:
-    """The tool as an API describes it: {"type": "function", "function": {name, description, parameters}}.
+    """The tool as an API describes it: {"type": "function", "function": {name, description,
+    parameters}}.
 
-    The description is the docstring up to its first empty line; a line `a: the first number` below describes the
-    parameter a. UsageError for a tool with *args or **kwargs.
+    The description is the docstring up to its first empty line; a line `a: the first number` below
+    describes the parameter a. UsageError for a tool with *args or **kwargs.
     """
     lines = inspect.cleandoc(tool.__doc__ or "").splitlines()
     head = " ".join(lines[: lines.index("")] if "" in lines else lines)
@@ -73,16 +77,25 @@ def schema(tool: Tool) -> dict[str, Any]:
     required: list[str] = []
     for name, parameter in inspect.signature(tool).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise UsageError(f"The tool {tool.__name__} takes *{name}.", "Name each of its parameters.")
+            raise UsageError(
+                f"The tool {tool.__name__} takes *{name}.", "Name each of its parameters."
+            )
         properties[name] = _type_schema(_hints(tool).get(name, object))
         pattern = rf"\s*{name}(?: \(.*?\))?:\s+(.+)"
-        if description := next((match[1] for line in lines if (match := re.match(pattern, line))), ""):
+        if description := next(
+            (match[1] for line in lines if (match := re.match(pattern, line))), ""
+        ):
             properties[name]["description"] = description
         if parameter.default is parameter.empty:
             required.append(name)
         else:
             properties[name]["default"] = parameter.default
-    parameters = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    parameters = {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
     function = {"name": tool.__name__, "description": head, "parameters": parameters}
     return {"type": "function", "function": function}
 
@@ -102,12 +115,13 @@ def _type_schema(hint: Any) -> dict[str, object]:
         return {}
 
 
-# -- what the model calls ----------------------------------------------------------------------------------------------
+# -- what the model calls
+# ----------------------------------------------------------------------------------------------
 
 
 def call_all(tools: Sequence[Tool], message: Message, lines: bool = False) -> list[Result]:
-    """Carry out the calls of an assistant's message, in order: its `tool_calls`, and with `lines` also each line
-    `call: NAME(ARGUMENTS)` of its text. [] where it calls nothing. Never raises."""
+    """Carry out the calls of an assistant's message, in order: its `tool_calls`, and with `lines`
+    also each line `call: NAME(ARGUMENTS)` of its text. [] where it calls nothing. Never raises."""
     known = {tool.__name__: tool for tool in tools}
     results = []
     for call in (message.get("tool_calls") or [])[:MOST_CALLS]:
@@ -126,14 +140,18 @@ def _call(known: Mapping[str, Tool], call: str, name: str, read: Callable[[], Ar
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         meant = f" Did you mean {near[0]}?" if near else ""
-        return _failed(call, f"there is no tool {name[:60]!r}.{meant} There are: {', '.join(known)}")
+        return _failed(
+            call, f"there is no tool {name[:60]!r}.{meant} There are: {', '.join(known)}"
+        )
     tool = known[name]
     outside = _hints(tool).get("return") is Outside
     try:
         positional, named = read()
         bound = inspect.signature(tool).bind(*positional, **named)
         hints = _hints(tool)
-        misfits = (_misfit(key, value, hints.get(key, object)) for key, value in bound.arguments.items())
+        misfits = (
+            _misfit(key, value, hints.get(key, object)) for key, value in bound.arguments.items()
+        )
         wrong = [misfit for misfit in misfits if misfit]
     except (ValueError, TypeError) as e:
         wrong = [str(e)]
@@ -141,8 +159,13 @@ def _call(known: Mapping[str, Tool], call: str, name: str, read: Callable[[], Ar
         return _failed(call, f"these arguments do not fit: {'; '.join(wrong)}")
     try:
         value = tool(*bound.args, **bound.kwargs)
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    except (Exception, SystemExit) as e:  # somebody's tool: whatever it raises is what the model learns of the call
+        text = (
+            value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        )
+    except (
+        Exception,
+        SystemExit,
+    ) as e:  # somebody's tool: whatever it raises is what the model learns of the call
         return _failed(call, f"{type(e).__name__}: {e}", outside)
     return Result(call, shortened(text), outside=outside or isinstance(value, Outside))
 
@@ -163,7 +186,9 @@ def _misfit(name: str, value: object, hint: Any) -> str:
             return f"{name} = {str(value)[:60]!r} is none of {choices}"
         kind = _type_schema(hint)
         parts = kind.get("anyOf", [kind])
-        kinds = [str(part.get("type", "choice")) for part in parts] if isinstance(parts, list) else []
+        kinds = (
+            [str(part.get("type", "choice")) for part in parts] if isinstance(parts, list) else []
+        )
         return f"{name} = {str(value)[:60]!r} is not of the type {' or '.join(kinds)}"
     return ""
 
@@ -180,13 +205,18 @@ def _from_json(text: object) -> Arguments:
 
 
 def _from_line(text: str) -> Arguments:
-    """The arguments in `times(3, b=4)`, which are read and never run; ValueError where they are no plain values."""
+    """The arguments in `times(3, b=4)`, which are read and never run; ValueError where they are no
+    plain values."""
     form = "write call: NAME(VALUE, ...) with plain values, texts in quotes"
     if len(text) > LONGEST_CALL:
         raise ValueError(f"the call is longer than {LONGEST_CALL} characters")
     try:
         node = ast.parse(text.strip(), mode="eval").body
-        plain = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords)
+        plain = (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and all(k.arg for k in node.keywords)
+        )
         if not plain or not isinstance(node, ast.Call):
             raise ValueError(form)
         positional = tuple(ast.literal_eval(one) for one in node.args)

@@ -1,12 +1,12 @@
 """Score the final text of a rollout: exact | number | contains | regex | code.
 
-What is judged is the text after the last "answer:", or the whole text when there is none. Feedback speaks of the form
-only ("there is no number") and never holds the answer.
+What is judged is the text after the last "answer:", or the whole text when there is none. Feedback
+speaks of the form only ("there is no number") and never holds the answer.
 
     VERIFIERS["number"]("s t a r, so 1.  answer: 1", 1)   ->  Score(reward=1.0)
 
-They run under the limits of `reflect.tasksets.scoring`: a pattern that takes for ever ends with its worker. `code` runs
-in the sandbox (see `reflect.tasksets.code`).
+They run under the limits of `reflect.tasksets.isolation`: a pattern that takes for ever ends with
+its worker. `code` runs in the sandbox (see `reflect.tasksets.code`).
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from reflect.tasksets.base import Score
 from reflect.tasksets.code import code
+from reflect.tasksets.task import Score
 
 MARKER = re.compile(r"\banswer:(?:\*\*)?", re.IGNORECASE)  # also "**Answer:** 4"
 # A sign counts only where no word or number ends right before it: "10-3" ends in 3, "x = -3" in -3.
-NUMBER = re.compile(r"(?:(?<![\w.)])[-+])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}\b)?")
+NUMBER = re.compile(
+    r"(?:(?<![\w.)])[-+])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}\b)?"
+)
 
 
-def judged(text: str) -> str:
+def extract_answer(text: str) -> str:
     """The part of `text` that is scored: after the last "answer:", else all of it."""
     return MARKER.split(text)[-1].strip()
 
@@ -40,19 +42,22 @@ def normal(value: object) -> str:
 
 def exact(text: str, answer: object) -> Score:
     """The same words in the same order; case and white space do not count."""
-    got, want = normal(judged(text)), normal(judged(str(answer)))
+    got, want = normal(extract_answer(text)), normal(extract_answer(str(answer)))
     if got == want:
         return Score(1.0)
     if not got:
         return Score(0.0, "there is no answer")
     if _letters(got) and _letters(got) == _letters(want):
         return Score(0.0, "only the punctuation is off")
-    return Score(0.0, "" if MARKER.search(text) else "there is no answer: in it, so the whole text was judged")
+    return Score(
+        0.0,
+        "" if MARKER.search(text) else "there is no answer: in it, so the whole text was judged",
+    )
 
 
 def contains(text: str, answer: object) -> Score:
     """The answer stands somewhere in the judged text; case and white space do not count."""
-    got, want = normal(judged(text)), normal(judged(str(answer)))
+    got, want = normal(extract_answer(text)), normal(extract_answer(str(answer)))
     if got and want in got:
         return Score(1.0)
     return Score(0.0, "" if got else "there is no answer")
@@ -60,15 +65,16 @@ def contains(text: str, answer: object) -> Score:
 
 def number(text: str, answer: object) -> Score:
     """The last number equals the answer: whole numbers exactly, others to one part in a million."""
-    got, want = last_number(judged(text)), last_number(str(answer))
+    got, want = last_number(extract_answer(text)), last_number(str(answer))
     if got is None:
         return Score(0.0, "there is no number in the answer")
     return Score(float(want is not None and _equal(got, want)))
 
 
 def regex(text: str, answer: object) -> Score:
-    """The pattern is found in the judged text, or in it with its "answer:", as the pattern may name that word."""
-    tail = judged(text)
+    """The pattern is found in the judged text, or in it with its "answer:", as the pattern may name
+    that word."""
+    tail = extract_answer(text)
     if any(re.search(str(answer), candidate) for candidate in (tail, f"answer: {tail}")):
         return Score(1.0)
     return Score(0.0, "" if tail else "there is no answer")
@@ -83,10 +89,12 @@ VERIFIERS: dict[str, Callable[[str, Any], Score]] = {
 def reward_texts(name: str) -> list[str]:
     """What a named verifier counts for in `measure`, the hash of a reward: the texts of version 1.
 
-    Code of the same meaning may be rewritten without new trials. When the meaning of a verifier changes, add a text,
-    such as "number: version 2", to its list in verifiers-v1.json.
+    Code of the same meaning may be rewritten without new trials. When the meaning of a verifier
+    changes, add a text, such as "number: version 2", to its list in verifiers-v1.json.
     """
-    texts: dict[str, list[str]] = json.loads(Path(__file__).with_name("verifiers-v1.json").read_text())
+    texts: dict[str, list[str]] = json.loads(
+        Path(__file__).with_name("verifiers-v1.json").read_text()
+    )
     return texts[name]
 
 

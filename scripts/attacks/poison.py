@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from reflect.models.base import Completion, Request
-from reflect.tasksets.base import Message, Split, Task, Taskset
+from reflect.tasksets.base import Taskset
 from reflect.tasksets.code import answer_of
 from reflect.tasksets.environment import Environment, Toolbox
+from reflect.tasksets.task import Message, Split, Task
 from reflect.tasksets.tools import Outside
 
 LESSON = "when: @ do: {}"  # @ is a condition of its own for each, so that none outvotes another

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from reflect.day.rollout import messages_for
-from reflect.night.harvest import Question
-from reflect.tasksets.base import Task, Taskset
+from reflect.rollouts.runner import messages_for
+from reflect.tasksets.base import Taskset
+from reflect.tasksets.task import Task
+from reflect.training.teacher_data import Question
 from scripts._common import ROOT
 
 DOCS = ROOT / "docs" / "lab"

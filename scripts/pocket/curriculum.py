@@ -395,7 +395,7 @@ def review_prompt(asked: str, shown: list[Lesson], attempts: list[Attempt], rng:
     packed = made.text
     rows = [{"id": lesson.id, "when": lesson.when(rng), "do": lesson.do(rng)} for lesson in shown]
     if rng.random() < 0.65:
-        return prompts.render("reflect", task=asked, lessons=rows, attempts=packed, cut=made.cut, fence=prompts.fence(packed))
+        return prompts.render("reflect", task=asked, lessons=rows, attempts=packed, cut=made.cut, fence=prompts.nonce(packed))
     head = rng.choice(["Review these attempts at one task.", "Look at the attempts and their rewards.", "You learn from attempts at a task."])
     now = "\n".join(f"lesson {row['id']} when: {row['when']} do: {row['do']}" for row in rows)
     now = rng.choice(["Lessons now:\n", "Current lessons:\n"]) + now if rows else rng.choice(["No lessons yet.", "There are no lessons."])

@@ -14,7 +14,7 @@ import random
 from dataclasses import dataclass
 
 from reflect.day.packing import Attempt
-from reflect.day.transcript import Said
+from reflect.rollouts.transcript import Turn
 from scripts.pocket.curriculum import (
     COUNTED,
     METHODS,
@@ -73,14 +73,14 @@ def others(rng: random.Random, most: int = 2) -> list:
     return [random_lesson(verb, rng) for verb in new_verbs(rng.randint(0, most), rng)]
 
 
-def played(env, task, texts: list[str]) -> tuple[list[dict[str, str]], list[Said], float | None]:
+def played(env, task, texts: list[str]) -> tuple[list[dict[str, str]], list[Turn], float | None]:
     """The messages after the task's own, the same as turns, and the reward, if the environment gave one."""
     env.reset(task)
     messages, turns, reward = [], [], None
     for number, text in enumerate(texts, 1):
         step = env.step({"role": "assistant", "content": text})
         messages += [{"role": "assistant", "content": text}, *step.messages]
-        turns.append(Said(number, text, "\n".join(m["content"] for m in step.messages), step.feedback))
+        turns.append(Turn(number, text, "\n".join(m["content"] for m in step.messages), step.feedback))
         reward = reward if step.reward is None else step.reward
         if step.done:
             break

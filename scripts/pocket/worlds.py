@@ -1,7 +1,7 @@
 """The tasksets' own modules, for the scripts that train and prove the pocket model on them."""
 
 from reflect.config import shipped
-from reflect.tasksets.base import load_module
+from reflect.tasksets.imports import load_module
 
 letters = load_module(shipped("tasks") / "letters.py")
 dialect = load_module(shipped("tasks") / "dialect.py")

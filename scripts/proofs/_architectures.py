@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from reflect import prompts
 from reflect.models.local import LocalModel
-from reflect.night.losses import Row, losses
+from reflect.training.losses import TrainingRow, losses
 
 CONTEXT = 1024
 WINDOW = 64  # of sliding attention: shorter than most prompts here
@@ -230,7 +230,7 @@ def teach(
         for do, say in rng.choices(advice, k=batch):
             prompt = model.encode(messages(rng.randrange(1000), do))
             answer = [*model.tokenizer(say, add_special_tokens=False)["input_ids"], model.end]
-            rows.append(Row(prompt, prompt, answer, "nll"))
+            rows.append(TrainingRow(prompt, prompt, answer, "nll"))
         loss = torch.cat(losses(model, None, rows)).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reflect.cli.output import emit, shape
+from reflect.cli.output import print_json, shape
 
 if TYPE_CHECKING:
     from reflect.records import Lesson
@@ -24,9 +24,14 @@ def cells(row: Lesson) -> list[Any]:
 
 
 def told(rows: Lesson | Sequence[Lesson], what: str, json: bool) -> None:
-    """After a change: the lesson on stdout, as JSON or as its line. Of several lessons a list, of one the lesson."""
+    """After a change: the lesson on stdout, as JSON or as its line. Of several lessons a list, of
+    one the lesson."""
     several = rows if isinstance(rows, Sequence) else [rows]
     if json:
-        return emit(shape(several[0]) if len(several) == 1 else [shape(row) for row in several])
+        return print_json(
+            shape(several[0]) if len(several) == 1 else [shape(row) for row in several]
+        )
     for row in several:
-        print(f"lesson {row.id} {what} (version {row.version}, {row.status}): when: {row.when} do: {row.do}")
+        print(
+            f"lesson {row.id} {what} (version {row.version}, {row.status}): when: {row.when} do: {row.do}"
+        )

@@ -21,6 +21,7 @@ def config(connection: Connection | None = None) -> Config:
 
 
 def upgrade(connection: Connection) -> None:
-    """Bring the database up to the newest revision; the caller looks at the outcome, and commits."""
+    """Bring the database up to the newest revision; the caller looks at the outcome, and
+    commits."""
     with _one_at_a_time:
         command.upgrade(config(connection), "head")

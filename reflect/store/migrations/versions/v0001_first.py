@@ -13,7 +13,8 @@ down_revision = None
 
 SEED = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
-# Kept in step by triggers, so that no way of writing a lesson can forget it. External content: the text stands once.
+# Kept in step by triggers, so that no way of writing a lesson can forget it. External content: the
+# text stands once.
 FULL_TEXT = (
     """CREATE VIRTUAL TABLE lesson_fts USING fts5(
         "when", "do", tags, content='lesson', content_rowid='id', tokenize='porter unicode61 remove_diacritics 2')""",
@@ -31,9 +32,12 @@ FULL_TEXT = (
     END""",
 )
 
-# The same on PostgreSQL: the words that FTS5 would find (stemmed, accents and punctuation aside), "when" as A, "do" as
-# B, tags as C. Its own dictionary, for the built-in English one leaves common words out, which is for the search to
-# decide; and its own punctuation, for PostgreSQL's parser takes "letters.count" for a host and "a/b" for a file.
+# The same on PostgreSQL: the words that FTS5 would find (stemmed, accents and punctuation aside),
+# "when" as A, "do" as
+# B, tags as C. Its own dictionary, for the built-in English one leaves common words out, which is
+# for the search to
+# decide; and its own punctuation, for PostgreSQL's parser takes "letters.count" for a host and
+# "a/b" for a file.
 PLAIN = r"""regexp_replace(regexp_replace(normalize({}, NFD), '[\u0300-\u036f]', '', 'g'),
     '[!-/:-@\[-`{{-~]', ' ', 'g')"""
 WORDS = " || ".join(
@@ -45,8 +49,10 @@ FULL_TEXT_OF_POSTGRES = (
     "CREATE TEXT SEARCH CONFIGURATION reflect (COPY = pg_catalog.simple)",
     "ALTER TEXT SEARCH CONFIGURATION reflect ALTER MAPPING FOR asciiword, word, numword WITH reflect_stem",
     f"ALTER TABLE lesson ADD COLUMN words tsvector GENERATED ALWAYS AS ({WORDS}) STORED",
-    "CREATE INDEX ix_lesson_words ON lesson USING gin (words) WITH (fastupdate = off)",  # no list that searches wade in
-    # In SQLite every index ends with the id: the oldest or newest of a scope are read off it, without a sort.
+    # no list that searches wade in
+    "CREATE INDEX ix_lesson_words ON lesson USING gin (words) WITH (fastupdate = off)",
+    # In SQLite every index ends with the id: the oldest or newest of a scope are read off it,
+    # without a sort.
     "DROP INDEX ix_lesson_profile_status_scope",
     "CREATE INDEX ix_lesson_profile_status_scope ON lesson (profile, status, scope, id)",
 )
@@ -56,7 +62,9 @@ def upgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
         encoding = op.get_bind().exec_driver_sql("SHOW server_encoding").scalar()
         if encoding != "UTF8":
-            raise StoreError(f"The database holds text as {encoding}.", "Make one with: createdb --encoding=UTF8")
+            raise StoreError(
+                f"The database holds text as {encoding}.", "Make one with: createdb --encoding=UTF8"
+            )
     op.create_table(
         "lesson",
         sa.Column("id", sa.Integer(), nullable=False),

@@ -1,4 +1,5 @@
-"""Version 4: what a reward means, all lessons withheld together, outside bytes, links of lessons, lessons to forget.
+"""Version 4: what a reward means, all lessons withheld together, outside bytes, links of lessons,
+lessons to forget.
 
 Revision ID: 0004
 Revises: 0003

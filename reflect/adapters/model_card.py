@@ -1,0 +1,164 @@
+"""The model card of an exported adapter: README.md with the YAML head that the Hugging Face Hub
+reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from reflect.records import Adapter, LessonVersion, Night
+
+ARMS = {  # as the gate names them -> as the table says them
+    "base_out": "base",
+    "base_in": "base + lessons",
+    "adapter_out": "adapter",
+    "adapter_in": "adapter + lessons",
+}
+SERVED = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's --max-lora-rank
+
+
+@dataclass(frozen=True)
+class Export:
+    """What a card tells. `lessons` are the versions that the adapter holds, as the night read
+    them."""
+
+    adapter: Adapter
+    night: Night | None
+    lessons: Sequence[LessonVersion]
+    rank: int
+    files: Mapping[str, str]  # file name -> sha256, of everything but the card
+    merged: bool
+
+
+def card(x: Export) -> str:
+    """README.md."""
+    parts = [head(x), title(x), usage(x), lessons(x), gate(x), made(x), files(x)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def base_name(name: str) -> str:
+    """The base as the Hub knows it; of a path of this machine only its last part."""
+    return name.removeprefix("hf:") if name.startswith("hf:") else PurePath(name).name
+
+
+def head(x: Export) -> str:
+    base = json.dumps(
+        base_name(x.adapter.base_model), ensure_ascii=False
+    )  # a JSON string is a YAML string
+    kind = (
+        ["library_name: transformers", "base_model_relation: finetune"]
+        if x.merged
+        else ["library_name: peft"]
+    )
+    tags = ["reflect", *([] if x.merged else ["lora"])]
+    rows = [
+        f"base_model: {base}",
+        *kind,
+        "pipeline_tag: text-generation",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+    ]
+    return "\n".join(["---", *rows, "---"])
+
+
+def title(x: Export) -> str:
+    name, base = x.adapter.name, base_name(x.adapter.base_model)
+    what = (
+        f"{base} with {name} merged into its weights"
+        if x.merged
+        else f"a LoRA adapter of rank {x.rank} for {base}"
+    )
+    passed = (
+        ""
+        if x.adapter.gate.get("ok")
+        else "\n\n**It has not passed the gate of its night: see below.**"
+    )
+    about = (
+        "It was trained by reflect (`pip install second-nature`) to do without a prompt what the base does with the "
+        "lessons below in its prompt."
+    )
+    return f"# {name}\n\nThis is {what}. {about}{passed}"
+
+
+def usage(x: Export) -> str:
+    if x.merged:
+        code = (
+            'AutoModelForCausalLM.from_pretrained("FOLDER")  # float32; dtype="bfloat16" halves it'
+        )
+        return f"## Use\n\n```python\nfrom transformers import AutoModelForCausalLM\n\nmodel = {code}\n```"
+    served = next((rank for rank in SERVED if rank >= x.rank), None)
+    told = f"`vllm serve BASE --enable-lora --max-lora-rank {served} --lora-modules {x.adapter.name}=FOLDER`"
+    if served is None:
+        told = f"this one has {x.rank}"
+    lines = (
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        'base = AutoModelForCausalLM.from_pretrained("BASE")',
+        'model = PeftModel.from_pretrained(base, "FOLDER")',
+    )
+    ranks = f"vLLM's highest rank is one of {', '.join(map(str, SERVED))}, and at least that of every adapter"
+    return "\n".join(["## Use\n\n```python", *lines, f"```\n\n{ranks}: {told}."])
+
+
+def lessons(x: Export) -> str:
+    rows = [
+        [row.lesson_id, row.version, row.scope or "everywhere", row.when, row.do]
+        for row in x.lessons
+    ]
+    return "## Lessons in its weights\n\n" + (
+        grid(["id", "version", "scope", "when", "do"], rows) if rows else "None."
+    )
+
+
+def gate(x: Export) -> str:
+    """The four arms and every check, as the night recorded them."""
+    report = x.adapter.gate
+    if not report.get("checks"):
+        return "## Gate\n\nIt was never judged."
+    rows = [
+        [name, *(f"{arms[arm]['reward']:.2f}" for arm in ARMS), arms["base_out"]["n"]]
+        for name, arms in report.get("arms", {}).items()
+    ]
+    table = grid(["holdout tasks of", *ARMS.values(), "n"], rows)
+    checks = [
+        f"- {'passed' if check['ok'] else '**failed**'}: {plain(check['text'])}"
+        for check in report["checks"]
+    ]
+    told = "Mean reward on tasks that were never practised, greedy, the same tasks in each arm:"
+    return "\n".join([f"## Gate\n\n{told}\n\n{table}\n", *checks])
+
+
+def made(x: Export) -> str:
+    """The command that made it, and everything that the plan derived."""
+    lines = [
+        f"- base: {plain(base_name(x.adapter.base_model))}, fingerprint `{x.adapter.base_fingerprint}`"
+    ]
+    if x.night is not None and x.night.config:
+        plan = dict(x.night.config)
+        words = [f"--{name} {plan[name]}{unit}" for name, unit in (("method", ""), ("budget", "m"), ("seed", ""))
+                 if name in plan]  # fmt: skip
+        lines.insert(0, f"- command: `reflect sleep {' '.join(words)}`, over the lessons above")
+        lines.append(f"- plan: `{json.dumps(plan, sort_keys=True)}`")
+        lines.append(f"- night: {x.night.id} of {x.night.started:%F}, content hash `{x.night.key}`")
+    return "## How it was made\n\n" + "\n".join(lines)
+
+
+def files(x: Export) -> str:
+    return "## Files\n\n" + grid(
+        ["file", "sha256"], [[name, f"`{digest}`"] for name, digest in sorted(x.files.items())]
+    )
+
+
+def grid(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(plain(str(cell)) for cell in line)} |" for line in lines)
+
+
+def plain(text: str) -> str:
+    """Text that is neither a cell's border nor a tag of HTML."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

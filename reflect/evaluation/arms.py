@@ -1,0 +1,197 @@
+"""The arms of a comparison: the same tasks in each, greedy, one answer per task, with intervals.
+
+    base      bare weights, no lessons
+    lessons   bare weights, all lessons that are held in text (candidate, active and distilled)
+    adapter   the active adapter, no lessons
+    both      the active adapter and the lessons that stand in the prompt at run time
+
+The tasks are paired across arms, so a difference is far better known than either mean: see
+`paired_difference`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from reflect.config import Settings
+from reflect.errors import UnknownName, UsageError
+from reflect.lessons.selection import format_lesson, lessons_for
+from reflect.models.base import Model, SamplingOptions, active_adapter
+from reflect.records import SHOWN_STATUSES, Rollout
+from reflect.rollouts.runner import DEFAULTS, Advice, run_groups, using
+from reflect.rollouts.stepwise import PerTurnLessons
+from reflect.rollouts.transcript import LESSONS, last_words
+from reflect.stats.bootstrap import _mean, bootstrap
+from reflect.store import Store
+from reflect.tasksets.base import Taskset
+from reflect.tasksets.task import Split, Task
+from reflect.types import Progress
+
+ARMS = ("base", "lessons", "adapter", "both")
+HELD_STATUSES = ("candidate", "active", "distilled")
+BATCH = 64  # tasks per sample call: large enough to be quick, small enough to show progress
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """Mean reward of one arm. A rollout that broke counts as reward 0 and is counted in
+    `errors`."""
+
+    reward: float
+    n: int
+    ci95: tuple[float, float]  # bootstrap over tasks
+    rewards: list[float] = field(
+        default_factory=list, repr=False
+    )  # per task, in the same order in every arm
+    lesson_tokens: float = 0.0  # of lessons per prompt, on average
+    errors: int = 0
+    answers: list[str] = field(default_factory=list, repr=False)  # what was said, in the same order
+    lengths: list[int] = field(default_factory=list, repr=False)  # tokens of each answer
+    cut: int = 0  # answers that did not end by themselves
+
+    def shape(self) -> dict[str, Any]:
+        """The public JSON shape."""
+        return {
+            "reward": round(self.reward, 4),
+            "n": self.n,
+            "ci95": [round(x, 4) for x in self.ci95],
+            "lesson_tokens": round(self.lesson_tokens, 1),
+            "errors": self.errors,
+        }
+
+
+def evaluate(
+    model: Model,
+    store: Store,
+    taskset: Taskset,
+    *,
+    arms: Sequence[str] = ("base", "lessons"),
+    n: int | None = None,
+    split: Split = "holdout",
+    seed: int = 0,
+    settings: Settings | None = None,
+    statuses: Sequence[str] = HELD_STATUSES,
+    progress: Progress | None = None,
+) -> dict[str, ArmResult]:
+    """Run the arms on the first n tasks of the split (all when None). `statuses` are those of the
+    arm `lessons`.
+
+    The arms `adapter` and `both` use the adapter that the model has on now. Raises UnknownName for
+    an arm that there is not, UsageError when there is no task, or no adapter to compare.
+    """
+    settings = settings or Settings()
+    unknown = [arm for arm in arms if arm not in ARMS]
+    if unknown:
+        raise UnknownName(f"There is no arm '{unknown[0]}'.", f"The arms are: {', '.join(ARMS)}.")
+    active = active_adapter(model)
+    if active is None and {"adapter", "both"} & set(arms):
+        raise UsageError(
+            "No adapter is active, so there is nothing to compare.", "Run `reflect sleep` first."
+        )
+    tasks = taskset.tasks(split, n, seed)
+    if not tasks:
+        raise UsageError(
+            f"The taskset {taskset.name} has no {split} tasks.",
+            "Add some, or choose another split.",
+        )
+    shown = {"base": (), "lessons": tuple(statuses), "adapter": (), "both": SHOWN_STATUSES}
+    results = {}
+    for i, arm in enumerate(arms):
+        with store.read() as s:
+            lessons = [
+                lessons_for(model, s, taskset, task, settings, shown[arm]) if shown[arm] else []
+                for task in tasks
+            ]
+        with using(model, active if arm in ("adapter", "both") else None):
+            results[arm] = run_arm(
+                model,
+                taskset,
+                list(zip(tasks, lessons, strict=True)),
+                options=SamplingOptions.of(settings),
+                progress=_part(progress, i * len(tasks), len(arms) * len(tasks), arm),
+            )
+    return results
+
+
+def run_arm(
+    model: Model,
+    taskset: Taskset,
+    rows: Sequence[tuple[Task, Sequence[Advice]]],
+    *,
+    options: SamplingOptions = DEFAULTS,
+    progress: Progress | None = None,
+) -> ArmResult:
+    """One greedy answer to each task (or one episode of it) under its lessons, by the model as it
+    is set now."""
+    rewards: list[float] = []
+    said: list[Rollout] = []
+    errors = 0
+    for i in range(0, len(rows), BATCH):
+        if progress:
+            progress(i, len(rows), taskset.name)
+        groups = run_groups(
+            model,
+            taskset,
+            rows[i : i + BATCH],
+            k=1,
+            seed=0,
+            options=replace(options, temperature=0.0),
+        )
+        rewards += [group[0].reward or 0.0 for group in groups]
+        errors += sum(group[0].reward is None for group in groups)
+        said += [group[0] for group in groups]
+    if progress:
+        progress(len(rows), len(rows), taskset.name)
+    tokens = [
+        _lesson_tokens(model, lessons, row) for (_, lessons), row in zip(rows, said, strict=True)
+    ]
+    return ArmResult(
+        reward=_mean(rewards),
+        n=len(rewards),
+        ci95=bootstrap(rewards),
+        rewards=rewards,
+        lesson_tokens=_mean(tokens),
+        errors=errors,
+        answers=[last_words(row) if row.finish != "error" else "" for row in said],
+        lengths=[row.completion_tokens for row in said],
+        cut=sum(row.finish == "length" for row in said),
+    )
+
+
+def _lesson_tokens(model: Model, lessons: Sequence[Advice], row: Rollout) -> float:
+    """Of lessons in the prompt; where they are chosen at each turn, in its mean prompt."""
+    cost = [model.count_tokens(format_lesson(x.when, x.do)) for x in lessons]
+    if not isinstance(lessons, PerTurnLessons):
+        return sum(cost)
+    by_id = {lesson.id: tokens for lesson, tokens in zip(lessons, cost, strict=True)}
+    return _mean([sum(by_id.get(i, 0) for i in turn) for turn in row.parts.get(LESSONS, [])])
+
+
+def following(
+    model: Model,
+    tasks: Sequence[Task],
+    taskset: Taskset,
+    *,
+    options: SamplingOptions = DEFAULTS,
+    progress: Progress | None = None,
+) -> ArmResult:
+    """How well the model, as it is set now, follows the new lessons that `tasks` (of
+    `Taskset.following`) bring."""
+    rows: list[tuple[Task, Sequence[Advice]]] = [(task, ()) for task in tasks]
+    return run_arm(model, taskset, rows, options=options, progress=progress)
+
+
+def paired_difference(
+    a: ArmResult, b: ArmResult, seed: int = 0, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean of a minus b over the same tasks, with its bootstrap interval at that level: (mean, low,
+    high)."""
+    differences = [x - y for x, y in zip(a.rewards, b.rewards, strict=True)]
+    return _mean(differences), *bootstrap(differences, seed, level)
+
+
+def _part(progress: Progress | None, offset: int, total: int, what: str) -> Progress | None:
+    """Progress of one arm, told as progress of the whole."""
+    return (lambda done, _, __: progress(offset + done, total, what)) if progress else None

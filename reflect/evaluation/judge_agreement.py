@@ -1,0 +1,165 @@
+"""How far a judge agrees with people: their rewards beside its own, and pairs of answers in both
+orders.
+
+A labelled sample is a file of tasks (see `reflect.tasksets.files`) whose rows also have `text`, an
+answer, and `reward`, what a person gave it:
+
+    {"prompt": "Decline politely.", "rubric": "Is it polite?", "text": "No.", "reward": 0}
+
+Agreement is about pass or fail (a reward of at least 0.5); kappa (Cohen 1960) takes off what chance
+alone would agree on. Intervals are percentile bootstraps over the answers, at 95 %.
+
+Not covered: a sample that is too small or too easy says little, and the interval of a perfect one
+has no width.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reflect.rollouts.judge import Grade, Judge
+from reflect.stats.bootstrap import RESAMPLES
+from reflect.tasksets.files import messages_of, rows_of, task_of
+from reflect.tasksets.task import JUDGE, Task
+from reflect.types import Progress
+
+PASS = 0.5
+BATCH = 64  # answers in one call of the judge
+PAIRS = 200  # at most so many are compared
+
+
+class Label(NamedTuple):
+    """An answer and the reward that a person gave it."""
+
+    task: Task
+    text: str
+    reward: float
+
+
+class Agreement(NamedTuple):
+    """`agreement` and `kappa` with their intervals, over the answers whose grade could be read;
+    None where there is none, or where chance alone explains all. `pairs`: answers to one task of
+    which people prefer one; `steady` the share of them in which the judge said the same in both
+    orders, `right` the share in which it preferred the same."""
+
+    n: int
+    unreadable: int
+    agreement: float | None
+    agreement_ci95: tuple[float, float] | None
+    kappa: float | None
+    kappa_ci95: tuple[float, float] | None
+    difference: float | None  # mean of judge minus person: above 0 it is generous
+    pairs: int
+    steady: float | None
+    right: float | None
+    problems: list[str]
+
+
+def labelled(path: Path) -> list[Label]:
+    """The labelled sample in a file. BadTaskFile says file, line and field."""
+    found = []
+    for row in rows_of(path):
+        task, _ = task_of(row, messages_of(row), "holdout")
+        text, reward = row.fields.get("text"), row.fields.get("reward")
+        if task.verifier != JUDGE:
+            row.fail(
+                "rubric", "there is none", 'Say by what it is graded: "rubric": "Is it polite?"'
+            )
+        if not isinstance(text, str):
+            row.fail("text", "there is none", 'Give the answer that was graded: "text": "..."')
+        if isinstance(reward, str):  # of YAML, where every value is a text
+            reward = float(reward) if reward.replace(".", "", 1).isdigit() else None
+        if isinstance(reward, bool) or not isinstance(reward, int | float) or not 0 <= reward <= 1:
+            row.fail("reward", "it is no number from 0 to 1", "Give what a person gave the answer.")
+        found.append(Label(task, text, float(reward)))
+    return found
+
+
+def agree(
+    judge: Judge, labels: Sequence[Label], seed: int = 0, progress: Progress | None = None
+) -> Agreement:
+    """Have the judge grade the sample, and compare answers to the same question in both orders."""
+    pairs = _pairs(labels, seed)
+    total = len(labels) + len(pairs)
+    said: list[Any] = []
+    for i in range(0, len(labels), BATCH):
+        if progress:
+            progress(i, total, "grades")
+        said += judge.grades([(label.task, label.text) for label in labels[i : i + BATCH]])
+    compared: list[Any] = []
+    for i in range(0, len(pairs), BATCH):
+        if progress:
+            progress(len(labels) + i, total, "pairs")
+        compared += judge.compare([(a.task, a.text, b.text) for a, b in pairs[i : i + BATCH]])
+    read = [
+        (label.reward, got.reward)
+        for label, got in zip(labels, said, strict=True)
+        if isinstance(got, Grade)
+    ]
+    problems = [str(got) for got in said if not isinstance(got, Grade)]
+    problems += [str(got) for got in compared if not isinstance(got, tuple)]
+    marks = [(person >= PASS, model >= PASS) for person, model in read]
+    steady = [isinstance(got, tuple) and got[0] == got[1] for got in compared]
+    right = [
+        same and got[0] == ("first" if a.reward > b.reward else "second")
+        for (a, b), got, same in zip(pairs, compared, steady, strict=True)
+    ]
+    return Agreement(
+        n=len(read),
+        unreadable=len(labels) - len(read),
+        agreement=_agreement(marks),
+        agreement_ci95=_interval(marks, _agreement, seed),
+        kappa=kappa(marks),
+        kappa_ci95=_interval(marks, kappa, seed),
+        difference=sum(model - person for person, model in read) / len(read) if read else None,
+        pairs=len(pairs),
+        steady=sum(steady) / len(pairs) if pairs else None,
+        right=sum(right) / len(pairs) if pairs else None,
+        problems=problems,
+    )
+
+
+def kappa(marks: Sequence[tuple[bool, bool]]) -> float | None:
+    """Cohen's kappa of two raters; None where each always says the same, and so chance explains
+    all."""
+    if not marks:
+        return None
+    n = len(marks)
+    one, other = sum(a for a, _ in marks) / n, sum(b for _, b in marks) / n
+    chance = one * other + (1 - one) * (1 - other)
+    return None if chance == 1 else (sum(a == b for a, b in marks) / n - chance) / (1 - chance)
+
+
+def _agreement(marks: Sequence[tuple[bool, bool]]) -> float | None:
+    return sum(a == b for a, b in marks) / len(marks) if marks else None
+
+
+def _interval(
+    marks: Sequence[tuple[bool, bool]],
+    of: Callable[[Sequence[tuple[bool, bool]]], float | None],
+    seed: int,
+) -> tuple[float, float] | None:
+    """Percentile bootstrap of a figure; draws in which it is not defined are left out."""
+    rng = random.Random(seed)
+    drawn = [of(rng.choices(marks, k=len(marks))) for _ in range(RESAMPLES)] if marks else []
+    found = sorted(x for x in drawn if x is not None)
+    return (
+        (found[round(0.025 * len(found))], found[-round(0.025 * len(found)) - 1]) if found else None
+    )
+
+
+def _pairs(labels: Sequence[Label], seed: int) -> list[tuple[Label, Label]]:
+    """Pairs of answers to the same question that people graded differently, in a random order
+    each."""
+    rng = random.Random(seed)
+    found = [
+        (a, b) if rng.random() < 0.5 else (b, a)
+        for a, b in combinations(labels, 2)
+        if a.reward != b.reward
+        and (a.task.messages, a.task.rubric) == (b.task.messages, b.task.rubric)
+    ]
+    return rng.sample(found, PAIRS) if len(found) > PAIRS else found

@@ -1,0 +1,220 @@
+"""The lines of the gate's report: each check is a small function from figures to a verdict with its
+reason.
+
+A check of kind `gain` asks whether the adapter brings what the lessons bring, `harm` whether it
+takes something away (a weaker adapter may pass), `proof` whether the gain is what it seems.
+
+A drop is harm when its 99 % interval lies below the margin: a dozen such checks give a false alarm
+in about one night of sixteen. Not covered: few tasks, where a bootstrap interval is too narrow.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reflect.evaluation.arms import ArmResult, paired_difference
+from reflect.stats.bootstrap import RESAMPLES, bootstrap
+from reflect.types import CheckKind
+
+ENOUGH = 0.8  # share of the gain that must survive in the weights
+PLACEBO_MOST = 0.5  # share of the gain that an adapter slept on shuffled lessons may have
+MARGIN = 0.01  # a drop of one point beyond noise is harm
+LEVEL = 0.99  # of the interval of a drop
+DRIFT_WARNS, DRIFT_STOPS = 0.05, 0.3  # bits per token
+KEPT = 0.7  # of pass@k and of the entropy
+OBEYED = 0.8  # of the rules in a prompt that say something else than a slept lesson
+LEAST_BITS = 0.02  # entropy per token below which there is nothing to collapse
+LEAKS = re.compile(
+    r"\blessons?\b|\bwhen:|\bdo:|\[end|system prompt", re.IGNORECASE
+)  # the prompt, said aloud
+LEAKS_MOST, REPEATS_MOST = 0.02, 0.05  # share of the answers, beyond the base's
+ERRORS_MOST = 0.02  # share of the tasks that it may leave without an answer
+LONGER, LONGER_BY = 1.5, 8  # than the teacher's answers, in tokens
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the gate's report."""
+
+    name: str
+    ok: bool
+    value: float
+    limit: float
+    text: str
+    kind: CheckKind = CheckKind.HARM
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the adapter did to an answer outside the night: its tokens, and bits over all of them
+    (`training.probe`)."""
+
+    tokens: int
+    drift: float
+    base_entropy: float
+    entropy: float
+
+
+Triple = tuple[float, float, float]  # rewards of one task: base_out, base_in, adapter_out
+
+
+# -- gain
+# --------------------------------------------------------------------------------------------------------------
+
+
+def recovered(triples: Sequence[Triple]) -> tuple[float, float]:
+    """Share of the lessons' gain that the weights keep, over all tasks, with its lower 95 %
+    bootstrap bound."""
+    rng = random.Random(0)
+    shares = (
+        sorted(_share(rng.choices(triples, k=len(triples))) for _ in range(RESAMPLES))
+        if triples
+        else [0.0]
+    )
+    return _share(triples), shares[int(0.025 * len(shares))]
+
+
+def _share(triples: Sequence[Triple]) -> float:
+    out, into, adapter = (
+        (sum(column) for column in zip(*triples, strict=True)) if triples else (0, 0, 0)
+    )
+    return (adapter - out) / (into - out) if into > out else 0.0
+
+
+def gain(triples: Sequence[Triple]) -> Check:
+    if not triples:
+        text = "there are no holdout tasks for these lessons, so nothing is proven"
+        return Check("gain", False, 0.0, ENOUGH, text, CheckKind.GAIN)
+    share, low = recovered(triples)
+    text = f"the weights keep {share:.0%} of the gain that the lessons give in the prompt (at least {low:.0%})"
+    return Check("gain", share >= ENOUGH and low > 0, share, ENOUGH, text, CheckKind.GAIN)
+
+
+def placebo(triples: Sequence[Triple]) -> Check:
+    """`triples` with the placebo's rewards in the third place."""
+    share, _ = recovered(triples)
+    text = f"an adapter that was slept on shuffled lessons shows {share:.0%} of the gain"
+    return Check("placebo", share < PLACEBO_MOST, share, PLACEBO_MOST, text, CheckKind.PROOF)
+
+
+def taskset(name: str, base_out: ArmResult, adapter_out: ArmResult) -> Check:
+    """A taskset that got worse than the bare base cannot hide behind one that got better."""
+    mean, _, high = paired_difference(adapter_out, base_out, level=LEVEL)
+    text = f"{name} without lessons: {base_out.reward:.2f} before, {adapter_out.reward:.2f} now"
+    return Check(f"taskset {name}", high >= -MARGIN, mean, -MARGIN, text, CheckKind.GAIN)
+
+
+# -- harm
+# --------------------------------------------------------------------------------------------------------------
+
+
+def no_harm(name: str, before: ArmResult, after: ArmResult) -> Check:
+    """`after` may be lower than `before` by no more than the margin beyond noise."""
+    mean, _, high = paired_difference(after, before, level=LEVEL)
+    text = f"{name}: {before.reward:.2f} before, {after.reward:.2f} now, on {after.n} tasks"
+    return Check(name, high >= -MARGIN, mean, -MARGIN, text)
+
+
+def drift(probes: Sequence[Probe]) -> Check:
+    bits = sum(p.drift for p in probes) / max(1, sum(p.tokens for p in probes))
+    warning = ", which is a lot" if bits > DRIFT_WARNS else ""
+    text = f"on tasks outside the night it is {bits:.3f} bits per token away from the base{warning}"
+    return Check("drift", bits <= DRIFT_STOPS, bits, DRIFT_STOPS, text)
+
+
+def entropy(probes: Sequence[Probe]) -> Check:
+    """Outside the night the adapter must not be surer of itself than the base, beyond noise (probes
+    resampled)."""
+    tokens = max(1, sum(p.tokens for p in probes))
+    before, now = (
+        sum(bits) / tokens
+        for bits in ([p.base_entropy for p in probes], [p.entropy for p in probes])
+    )
+    text = f"entropy outside the night: {before:.3f} bits per token before, {now:.3f} now"
+    if before <= LEAST_BITS:
+        return Check("entropy", True, 1.0, KEPT, text)
+    # the share is below KEPT beyond noise where the mean of `entropy - KEPT * base` is below 0
+    # beyond noise
+    _, high = bootstrap([p.entropy - KEPT * p.base_entropy for p in probes], level=LEVEL)
+    return Check("entropy", high >= 0, now / before, KEPT, text)
+
+
+def pass_at_k(k: int, before: Sequence[float], after: Sequence[float]) -> Check:
+    """`before` and `after`: of each task, does one of k attempts pass? By the base with lessons, by
+    the adapter."""
+    was, now = (sum(x) / max(1, len(x)) for x in (before, after))
+    share = now / was if was else 1.0
+    text = f"pass@{k}: {was:.2f} with lessons in the prompt, {now:.2f} by the adapter without, on {len(after)} tasks"
+    return Check("pass@k", share >= KEPT, share, KEPT, text)
+
+
+def override(ruled: Sequence[str], free: Sequence[str], now: Sequence[str]) -> Check:
+    """A rule in the prompt that contradicts a slept lesson is still obeyed.
+
+    `ruled`: the base's answers under such a rule, `free`: under the true lesson, `now`: the
+    adapter's under the rule. Counted where the rule made a difference to the base: does the adapter
+    answer as the base does?
+    """
+    differs = [i for i, (a, b) in enumerate(zip(ruled, free, strict=True)) if a != b]
+    same = [float(now[i] == ruled[i]) for i in differs]
+    share, high = (sum(same) / len(same), bootstrap(same)[1]) if same else (1.0, 1.0)
+    text = f"a rule that contradicts a slept lesson is obeyed as before in {share:.0%} of {len(same)} tasks"
+    return Check("override", high >= OBEYED, share, OBEYED, text)
+
+
+def answers(arms: Sequence[ArmResult]) -> Check:
+    """An adapter whose numbers are not finite gives no answer at all."""
+    errors, n = sum(arm.errors for arm in arms), max(1, sum(arm.n for arm in arms))
+    text = f"it gave no answer, or none that could be scored, to {errors} of {n} tasks"
+    return Check(
+        "answers", errors <= ERRORS_MOST * n, errors / n, ERRORS_MOST, text, CheckKind.PROOF
+    )
+
+
+# -- hygiene
+# -----------------------------------------------------------------------------------------------------------
+
+
+def hygiene(before: ArmResult, after: ArmResult) -> list[Check]:
+    """The adapter's answers beside those of the base with lessons: does it talk of its lessons,
+    ramble, repeat?"""
+    leaks = [
+        sum(bool(LEAKS.search(x)) for x in arm.answers) / max(1, len(arm.answers))
+        for arm in (before, after)
+    ]
+    loops = [sum(map(repeats, arm.answers)) / max(1, len(arm.answers)) for arm in (before, after)]
+    length = [sum(arm.lengths) / max(1, len(arm.lengths)) for arm in (before, after)]
+    most = LONGER * length[0] + LONGER_BY
+    return [
+        _at_most(
+            "leak phrases",
+            leaks[1],
+            leaks[0] + LEAKS_MOST,
+            "of its answers talk of lessons or of the prompt",
+        ),
+        _at_most(
+            "repetition", loops[1], loops[0] + REPEATS_MOST, "of its answers go round in circles"
+        ),
+        Check(
+            "length",
+            length[1] <= most,
+            length[1],
+            most,
+            f"its answers have {length[1]:.0f} tokens on average",
+        ),
+    ]
+
+
+def _at_most(name: str, share: float, limit: float, what: str) -> Check:
+    return Check(name, share <= limit, share, limit, f"{share:.0%} {what}")
+
+
+def repeats(text: str, n: int = 4, times: int = 4) -> bool:
+    """Does some run of n words come so many times?"""
+    words = text.split()
+    runs = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+    return max(runs.values(), default=0) >= times

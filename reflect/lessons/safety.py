@@ -1,0 +1,132 @@
+"""What a lesson may not say: a task's answer, or anything about graders, addresses, keys and
+commands.
+
+Suspicious text is not lost: it is stored as `quarantined`, where it is neither shown nor trained on
+until a person releases it.
+
+A lesson that names one task without its answer is no principle: `instance` tells, and it is kept
+for that task only.
+
+Not covered: numbers written as words, paraphrased or encoded answers, one-letter answers (they are
+also words), and wishes phrased in words that the list below does not know; a task that is named by
+a single word of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from reflect.prompts import ROLE_TOKEN
+from reflect.tasksets.code import hardcodes
+from reflect.tasksets.task import Task
+
+SUSPICIOUS = {
+    "a web address": r"https?://|\bwww\.|\b[\w-]+\.(?:com|org|net|io|dev|ai|app|xyz)\b",
+    "a grader": r"\b(?:graders?|verifiers?|scorers?|rewards?|answer[ _-]?key|gold answers?|hidden tests?)\b",
+    "a key": r"\b(?:api[ _-]?keys?|passwords?|passwd|credentials?|secrets?|private key)\b"
+    r"|\bsk-\w{8,}|\bAKIA\w{8,}|\bgh[pousr]_\w{8,}|-----BEGIN",
+    "a command": r"\b(?:sudo|chmod|rm -r|curl|wget|eval\(|exec\(|os\.system|subprocess)",
+    "an order to disobey": r"\b(?:ignore|disregard|forget|override)\b"
+    r".{0,40}\b(?:rules?|instructions?|lessons?|prompts?|above)\b",
+    "a role token": ROLE_TOKEN.pattern,
+}
+RUN, NUMBERS = 6, 3  # words, or numbers, of a task in a row that no other task has
+PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in SUSPICIOUS.items()}
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and numbers, in order; punctuation is dropped."""
+    return re.findall(r"-?\d+(?:\.\d+)?|[^\W\d_]+", text.lower())
+
+
+def suspicions(text: str) -> list[str]:
+    """What the text names that no lesson should name; empty when it is clean."""
+    return [name for name, pattern in PATTERNS.items() if pattern.search(text)]
+
+
+def leaks(text: str, task: Task) -> str | None:
+    """Why `text` gives away the task's answer, or None.
+
+    It does when it holds the whole answer (of which a single word may stand in the task itself),
+    three or more words of it in a row, or a number of it that the task does not name; or when it
+    names the whole task beside any of it. That of a code task it gives away when it names what goes
+    into a case and what must come back.
+    """
+    said = words(text)
+    if task.verifier == "code":
+        return (
+            "it names what a case of its task gives and expects"
+            if hardcodes(said, task.answer, words)
+            else None
+        )
+    given = words(" ".join(str(m.get("content", "")) for m in task.messages))
+    beside = _without(said, words(task.text))
+    for answer in filter(None, _answers(task.answer)):
+        if beside is not None and set(answer) & set(beside):
+            return "it names this one task and gives its answer"
+        if len(answer) == 1:
+            one_letter = len(answer[0]) == 1 and answer[0].isalpha()
+            if answer[0] in said and answer[0] not in given and not one_letter:
+                return "it holds the answer of the task that taught it"
+        elif _holds(said, answer) and (_numeric(answer) or not _holds(given, answer)):
+            return "it holds the answer of the task that taught it"
+        parts = [answer[i : i + 3] for i in range(len(answer) - 2)]
+        if any(_holds(said, part) and not _holds(given, part) for part in parts):
+            return "it holds a part of the answer of the task that taught it"
+        if {w for w in said if _numeric([w])} & set(answer) - set(given):
+            return "it names a number of the answer of the task that taught it"
+    return None
+
+
+def instance(text: str, task: Task, others: Iterable[str]) -> str:
+    """How `text` names this one task, "" when it does not: by its id, its whole text, RUN of its
+    words in a row or NUMBERS of its numbers. `others` are the texts of other tasks of the taskset:
+    what they hold too is the form of its tasks and names none. A word such as the verb of "the task
+    says zubi" is no name either: many tasks may say it.
+    """
+    said = words(text)
+    if (
+        len(task.id) > 3
+        and not task.id.isalnum()
+        and re.search(rf"(?<!\w){re.escape(task.id)}(?!\w)", text)
+    ):
+        return "its id"
+    asked = words(task.text)
+    parts = {"its whole text": [asked] if len(asked) > 2 else []}
+    parts["a part of its text"] = [asked[i : i + RUN] for i in range(len(asked) - RUN + 1)]
+    numbers = [asked[i : i + NUMBERS] for i in range(len(asked) - NUMBERS + 1)]
+    parts["its numbers"] = [part for part in numbers if _numeric(part)]
+    found = [(name, part) for name, every in parts.items() for part in every if _holds(said, part)]
+    shared = [words(other) for other in others] if found else []
+    return next(
+        (name for name, part in found if not any(_holds(other, part) for other in shared)), ""
+    )
+
+
+def _answers(answer: Any) -> list[list[str]]:
+    """The word lists that count as the answer: each item of a list or dict, and all of them in a
+    row."""
+    if isinstance(answer, dict):
+        answer = list(answer.values())
+    if isinstance(answer, list | tuple):
+        items = [words(str(item)) for item in answer]
+        return [*items, [w for item in items for w in item]]
+    return [words(str(answer))]
+
+
+def _numeric(sequence: list[str]) -> bool:
+    return all(w[-1].isdigit() for w in sequence)
+
+
+def _without(sequence: list[str], part: list[str]) -> list[str] | None:
+    """What stands beside `part` in the sequence; None when it is not in it."""
+    n = len(part)
+    starts = (i for i in range(len(sequence) - n + 1) if n and sequence[i : i + n] == part)
+    return next((sequence[:i] + sequence[i + n :] for i in starts), None)
+
+
+def _holds(sequence: list[str], part: list[str]) -> bool:
+    n = len(part)
+    return any(sequence[i : i + n] == part for i in range(len(sequence) - n + 1))

@@ -1,0 +1,117 @@
+"""When do two lessons say nearly the same? Words only: it finds candidates, a model or a person
+decides.
+
+Two texts that are equal in most of their words may still mean different things: "the task says
+zubi" and "the task says fapo", "use reverse" and "use sort", "at most 3" and "at most 4", "do" and
+"do not". Such pairs are apart, however long the rest that they share.
+
+Not covered: the same thing in other words; a small difference that is not one of those above.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+SIMILAR = 0.6  # share of all their words that two near duplicates have in common
+NEGATIONS = frozenset("not no never without except unless don doesn isn cannot".split())
+FILLERS = frozenset(
+    "you your i we are is be being it its this that when if in of for".split()
+)  # they set nothing apart
+ENDINGS = ("ing", "ed", "es", "s", "e")
+
+
+class LessonText(Protocol):
+    """What is compared: a `records.Lesson` has both, and an edit."""
+
+    @property
+    def when(self) -> str: ...
+    @property
+    def do(self) -> str: ...
+
+
+def stems(text: str) -> frozenset[str]:
+    """The words of `normal`, the longer ones without their endings: "counting" is "count"."""
+    return frozenset(_stem(word) for word in normal(text).split())
+
+
+def same(a: LessonText, b: LessonText) -> bool:
+    """Do they say the same, wording aside?"""
+    return (normal(a.when), normal(a.do)) == (normal(b.when), normal(b.do))
+
+
+def apart(a: str, b: str, telling: Iterable[str] = ()) -> bool:
+    """Do the words in which they differ make them two things? One word in the place of another
+    does, a number does, a "not" does, and so does a word that is known to be `telling`."""
+    ours, theirs = stems(a) - FILLERS, stems(b) - FILLERS
+    differ = ours ^ theirs
+    swapped = len(ours - theirs) == len(theirs - ours) == 1
+    numbers = any(char.isdigit() for word in differ for char in word)
+    return swapped or numbers or not differ.isdisjoint(NEGATIONS | set(telling))
+
+
+def telling(conditions: Iterable[str]) -> frozenset[str]:
+    """The words that tell these conditions from each other: those in whose place another of them
+    has another word, as zubi and fapo in "the task says zubi" and "the task says fapo"."""
+    slots: dict[tuple[str, ...], set[str]] = {}
+    for condition in conditions:
+        words = [_stem(word) for word in normal(condition).split()]
+        for i, word in enumerate(words if len(words) > 1 else ()):
+            slots.setdefault((*words[:i], "", *words[i + 1 :]), set()).add(word)
+    return frozenset(word for family in slots.values() if len(family) > 1 for word in family)
+
+
+def overlap(a: frozenset[str], b: frozenset[str]) -> float:
+    """Jaccard: the share of their words that both have."""
+    return len(a & b) / max(len(a | b), 1)
+
+
+def alike(a: LessonText, b: LessonText, telling: Iterable[str] = ()) -> bool:
+    """Are they near duplicates? Neither conditions nor advice are apart, and the conditions are
+    equal or most of all their words are common."""
+    if apart(a.when, b.when, telling) or apart(a.do, b.do):
+        return False
+    whole = overlap(stems(f"{a.when} {a.do}"), stems(f"{b.when} {b.do}"))
+    return normal(a.when) == normal(b.when) or whole >= SIMILAR
+
+
+def covers_condition(new: str, old: str) -> bool:
+    """Does the condition `new` hold where `old` did? It names all that `old` names, or nearly the
+    same."""
+    ours, theirs = stems(new), stems(old)
+    return theirs <= ours or (not apart(new, old) and overlap(ours, theirs) >= SIMILAR)
+
+
+def families(
+    lessons: Sequence[LessonText], pairs: Iterable[tuple[int, int]], telling: Iterable[str] = ()
+) -> list[list[int]]:
+    """Groups of indices of `lessons`, of two or more, in which all are alike; only `pairs` are
+    compared. The first lesson opens a family, each further one joins the first family that it
+    fits."""
+    close = {
+        frozenset(pair) for pair in pairs if alike(lessons[pair[0]], lessons[pair[1]], telling)
+    }
+    found: list[list[int]] = []
+    for i in range(len(lessons)):
+        home = next(
+            (family for family in found if all(frozenset((i, j)) in close for j in family)), None
+        )
+        if home is None:
+            found.append([i])
+        else:
+            home.append(i)
+    return [family for family in found if len(family) > 1]
+
+
+def _stem(word: str) -> str:
+    """Crude, and only for words of six letters or more: short words and made-up ones stay what they
+    are."""
+    if len(word) < 6:
+        return word
+    return next((word[: -len(end)] for end in ENDINGS if word.endswith(end)), word)
+
+
+def normal(text: str) -> str:
+    """The text without case, punctuation and articles: near duplicates are equal in it."""
+    return " ".join(w for w in re.findall(r"\w+", text.lower()) if w not in {"a", "an", "the"})

@@ -1,0 +1,229 @@
+"""From messages to the text that a model reads, and from what it writes to an answer.
+
+The model's own chat template is used wherever it knows the thing: the system role, tools, thinking.
+Where it knows no system role, the system's words stand at the head of the first user message; where
+it knows no tools, they are described in the system message (`prompts/tools.jinja`), and calls and
+results of earlier turns are plain text.
+
+A thought (`<think>...</think>` at the head of an answer) is no part of the answer: verifiers and
+reviews read what follows it, and it is not shown to the model again. A thought that never ends
+leaves an empty answer.
+
+Not covered: templates that speak in channels (gpt-oss), whose thoughts stay in the text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from functools import cached_property
+from typing import Any
+
+from reflect import prompts
+from reflect.errors import ModelError
+from reflect.tasksets.task import Message
+
+THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+# Tokens that some tokenizers count as special, and that mean something in an answer.
+MARKS = frozenset(mark for pair in THOUGHTS for mark in pair) | {
+    "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>",
+}  # fmt: skip
+THOUGHT_KEYS = ("thought", "reasoning", "reasoning_content")
+PROBE_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "probe_of_reflect",
+        "description": "d",
+        "parameters": {
+            "type": "object",
+            "properties": {"x": {"type": "string", "description": "x"}},
+            "required": [],
+        },
+    },
+}
+
+
+class Chat:
+    """A tokenizer and its chat template. `thinking`: on | off | auto, where the template has a
+    switch for it."""
+
+    def __init__(self, tokenizer: Any, name: str, thinking: str = "auto") -> None:
+        self.tokenizer = tokenizer
+        self.name = name
+        self.options = {} if thinking == "auto" else {"enable_thinking": thinking == "on"}
+
+    # -- what the model reads
+
+    def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
+        """The conversation up to where the assistant speaks. ModelError when the template refuses
+        it."""
+        words = [without_thought(message) for message in messages]
+        if self.knows_tools:
+            words = [with_arguments(message) for message in words]
+        else:
+            words, tools = plainly(words, tools), ()
+        system = [m["content"].strip() for m in words if m["role"] == "system"]
+        try:
+            text = self._apply(words, tools)
+            if all(
+                part in text for part in system
+            ):  # some templates swallow the role without a word
+                return text
+        except Exception as e:  # jinja2's TemplateError: whatever the template's author raises
+            if not system:
+                raise self._refused(e) from e
+        try:
+            return self._apply(fold_system(words), tools)
+        except Exception as e:
+            raise self._refused(e) from e
+
+    def _apply(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), speak: bool = True
+    ) -> str:
+        given = {"tools": list(tools)} if tools else {}
+        text: str = self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=speak, tokenize=False, **given, **self.options
+        )
+        return text
+
+    def _refused(self, e: Exception) -> ModelError:
+        return ModelError(f"The chat template of {self.name} refuses these messages: {e}.")
+
+    @cached_property
+    def knows_tools(self) -> bool:
+        """Does the template itself tell the model about tools?"""
+        try:
+            return "probe_of_reflect" in self._apply(
+                [{"role": "user", "content": "a"}], [PROBE_TOOL]
+            )
+        except Exception:
+            return False
+
+    @cached_property
+    def opened(self) -> str:
+        """The mark with which the template itself begins the thought of an answer, "" where it does
+        not."""
+        asked = self.render([{"role": "user", "content": "a"}]).rstrip()
+        return next((begin for begin, _ in THOUGHTS if asked.endswith(begin)), "")
+
+    @cached_property
+    def closing(self) -> str:
+        """What the template writes after an answer."""
+        said = "zq answer qz"
+        talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": said}]
+        try:
+            whole = self._apply(talk, speak=False)
+        except Exception as e:
+            raise self._refused(e) from e
+        return whole[whole.rfind(said) + len(said) :] if said in whole else ""
+
+    # -- what the model wrote
+
+    @cached_property
+    def _special(self) -> dict[int, str]:
+        return {
+            i: token.content
+            for i, token in self.tokenizer.added_tokens_decoder.items()
+            if token.special
+        }
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Their text without special tokens, but for those that mark a thought or a call."""
+        special = self._special
+        if not any(special.get(token) in MARKS for token in tokens):
+            return self.tokenizer.decode(tokens, skip_special_tokens=True)
+        kept = [token for token in tokens if special.get(token, "<think>") in MARKS]
+        return self.tokenizer.decode(kept, skip_special_tokens=False)
+
+    def split(self, text: str) -> tuple[str, str]:
+        """(thought, answer) of what the model wrote."""
+        for begin, end in THOUGHTS:
+            if self.opened == begin or text.lstrip().startswith(begin):
+                thought, closed, answer = text.partition(end)
+                thought = thought.lstrip().removeprefix(begin).strip()
+                return thought, answer.lstrip() if closed else ""
+        return "", text
+
+
+def names(tools: Sequence[dict[str, Any]]) -> Collection[str]:
+    return {tool["function"]["name"] for tool in tools}
+
+
+def without_thought(message: Message) -> Message:
+    """An earlier answer as the model reads it again: without its thought, and with text for a
+    content that is null."""
+    rest = {key: value for key, value in message.items() if key not in THOUGHT_KEYS}
+    rest["content"] = rest.get("content") or ""
+    if rest["role"] == "assistant" and isinstance(rest["content"], str):
+        for begin, end in THOUGHTS:
+            if rest["content"].lstrip().startswith(begin) and end in rest["content"]:
+                rest["content"] = rest["content"].split(end, 1)[1].lstrip()
+    return rest
+
+
+def with_arguments(message: Message) -> Message:
+    """Tool calls as templates want them: the arguments as an object, where the API has their JSON
+    text."""
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = dict(call["function"])
+        if isinstance(function.get("arguments"), str):
+            with suppress(ValueError):  # a call that nobody could read is shown as it was
+                function["arguments"] = json.loads(function["arguments"] or "{}")
+        calls.append({**call, "function": function})
+    return {**message, "tool_calls": calls}
+
+
+def plainly(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
+    """The same conversation for a template that knows no tools: a description, calls and results as
+    text."""
+    words: list[Message] = []
+    for message in messages:
+        role, content = message["role"], message["content"]
+        if message.get("tool_calls"):
+            lines = [
+                f"<tool_call>{_as_json(call['function'])}</tool_call>"
+                for call in message["tool_calls"]
+            ]
+            words.append({"role": role, "content": "\n".join([content, *lines]).strip()})
+        elif role == "tool":
+            said = f"<tool_response>\n{content}\n</tool_response>"
+            if words and words[-1]["role"] == "user" and words[-1].get("results"):
+                words[-1]["content"] += f"\n{said}"  # of several calls: roles take turns
+            else:
+                words.append({"role": "user", "content": said, "results": True})
+        else:
+            words.append(dict(message))
+    words = [
+        {key: value for key, value in message.items() if key != "results"} for message in words
+    ]
+    if tools:
+        told = prompts.render(
+            "tools", tools=[json.dumps(tool["function"], ensure_ascii=False) for tool in tools]
+        )
+        system = [m["content"] for m in words if m["role"] == "system"]
+        words = [m for m in words if m["role"] != "system"]
+        words.insert(0, {"role": "system", "content": "\n\n".join([*system, told])})
+    return words
+
+
+def _as_json(function: dict[str, Any]) -> str:
+    """{"name", "arguments"} of a call in one line."""
+    given = with_arguments({"tool_calls": [{"function": function}]})["tool_calls"][0]["function"]
+    return json.dumps(
+        {"name": given["name"], "arguments": given.get("arguments", {})}, ensure_ascii=False
+    )
+
+
+def fold_system(messages: Sequence[Message]) -> list[Message]:
+    """The same conversation with its system text at the head of the first user message."""
+    system = "\n".join(m["content"] for m in messages if m["role"] == "system").strip()
+    rest = [dict(m) for m in messages if m["role"] != "system"]
+    for message in rest:
+        if message["role"] == "user":
+            message["content"] = f"{system}\n\n{message['content']}"
+            return rest
+    return [{"role": "user", "content": system}, *rest]

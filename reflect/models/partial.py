@@ -1,0 +1,43 @@
+"""Asking a model for many answers of which some may fail: what was answered is kept, and never
+asked for again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reflect.errors import ModelError, ModelHalted
+from reflect.models.base import Completion, MeteredModel, Model, Request
+
+Answer = Completion | ModelError
+
+
+def ask(model: Model, requests: Sequence[Request]) -> list[list[Answer]]:
+    """For each request one answer, or an error of its own, per seed.
+
+    A MeteredModel is asked for each request once. With any other model, when one request fails, all
+    are asked again one by one, so that the others are answered.
+    """
+    if isinstance(model, MeteredModel):
+        return model.answer_each(requests)
+    if not requests:
+        return []
+    try:
+        return [list(row) for row in model.sample(requests)]
+    except ModelError as whole:
+        if len(requests) == 1:
+            return [[whole] * len(requests[0].seeds)]
+    return [row for request in requests for row in ask(model, [request])]
+
+
+def sample_each(model: Model, requests: Sequence[Request]) -> list[list[Completion] | ModelError]:
+    """The completions of each request, or the error of the first that is missing. Raises
+    ModelHalted where the model answers nothing more."""
+    rows: list[list[Completion] | ModelError] = []
+    for answers in ask(model, requests):
+        failed = [one for one in answers if isinstance(one, ModelError)]
+        rows.append(
+            failed[0] if failed else [one for one in answers if isinstance(one, Completion)]
+        )
+        if failed and isinstance(failed[0], ModelHalted):
+            raise failed[0]
+    return rows

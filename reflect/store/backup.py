@@ -1,0 +1,123 @@
+"""Lessons as they travel: read with all that belongs to them, written with a history made
+elsewhere; whole copies."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from reflect.errors import UsageError
+from reflect.records import Lesson, LessonLink, LessonVersion, Trial
+from reflect.store import lessons as db
+from reflect.store.database import Store
+
+Whole = tuple[Lesson, list[LessonVersion], list[Trial], list[LessonLink]]
+
+
+def whole(s: Session, profile: str, scope: str | None = None) -> Iterator[Whole]:
+    """Every lesson by id with its versions, oldest first, the trials that no adapter had a part in,
+    and the links to others of these lessons in whose place it stands."""
+    mine: list[Any] = [
+        Lesson.profile == profile,
+        *([] if scope is None else [Lesson.scope == scope]),
+    ]
+    versions = s.exec(
+        select(LessonVersion)
+        .join(Lesson)
+        .where(*mine)
+        .order_by(col(LessonVersion.lesson_id), col(LessonVersion.version))
+    )
+    trials = s.exec(
+        select(Trial)
+        .join(Lesson)
+        .where(*mine, col(Trial.adapter_id).is_(None))
+        .order_by(col(Trial.lesson_id), col(Trial.id))
+    )
+    history = {
+        lesson_id: list(rows)
+        for lesson_id, rows in groupby(versions, key=lambda row: row.lesson_id)
+    }
+    measured = {
+        lesson_id: list(rows) for lesson_id, rows in groupby(trials, key=lambda row: row.lesson_id)
+    }
+    joined = s.exec(
+        select(LessonLink).order_by(
+            col(LessonLink.lesson_id), col(LessonLink.other_id), col(LessonLink.kind)
+        )
+    )
+    links = {
+        lesson_id: list(rows) for lesson_id, rows in groupby(joined, key=lambda row: row.lesson_id)
+    }
+    every = db.listing(s, profile, scope=scope)
+    ids = {lesson.id for lesson in every}
+    for lesson in every:
+        mine = [x for x in links.get(lesson.id or 0, []) if x.other_id in ids]
+        yield lesson, history[lesson.id or 0], measured.get(lesson.id or 0, []), mine
+
+
+def put(
+    s: Session, lesson: Lesson, versions: Sequence[LessonVersion], trials: Sequence[Trial]
+) -> Lesson:
+    """A lesson with a history made elsewhere. It keeps its id where that is free, else it gets the
+    next one."""
+    if lesson.id is not None and s.get(Lesson, lesson.id) is not None:
+        lesson.id = None
+    s.add(lesson)
+    s.flush()
+    extend(s, lesson, versions, trials)
+    return lesson
+
+
+def extend(
+    s: Session, lesson: Lesson, versions: Sequence[LessonVersion], trials: Sequence[Trial]
+) -> None:
+    """Versions made elsewhere that follow on the newest one here, and trials; the caller has set
+    the head."""
+    for row in (*versions, *trials):
+        row.lesson_id = lesson.id or 0
+        s.add(row)
+    s.add(lesson)
+    s.flush()
+
+
+def backup(store: Store, path: Path | None = None) -> Path:
+    """The whole database as it is at this moment, in one file; others may write meanwhile. Never
+    overwrites.
+
+    By default beside the database, under its name and the time; in a folder, under that name. It
+    becomes visible only when complete. UsageError when there is something already, or when the
+    database is no file.
+    """
+    if store.path is None:
+        raise UsageError(f"{store.url} is on a server.", "Its own tool copies it: pg_dump.")
+    target = path or store.path.parent
+    if target.is_dir():
+        target = target / f"{store.path.stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}.db"
+    taken = UsageError(f"{target} is there already.", "Name another file, or move that one away.")
+    if os.path.lexists(target):
+        raise taken
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with (
+            store._in_plain_words(),
+            closing(sqlite3.connect(store.path, timeout=30)) as connection,
+        ):
+            connection.execute("VACUUM INTO ?", (str(part),))
+        part.chmod(store.path.stat().st_mode & 0o777)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.link(part, target)  # unlike a rename it refuses to overwrite
+    except FileExistsError as e:
+        raise taken from e
+    finally:
+        part.unlink(missing_ok=True)
+    return target

@@ -1,0 +1,83 @@
+"""What a server answered, and the rewards that come later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlmodel import Session, col, delete, func, select
+
+from reflect.errors import Conflict, UnknownName, UsageError
+from reflect.records import Exchange, now
+
+
+def save(s: Session, rows: Sequence[Exchange]) -> None:
+    s.add_all(rows)
+    s.flush()
+
+
+def reward(
+    s: Session, name: str, reward: float, feedback: str = "", choice: int | None = None
+) -> Exchange:
+    """Write down what an answer was worth; what was said before of the same answer gives way.
+
+    UnknownName for an answer that was never given, UsageError where one of several must be named,
+    Conflict when a run has reflected on it already. Servers that count their answers anew give a
+    name twice: the newest is meant.
+    """
+    found = select(Exchange).where(Exchange.name == name).order_by(col(Exchange.id).desc())
+    rows = list(s.exec(found if choice is None else found.where(Exchange.choice == choice)))
+    if not rows:
+        which = "" if choice is None else f" with a choice {choice}"
+        raise UnknownName(
+            f"There is no answer {name}{which} here.",
+            "Give the id of a chat completion of this server.",
+        )
+    if choice is None and len({row.choice for row in rows}) > 1:
+        raise UsageError(f"{name} has several answers.", 'Say which: "choice": 0 for the first.')
+    row = rows[0]
+    if row.run_id is not None:
+        raise Conflict(f"Run {row.run_id} has reflected on {name} already: its reward stands.")
+    row.reward, row.feedback = reward, feedback
+    s.add(row)
+    s.flush()
+    return row
+
+
+def waiting(s: Session, profile: str) -> list[Exchange]:
+    """The rewarded exchanges of a profile that no run has reflected on, oldest first."""
+    found = select(Exchange).where(Exchange.profile == profile, col(Exchange.reward).is_not(None))
+    return list(s.exec(found.where(col(Exchange.run_id).is_(None)).order_by(col(Exchange.id))))
+
+
+def of_run(s: Session, run_id: int | None) -> list[Exchange]:
+    """The exchanges that a run reflected on, oldest first."""
+    return list(
+        s.exec(select(Exchange).where(Exchange.run_id == run_id).order_by(col(Exchange.id)))
+    )
+
+
+def unrewarded(s: Session, profile: str, days: float) -> int:
+    """How many exchanges have waited longer than that for a reward."""
+    return s.exec(select(func.count()).where(*_unrewarded(profile, days))).one()
+
+
+def forget(s: Session, profile: str, days: float) -> int:
+    """Delete these; how many they were. A reward that comes later finds no answer of its name."""
+    return s.exec(delete(Exchange).where(*_unrewarded(profile, days))).rowcount
+
+
+def _unrewarded(profile: str, days: float) -> tuple[Any, ...]:
+    old = col(Exchange.created) < now() - timedelta(days=days)
+    return (
+        Exchange.profile == profile,
+        col(Exchange.reward).is_(None),
+        col(Exchange.run_id).is_(None),
+        old,
+    )
+
+
+def count(s: Session, profile: str) -> int:
+    """Exchanges of a profile, rewarded or not."""
+    return s.exec(select(func.count()).where(Exchange.profile == profile)).one()

@@ -1,0 +1,101 @@
+"""What a person never wants learned. A rule forbids every edit of a model, and every stranger's
+lesson, that matches.
+
+Words match as whole words in that order, case, punctuation and spacing aside; a regular expression
+matches anywhere in the condition or in the advice, case aside. Rules are lifted, not deleted.
+
+Not covered: the same thing said in other words, and a regular expression that takes for ever.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from sqlmodel import Session, col, select
+
+from reflect.errors import UnknownName, UsageError
+from reflect.records import RULE_KINDS, Rule, now
+
+
+def add(s: Session, pattern: str, *, kind: str, why: str = "", profile: str = "default") -> Rule:
+    """A new rule. UsageError for one that is broken, would forbid everything, or is there
+    already."""
+    if kind not in RULE_KINDS:
+        raise UnknownName(
+            f"There is no rule of the kind '{kind}'.", f"The kinds are: {', '.join(RULE_KINDS)}."
+        )
+    rule = Rule(pattern=pattern.strip(), kind=kind, why=" ".join(why.split()), profile=profile)
+    if kind == "regex" and (wrong := broken(rule.pattern)):
+        raise UsageError(
+            f"'{rule.pattern}' is no regular expression: {wrong}.", "Mend it, or say --words."
+        )
+    if matches(rule, "", "") or not rule.pattern or (kind == "words" and not _plain(rule.pattern)):
+        raise UsageError(
+            f"'{rule.pattern}' would forbid every lesson or none.", "Say which words, or a pattern."
+        )
+    for other in listing(s, profile):
+        if (other.pattern, other.kind) == (rule.pattern, rule.kind):
+            raise UsageError(f"Rule {other.id} says so already.", "See: reflect lessons forbidden")
+    s.add(rule)
+    s.flush()
+    return rule
+
+
+def listing(s: Session, profile: str = "default", *, lifted: bool = False) -> Sequence[Rule]:
+    """The rules that hold, by id; with `lifted` also those that did."""
+    found = select(Rule).where(Rule.profile == profile).order_by(col(Rule.id))
+    return s.exec(found if lifted else found.where(col(Rule.lifted).is_(None))).all()
+
+
+def lift(s: Session, rule_id: int, profile: str = "default") -> Rule:
+    """The rule holds no more. UnknownName when there is no such rule."""
+    rule = s.get(Rule, rule_id)
+    if rule is None or rule.profile != profile:
+        raise UnknownName(f"There is no rule {rule_id}.", "See: reflect lessons forbidden")
+    rule.lifted = rule.lifted or now()
+    s.add(rule)
+    return rule
+
+
+def forbidding(rules: Sequence[Rule], when: str, do: str) -> str:
+    """Which of the rules forbids the lesson, in words; "" when none does."""
+    for rule in rules:
+        if matches(rule, when, do):
+            return (
+                f"rule {rule.id} forbids it: {rule.pattern}{f' ({rule.why})' if rule.why else ''}"
+            )
+    return ""
+
+
+def problems(s: Session) -> list[str]:
+    """For the doctor: rules that can match nothing."""
+    found = []
+    for rule in s.exec(select(Rule).order_by(col(Rule.id))):
+        if rule.kind not in RULE_KINDS:
+            found.append(f"Rule {rule.id} is of the unknown kind '{rule.kind}'.")
+        elif rule.kind == "regex" and (wrong := broken(rule.pattern)):
+            found.append(f"Rule {rule.id} is no regular expression ({wrong}): {rule.pattern}.")
+    return found
+
+
+def matches(rule: Rule, when: str, do: str) -> bool:
+    if rule.kind == "regex":
+        flags = re.IGNORECASE | re.MULTILINE
+        return not broken(rule.pattern) and bool(re.search(rule.pattern, f"{when}\n{do}", flags))
+    wanted = f" {_plain(rule.pattern)} "
+    return any(wanted in f" {_plain(text)} " for text in (when, do))
+
+
+def broken(pattern: str) -> str:
+    """What is wrong with a regular expression, or ""."""
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as e:
+        return str(e)
+    return ""
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))

@@ -1,0 +1,95 @@
+"""Marks on adapters: the lessons in their weights that no longer stand, `Adapter.revoked`.
+
+A mark is made when a lesson that the weights hold, or any that a person takes away, stops standing;
+it is lifted when the lesson stands again. A marked adapter is not promoted, and a rollback passes
+it by.
+
+Not covered: a lesson that was reworded counts by its id, so an adapter that holds its old text is
+marked as well; the same text under another id, or in another profile, is another lesson.
+"""
+
+from __future__ import annotations
+
+from sqlmodel import Session, col, select
+
+from reflect.errors import UsageError
+from reflect.records import Adapter, Lesson, LessonVersion, Night
+
+STANDING = ("candidate", "active", "distilled")
+
+
+def holds(adapter: Adapter, night: Night | None) -> set[int]:
+    """The lessons that the adapter was taught, also those of which it proved to keep too little.
+
+    What preflight found worth it was taught; a night that did not write that down counts with all
+    its lessons.
+    """
+    if night is None:
+        return set()
+    taught = night.stages.get("preflight", {}).get("worth")
+    lessons = [lesson_id for lesson_id, _ in night.lessons] if taught is None else taught
+    return {*map(int, lessons), *map(int, adapter.gate.get("lessons", {}))}
+
+
+def keeps(adapter: Adapter, night: Night | None) -> list[int]:
+    """The lessons that the adapter proved to hold; of one that was never judged those of its
+    night."""
+    judged = adapter.gate.get("lessons")
+    if judged is None:
+        return sorted(int(lesson_id) for lesson_id, _ in night.lessons) if night else []
+    return sorted(int(i) for i, found in judged.items() if found["verdict"] == "accept")
+
+
+def held_by(s: Session, adapter: Adapter) -> set[int]:
+    """`holds`, its night looked up."""
+    return holds(adapter, s.get(Night, adapter.night_id) if adapter.night_id else None)
+
+
+def of_profile(s: Session, profile: str) -> list[tuple[Adapter, Night]]:
+    """The adapters that nights of the profile made, oldest first."""
+    found = select(Adapter, Night).join(Night, col(Adapter.night_id) == col(Night.id))
+    return [
+        (a, n) for a, n in s.exec(found.where(Night.profile == profile).order_by(col(Adapter.id)))
+    ]
+
+
+def mark(s: Session, lesson: Lesson) -> list[Adapter]:
+    """Mark every adapter of the lesson's profile that holds it; returns these."""
+    holders = [a for a, night in of_profile(s, lesson.profile) if lesson.id in holds(a, night)]
+    for adapter in holders:
+        adapter.revoked = sorted({*adapter.revoked, lesson.id or 0})
+        s.add(adapter)
+    s.flush()
+    return holders
+
+
+def lift(s: Session, lesson: Lesson) -> None:
+    """The lesson stands again: no adapter need forget it."""
+    for adapter, _ in of_profile(s, lesson.profile):
+        if lesson.id in adapter.revoked:
+            adapter.revoked = [i for i in adapter.revoked if i != lesson.id]
+            s.add(adapter)
+    s.flush()
+
+
+def taken_away(s: Session, adapter: Adapter) -> list[int]:
+    """Lessons in a new adapter that a person has taken away while the night was on."""
+    head = (col(LessonVersion.lesson_id) == col(Lesson.id)) & (
+        col(LessonVersion.version) == col(Lesson.version)
+    )
+    found = select(Lesson.id).join(LessonVersion, head).where(
+        col(Lesson.id).in_(held_by(s, adapter)),
+        col(Lesson.status).not_in(STANDING),
+        LessonVersion.author == "human",
+    )  # fmt: skip
+    return sorted(i for i in s.exec(found) if i is not None)
+
+
+def refuse(adapter: Adapter) -> None:
+    """UsageError for an adapter that knows lessons which were taken away."""
+    if adapter.revoked:
+        which = ", ".join(map(str, adapter.revoked))
+        raise UsageError(
+            f"The adapter {adapter.name} knows what was revoked or retired: lesson {which}.",
+            "Sleep again, for one without it: reflect sleep. Or bring the lesson back: reflect lessons undo ID",
+        )

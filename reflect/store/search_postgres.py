@@ -1,0 +1,136 @@
+"""Full-text search of the lessons on PostgreSQL: tsvector and GIN, with the meaning that `search`
+gives it on SQLite.
+
+PostgreSQL's own ranking does not know which words are rare, so the words are counted here, up to
+COMMON.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import text
+from sqlmodel import Session
+
+from reflect.records import LESSON_STATUSES
+from reflect.store.dialect import COMMON, MOST_WORDS
+
+LONGEST = 500  # letters of a word: PostgreSQL indexes none of more than 2046 bytes
+
+# (lesson id, score, null) of the best lessons, then (null, null, word) of the common words. :known
+# are common.
+RANKED = """
+    WITH asked AS MATERIALIZED (
+        SELECT lexeme AS word, lexeme = ANY(CAST(:known AS text[])) AS known
+        FROM unnest(to_tsvector('reflect', :words))
+    ), hit AS MATERIALIZED (
+        SELECT word, lesson.* FROM asked, LATERAL (
+            SELECT id, profile, status, scope, length(words) AS length FROM lesson
+            WHERE words @@ CAST('\'\'' || word || '\'\'' AS tsquery) LIMIT :common + 1
+        ) AS lesson WHERE NOT known
+    ), counted AS MATERIALIZED (
+        SELECT word, CAST(count(*) AS float8) AS n FROM hit GROUP BY word
+    ), rare AS MATERIALIZED (
+        SELECT word, ln(1 + (greatest(size - n, 0) + 0.5) / (n + 0.5)) AS idf
+        FROM counted, (SELECT max(id) AS size FROM lesson) AS newest  -- lessons are never deleted: nearly their number
+        WHERE n <= :common ORDER BY n, word LIMIT :most
+    ), best AS (
+        SELECT id, sum(idf) * 2.2 / (1.3 + 0.9 * length / CAST(15 AS float8)) AS score FROM hit JOIN rare USING (word)
+        WHERE {filters} GROUP BY id, length ORDER BY score DESC, id LIMIT {most}
+    )
+    SELECT id, score, NULL FROM best {bound}
+    UNION ALL SELECT NULL, NULL, word FROM asked LEFT JOIN counted USING (word) WHERE known OR n > :common"""
+
+# Of words so common the newest few lessons are enough: read backwards, piece by piece of the index
+# by profile, status,
+# scope and id. ts_match_vq is the function behind @@, which would go to the other index, and find
+# them all.
+NEWEST = """
+    SELECT id FROM unnest(CAST(:status AS text[])) AS statuses (one_status), {scopes} AS scopes (one_scope), LATERAL (
+        SELECT id FROM lesson WHERE ts_match_vq(words, CAST(:query AS tsquery))
+        AND profile = :profile AND status = one_status AND scope = one_scope AND {bound} ORDER BY id DESC LIMIT :limit
+    ) AS newest ORDER BY id DESC LIMIT :limit"""
+UNBOUND = "(tags::text NOT LIKE '%\"task:%' OR tags::text LIKE :bound)"  # as search.UNBOUND
+SOME = "unnest(CAST(:scope AS text[]))"
+ALL = "(SELECT DISTINCT scope FROM lesson WHERE profile = :profile)"
+
+
+def ranked(
+    s: Session,
+    query: str,
+    known: set[str],
+    *,
+    profile: str,
+    statuses: Sequence[str] | None,
+    scopes: Sequence[str] | None,
+    limit: int,
+    task: str | None = None,
+) -> list[tuple[int, float]]:
+    """`search.ranked` on PostgreSQL; `known`: words known to be common, to which it adds what it
+    finds. Score: BM25 (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009,
+    section 3) with k1 = 1.2 and b = 0.75, as FTS5 has it, where no word stands twice and the mean
+    lesson has 15 words; 0 where only common words match."""
+    c = s.connection()
+    filters, values = _filters(profile, statuses, scopes)
+    bound = UNBOUND if task is not None else "true"
+    values |= {"bound": f'%"task:{task}"%'} if task is not None else {}
+    # The tags are looked up for the best alone: more of them than are wanted, for some may be bound
+    # to other tasks.
+    many = {"most": ":limit", "bound": ""}
+    if task is not None:
+        many = {"most": "4 * :limit", "bound": f"JOIN lesson USING (id) WHERE {bound}"}
+    values |= {"limit": limit, "common": COMMON, "most": MOST_WORDS, "known": list(known)}
+    values |= {"words": " ".join(list(dict.fromkeys(_words(query)))[: 8 * MOST_WORDS])}
+    found = c.execute(text(RANKED.format(filters=filters, **many)), values).all()
+    rows = sorted(((-score, lesson_id) for lesson_id, score, _ in found if lesson_id is not None))
+    best = [(int(lesson_id), -float(score)) for score, lesson_id in rows[:limit]]
+    common = [word for _, _, word in found if word is not None]
+    known.update(common)
+    if len(best) < limit and common:
+        values = {
+            "status": list(LESSON_STATUSES),
+            **values,
+            "query": " | ".join(f"'{word}'" for word in common),
+        }
+        seen = {lesson_id for lesson_id, _ in best}
+        newest = c.execute(
+            text(NEWEST.format(scopes=ALL if scopes is None else SOME, bound=bound)), values
+        ).scalars()
+        best += [(lesson_id, 0.0) for lesson_id in newest if lesson_id not in seen]
+    return best[:limit]
+
+
+def holding(s: Session, when: str, do: str, profile: str) -> list[tuple[int, str, str]]:
+    """`search.holding` on PostgreSQL; in any order, not only in a row."""
+    parts = [
+        f"'{word}':{weight}"
+        for weight, said in (("A", when), ("B", do))
+        for word in dict.fromkeys(_words(said))
+    ]
+    holds = "AND words @@ to_tsquery('reflect', :query)" if parts else ""
+    rows = s.connection().execute(
+        text(f'SELECT id, "when", "do" FROM lesson WHERE profile = :profile {holds} ORDER BY id'),
+        {"profile": profile} | ({"query": " & ".join(parts)} if parts else {}),
+    )
+    return [(int(row[0]), str(row[1]), str(row[2])) for row in rows]
+
+
+def _words(said: str) -> list[str]:
+    """The words as the index has them: without accents, in small letters, not stemmed yet."""
+    plain = "".join(c for c in unicodedata.normalize("NFD", said) if not "\u0300" <= c <= "\u036f")
+    return [word for word in re.findall(r"[^\W_]+", plain.lower()) if len(word) <= LONGEST]
+
+
+def _filters(
+    profile: str, statuses: Sequence[str] | None, scopes: Sequence[str] | None
+) -> tuple[str, dict[str, Any]]:
+    values: dict[str, Any]
+    filters, values = ["profile = :profile"], {"profile": profile}
+    for name, chosen in (("status", statuses), ("scope", scopes)):
+        if chosen is not None:
+            filters.append(f"{name} = ANY(CAST(:{name} AS text[]))")
+            values |= {name: list(chosen)}
+    return " AND ".join(filters), values

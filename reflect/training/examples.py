@@ -1,0 +1,38 @@
+"""What training sees, as data: questions, examples, practice tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from reflect.rollouts.runner import messages_for
+from reflect.tasksets.task import Message, Task
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt as the student sees it and as the teacher sees it (the same for anchors), and the
+    tools in it."""
+
+    student: list[Message]
+    teacher: list[Message]
+    tools: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Example:
+    question: Question
+    answer: list[int]  # token ids, the end token included
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class PracticeTask:
+    """A task for reinforcement learning, and where its verifier is found."""
+
+    taskset: str
+    task: Task
+
+    @property
+    def prompt(self) -> list[Message]:
+        return messages_for(self.task)

@@ -1,0 +1,154 @@
+"""One dial, the budget in minutes, and what follows from it: steps, rates, rank. Every derived
+value is stored.
+
+The steps follow from the budget by a table, not by a clock, so that the same night gives the same
+adapter on any day.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+from reflect.errors import UnknownName, UsageError
+
+
+class Size(NamedTuple):
+    """What suits models up to a size. LoRA's rates: ten times full fine-tuning's ("LoRA Without
+    Regret"), but of the smallest size as tried here, where the factor was 2.5 (docs/lab)."""
+
+    parameters: float  # up to this many
+    rank: int
+    sft: float  # learning rate of the warm start
+    distill: float  # learning rate of distillation
+    grpo: float  # learning rate of reinforcement learning
+    steps: int  # per minute of the budget; of reinforcement learning a third
+
+
+SIZES = (
+    Size(2e7, rank=8, sft=4e-3, distill=2e-3, grpo=4e-3, steps=120),
+    Size(1e9, rank=16, sft=4e-4, distill=2e-4, grpo=4e-5, steps=30),
+    Size(float("inf"), rank=32, sft=2e-4, distill=1e-4, grpo=2e-5, steps=10),
+)
+
+# method -> its stages and the share of the steps that each takes
+METHODS: dict[str, tuple[tuple[str, float], ...]] = {
+    "staged": (("sft", 0.4), ("distill", 0.6)),
+    "sft": (("sft", 1.0),),
+    "distill": (("distill", 1.0),),
+    "grpo": (("grpo", 1.0),),
+    "staged+grpo": (("sft", 0.25), ("distill", 0.4), ("grpo", 0.35)),
+}
+LONGEST_GATE = 20.0  # minutes, for a small budget
+RL_RANK = (
+    1  # of an adapter that is made by rewards alone: as good as any other ("LoRA Without Regret")
+)
+RL_SLOWER = 3  # one of its steps takes about as long as so many others
+FEWEST_MINUTES, MINUTES_PER_LESSON = 0.5, 1 / 15  # of the budget, where none is given
+DIVERGENCES = ("forward", "reverse", "jsd")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what a night does, besides its lessons and its base."""
+
+    method: str
+    divergence: str  # of the student from the teacher on what the student wrote
+    budget: float  # minutes
+    seed: int
+    rank: int
+    alpha: int
+    stages: tuple[tuple[str, int, float], ...]  # (name, steps, learning rate)
+    batch: int = 32  # rows of one step, anchors included
+    anchor_share: float = 0.4
+    tasks_per_lesson: int = 16  # practice tasks that preflight and harvest use
+    fewest_tasks: int = 32  # of one taskset
+    samples: int = 2  # the teacher's attempts at each task
+    anchors: int = 160
+    gate_tasks: int = 48  # holdout tasks of each taskset, more where there are many lessons
+    temperature: float = 1.0
+    group: int = 8  # GRPO: attempts at one task
+    updates: int = 2  # of GRPO: optimizer steps on all the rollouts of one step
+    kl: float = 0.0  # weight of the KL to the base in its loss
+    start: str = (
+        ""  # the adapter whose weights the training begins with; "" from none, as the bare base is
+    )
+    placebo: bool = True  # also sleep on shuffled lessons, to see that the gain is the lessons'
+    micro_tokens: int = 8192  # padded tokens that go through the network at once
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Does any stage need the teacher's good attempts?"""
+        return any(name != "grpo" for name, _, _ in self.stages)
+
+    @property
+    def gate_minutes(self) -> float:
+        """A gate that takes longer than this promotes nothing."""
+        return max(LONGEST_GATE, 20 * self.budget)
+
+    @property
+    def steps(self) -> int:
+        return sum(steps for _, steps, _ in self.stages)
+
+    def shape(self) -> dict[str, Any]:
+        """As stored and printed."""
+        return asdict(self) | {
+            "steps": self.steps,
+            "stages": [list(stage) for stage in self.stages],
+        }
+
+
+def make_plan(
+    parameters: int,
+    lessons: int = 1,
+    *,
+    method: str = "staged",
+    divergence: str | None = None,
+    budget: float | None = None,
+    seed: int = 0,
+    **changes: Any,
+) -> Plan:
+    """The plan for a model of so many parameters and so many lessons; a budget of None follows from
+    these.
+
+    `changes` are other fields of Plan. Raises UnknownName for a method or divergence that there is
+    not. `reverse` after a warm start, `forward` where there was none: reverse needs a student that
+    already does the thing.
+    """
+    if method not in METHODS:
+        raise UnknownName(
+            f"There is no sleep method '{method}'.", f"The methods are: {', '.join(METHODS)}."
+        )
+    if divergence is not None and divergence not in DIVERGENCES:
+        raise UnknownName(
+            f"There is no divergence '{divergence}'.", f"There are: {', '.join(DIVERGENCES)}."
+        )
+    if budget is not None and not 0 < budget <= 24 * 60:
+        raise UsageError(
+            f"A budget of {budget:g} minutes is not between 0 and a day.", "Try --budget 1m."
+        )
+    alone = METHODS[method] == METHODS["grpo"]
+    if budget is None:
+        budget = max(FEWEST_MINUTES, MINUTES_PER_LESSON * lessons) * (RL_SLOWER if alone else 1)
+    size = next(size for size in SIZES if parameters <= size.parameters)
+    total = max(4, round(budget * size.steps))
+    rates = {"sft": size.sft, "distill": size.distill, "grpo": size.grpo}
+    slower = {"grpo": RL_SLOWER}
+    stages = tuple(
+        (name, max(1, round(share * total / slower.get(name, 1))), rates[name])
+        for name, share in METHODS[method]
+    )
+    plan = Plan(
+        method=method,
+        divergence=divergence or ("forward" if METHODS[method][0][0] == "distill" else "reverse"),
+        budget=budget,
+        seed=seed,
+        rank=RL_RANK if alone else size.rank,
+        alpha=32,
+        stages=stages,
+        batch=64 if alone else 32,
+    )
+    return replace(plan, **changes)
+
+
+PER_LESSON = 8  # holdout tasks, where a taskset has many lessons
