@@ -18,13 +18,28 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Column, Index, Integer, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
-LESSON_STATUSES = ("candidate", "active", "distilled", "retired", "quarantined")
-SHOWN_STATUSES = ("candidate", "active")  # the statuses that may stand in a prompt
-RUN_STATUSES = ("running", "done")
-NIGHT_STATUSES = ("running", "promoted", "rejected", "nothing", "failed")
-RULE_KINDS = ("words", "regex")
-CHEATED = "cheated"  # a rollout's trust where it was fitted to tests that contradict its task
-ADAPTER_STATUSES = ("candidate", "promoted", "rejected", "rolled_back")
+from reflect.types import (
+    AdapterStatus,
+    LessonStatus,
+    NightStatus,
+    RuleKind,
+    RunStatus,
+    Trust,
+    values,
+)
+
+LESSON_STATUSES = values(LessonStatus)
+SHOWN_STATUSES = (
+    LessonStatus.CANDIDATE.value,
+    LessonStatus.ACTIVE.value,
+)  # the statuses that may stand in a prompt
+RUN_STATUSES = values(RunStatus)
+NIGHT_STATUSES = values(NightStatus)
+RULE_KINDS = values(RuleKind)
+CHEATED = (
+    Trust.CHEATED.value
+)  # a rollout's trust where it was fitted to tests that contradict its task
+ADAPTER_STATUSES = values(AdapterStatus)
 SEED: Any = BigInteger().with_variant(
     Integer(), "sqlite"
 )  # 63 bits, which every INTEGER of SQLite has
@@ -34,6 +49,10 @@ def now() -> datetime:
     """UTC, with tzinfo: the tables store UTC and give it back so, and refuse a time that does not
     say its zone."""
     return datetime.now(UTC)
+
+
+def optional_json() -> Any:
+    return Column(JSON(none_as_null=True), nullable=True)
 
 
 def json_column() -> Any:
@@ -66,6 +85,13 @@ class Run(SQLModel, table=True):
     model_fingerprint: str
     adapter_id: int | None = Field(default=None, foreign_key="adapter.id")
     config: dict[str, Any] = Field(default_factory=dict, sa_column=json_column())
+    from_traffic: bool = False  # its rollouts are exchanges that a server answered
+    checkpoints: dict[str, Any] | None = Field(
+        default=None, sa_column=optional_json()
+    )  # see reflect.trials.checkpoints
+    spent: dict[str, Any] | None = Field(
+        default=None, sa_column=optional_json()
+    )  # on models behind an API
     measure: str = (
         ""  # hash of the verifier's code and of the system template: what its rewards mean
     )
@@ -102,6 +128,7 @@ class Rollout(SQLModel, table=True):
     model: str = ""
     adapter_id: int | None = Field(default=None, foreign_key="adapter.id")
     error: str | None = None
+    error_kind: str | None = None  # RolloutErrorKind; only where there is an error
     trust: str = "clean"  # clean | untrusted: it read outside bytes | cheated
     bundle_shown: bool = True  # False: all its lessons were withheld together
     bundle_probability: float = 1.0  # the chance that they were not
@@ -159,6 +186,10 @@ class LessonVersion(SQLModel, table=True):
     parent: int | None = None  # the version this one was made from
     author: str  # model | human | trial | night | rollback
     reason: str = ""
+    quarantine: str | None = None  # QuarantineReason, while the status is quarantined
+    closing: bool = (
+        False  # an export ended with it, because the weights that held the text stayed behind
+    )
     when: str
     do: str
     scope: str = ""

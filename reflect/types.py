@@ -12,6 +12,11 @@ from enum import StrEnum
 from typing import NamedTuple
 
 
+def values(kind: type[StrEnum]) -> tuple[str, ...]:
+    """The stored strings of an enum, in order."""
+    return tuple(member.value for member in kind)
+
+
 class LessonStatus(StrEnum):
     """Where a lesson is in its life; `reflect.store.lessons.TRANSITIONS` lists the steps between
     them."""

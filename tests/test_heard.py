@@ -60,7 +60,7 @@ def found(
 def forget(store: Store) -> None:
     with store.write() as s:
         for run in runs.list_runs(s):
-            runs.note(s, run.id, heard=None)
+            runs.note(s, run.id, checkpoints=None)
 
 
 def test_what_is_remembered_is_what_was_heard(
@@ -69,7 +69,7 @@ def test_what_is_remembered_is_what_was_heard(
     for seed in range(4):
         last = day(store, seed)
     with store.read() as s:
-        holding = [run.id for run in runs.list_runs(s) if "heard" in run.config]
+        holding = [run.id for run in runs.list_runs(s) if run.checkpoints]
     assert holding == [last], "one run holds it"
     effects, read = found(store, last, monkeypatch)
     assert sum(read) == 0, "nothing is heard again"

@@ -169,7 +169,7 @@ def tell_report(report: Report) -> None:
 
 
 def spent_in_words(spent: dict[str, Any]) -> str:
-    """`Run.config["spent"]` as a line."""
+    """`Run.spent` as a line."""
     cost = f", cost {spent['cost']:.4f}" if spent["cost"] else ""
     return f"spent: {spent['requests']} requests, {spent['tokens_in']} tokens in, {spent['tokens_out']} out{cost}"
 

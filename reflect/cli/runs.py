@@ -72,7 +72,7 @@ def show(
     print(f"{figures.rollouts}{asked} rollouts, {figures.errors} broken, {len(reviews)} reviews")
     if reviewed := run.config.get("reflector"):
         print(f"reviewed by {reviewed}")
-    if spent := run.config.get("spent"):
+    if spent := run.spent:
         print(spent_in_words(spent))
     if text := bundle.in_words(run.bundle):
         print(f"bundle {run.taskset}: {text}")
@@ -100,9 +100,14 @@ def told(run: Run) -> dict[str, Any]:
     """A run as JSON, without what it remembers for the next one (see
     `reflect.trials.checkpoints`)."""
     row = shape(run)
-    return row | {
-        "config": {name: value for name, value in row["config"].items() if name != "heard"}
-    }
+    row.pop("checkpoints")
+    spent, traffic = row.pop("spent"), row.pop("from_traffic")
+    config = (
+        row["config"]
+        | ({"spent": spent} if spent else {})
+        | ({"from_traffic": True} if traffic else {})
+    )
+    return row | {"config": config}
 
 
 def _counts(rewards: list[float | None]) -> tuple[float | None, str]:

@@ -56,7 +56,7 @@ def report(store: Store, run: Run, waves: Sequence[Sequence[Task]], seconds: flo
             verdict_row(trial.verdict, version) for trial, version in trials.moves(s, run.id)
         ]
         now = runs.get_run(s, run.id)
-        bundle, spent = now.bundle, now.config.get("spent", {})
+        bundle, spent = now.bundle, now.spent or {}
         gone = [pair for harm in bundle.get("harm", ()) for pair in harm["retired"]]
         verdicts += [
             verdict_row("reject", lessons.version(s, lesson_id, number))

@@ -31,7 +31,7 @@ def begun(store: Store, settings: Settings, run_id: int | None = None) -> Resume
             raise UsageError("No run is unfinished.", "Begin one: reflect run TASKSET")
         run = rows[0]
         active = nights.active_adapter(s, run.profile)
-    traffic = run.config.get("from_traffic")  # what was answered is answered, by whatever adapter
+    traffic = run.from_traffic  # what was answered is answered, by whatever adapter
     if not traffic and (active.id if active else None) != run.adapter_id:
         was = f"adapter {run.adapter_id}" if run.adapter_id else "no adapter"
         raise UsageError(

@@ -15,12 +15,12 @@ AGAIN = "Then run the same command again, or `reflect runs resume`: it goes on w
 
 class RunBudget:
     """The budget of a run, one for the model and the reflector. It counts on from where the run was
-    interrupted, and stands in `Run.config["spent"]`."""
+    interrupted, and stands in `Run.spent`."""
 
     def __init__(self, run: Run, *models: Model | None) -> None:
         self.run_id = run.id
         remote = _metered(models)
-        self.budget = remote[0].new_budget(run.config.get("spent")) if remote else None
+        self.budget = remote[0].new_budget(run.spent) if remote else None
         if self.budget:
             for model in remote:
                 model.budget = self.budget

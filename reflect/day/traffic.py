@@ -36,7 +36,6 @@ from reflect.trials.bundle import Bundle
 from reflect.trials.lesson_trial import LessonTrials, TrialScope, shown_to
 from reflect.types import Progress
 
-FROM_TRAFFIC = "from_traffic"  # in `Run.config`
 MOST = 32  # exchanges of one task in a group; more wait for the next run
 ALIKE = 0.5  # share of the words of two tasks that stand in both
 KEPT = ("reflect_tokens", "lesson_budget", "lesson_limit", "require_approval")
@@ -67,11 +66,7 @@ def learn(
     model, adapter and taskset that they belong to. Runs that were interrupted are finished first.
     [] when nothing waits."""
     with store.read() as s:
-        left = [
-            run
-            for run in runs.unfinished(s, profile=settings.profile)
-            if run.config.get(FROM_TRAFFIC)
-        ]
+        left = [run for run in runs.unfinished(s, profile=settings.profile) if run.from_traffic]
     made = [finish(model, store, settings, run, progress) for run in reversed(left)]
     with store.read() as s:
         rows = exchanges.waiting(s, settings.profile)
@@ -202,8 +197,9 @@ def _begin(store: Store, settings: Settings, found: Sequence[Sequence[Exchange]]
             model_fingerprint=first.model_fingerprint,
             adapter_id=first.adapter_id,
             measure=first.measure if trusted else f"{first.measure}-untrusted",
-            config=settings.stored(KEPT) | {FROM_TRAFFIC: True},
+            config=settings.stored(KEPT),
         )
+        run.from_traffic = True
         runs.save_tasks(s, run.taskset, [task_of(row) for group in found for row in group])
         rows = [
             (

@@ -29,6 +29,7 @@ from pydantic import (
 
 from reflect.errors import UsageError
 from reflect.records import LESSON_STATUSES, Lesson, LessonLink, LessonVersion, Trial
+from reflect.store import legacy
 from reflect.store.lesson_links import LINK_KINDS
 from reflect.store.lessons import AUTHORS, CONTENT
 
@@ -80,6 +81,16 @@ class VersionLine(Line):
     trust: Annotated[str, AfterValidator(_one_of(("clean", "untrusted")))]
     tokens: Annotated[int, Field(ge=0, lt=2**63)]
     created: Time
+    quarantine: Annotated[str | None, Field(exclude_if=lambda v: v is None)] = None
+    closing: Annotated[bool, Field(exclude_if=lambda v: not v)] = False
+
+    @model_validator(mode="after")
+    def _facts(self) -> VersionLine:
+        """Files of earlier versions hold these facts only in their sentences."""
+        if self.quarantine is None:
+            self.quarantine = legacy.quarantine(self.author, self.status, self.reason)
+        self.closing = self.closing or legacy.closing(self.author, self.status, self.reason)
+        return self
 
     def content(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in CONTENT}
@@ -164,6 +175,7 @@ def as_text(history: list[VersionLine]) -> list[VersionLine]:
         "parent": last.version,
         "author": "rollback",
         "reason": AS_TEXT,
+        "closing": True,
     }
     return [*history, last.model_copy(update=words | {"status": "active"})]
 

@@ -22,7 +22,7 @@ from datetime import datetime
 
 from sqlmodel import Session
 
-from reflect.export.lines import AS_TEXT, LessonLine, TrialLine, VersionLine, as_text, line_of
+from reflect.export.lines import LessonLine, TrialLine, VersionLine, as_text, line_of
 from reflect.lessons import safety
 from reflect.lessons.selection import MAX_TOKENS, format_lesson
 from reflect.lessons.similarity import normal
@@ -30,6 +30,7 @@ from reflect.prompts import sanitize_line
 from reflect.records import Lesson, LessonVersion, Rule, Trial
 from reflect.store import backup, forbidden_rules, lesson_links
 from reflect.store import lessons as db
+from reflect.types import QuarantineReason
 
 Key = tuple[str, str]
 Origin = tuple[datetime, str, str]  # of a lesson: when it was first written, and its first words
@@ -132,6 +133,7 @@ def _strange(
         scope=sanitize_line(head.scope),
         tags=[tag for tag in map(sanitize_line, head.tags) if tag],
         status="quarantined" if doubts else "candidate",
+        quarantine=QuarantineReason.IMPORTED if doubts else None,
         trust="untrusted",
         profile=profile,
         tokens=tokens,
@@ -149,7 +151,7 @@ def _own(s: Session, one: LessonLine, here: Here, profile: str, source: str) -> 
     lesson, own, measured = here.origins.get(origin(one), (None, [], []))
     if lesson and own[: len(one.versions)] == one.versions[: len(own)]:
         more = one.versions[len(own) :]
-        if not more or more[0].reason == AS_TEXT and len(more) == 1:
+        if not more or more[0].closing and len(more) == 1:
             return Imported("=", lesson.id, when, do)
         return _go_on(s, lesson, one, more, [t for t in one.trials if t not in measured], source)
     if same := here.texts.get(key(when, do)):
@@ -211,7 +213,12 @@ def _quarantine(s: Session, lesson: Lesson, one: LessonLine, source: str) -> str
         return ""
     why = "; ".join(f"it names {what}" for what in doubts)
     db.revise(
-        s, lesson.id, author="human", reason=f"imported from {source}: {why}", status="quarantined"
+        s,
+        lesson.id,
+        author="human",
+        reason=f"imported from {source}: {why}",
+        status="quarantined",
+        quarantine=QuarantineReason.IMPORTED,
     )
     return why
 

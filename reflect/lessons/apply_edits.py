@@ -32,6 +32,7 @@ from reflect.store import forbidden_rules
 from reflect.store import lessons as db
 from reflect.store.lesson_evidence import STANDING
 from reflect.store.lesson_links import successor
+from reflect.types import QuarantineReason
 
 __all__ = ["Evidence", "Outcome", "apply_edits"]
 
@@ -82,7 +83,9 @@ def _add(s: Session, edit: Edit, evidence: Evidence, tokens: int) -> Outcome:
             return _again(s, edit, evidence, lesson, standing)
     suspect = why_suspect(edit, evidence.task)
     if not standing or suspect or evidence.trust != "clean":
-        return new_lesson(s, edit, evidence, tokens, suspect or (WAITS if evidence.review else ""))
+        kind = QuarantineReason.TEXT if suspect else QuarantineReason.APPROVAL
+        words = suspect or (WAITS if evidence.review else "")
+        return new_lesson(s, edit, evidence, tokens, words, quarantine=kind)
     for old in standing:
         if refusal := _contradicts(s, edit, evidence, old):
             return refusal

@@ -20,6 +20,7 @@ from reflect.store import lessons as db
 from reflect.store.lesson_evidence import other_tasks
 from reflect.store.lesson_links import link
 from reflect.tasksets.task import Task
+from reflect.types import QuarantineReason
 
 OF_NO_USE = {  # by trust: why it changes no lesson, and why a new one waits
     "untrusted": ("the attempts read bytes from outside, which change no lesson", OUTSIDE),
@@ -147,10 +148,15 @@ def new_lesson(
     tokens: int,
     suspect: str,
     instead_of: Sequence[Lesson] = (),
+    quarantine: QuarantineReason = QuarantineReason.APPROVAL,
 ) -> Outcome:
     """A new lesson: a candidate, or quarantined for a reason. `instead_of`: what a person's
-    approval of it retires."""
+    approval of it retires. `quarantine`: the kind of the reason `suspect`, where there is one."""
     if evidence.trust != "clean":
+        if not suspect:
+            quarantine = (
+                QuarantineReason.CHEATED if evidence.trust == CHEATED else QuarantineReason.OUTSIDE
+            )
         origin = OF_NO_USE[evidence.trust][1]
         suspect = f"{suspect}; {origin}" if suspect else origin
     lesson = db.add(
@@ -166,6 +172,7 @@ def new_lesson(
         trust="clean" if evidence.trust == "clean" else "untrusted",
         tokens=tokens,
         reflection_id=evidence.reflection_id,
+        quarantine=quarantine,
     )
     for old in instead_of:
         link(s, lesson.id, old.id, "proposed", suspect, evidence.reflection_id)

@@ -18,6 +18,7 @@ from reflect.records import Lesson
 from reflect.store import lessons as db
 from reflect.store import runs
 from reflect.tasksets.task import Task
+from reflect.types import QuarantineReason
 
 OUTSIDE = "it was learned from attempts that read bytes from outside"
 ENOUGH = 2  # clean tasks
@@ -28,7 +29,7 @@ def corroborated(s: Session, lesson: Lesson, task: Task, scope: str) -> str:
     wait."""
     newest = db.version(s, lesson.id, lesson.version)
     waits = lesson.status == "quarantined" and lesson.trust == "untrusted" and lesson.scope == scope
-    if not waits or newest.author != "model" or newest.reason != OUTSIDE:
+    if not waits or newest.author != "model" or newest.quarantine != QuarantineReason.OUTSIDE:
         return ""
     text = f"{lesson.when} {lesson.do}"
     if safety.suspicions(text) or safety.leaks(text, task):

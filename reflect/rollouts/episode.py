@@ -27,7 +27,7 @@ from reflect.tasksets.base import Taskset
 from reflect.tasksets.environment import Environment, EnvironmentStep
 from reflect.tasksets.task import HUMAN, JUDGE, Message, Score, Task
 from reflect.tasksets.tools import schema, shortened
-from reflect.types import Limits
+from reflect.types import Finish, Limits, RolloutErrorKind
 
 AUDIT = "audit"  # in `Rollout.parts`: what Taskset.audit says of it
 # `Rollout.finish` of an attempt that was not made, for the run had stopped: its place is kept
@@ -177,7 +177,8 @@ class Episode:
         row.messages = list(sent)
         if isinstance(answer, ModelError):
             self.halted = answer if isinstance(answer, ModelHalted) else None
-            row.error, row.finish = f"model: {answer.message}", HALTED if self.halted else "error"
+            row.error, row.error_kind = f"model: {answer.message}", RolloutErrorKind.MODEL
+            row.finish = HALTED if self.halted else Finish.ERROR
             return self._end()
         row.model = answer.model or row.model
         message: Message = {"role": "assistant", "content": answer.text}
@@ -254,10 +255,18 @@ class Episode:
             if hidden is not None:
                 row.parts = row.parts | {AUDIT: validate_reward(hidden)}
         except Exception as e:  # a user's verifier may raise anything; one task must not end a run
-            row.error = f"verifier: {type(e).__name__}: {e}"
+            row.error, row.error_kind = (
+                f"verifier: {type(e).__name__}: {e}",
+                RolloutErrorKind.VERIFIER,
+            )
 
     def _broke(self, e: BaseException) -> None:
-        self.row.error, self.row.finish = f"environment: {type(e).__name__}: {e}", "error"
+        row = self.row
+        row.error, row.error_kind = (
+            f"environment: {type(e).__name__}: {e}",
+            RolloutErrorKind.ENVIRONMENT,
+        )
+        row.finish = Finish.ERROR
         self._end()
 
     def _end(self) -> None:

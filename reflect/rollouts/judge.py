@@ -30,6 +30,7 @@ from reflect.records import Rollout
 from reflect.rollouts.episode import HALTED
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import JUDGE, Score, Task
+from reflect.types import RolloutErrorKind
 
 MAX_TOKENS = 400  # of one grade: a line of reasons, a number, and what a model thinks before
 NUMBER = r"0|1|0?\.\d{1,6}|1\.0{1,6}"
@@ -145,11 +146,15 @@ def grade(model: Model, taskset: Taskset, pairs: Sequence[tuple[Task, Rollout]])
         grades = judge.grades(texts)
     except ModelHalted as e:  # what nobody graded is attempted again when the run goes on
         for _, row in wanted:
-            row.error, row.finish = f"judge: {e.message}", HALTED
+            row.error, row.error_kind, row.finish = (
+                f"judge: {e.message}",
+                RolloutErrorKind.JUDGE,
+                HALTED,
+            )
         raise
     for (_, row), found in zip(wanted, grades, strict=True):
         if isinstance(found, ReflectError):
-            row.error = f"judge: {found.message}"
+            row.error, row.error_kind = f"judge: {found.message}", RolloutErrorKind.JUDGE
         else:
             row.reward, row.feedback = found.reward, found.why
             said = {

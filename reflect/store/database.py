@@ -24,6 +24,7 @@ REVISIONS = (
     "0003",
     "0004",
     "0005",
+    "0006",
 )  # every migration, oldest first; as in migrations/versions
 
 

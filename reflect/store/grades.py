@@ -55,7 +55,7 @@ def give(s: Session, rollout_id: int, reward: float, feedback: str | None, by: s
             "feedback": row.feedback,
         }
         history.append(first | ({"error": row.error} if row.error else {}))
-    row.reward, row.error = reward, None
+    row.reward, row.error, row.error_kind = reward, None, None
     row.feedback = row.feedback if feedback is None else feedback.strip()
     history.append({"by": by, "at": now().isoformat(), "reward": reward, "feedback": row.feedback})
     row.parts = {**row.parts, GRADES: history}
@@ -66,7 +66,7 @@ def give(s: Session, rollout_id: int, reward: float, feedback: str | None, by: s
     for holder in trials.holders(
         s, words
     ):  # the evidence is another now: it is heard from its beginning
-        runs.note(s, holder.id, heard=None)
+        runs.note(s, holder.id, checkpoints=None)
     return row
 
 

@@ -13,6 +13,7 @@ from reflect.errors import Conflict, UnknownName, UsageError
 from reflect.records import LESSON_STATUSES, Adapter, Alias, Lesson, LessonVersion, Night, now
 from reflect.store import revoked_adapters
 from reflect.store import search as fulltext
+from reflect.types import Author, LessonStatus, QuarantineReason
 
 CONTENT = (
     "when",
@@ -24,7 +25,7 @@ CONTENT = (
     "trust",
     "tokens",
 )  # what a version is a snapshot of
-AUTHORS = ("model", "human", "trial", "night", "rollback")
+AUTHORS = tuple(author.value for author in Author)
 
 # status -> where it may go. Undo and rollback restore an earlier version whole; they do not ask
 # this table.
@@ -58,6 +59,7 @@ def add(
     tokens: int = 0,
     reflection_id: int | None = None,
     night_id: int | None = None,
+    quarantine: QuarantineReason | None = None,
 ) -> Lesson:
     """A new lesson, version 1. Raises UsageError for an empty text."""
     lesson = Lesson(
@@ -68,7 +70,7 @@ def add(
     _known_status(status)
     s.add(lesson)
     s.flush()
-    _record(s, lesson, None, author, reason, reflection_id, night_id)
+    _record(s, lesson, None, author, reason, reflection_id, night_id, quarantine)
     return lesson
 
 
@@ -81,6 +83,7 @@ def revise(
     expect_version: int | None = None,
     reflection_id: int | None = None,
     night_id: int | None = None,
+    quarantine: QuarantineReason | None = None,
     **changes: Any,
 ) -> Lesson:
     """A new version with any of CONTENT changed; no new version when nothing differs.
@@ -119,7 +122,7 @@ def revise(
             f"Lesson {lesson.id} is {lesson.status} and cannot become {status}.",
             f"It can become {', '.join(TRANSITIONS[lesson.status])}; `reflect lessons undo {lesson.id}` steps back.",
         )
-    return _write(s, lesson, changes, author, reason, reflection_id, night_id)
+    return _write(s, lesson, changes, author, reason, reflection_id, night_id, quarantine)
 
 
 def undo(s: Session, lesson_id: int | None, author: str = "human") -> Lesson:
@@ -282,6 +285,7 @@ def _write(
     reason: str,
     reflection_id: int | None,
     night_id: int | None,
+    quarantine: QuarantineReason | None = None,
 ) -> Lesson:
     """Change the head, append the version, keep the adapters' marks true; nothing when nothing
     differs."""
@@ -292,7 +296,7 @@ def _write(
         setattr(lesson, field, value)
     lesson.version, lesson.updated = parent + 1, now()
     s.add(lesson)
-    _record(s, lesson, parent, author, reason, reflection_id, night_id)
+    _record(s, lesson, parent, author, reason, reflection_id, night_id, quarantine)
     if lesson.status in revoked_adapters.STANDING and was not in revoked_adapters.STANDING:
         revoked_adapters.lift(s, lesson)
     elif lesson.status not in revoked_adapters.STANDING and (
@@ -310,10 +314,13 @@ def _record(
     reason: str,
     reflection_id: int | None,
     night_id: int | None,
+    quarantine: QuarantineReason | None = None,
 ) -> None:
     if author not in AUTHORS:
         raise ValueError(f"author {author!r} is none of {', '.join(AUTHORS)}")
+    held = lesson.status == LessonStatus.QUARANTINED
     row = LessonVersion(
+        quarantine=(quarantine or QuarantineReason.PERSON) if held else None,
         lesson_id=lesson.id or 0,
         version=lesson.version,
         parent=parent,

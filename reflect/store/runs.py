@@ -143,11 +143,12 @@ def next_seed(s: Session, taskset: str, profile: str = "default") -> int:
 
 
 def note(s: Session, run_id: int | None, **words: Any) -> None:
-    """Put something down in the run's config beside what was asked for; None takes it out."""
+    """Set `checkpoints` or `spent` of a run; None clears it."""
     run = get_run(s, run_id)
-    run.config = {
-        name: value for name, value in {**run.config, **words}.items() if value is not None
-    }  # a new dict: SQLAlchemy does not see changes inside one
+    for name, value in words.items():
+        if name not in ("checkpoints", "spent"):
+            raise TypeError(f"a run has no {name} to set")
+        setattr(run, name, value)
     s.add(run)
     s.flush()
 

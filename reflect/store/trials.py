@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import String, cast, or_, text
+from sqlalchemy import String, and_, cast, or_, text
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, func, select
 
 from reflect.records import SHOWN_STATUSES, Exposure, Lesson, LessonVersion, Rollout, Run, Trial
 from reflect.store import lessons as db
+from reflect.types import RolloutErrorKind
 
 OF_DAY = ("withhold", "paired")  # kinds of trials
 # Not what waits for a person's grade, nor what a judge graded in words that nobody can read:
 # neither says anything.
-SAYS = or_(col(Rollout.reward).is_not(None), col(Rollout.error).not_like("judge: %"))
+SAYS = or_(
+    col(Rollout.reward).is_not(None),
+    and_(
+        col(Rollout.error).is_not(None),
+        col(Rollout.error_kind).is_distinct_from(RolloutErrorKind.JUDGE.value),
+    ),
+)
 
 # The verdicts on the present text of some lessons, oldest first. The question within the question
 # is asked of few rows,
@@ -218,9 +225,7 @@ def holders(s: Session, words: dict[str, Any]) -> list[Run]:
     """The runs that hold what was made of the evidence so far (see `reflect.trials.checkpoints`),
     oldest first. `words`: model_fingerprint, adapter_id, measure and perhaps profile."""
     same = [col(getattr(Run, name)).is_not_distinct_from(value) for name, value in words.items()]
-    found = select(Run).where(
-        *same, cast(Run.config, String).contains('"heard": {'), Run.status == "done"
-    )
+    found = select(Run).where(*same, col(Run.checkpoints).is_not(None), Run.status == "done")
     return list(s.exec(found.order_by(col(Run.id))))
 
 

@@ -1,10 +1,10 @@
 """What was made of the evidence so far, so that a run does not hear all of it again.
 
 The evidence on a lesson, or on the lessons of a taskset together, is a stream of rollouts. A run
-that ends leaves behind how far it has heard each stream and what it made of it
-(`Run.config["heard"]`, with one run for each model, adapter, measure and profile). It is a memory
-and no record: without it, or where two runs had the same seed and so hold the same draws, the
-stream is heard from its beginning.
+that ends leaves behind how far it has heard each stream and what it made of it (`Run.checkpoints`,
+with one run for each model, adapter, measure and profile). It is a memory and no record: without
+it, or where two runs had the same seed and so hold the same draws, the stream is heard from its
+beginning.
 
 Not covered: groups of a run that was still going when another one ended count as new ones after
 that; the estimate stays unbiased, and loses a little of its precision.
@@ -37,7 +37,7 @@ class TrialCheckpoint:
         if self._states is None:
             holders = trials.holders(s, self.words)
             self._states = {
-                name: state for run in holders for name, state in run.config["heard"].items()
+                name: state for run in holders for name, state in (run.checkpoints or {}).items()
             }
         found: dict[str, Any] = self._states.get(stream, {})
         return found
@@ -60,15 +60,15 @@ def save_checkpoint(s: Session, run: Run, states: dict[str, Any]) -> None:
     }
     kept: dict[str, Any] = {}
     for holder in trials.holders(s, words):
-        kept |= holder.config["heard"]
-        runs.note(s, holder.id, heard=None)
+        kept |= holder.checkpoints or {}
+        runs.note(s, holder.id, checkpoints=None)
     standing = trials.streams(s, run.profile)
     heard = sorted(
         (kept | states).items()
     )  # in an order that does not depend on what was heard first
     states = {name: state for name, state in heard if name in standing or not name[0].isdigit()}
     if states:
-        runs.note(s, run.id, heard=states)
+        runs.note(s, run.id, checkpoints=states)
 
 
 def state_of(contrast: WithheldEstimator, last: int, **more: Any) -> dict[str, Any]:

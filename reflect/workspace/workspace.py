@@ -167,7 +167,7 @@ class Workspace:
 
         again = begun(self.store, self.settings, run_id)
         run, ws = again.run, Workspace(again.settings)
-        if run.config.get("from_traffic"):
+        if run.from_traffic:
             from reflect.day.traffic import finish
 
             return finish(ws.model, ws.store, ws.settings, run, progress)

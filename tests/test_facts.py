@@ -1,0 +1,201 @@
+"""The program decides by enums, columns and types of errors: other words in any message or reason
+change nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlmodel import select
+from test_trial import HERE, lesson_of, practised
+from test_trust import SAYS, group
+
+from reflect.errors import AdapterError, ContextTooLong, ModelError, ReflectError, UnknownName
+from reflect.export import lines
+from reflect.lessons import outcome
+from reflect.lessons.edit_format import Edit
+from reflect.records import LessonVersion, Rollout, Run
+from reflect.serve.local_chat import api_error
+from reflect.store import Store, database, legacy, migrations, runs, trials
+from reflect.store import lessons as db
+from reflect.tasksets.base import Taskset
+from reflect.training import deadline, teacher_data
+from reflect.trials.lesson_trial import LessonTrials
+from reflect.types import QuarantineReason, RolloutErrorKind, StopReason
+
+OTHER = "Ein ganz anderer Satz"
+
+
+@pytest.fixture
+def scrambled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every error says something else, and so does every reason that is stored."""
+    begin, record = ReflectError.__init__, db._record
+
+    def other_words(self: ReflectError, message: str, hint: str = "") -> None:
+        begin(self, OTHER, OTHER)
+
+    def other_reason(
+        s: Any, lesson: Any, parent: Any, author: str, reason: str, *more: Any
+    ) -> None:
+        record(s, lesson, parent, author, f"{OTHER} {len(reason)}" if reason else "", *more)
+
+    monkeypatch.setattr(ReflectError, "__init__", other_words)
+    monkeypatch.setattr(db, "_record", other_reason)
+    monkeypatch.setattr(
+        outcome, "OF_NO_USE", {trust: (OTHER, OTHER) for trust in outcome.OF_NO_USE}
+    )
+    monkeypatch.setattr(outcome, "WAITS", OTHER)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (ContextTooLong, 400, "context_length_exceeded"),
+        (ModelError, 500, "internal_error"),
+        (UnknownName, 404, "model_not_found"),
+        (AdapterError, 400, "adapter_error"),
+    ],
+)
+def test_the_http_status_does_not_depend_on_the_words(
+    scrambled: None, error: type[ReflectError], status: int, code: str
+) -> None:
+    told = api_error(error("The prompt has 9 tokens, the model m reads 8 with its answer."))
+    assert (told.status, told.body["error"]["code"]) == (status, code)
+
+
+def test_two_clean_tasks_release_a_lesson_whatever_its_reason_says(
+    scrambled: None, store: Store
+) -> None:
+    edit = Edit("add", SAYS, "use reverse")
+    named = Edit("add", f"{SAYS} here", "look at www.example.com")
+    with store.write() as s:
+        first, second = group(s, edit, 3, "untrusted"), group(s, named, 4, "untrusted")
+        rows = {row.lesson_id: row for row in s.exec(select(LessonVersion))}
+        assert rows[first.lesson_id].quarantine == QuarantineReason.OUTSIDE
+        assert group(s, edit, 6).outcome == "known"
+        released = group(s, edit, 7)
+        assert (released.outcome, db.get(s, first.lesson_id).status) == ("added", "candidate")
+        assert db.history(s, first.lesson_id)[-1].quarantine is None
+        if second.lesson_id:  # a text that names an address waits for a person
+            assert rows[second.lesson_id].quarantine == QuarantineReason.TEXT
+            assert [group(s, named, number).outcome for number in (8, 9)] == ["known", "known"]
+
+
+def test_what_no_judge_could_grade_is_no_evidence_whatever_the_error_says(store: Store) -> None:
+    lesson = lesson_of(store)
+    practised(store, lesson.id, 0.0, tasks=1)
+    for kind, counted in ((RolloutErrorKind.JUDGE, 0), (RolloutErrorKind.MODEL, 8), (None, 8)):
+        with store.write() as s:
+            for row in s.exec(select(Rollout)):
+                row.reward, row.error, row.error_kind = None, OTHER, kind
+        with store.read() as s:
+            assert len(trials.observations(s, lesson.id, 1, "rule-1", None)) == counted
+            assert LessonTrials(HERE).hear(s, db.get(s, lesson.id))[1].n == counted
+
+
+def test_a_taskset_that_does_not_load_is_left_out_whatever_its_line_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken, other = Taskset(), Taskset()
+    broken.name, broken.about, broken.load_error = "a", OTHER, ReflectError("x")
+    other.name, other.about, asked = "b", "broken: in name only", []
+    monkeypatch.setattr(Taskset, "tasks", lambda self, *words: asked.append(self.name) or [])
+    monkeypatch.setattr(teacher_data, "guarded", lambda subjects: [broken, other])
+
+    assert teacher_data.outside(None, None, [], None, None, 4) == [] and asked == ["b"]  # type: ignore[arg-type]
+
+
+def test_a_pause_names_the_stage_and_not_the_progress_text() -> None:
+    tell = deadline.heed(None, time.monotonic() - 1)
+    assert tell is not None
+    with pytest.raises(deadline.Paused) as told:
+        tell(0, 1, OTHER)
+    assert (told.value.reason, told.value.stage) == (StopReason.DEADLINE, None)
+
+
+# -- databases and files of before
+# -------------------------------------------------------------------------------------
+
+
+def test_a_database_of_before_gets_its_facts_from_its_sentences(where: str) -> None:
+    """Revision 0005 with the old sentences; then the newest."""
+    heard, spent = (
+        {"1:1": {"last": 3}},
+        {"requests": 2, "tokens_in": 1, "tokens_out": 1, "cost": 0.0},
+    )
+    new = Store(where)
+    with new.write() as s:
+        s.connection().execute(text("SELECT 1"))
+    new.close()
+    older = _older(where)
+    with older.begin() as c:
+        for number, config in enumerate(
+            ({"heard": heard, "learn": True}, {"spent": spent}, {"from_traffic": True}), 1
+        ):
+            words = {
+                "key": f"k{number}",
+                "seed": number,
+                "config": json.dumps(config),
+                "bundle": "{}",
+            }
+            c.execute(
+                text(
+                    "INSERT INTO run (key, taskset, profile, n, k, seed, model, model_fingerprint, config, measure,"
+                    " bundle, status, started) VALUES (:key, 's', 'default', 1, 1, :seed, 'm', 'f', :config, '',"
+                    " :bundle, 'done', '2026-01-01 00:00:00+00:00')"
+                ),
+                words,
+            )
+    older.dispose()
+    with Store(where).read() as s:
+        first, second, third = s.exec(select(Run).order_by("id"))
+        assert (first.checkpoints, first.config, first.from_traffic) == (
+            heard,
+            {"learn": True},
+            False,
+        )
+        assert (second.spent, second.config, second.checkpoints) == (spent, {}, None)
+        assert third.from_traffic and third.config == {}
+        assert [run.id for run in trials.holders(s, {"profile": "default"})] == [1]
+        assert [run.key for run in runs.list_runs(s)] == ["k3", "k2", "k1"], "keys do not change"
+
+
+def _older(where: str) -> Any:
+    """An engine on a database as revision 0005 left it: the columns of 0006 are taken out again."""
+    from sqlalchemy import create_engine
+
+    engine = create_engine(where if "://" in where else f"sqlite:///{where}")
+    with engine.begin() as c:
+        for table, column in (
+            ("run", "checkpoints"), ("run", "spent"), ("run", "from_traffic"), ("rollout", "error_kind"),
+            ("lesson_version", "quarantine"), ("lesson_version", "closing"),
+        ):  # fmt: skip
+            c.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
+        c.execute(text("UPDATE alembic_version SET version_num = '0005'"))
+    return engine
+
+
+def test_the_sentences_of_before_are_read_as_they_were_written() -> None:
+    assert legacy.error_kind("judge: its reply was cut off") == RolloutErrorKind.JUDGE
+    assert (
+        legacy.error_kind("model: gone") == RolloutErrorKind.MODEL
+        and legacy.error_kind("gone") is None
+    )
+    outside = "it was learned from attempts that read bytes from outside"
+    assert legacy.quarantine("model", "quarantined", outside) == QuarantineReason.OUTSIDE
+    assert (
+        legacy.quarantine("model", "quarantined", f"it names a key; {outside}")
+        == QuarantineReason.TEXT
+    )
+    assert legacy.quarantine("human", "quarantined", outside) == QuarantineReason.PERSON
+    assert (
+        legacy.quarantine("human", "quarantined", "imported from a: it names a key")
+        == QuarantineReason.IMPORTED
+    )
+    assert legacy.quarantine("model", "candidate", outside) is None
+    assert (
+        migrations.upgrade and database.REVISIONS[-1] == "0006" and lines.AS_TEXT == legacy.AS_TEXT
+    )
