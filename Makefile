@@ -38,6 +38,14 @@ docs: .venv/.docs
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@
 
+# The documentation site in site/. Broken links and anchors are errors. Nothing is loaded from the network.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+.venv/.docs: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
 # Every figure that we claim. All the scripts run, then those whose line was not met are named. QUICK=1: shorter runs.
 proof: $(STAMP)
 	@failed=; for script in $(PROOFS); do \
