@@ -32,14 +32,6 @@ lint: $(STAMP)
 
 # The documentation site in site/. Broken links and anchors are errors. Nothing is loaded from the network.
 docs: .venv/.docs
-	$(BIN)/mkdocs build --strict --quiet
-
-.venv/.docs: $(STAMP)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	@touch $@
-
-# The documentation site in site/. Broken links and anchors are errors. Nothing is loaded from the network.
-docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .venv/.docs: $(STAMP)
