@@ -2,11 +2,14 @@
 
 Run:     python agent.py
 It does: 1. start `reflect serve` on a free port of this machine,
-         2. ask questions with the official `openai` client, check each answer, and send the reward to /v1/feedback,
-         3. run `reflect run --from-traffic`, in which the model reviews the rewarded answers and writes a lesson,
-         4. ask new questions. The server puts the lesson into some requests, chosen at random, and leaves it out of
-            the others, so that rewards measure it. A header of each reply names the lessons that the request got.
-Prints:  the mean reward before; the lesson; the mean reward after, of requests without the lesson and with it.
+         2. ask questions with the official `openai` client, check each answer, and send the
+            reward to /v1/feedback,
+         3. run `reflect run --from-traffic`: the model reviews the rewarded answers and writes a
+            lesson,
+         4. ask new questions. The server puts the lesson into some requests, chosen at random,
+            so that rewards measure it. A header of each reply names the lessons of the request.
+Prints:  the mean reward before; the lesson; the mean reward after, of requests without the lesson
+         and with it.
 
 The database is lessons.db in this folder. `--trusted` means that all clients are your own programs.
 """
@@ -27,7 +30,7 @@ AFTERNOON = "banana blueberry coconut papaya pineapple strawberry".split()
 
 @contextmanager
 def server() -> Iterator[str]:
-    """`reflect serve` on a free port; yields its base URL, which is the first line that it prints."""
+    """Run `reflect serve` on a free port; yields its base URL, the first line that it prints."""
     command = [*REFLECT, "serve", "--trusted", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -37,7 +40,10 @@ def server() -> Iterator[str]:
 
 
 def ask(client: OpenAI, word: str, letter: str, attempts: int) -> dict[str, list[float]]:
-    """Ask one question several times, check the answers, send the rewards. The rewards by what the prompt contained."""
+    """Ask one question several times and send a reward for each answer.
+
+    Returns the rewards of the requests "with" and "without" a lesson in the prompt.
+    """
     rewards = defaultdict(list)
     for seed in range(attempts):
         reply = client.chat.completions.with_raw_response.create(
