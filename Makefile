@@ -26,7 +26,7 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check reflect tasks tests
+	$(BIN)/ruff format --check reflect tasks tests examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
