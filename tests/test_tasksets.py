@@ -398,3 +398,13 @@ def test_check_finds_what_is_wrong() -> None:
     ]:
         assert says in problems
     assert "no verifier 'nobody'" in problems
+
+
+@pytest.mark.parametrize("old, new", [("judged", "extract_answer"), ("Step", "EnvironmentStep")])
+def test_the_first_names_still_import_with_a_warning(old: str, new: str) -> None:
+    import reflect.tasksets
+
+    with pytest.warns(DeprecationWarning, match=new):
+        assert getattr(reflect.tasksets, old) is getattr(reflect.tasksets, new)
+    with pytest.raises(AttributeError, match="no attribute 'Nap'"):
+        _ = reflect.tasksets.Nap

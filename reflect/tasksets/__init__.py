@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from pathlib import Path
 
 from reflect.config import shipped
@@ -27,6 +28,17 @@ from reflect.tasksets.verifiers import extract_answer
 
 __all__ = ["Environment", "Outside", "Score", "EnvironmentStep", "Task", "Taskset", "Toolbox"]
 __all__ += ["available", "check", "extract_answer", "load_taskset", "taskset"]
+
+RENAMED = {"judged": "extract_answer", "Step": "EnvironmentStep"}  # first names, until version 0.2
+
+
+def __getattr__(name: str) -> object:
+    """The first names of what was renamed, so that existing tasksets load."""
+    if name not in RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = RENAMED[name]
+    warnings.warn(f"reflect.tasksets.{name} is now {new}", DeprecationWarning, stacklevel=2)
+    return globals()[new]
 
 
 def load_taskset(name: str | Path) -> Taskset:
