@@ -23,7 +23,7 @@ from reflect.records import SHOWN_STATUSES, Rollout
 from reflect.rollouts.runner import DEFAULTS, Advice, run_groups, using
 from reflect.rollouts.stepwise import PerTurnLessons
 from reflect.rollouts.transcript import LESSONS, last_words
-from reflect.stats.bootstrap import _mean, bootstrap
+from reflect.stats.bootstrap import bootstrap
 from reflect.store import Store
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import Split, Task
@@ -190,6 +190,10 @@ def paired_difference(
     high)."""
     differences = [x - y for x, y in zip(a.rewards, b.rewards, strict=True)]
     return _mean(differences), *bootstrap(differences, seed, level)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
 
 
 def _part(progress: Progress | None, offset: int, total: int, what: str) -> Progress | None:

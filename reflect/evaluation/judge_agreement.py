@@ -16,13 +16,14 @@ has no width.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from reflect.rollouts.judge import Grade, Judge
-from reflect.stats.bootstrap import RESAMPLES
+from reflect.stats.bootstrap import bootstrap, mean
+from reflect.stats.kappa import agreement_row, kappa, kappa_of
 from reflect.tasksets.files import messages_of, rows_of, task_of
 from reflect.tasksets.task import JUDGE, Task
 from reflect.types import Progress
@@ -103,6 +104,7 @@ def agree(
     problems = [str(got) for got in said if not isinstance(got, Grade)]
     problems += [str(got) for got in compared if not isinstance(got, tuple)]
     marks = [(person >= PASS, model >= PASS) for person, model in read]
+    rows, beyond = [agreement_row(*mark) for mark in marks], kappa(marks)
     steady = [isinstance(got, tuple) and got[0] == got[1] for got in compared]
     right = [
         same and got[0] == ("first" if a.reward > b.reward else "second")
@@ -111,44 +113,15 @@ def agree(
     return Agreement(
         n=len(read),
         unreadable=len(labels) - len(read),
-        agreement=_agreement(marks),
-        agreement_ci95=_interval(marks, _agreement, seed),
-        kappa=kappa(marks),
-        kappa_ci95=_interval(marks, kappa, seed),
+        agreement=sum(agree for agree, *_ in rows) / len(rows) if rows else None,
+        agreement_ci95=bootstrap(rows, seed, statistic=mean) if rows else None,
+        kappa=beyond,
+        kappa_ci95=bootstrap(rows, seed, statistic=kappa_of) if beyond is not None else None,
         difference=sum(model - person for person, model in read) / len(read) if read else None,
         pairs=len(pairs),
         steady=sum(steady) / len(pairs) if pairs else None,
         right=sum(right) / len(pairs) if pairs else None,
         problems=problems,
-    )
-
-
-def kappa(marks: Sequence[tuple[bool, bool]]) -> float | None:
-    """Cohen's kappa of two raters; None where each always says the same, and so chance explains
-    all."""
-    if not marks:
-        return None
-    n = len(marks)
-    one, other = sum(a for a, _ in marks) / n, sum(b for _, b in marks) / n
-    chance = one * other + (1 - one) * (1 - other)
-    return None if chance == 1 else (sum(a == b for a, b in marks) / n - chance) / (1 - chance)
-
-
-def _agreement(marks: Sequence[tuple[bool, bool]]) -> float | None:
-    return sum(a == b for a, b in marks) / len(marks) if marks else None
-
-
-def _interval(
-    marks: Sequence[tuple[bool, bool]],
-    of: Callable[[Sequence[tuple[bool, bool]]], float | None],
-    seed: int,
-) -> tuple[float, float] | None:
-    """Percentile bootstrap of a figure; draws in which it is not defined are left out."""
-    rng = random.Random(seed)
-    drawn = [of(rng.choices(marks, k=len(marks))) for _ in range(RESAMPLES)] if marks else []
-    found = sorted(x for x in drawn if x is not None)
-    return (
-        (found[round(0.025 * len(found))], found[-round(0.025 * len(found)) - 1]) if found else None
     )
 
 

@@ -10,14 +10,15 @@ in about one night of sixteen. Not covered: few tasks, where a bootstrap interva
 
 from __future__ import annotations
 
-import random
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from reflect.evaluation.arms import ArmResult, paired_difference
-from reflect.stats.bootstrap import RESAMPLES, bootstrap
+from reflect.stats.bootstrap import Means, bootstrap
 from reflect.types import CheckKind
 
 ENOUGH = 0.8  # share of the gain that must survive in the weights
@@ -69,20 +70,17 @@ Triple = tuple[float, float, float]  # rewards of one task: base_out, base_in, a
 def recovered(triples: Sequence[Triple]) -> tuple[float, float]:
     """Share of the lessons' gain that the weights keep, over all tasks, with its lower 95 %
     bootstrap bound."""
-    rng = random.Random(0)
-    shares = (
-        sorted(_share(rng.choices(triples, k=len(triples))) for _ in range(RESAMPLES))
-        if triples
-        else [0.0]
-    )
-    return _share(triples), shares[int(0.025 * len(shares))]
+    if not triples:
+        return 0.0, 0.0
+    share = float(_share(np.asarray(triples).sum(axis=0)))
+    return share, bootstrap(triples, statistic=_share)[0]
 
 
-def _share(triples: Sequence[Triple]) -> float:
-    out, into, adapter = (
-        (sum(column) for column in zip(*triples, strict=True)) if triples else (0, 0, 0)
-    )
-    return (adapter - out) / (into - out) if into > out else 0.0
+def _share(means: Means) -> Means:
+    """From (base_out, base_in, adapter_out); 0 if the lessons bring no gain."""
+    out, into, adapter = (means[..., i] for i in range(3))
+    gained = into > out
+    return np.where(gained, (adapter - out) / np.where(gained, into - out, 1.0), 0.0)
 
 
 def gain(triples: Sequence[Triple]) -> Check:

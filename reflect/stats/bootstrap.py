@@ -1,26 +1,46 @@
-"""bootstrap."""
+"""Percentile bootstrap intervals of figures that depend on means of rows.
+
+Source: Efron 1979, "Bootstrap methods: another look at the jackknife". Not covered: values that are
+all equal give an interval of width 0, however few they are.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 RESAMPLES = 2000
 
+Means = NDArray[np.float64]  # (..., columns): means of the columns of the rows
+Statistic = Callable[[Means], Means]  # (..., columns) -> (...); NaN where it is not defined
 
-def bootstrap(values: Sequence[float], seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of the mean at that level; the same seed gives the same interval. (0, 0)
-    for no values.
 
-    Not covered: values that are all equal give an interval of no width, however few they are.
-    """
-    if not values:
+def mean(means: Means) -> Means:
+    """The statistic of rows with one column: their mean."""
+    return means[..., 0]
+
+
+def bootstrap(
+    rows: Sequence[float] | Sequence[Sequence[float]],
+    seed: int = 0,
+    level: float = 0.95,
+    statistic: Statistic = mean,
+) -> tuple[float, float]:
+    """The interval of `statistic` at that level, rows resampled with replacement. The same seed
+    gives the same interval; draws in which the statistic is NaN are left out. (0, 0) if nothing
+    remains."""
+    if not len(rows):
         return 0.0, 0.0
-    rng = random.Random(seed)
-    means = sorted(_mean(rng.choices(values, k=len(values))) for _ in range(RESAMPLES))
-    beside = round((1 - level) / 2 * RESAMPLES)
-    return means[beside], means[RESAMPLES - beside - 1]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+    data = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
+    *state, position = random.Random(seed).getstate()[1]
+    rng = np.random.RandomState()
+    # draws as `random.Random(seed).choices` does
+    rng.set_state(("MT19937", np.array(state, dtype=np.uint32), position, 0, 0.0))
+    drawn = (rng.random_sample((RESAMPLES, len(data))) * len(data)).astype(np.int64)
+    values = statistic(np.stack([column[drawn].mean(axis=1) for column in data.T], axis=-1))
+    values = np.sort(values[~np.isnan(values)])
+    beside = round((1 - level) / 2 * len(values))
+    return (float(values[beside]), float(values[-beside - 1])) if len(values) else (0.0, 0.0)

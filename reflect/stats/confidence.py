@@ -1,5 +1,5 @@
 """The effect of a lesson from randomised withholding: an estimate, an interval and a verdict that
-hold at every look.
+are valid at every look.
 
 Each rollout shows the lesson with a probability p that was fixed before (A = 1 shown, 0 withheld)
 and earns a reward R in [0, 1]. With any m that is known before the rollout,
@@ -7,9 +7,9 @@ and earns a reward R in [0, 1]. With any m that is known before the rollout,
     h = (A - p) (R - m) / max(p, 1 - p)        lies in [-1, 1] and has mean v * tau,  v = min(p, 1 - p),
 
 where tau is what the lesson changes in that rollout, whatever the task, the other lessons and the
-past. m is the mean of the group's earlier rollouts, shrunk to the mean of all: it does not bias, it
-only takes away what the difficulty of the task adds to the noise. What is estimated is the mean of
-tau over the rollouts so far, weighted by v.
+past. m is the mean of the group's earlier rollouts, shrunk to the mean of all: it adds no bias, it
+only removes the noise that the difficulty of the task adds. The estimate is the mean of tau over
+the rollouts so far, weighted by v.
 
 We bet on h (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by
 betting", section 4): for a fixed stake s, prod (1 + s h) / (1 + s v tau) is a martingale that
@@ -27,21 +27,19 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import NotRequired, Self, TypedDict
 
-Verdict = Literal["accept", "reject", "undecided"]
+from reflect.types import TrialVerdict
 
-# the interval misses the effect at any time in at most this share of streams; half of it on each
-# side
+# The interval misses the effect at any time in at most this share of streams, half on each side.
 ALPHA = 0.05
-USEFUL = 0.05  # a lesson that is proven to bring less than this is not worth its tokens
-POWER_Z = (
-    1.2816  # of 90 %: how often a planned comparison is to find the effect that it was planned for
-)
+LOG_NEED = math.log(2 / ALPHA)  # log wealth that proves something
+USEFUL = 0.05  # a lesson with a smaller proven effect is not worth its tokens
+POWER_Z = 1.2816  # of 90 %: how often a planned comparison finds the effect that it is planned for
 
-# A stake is best for one size of effect. Small ones need long streams, in which the price of a
+# A stake is best for one size of effect. Small effects need long streams, in which the price of a
 # small weight is little.
 STAKES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 WEIGHTS = (0.04, 0.04, 0.04, 0.22, 0.22, 0.22, 0.22)
@@ -49,72 +47,69 @@ LOG_WEIGHTS = tuple(map(math.log, WEIGHTS))
 LOG_STAKES = math.log(len(STAKES))
 REGRET = -math.log(0.4)  # of the mixture against its best stakes, for plans
 
-# of a state that is put down: the last bits depend on how many rollouts were summed at a time
-DIGITS = 9
-# increments in one product: neither 0.2 nor 1.8 to the power of it leaves the range of a float
-CHUNK = 200
-SHRINK = 3.0  # rollouts of a group that the mean of all groups is worth
+DIGITS = 9  # of a saved state: the last bits depend on how many rollouts were summed at a time
+CHUNK = 200  # increments in one product: 0.2 and 1.8 to that power are within the range of a float
+SHRINK = 3.0  # the mean of all groups counts as much as this many rollouts of the group
 CAUTION = 5.0  # weight of "no effect" in the running effect that corrects m
 
 
 @dataclass(frozen=True)
 class Effect:
-    """Mean reward with the lesson minus without it. The interval holds at every n at once, with 95
-    %."""
+    """Mean reward with the lesson minus without it. The 95 % interval holds at every n at once."""
 
     effect: float
     low: float
     high: float
     n: int
-    verdict: Verdict
+    verdict: TrialVerdict
 
     def __str__(self) -> str:
         return f"{self.effect:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
 
-    def more(self, useful: float = USEFUL) -> int | None:
-        """About how many more until the verdict, should the effect stay what it is: a width shrinks
-        like 1 / sqrt(n). None before there is an interval to go by."""
-        if self.verdict != "undecided":
+    def more(self) -> int | None:
+        """About how many more increments until the verdict if the effect stays the same: a width
+        shrinks like 1 / sqrt(n). None if the interval says nothing yet."""
+        if self.verdict != TrialVerdict.UNDECIDED:
             return 0
         ways = []
         if self.effect > 0 and self.low > -1:
             ways.append((self.effect - self.low) / self.effect)
-        if self.effect < useful and self.high < 1:
-            ways.append((self.high - self.effect) / (useful - self.effect))
+        if self.effect < USEFUL and self.high < 1:
+            ways.append((self.high - self.effect) / (USEFUL - self.effect))
         return max(1, math.ceil(self.n * (min(ways) ** 2 - 1))) if ways else None
+
+
+class BetsState(TypedDict):
+    """A saved `BettingConfidenceSequence`."""
+
+    n: int
+    sum: float
+    squares: float
+    weight: float
+    up: list[float]
+    down: list[float]
 
 
 class BettingConfidenceSequence:
     """The mean of tau from increments h in [-1, 1] whose conditional means are weight * tau, 0 <
     weight <= 1."""
 
-    def __init__(self) -> None:
-        self.n = 0
-        self.sum = 0.0  # of h
-        self.squares = 0.0
-        self.weight = 0.0
-        self._up = list(LOG_WEIGHTS)  # log wealth of each stake on h
-        self._down = list(LOG_WEIGHTS)  # and on -h
-        self._new: list[float] = []  # increments that are not yet in the wealth
+    def __init__(self, state: BetsState | None = None) -> None:
+        self.n = state["n"] if state else 0
+        self.sum = state["sum"] if state else 0.0  # of h
+        self.squares = state["squares"] if state else 0.0
+        self.weight = state["weight"] if state else 0.0
+        self._up = list(state["up"] if state else LOG_WEIGHTS)  # log wealth of each stake on h
+        self._down = list(state["down"] if state else LOG_WEIGHTS)  # and on -h
+        self._new: list[float] = []  # increments that are not in the wealth yet
 
-    def state(self) -> dict[str, Any]:
-        """All that it knows, as JSON; `of` makes the same bets of it."""
-        self._settle()
-        sums = {"sum": self.sum, "squares": self.squares, "weight": self.weight}
-        wealth = {
-            "up": [round(x, DIGITS) for x in self._up],
-            "down": [round(x, DIGITS) for x in self._down],
-        }
-        return {"n": self.n} | {name: round(x, DIGITS) for name, x in sums.items()} | wealth
-
-    @classmethod
-    def of(cls, state: dict[str, Any]) -> BettingConfidenceSequence:
-        bets = cls()
-        bets.n, bets.sum, bets.squares, bets.weight = (
-            state[key] for key in ("n", "sum", "squares", "weight")
-        )
-        bets._up, bets._down = list(state["up"]), list(state["down"])
-        return bets
+    def state(self) -> BetsState:
+        """All that it knows, as JSON: a sequence made from it bets the same."""
+        self._flush()
+        n, sums = self.n, (self.sum, self.squares, self.weight)
+        total, squares, weight = (round(x, DIGITS) for x in sums)
+        up, down = ([round(x, DIGITS) for x in side] for side in (self._up, self._down))
+        return {"n": n, "sum": total, "squares": squares, "weight": weight, "up": up, "down": down}
 
     def add(self, h: float, weight: float) -> None:
         self.n += 1
@@ -123,10 +118,10 @@ class BettingConfidenceSequence:
         self.weight += weight
         self._new.append(h)
         if len(self._new) == CHUNK:
-            self._settle()
+            self._flush()
 
-    def _settle(self) -> None:
-        """Many increments at once: one logarithm of a product costs less than many logarithms."""
+    def _flush(self) -> None:
+        """Many increments at once: one logarithm of a product is faster than many logarithms."""
         new, self._new = self._new, []
         for i, s in enumerate(STAKES if new else ()):
             self._up[i] += math.log(math.prod([1 + s * h for h in new]))
@@ -134,94 +129,106 @@ class BettingConfidenceSequence:
 
     @property
     def mean(self) -> float:
-        """The estimate; the interval always holds it."""
+        """The estimate, which is always in the interval."""
         return self.sum / self.weight if self.weight else 0.0
 
-    @property
-    def sd(self) -> float:
-        """Standard deviation of h; 0.5, that of a coin, until there are ten."""
-        if self.n < 10:
-            return 0.5
-        return math.sqrt(max(self.squares / self.n - (self.sum / self.n) ** 2, 1e-6))
-
-    def above(self, tau: float, alpha: float = ALPHA) -> bool:
+    def above(self, tau: float) -> bool:
         """Is the mean proven to be above tau?"""
-        self._settle()
-        return self._proven(self._up, tau, alpha)
+        self._flush()
+        return self._proven(self._up, tau)
 
-    def below(self, tau: float, alpha: float = ALPHA) -> bool:
+    def below(self, tau: float) -> bool:
         """Is the mean proven to be below tau?"""
-        self._settle()
-        return self._proven(self._down, -tau, alpha)
+        self._flush()
+        return self._proven(self._down, -tau)
 
-    def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
+    def interval(self) -> tuple[float, float]:
         """(low, high), within [-1, 1]: all that is proven neither above nor below."""
-        low, high, mean = -1.0, 1.0, min(max(self.mean, -1.0), 1.0)
-        if self.above(low, alpha):
-            inside = mean
-            for _ in range(30):
-                middle = (low + inside) / 2
-                low, inside = (middle, inside) if self.above(middle, alpha) else (low, middle)
-        if self.below(high, alpha):
-            inside = mean
-            for _ in range(30):
-                middle = (high + inside) / 2
-                high, inside = (middle, inside) if self.below(middle, alpha) else (high, middle)
-        return low, high
+        mean = min(max(self.mean, -1.0), 1.0)
+        return self._end(-1.0, mean, self.above), self._end(1.0, mean, self.below)
 
-    def verdict(self, useful: float = USEFUL, alpha: float = ALPHA) -> Verdict:
-        """accept: it helps. reject: it does harm, or less good than `useful`."""
-        if self.above(0.0, alpha):
-            return "accept"
-        return "reject" if self.below(useful, alpha) else "undecided"
+    def _end(self, end: float, inside: float, outside: Callable[[float], bool]) -> float:
+        """The last value that is proven to be outside, by bisection."""
+        for _ in range(30 if outside(end) else 0):
+            middle = (end + inside) / 2
+            end, inside = (middle, inside) if outside(middle) else (end, middle)
+        return end
 
-    def result(self, useful: float = USEFUL, alpha: float = ALPHA) -> Effect:
-        low, high = self.interval(alpha)
-        return Effect(
-            min(max(self.mean, -1.0), 1.0), low, high, self.n, self.verdict(useful, alpha)
-        )
+    def verdict(self) -> TrialVerdict:
+        """accept: it helps. reject: it does harm, or less good than USEFUL."""
+        if self.above(0.0):
+            return TrialVerdict.ACCEPT
+        return TrialVerdict.REJECT if self.below(USEFUL) else TrialVerdict.UNDECIDED
 
-    def _proven(self, wealth: list[float], tau: float, alpha: float) -> bool:
-        """Has a bettor made 2 / alpha of 1 against the belief that the mean is tau?"""
-        need = math.log(2 / alpha)
+    def result(self) -> Effect:
+        verdict, mean = self.verdict(), min(max(self.mean, -1.0), 1.0)
+        return Effect(mean, *self.interval(), self.n, verdict)
+
+    def _proven(self, wealth: list[float], tau: float) -> bool:
+        """Has a bettor made 2 / ALPHA of 1 against the belief that the mean is tau?"""
         if tau and self.n:
             share = tau * self.weight / self.n
-            wealth = [
-                w - self.n * math.log1p(s * share) for w, s in zip(wealth, STAKES, strict=True)
-            ]
-        top = max(wealth)
-        if (
-            top >= need or top + LOG_STAKES < need
-        ):  # the mixture lies between its largest part and that many of it
-            return top >= need
-        return top + math.log(sum([math.exp(w - top) for w in wealth])) >= need
+            growth = [self.n * math.log1p(s * share) for s in STAKES]
+            wealth = [w - g for w, g in zip(wealth, growth, strict=True)]
+        top = max(wealth)  # the mixture is at least that, and at most that times its parts
+        if top >= LOG_NEED or top + LOG_STAKES < LOG_NEED:
+            return top >= LOG_NEED
+        return top + math.log(sum([math.exp(w - top) for w in wealth])) >= LOG_NEED
 
 
-class WithheldEstimator:
-    """The effect of a lesson, rollout by rollout, in the order in which they were saved."""
+class _Estimator:
+    """An effect by a confidence sequence."""
 
     def __init__(self) -> None:
         self.bets = BettingConfidenceSequence()
+
+    @property
+    def n(self) -> int:
+        return self.bets.n
+
+    def verdict(self) -> TrialVerdict:
+        """The verdict alone: faster than `result`."""
+        return self.bets.verdict()
+
+    def result(self) -> Effect:
+        return self.bets.result()
+
+
+class EstimatorState(TypedDict):
+    """A saved `WithheldEstimator`. A checkpoint adds the rest (see `reflect.trials.checkpoints`)."""
+
+    bets: BetsState
+    rewards: float
+    noise: float
+    last: NotRequired[int]
+    since: NotRequired[int]
+    audit: NotRequired[EstimatorState]
+
+
+class WithheldEstimator(_Estimator):
+    """The effect of a lesson, rollout by rollout, in the order in which they were saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self._rewards = 0.5  # sum over all rollouts, with one rollout of 0.5 to begin with
         self._noise = 0.0  # sum of (R - m)^2
-        self._groups: dict[
-            Hashable, tuple[int, float, float]
-        ] = {}  # rollouts, sum of rewards, sum of A - (1 - p)
+        # of each group: rollouts, sum of rewards, sum of A - (1 - p)
+        self._groups: dict[Hashable, tuple[int, float, float]] = {}
 
-    def state(self) -> dict[str, Any]:
-        """All that it knows but its groups, as JSON: those that are complete say nothing more."""
+    def state(self) -> EstimatorState:
+        """All that it knows but its groups, as JSON: complete groups add nothing."""
         rewards, noise = round(self._rewards, DIGITS), round(self._noise, DIGITS)
         return {"bets": self.bets.state(), "rewards": rewards, "noise": noise}
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> WithheldEstimator:
-        contrast = cls()
-        contrast.bets = BettingConfidenceSequence.of(state["bets"])
-        contrast._rewards, contrast._noise = state["rewards"], state["noise"]
-        return contrast
+    def of(cls, state: EstimatorState) -> Self:
+        estimator = cls()
+        estimator.bets = BettingConfidenceSequence(state["bets"])
+        estimator._rewards, estimator._noise = state["rewards"], state["noise"]
+        return estimator
 
     def update(self, group: Hashable, shown: bool, p: float, reward: float) -> None:
-        """One rollout. `group`: what the rollouts of one task in one run share. 0 < p < 1."""
+        """Add one rollout. `group`: what the rollouts of one task in one run share. 0 < p < 1."""
         if not 0.0 < p < 1.0:
             raise ValueError(f"a lesson that is shown with probability {p} is not on trial")
         if not 0.0 <= reward <= 1.0:
@@ -229,8 +236,8 @@ class WithheldEstimator:
         bets = self.bets
         n, rewards, tilt = self._groups.get(group, (0, 0.0, 0.0))
         tau = min(max(bets.sum / (bets.weight + CAUTION), -1.0), 1.0)
-        # The best m is (1 - p) mean(with) + p mean(without): take out what the earlier ones owe to
-        # another mix.
+        # The best m is (1 - p) mean(with) + p mean(without): subtract what the earlier rollouts
+        # owe to another mix.
         m = (rewards - tau * tilt + SHRINK * self._rewards / (bets.n + 1)) / (n + SHRINK)
         m = min(max(m, 0.0), 1.0)
         bets.add((shown - p) * (reward - m) / max(p, 1 - p), min(p, 1 - p))
@@ -239,51 +246,23 @@ class WithheldEstimator:
         self._noise += (reward - m) ** 2
 
     @property
-    def n(self) -> int:
-        return self.bets.n
-
-    @property
     def noise(self) -> float:
-        """Standard deviation of the rewards within a group; 0.5, that of a coin, until there are
-        ten."""
+        """Standard deviation of the rewards within a group; 0.5, that of a coin, before the
+        tenth."""
         return max(math.sqrt(self._noise / self.n), 0.01) if self.n >= 10 else 0.5
 
-    def verdict(self, useful: float = USEFUL, alpha: float = ALPHA) -> Verdict:
-        """The verdict alone: cheaper than `result`."""
-        return self.bets.verdict(useful, alpha)
 
-    def result(self, useful: float = USEFUL, alpha: float = ALPHA) -> Effect:
-        return self.bets.result(useful, alpha)
-
-
-class PairedEstimator:
+class PairedEstimator(_Estimator):
     """A planned comparison: the same task with the same seed, with the lesson and without it."""
 
-    def __init__(self) -> None:
-        self.bets = BettingConfidenceSequence()
-
     def update(self, with_lesson: float, without: float) -> None:
-        """The two rewards of one pair, each in [0, 1]."""
+        """Add the two rewards of one pair, each in [0, 1]."""
         if not (0.0 <= with_lesson <= 1.0 and 0.0 <= without <= 1.0):
             raise ValueError(f"the rewards {with_lesson} and {without} are not between 0 and 1")
         self.bets.add(with_lesson - without, 1.0)
 
-    @property
-    def n(self) -> int:
-        return self.bets.n
 
-    def verdict(self, useful: float = USEFUL, alpha: float = ALPHA) -> Verdict:
-        return self.bets.verdict(useful, alpha)
-
-    def result(self, useful: float = USEFUL, alpha: float = ALPHA) -> Effect:
-        return self.bets.result(useful, alpha)
-
-
-# -- plans
-# -------------------------------------------------------------------------------------------------------------
-
-
-def needed(effect: float, sd: float, weight: float = 1.0, alpha: float = ALPHA) -> int:
+def needed(effect: float, sd: float, weight: float = 1.0) -> int:
     """How many increments prove an effect in 90 % of streams; `sd` of an increment. ValueError for
     no effect.
 
@@ -297,53 +276,53 @@ def needed(effect: float, sd: float, weight: float = 1.0, alpha: float = ALPHA) 
     square = sd * sd + d * d
     stake = min(d / square, STAKES[-1])
     growth = stake * d - stake * stake * square / 2
-    cost = math.log(2 / alpha) + REGRET
+    cost = LOG_NEED + REGRET
     root = (POWER_Z * math.sqrt(2) + math.sqrt(2 * POWER_Z**2 + 4 * cost)) / 2
     return math.ceil(root * root / growth)
 
 
-def resolvable(n: int, sd: float, weight: float = 1.0, alpha: float = ALPHA) -> float:
+def resolvable(n: int, sd: float, weight: float = 1.0) -> float:
     """The smallest effect that n increments prove in 90 % of streams; 1.0 when they prove none."""
     low, high = 0.0, 1.0
     for _ in range(30):
         middle = (low + high) / 2
-        low, high = (low, middle) if needed(middle, sd, weight, alpha) <= n else (middle, high)
+        low, high = (low, middle) if needed(middle, sd, weight) <= n else (middle, high)
     return high
-
-
-# -- identical prompts
-# -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """What a trial makes of rollouts that all had the same prompt."""
+    """The result of trials of rollouts that all had the same prompt."""
 
-    noise: float  # standard deviation of the rewards within a task
-    floor: float  # 95 % of trials of nothing measure less than this, either way
-    smallest: float  # effect that a trial of so many rollouts proves in 90 % of cases
-    alarms: float  # share of trials of nothing that ever proved an effect
+    noise: float
+    """Standard deviation of the rewards within a task."""
+    floor: float
+    """95 % of trials of nothing measure an effect smaller than this, in either direction."""
+    smallest: float
+    """The effect that a trial of so many rollouts proves in 90 % of cases."""
+    alarms: float
+    """Share of trials of nothing that ever proved an effect."""
 
 
 def noise_floor(
     rewards: Sequence[Sequence[float]], repeats: int = 200, seed: int = 0
 ) -> NoiseFloor:
-    """Draw again and again by a coin which rollouts were "shown" a lesson that there is not, and
-    hold the trial.
+    """Draw by a coin, `repeats` times, which rollouts were "shown" a lesson that does not exist,
+    and run the trial.
 
     `rewards`: those of each task under one prompt. Each trial is looked at after every rollout, so
     `alarms` is at most ALPHA but for chance, whatever the rewards are.
     """
     rng = random.Random(seed)
-    found, alarms, contrast = [], 0, WithheldEstimator()
+    effects, alarms, estimator = [], 0, WithheldEstimator()
     for _ in range(repeats):
-        contrast, alarm = WithheldEstimator(), False
+        estimator, alarm = WithheldEstimator(), False
         for group, row in enumerate(rewards):
             for reward in row:
-                contrast.update(group, rng.random() < 0.5, 0.5, reward)
-                alarm = alarm or contrast.bets.above(0.0) or contrast.bets.below(0.0)
-        found.append(abs(contrast.bets.mean))
+                estimator.update(group, rng.random() < 0.5, 0.5, reward)
+                alarm = alarm or estimator.bets.above(0.0) or estimator.bets.below(0.0)
+        effects.append(abs(estimator.bets.mean))
         alarms += alarm
-    floor = sorted(found)[max(0, math.ceil(0.95 * repeats) - 1)]
-    smallest = resolvable(contrast.n, contrast.noise, 0.5)
-    return NoiseFloor(contrast.noise, floor, smallest, alarms / repeats)
+    floor = sorted(effects)[max(0, math.ceil(0.95 * repeats) - 1)]
+    smallest = resolvable(estimator.n, estimator.noise, 0.5)
+    return NoiseFloor(estimator.noise, floor, smallest, alarms / repeats)

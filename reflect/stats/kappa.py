@@ -1,0 +1,33 @@
+"""Agreement of two raters beyond chance: kappa (Cohen 1960, "A coefficient of agreement for nominal
+scales")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from reflect.stats.bootstrap import Means
+
+
+def kappa(marks: Sequence[tuple[bool, bool]]) -> float | None:
+    """Kappa of two raters' yes or no; None if both always say the same, so that chance explains
+    all."""
+    if not marks:
+        return None
+    value = float(kappa_of(np.asarray([agreement_row(*mark) for mark in marks]).mean(axis=0)))
+    return None if np.isnan(value) else value
+
+
+def agreement_row(a: bool, b: bool) -> tuple[bool, bool, bool]:
+    """One row for `kappa_of`: do they agree, and the two marks."""
+    return a == b, a, b
+
+
+def kappa_of(means: Means) -> Means:
+    """Kappa from the means of (agree, first says yes, second says yes); NaN if chance explains
+    all."""
+    agree, one, other = (means[..., i] for i in range(3))
+    chance = one * other + (1 - one) * (1 - other)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(chance == 1, np.nan, (agree - chance) / (1 - chance))
