@@ -33,10 +33,10 @@ import torch
 from pathlib import Path
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from test_parallel import data, gradient, night, said
+from test_parallel import data, gradient, night, said, saved_and_loaded
 from reflect.config import Settings
-from reflect.models import load_model, memory, sharding
-from reflect.night import parallel
+from reflect.models import distributed, fsdp, load_model, memory
+from reflect.night import workers
 model = load_model({folder!r}, Settings(**{settings!r}))
 words = said(model)
 found = gradient(model)
@@ -44,17 +44,19 @@ model.thrift.checkpoints = True
 found += gradient(model)
 held = memory.weights_of(model.network)
 if model.share_layers:
-    with sharding.sharded(model.network):
+    with fsdp.sharded(model.network):
         held = memory.weights_of(model.network)
-if parallel.is_first():
+if distributed.is_first():
     try:
         assert words == said(model)  # the others wait meanwhile
+        saved_and_loaded(model, Path({out!r}).parent / "adapter")
+        assert words == said(model)  # the first process needs nobody for that
         made = night(model, Path({out!r}).parent / "work")
         torch.save((found, made, words, held), {out!r})
     finally:
-        parallel.dismiss()
+        workers.dismiss()
 else:
-    parallel.serve(lambda: model)
+    workers.serve(lambda: model)
 
 
 def again():  # a second night of the same processes
@@ -63,7 +65,7 @@ def again():  # a second night of the same processes
     assert made[1]["step"] > 0
 
 
-parallel.lead(again, lambda: model)
+workers.lead(again, lambda: model)
 print("done")
 """
 
@@ -99,6 +101,14 @@ def gradient(model) -> list[torch.Tensor]:
 def night(model, folder: Path) -> tuple[list[torch.Tensor], dict]:
     figures = loop.train(model, "y", data(), make_plan(1, budget=0.05, batch=8), folder)
     return [p.detach().clone() for p in model.adapter_parameters("y")], figures
+
+
+def saved_and_loaded(model, folder: Path) -> None:
+    model.new_adapter("kept", rank=2)
+    model.save_adapter("kept", folder)
+    model.drop_adapter("kept")
+    model.load_adapter("kept", folder)
+    model.drop_adapter("kept")
 
 
 def said(model) -> list[tuple[int, ...]]:

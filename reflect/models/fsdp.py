@@ -49,9 +49,8 @@ def sharded(network: torch.nn.Module) -> Iterator[None]:
     try:
         if not isinstance(layers[0], FSDPModule):
             distributed.connect()
-            warnings.filterwarnings(
-                "ignore", ".*all_gather_into_tensor", FutureWarning
-            )  # raised within torch itself
+            # Raised within torch itself.
+            warnings.filterwarnings("ignore", ".*all_gather_into_tensor", FutureWarning)
             mesh = init_device_mesh(next(network.parameters()).device.type, (distributed.size(),))
             for layer in layers:
                 fully_shard(
@@ -66,6 +65,11 @@ def sharded(network: torch.nn.Module) -> Iterator[None]:
         for layer in layers:
             layer.set_reshard_after_forward(False)
             layer.unshard()
+            for module in layer.modules():
+                # FSDP would shard the layer again when an adapter is saved or loaded.
+                module._state_dict_pre_hooks.clear()
+                module._load_state_dict_pre_hooks.clear()
+                module._load_state_dict_post_hooks.clear()
     except Exception as e:
         why = (
             "there was too little memory" if memory.out_of_memory(e) else f"{type(e).__name__}: {e}"
