@@ -4,59 +4,52 @@ that holds it.
 Task <- Rollout -> Run          Rollout <- Exposure -> Lesson
 Reflection -> LessonVersion -> Lesson <- Trial
 Night -> Adapter <- Alias (profile -> active adapter)
-Exchange (what a server answered) -> Run (--from-traffic, which made a Rollout of it)
+Exchange (an answer of a server) -> Run (--from-traffic, which made a Rollout of it)
 
-`table=True` SQLModel classes do not validate: use `Model.model_validate` at every import boundary.
-Times are UTC.
+SQLModel classes with `table=True` do not validate: use `Model.model_validate` at every import
+boundary. Times are UTC. The columns of FACTS hold the values of an enum; CHECK constraints enforce
+it.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from enum import StrEnum
+from typing import Any, cast
 
-from sqlalchemy import JSON, BigInteger, Column, Index, Integer, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, CheckConstraint, Index, Integer, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
 from reflect.types import (
     AdapterStatus,
+    Author,
+    Finish,
+    Json,
     LessonStatus,
+    LinkKind,
     NightStatus,
+    QuarantineReason,
+    RolloutErrorKind,
     RuleKind,
     RunStatus,
+    TrialKind,
+    TrialVerdict,
     Trust,
     values,
 )
 
 LESSON_STATUSES = values(LessonStatus)
-SHOWN_STATUSES = (
-    LessonStatus.CANDIDATE.value,
-    LessonStatus.ACTIVE.value,
-)  # the statuses that may stand in a prompt
-RUN_STATUSES = values(RunStatus)
-NIGHT_STATUSES = values(NightStatus)
-RULE_KINDS = values(RuleKind)
-CHEATED = (
-    Trust.CHEATED.value
-)  # a rollout's trust where it was fitted to tests that contradict its task
-ADAPTER_STATUSES = values(AdapterStatus)
-SEED: Any = BigInteger().with_variant(
-    Integer(), "sqlite"
-)  # 63 bits, which every INTEGER of SQLite has
+SHOWN_STATUSES = (LessonStatus.CANDIDATE.value, LessonStatus.ACTIVE.value)
+"""The statuses of the lessons that prompts may show."""
+CHEATED = Trust.CHEATED.value
+SEED = cast("type[int]", BigInteger().with_variant(Integer(), "sqlite"))
+"""63 bits, which every INTEGER of SQLite has."""
+OPTIONAL_JSON = cast("type[Any]", JSON(none_as_null=True))
 
 
 def now() -> datetime:
-    """UTC, with tzinfo: the tables store UTC and give it back so, and refuse a time that does not
-    say its zone."""
+    """The time in UTC, with tzinfo; the tables refuse a time without a zone."""
     return datetime.now(UTC)
-
-
-def optional_json() -> Any:
-    return Column(JSON(none_as_null=True), nullable=True)
-
-
-def json_column() -> Any:
-    return Column(JSON, nullable=False)
 
 
 class TaskRow(SQLModel, table=True):
@@ -67,7 +60,8 @@ class TaskRow(SQLModel, table=True):
     taskset: str = Field(index=True)
     task_id: str
     split: str
-    content: dict[str, Any] = Field(sa_column=json_column())  # Task.shape()
+    content: Json = Field(sa_type=JSON)
+    """`Task.shape()`."""
 
 
 class Run(SQLModel, table=True):
@@ -84,21 +78,17 @@ class Run(SQLModel, table=True):
     model: str
     model_fingerprint: str
     adapter_id: int | None = Field(default=None, foreign_key="adapter.id")
-    config: dict[str, Any] = Field(default_factory=dict, sa_column=json_column())
+    config: Json = Field(default_factory=dict, sa_type=JSON)
     from_traffic: bool = False  # its rollouts are exchanges that a server answered
-    checkpoints: dict[str, Any] | None = Field(
-        default=None, sa_column=optional_json()
-    )  # see reflect.trials.checkpoints
-    spent: dict[str, Any] | None = Field(
-        default=None, sa_column=optional_json()
-    )  # on models behind an API
-    measure: str = (
-        ""  # hash of the verifier's code and of the system template: what its rewards mean
-    )
-    bundle: dict[str, Any] = Field(
-        default_factory=dict, sa_column=json_column()
-    )  # all lessons together: an Effect
-    status: str = "running"
+    checkpoints: Json | None = Field(default=None, sa_type=OPTIONAL_JSON)
+    """Trial estimates so far; see `reflect.trials.checkpoints`."""
+    spent: Json | None = Field(default=None, sa_type=OPTIONAL_JSON)
+    """Requests, tokens and cost of models behind an API."""
+    measure: str = ""
+    """Hash of the verifier's code and of the system template: what its rewards mean."""
+    bundle: Json = Field(default_factory=dict, sa_type=JSON)
+    """The effect of all lessons together."""
+    status: str = RunStatus.RUNNING
     started: datetime = Field(default_factory=now)
     ended: datetime | None = None
 
@@ -115,23 +105,25 @@ class Rollout(SQLModel, table=True):
     run_id: int = Field(foreign_key="run.id", index=True)
     task_key: str = Field(foreign_key="task.key", index=True)
     index: int
-    messages: list[dict[str, Any]] = Field(
-        sa_column=json_column()
-    )  # the whole conversation as the model saw it
+    messages: list[Json] = Field(sa_type=JSON)
+    """The whole conversation as the model saw it."""
     reward: float | None = None
     feedback: str = ""
-    parts: dict[str, Any] = Field(default_factory=dict, sa_column=json_column())
+    parts: Json = Field(default_factory=dict, sa_type=JSON)
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    finish: str = "stop"
+    finish: str = Finish.STOP
     seed: int = Field(default=0, sa_type=SEED)
     model: str = ""
     adapter_id: int | None = Field(default=None, foreign_key="adapter.id")
     error: str | None = None
-    error_kind: str | None = None  # RolloutErrorKind; only where there is an error
-    trust: str = "clean"  # clean | untrusted: it read outside bytes | cheated
-    bundle_shown: bool = True  # False: all its lessons were withheld together
-    bundle_probability: float = 1.0  # the chance that they were not
+    error_kind: str | None = None
+    """The part that failed, where there is an error."""
+    trust: str = Trust.CLEAN
+    bundle_shown: bool = True
+    """False: all its lessons were withheld together."""
+    bundle_probability: float = 1.0
+    """The chance that they were not."""
     created: datetime = Field(default_factory=now)
 
 
@@ -144,12 +136,14 @@ class Reflection(SQLModel, table=True):
     task_key: str = Field(foreign_key="task.key")
     pack_hash: str
     pack_tokens: int
-    cut: str = ""  # what the packer left out, in words
-    prompt_version: str  # hash of the template
-    raw: str  # the model's whole answer
-    edits: list[dict[str, Any]] = Field(
-        default_factory=list, sa_column=json_column()
-    )  # each with its outcome
+    cut: str = ""
+    """The parts that the packer left out, as text."""
+    prompt_version: str
+    """Hash of the template."""
+    raw: str
+    """The model's whole answer."""
+    edits: list[Json] = Field(default_factory=list, sa_type=JSON)
+    """Lesson edits, each with its outcome."""
     model: str = ""
     created: datetime = Field(default_factory=now)
 
@@ -161,16 +155,19 @@ class Lesson(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     profile: str = "default"
     version: int = 1
-    when: str  # the condition under which it applies
-    do: str  # the advice
-    scope: str = ""  # taskset name, or "" for everywhere
-    tags: list[str] = Field(default_factory=list, sa_column=json_column())
-    status: str = "candidate"
-    pinned: bool = False  # a human's text: no merge or revision touches it
-    trust: str = (
-        "clean"  # clean | untrusted: learned from a rollout that read outside bytes, or cheated
-    )
-    tokens: int = 0  # cost of its line in a prompt
+    when: str
+    """The condition under which it applies."""
+    do: str
+    """The advice."""
+    scope: str = ""
+    """Taskset name, or "" for everywhere."""
+    tags: list[str] = Field(default_factory=list, sa_type=JSON)
+    status: str = LessonStatus.CANDIDATE
+    pinned: bool = False
+    """A human's text: no merge or revision touches it."""
+    trust: str = Trust.CLEAN
+    tokens: int = 0
+    """Cost of its line in a prompt."""
     created: datetime = Field(default_factory=now)
     updated: datetime = Field(default_factory=now)
 
@@ -183,20 +180,21 @@ class LessonVersion(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     lesson_id: int = Field(foreign_key="lesson.id", index=True)
     version: int
-    parent: int | None = None  # the version this one was made from
-    author: str  # model | human | trial | night | rollback
+    parent: int | None = None
+    """The version this one was made from."""
+    author: str
     reason: str = ""
-    quarantine: str | None = None  # QuarantineReason, while the status is quarantined
-    closing: bool = (
-        False  # an export ended with it, because the weights that held the text stayed behind
-    )
+    quarantine: str | None = None
+    """Set while the status is quarantined."""
+    closing: bool = False
+    """An export ended with it, because the weights that held the text stayed behind."""
     when: str
     do: str
     scope: str = ""
-    tags: list[str] = Field(default_factory=list, sa_column=json_column())
+    tags: list[str] = Field(default_factory=list, sa_type=JSON)
     status: str
     pinned: bool = False
-    trust: str = "clean"
+    trust: str = Trust.CLEAN
     tokens: int = 0
     reflection_id: int | None = Field(default=None, foreign_key="reflection.id", index=True)
     night_id: int | None = Field(default=None, foreign_key="night.id", index=True)
@@ -243,21 +241,19 @@ class Trial(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     lesson_id: int = Field(foreign_key="lesson.id", index=True)
     version: int
-    kind: str  # preflight | probe | withhold | paired
+    kind: str
     effect: float
     low: float
     high: float
     n: int
-    verdict: str  # accept | reject | undecided
+    verdict: str
     model_fingerprint: str = ""
-    measure: str = (
-        ""  # as in Run: another verifier or another wording of the prompt is another trial
-    )
+    measure: str = ""
+    """As in Run: another verifier or another wording of the prompt is another trial."""
     adapter_id: int | None = Field(default=None, foreign_key="adapter.id")
     night_id: int | None = Field(default=None, foreign_key="night.id")
-    run_id: int | None = Field(
-        default=None, foreign_key="run.id", index=True
-    )  # in which it was last measured
+    run_id: int | None = Field(default=None, foreign_key="run.id", index=True)
+    """The run in which it was last measured."""
     moved: int | None = None
     created: datetime = Field(default_factory=now)
 
@@ -269,14 +265,12 @@ class Night(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     key: str = Field(index=True, unique=True)
     profile: str = "default"
-    config: dict[str, Any] = Field(default_factory=dict, sa_column=json_column())
-    stages: dict[str, Any] = Field(
-        default_factory=dict, sa_column=json_column()
-    )  # stage -> its figures, when done
-    lessons: list[list[int]] = Field(
-        default_factory=list, sa_column=json_column()
-    )  # [lesson id, version]
-    status: str = "running"
+    config: Json = Field(default_factory=dict, sa_type=JSON)
+    stages: Json = Field(default_factory=dict, sa_type=JSON)
+    """Stage -> its figures, when done."""
+    lessons: list[list[int]] = Field(default_factory=list, sa_type=JSON)
+    """[lesson id, version]."""
+    status: str = NightStatus.RUNNING
     reason: str = ""
     adapter_id: int | None = None
     started: datetime = Field(default_factory=now)
@@ -290,16 +284,17 @@ class Adapter(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     name: str = Field(index=True, unique=True)
     path: str
-    manifest: dict[str, Any] = Field(sa_column=json_column())  # file name -> sha256
+    manifest: Json = Field(sa_type=JSON)
+    """File name -> sha256."""
     base_model: str
     base_fingerprint: str
     night_id: int | None = Field(default=None, foreign_key="night.id")
-    replaced: int | None = None  # the adapter that was active before this one was promoted
-    status: str = "candidate"
-    gate: dict[str, Any] = Field(default_factory=dict, sa_column=json_column())
-    revoked: list[int] = Field(
-        default_factory=list, sa_column=json_column()
-    )  # lessons in it that must be forgotten
+    replaced: int | None = None
+    """The adapter that was active before this one was promoted."""
+    status: str = AdapterStatus.CANDIDATE
+    gate: Json = Field(default_factory=dict, sa_type=JSON)
+    revoked: list[int] = Field(default_factory=list, sa_type=JSON)
+    """Lessons in it that must be forgotten."""
     created: datetime = Field(default_factory=now)
 
 
@@ -317,10 +312,11 @@ class Rule(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     profile: str = Field(default="default", index=True)
     pattern: str
-    kind: str = "words"  # words | regex
+    kind: str = RuleKind.WORDS
     why: str = ""
     created: datetime = Field(default_factory=now)
-    lifted: datetime | None = None  # since when it holds no more
+    lifted: datetime | None = None
+    """The time at which it was lifted."""
 
 
 class Exchange(SQLModel, table=True):
@@ -328,35 +324,68 @@ class Exchange(SQLModel, table=True):
     Rollout of it."""
 
     id: int | None = Field(default=None, primary_key=True)
-    name: str = Field(index=True)  # the chat completion's id, by which feedback names it
-    choice: int = 0  # which of its answers
+    name: str = Field(index=True)
+    """The chat completion's id, by which feedback names it."""
+    choice: int = 0
+    """Index of the answer among those of one completion."""
     profile: str = "default"
-    taskset: str  # whose tasks these are, for the scope of lessons
-    asked: list[dict[str, Any]] = Field(
-        sa_column=json_column()
-    )  # the conversation as the client sent it
-    messages: list[dict[str, Any]] = Field(
-        sa_column=json_column()
-    )  # as the model saw it, with the answer
-    exposures: list[dict[str, Any]] = Field(
-        default_factory=list, sa_column=json_column()
-    )  # as in Exposure
-    bundle_shown: bool = True  # this and what follows as in Rollout and Run
+    taskset: str
+    """The taskset of the request, for the scope of lessons."""
+    asked: list[Json] = Field(sa_type=JSON)
+    """The conversation as the client sent it."""
+    messages: list[Json] = Field(sa_type=JSON)
+    """As the model saw it, with the answer."""
+    exposures: list[Json] = Field(default_factory=list, sa_type=JSON)
+    """As in Exposure."""
+    bundle_shown: bool = True
+    """This field and the next ones are as in Rollout and Run."""
     bundle_probability: float = 1.0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    finish: str = "stop"
-    seed: int = Field(default=0, sa_type=SEED)  # names the draw: no two exchanges share one
+    finish: str = Finish.STOP
+    seed: int = Field(default=0, sa_type=SEED)
+    """Identifies the random draw: unique per exchange."""
     model: str
     model_fingerprint: str
     adapter_id: int | None = Field(default=None, foreign_key="adapter.id")
     measure: str = ""
-    trust: str = (
-        "untrusted"  # clean only where the server was told that its clients' words are its own
-    )
+    trust: str = Trust.UNTRUSTED
+    """CLEAN only if the server is configured to trust its clients."""
     reward: float | None = None
     feedback: str = ""
-    run_id: int | None = Field(
-        default=None, foreign_key="run.id", index=True
-    )  # in which it was reflected on
+    run_id: int | None = Field(default=None, foreign_key="run.id", index=True)
+    """The run that reflected on it."""
     created: datetime = Field(default_factory=now)
+
+
+FACTS: dict[tuple[str, str], type[StrEnum]] = {
+    ("run", "status"): RunStatus,
+    ("rollout", "finish"): Finish,
+    ("rollout", "error_kind"): RolloutErrorKind,
+    ("rollout", "trust"): Trust,
+    ("lesson", "status"): LessonStatus,
+    ("lesson", "trust"): Trust,
+    ("lesson_version", "author"): Author,
+    ("lesson_version", "status"): LessonStatus,
+    ("lesson_version", "quarantine"): QuarantineReason,
+    ("lesson_version", "trust"): Trust,
+    ("lesson_link", "kind"): LinkKind,
+    ("trial", "kind"): TrialKind,
+    ("trial", "verdict"): TrialVerdict,
+    ("night", "status"): NightStatus,
+    ("adapter", "status"): AdapterStatus,
+    ("rule", "kind"): RuleKind,
+    ("exchange", "finish"): Finish,
+    ("exchange", "trust"): Trust,
+}
+"""(table, column) -> the enum whose values it holds."""
+
+
+def fact_check(table: str, column: str) -> CheckConstraint:
+    """The constraint of a column of FACTS."""
+    known = ", ".join(f"'{value}'" for value in values(FACTS[table, column]))
+    return CheckConstraint(f"{column} IN ({known})", name=f"ck_{table}_{column}")
+
+
+for _table, _column in FACTS:
+    SQLModel.metadata.tables[_table].append_constraint(fact_check(_table, _column))

@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+Json = dict[str, Any]
+"""A JSON object."""
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, what is done)."""
 
 
 def values(kind: type[StrEnum]) -> tuple[str, ...]:
@@ -23,20 +28,28 @@ class LessonStatus(StrEnum):
 
     CANDIDATE = "candidate"
     ACTIVE = "active"
-    DISTILLED = "distilled"  # in the weights, no longer in the prompt
+    DISTILLED = "distilled"
+    """In the weights, no longer in the prompt."""
     RETIRED = "retired"
-    QUARANTINED = "quarantined"  # neither shown nor trained on
+    QUARANTINED = "quarantined"
+    """Neither shown nor trained on."""
 
 
 class QuarantineReason(StrEnum):
     """Why a version of a lesson is quarantined. Only OUTSIDE can be released without a person."""
 
-    OUTSIDE = "outside"  # learned from attempts that read bytes from outside
-    CHEATED = "cheated"  # learned from attempts that were fitted to tests which contradict the task
-    TEXT = "text"  # the text names what no lesson should name, or gives an answer away
-    APPROVAL = "approval"  # a person must approve it first
-    IMPORTED = "imported"  # a file brought it, with doubts
-    PERSON = "person"  # a person set it aside
+    OUTSIDE = "outside"
+    """Learned from attempts that read bytes from outside."""
+    CHEATED = "cheated"
+    """Learned from attempts that were fitted to tests which contradict the task."""
+    TEXT = "text"
+    """The text names what no lesson should name, or gives an answer away."""
+    APPROVAL = "approval"
+    """A person must approve it first."""
+    IMPORTED = "imported"
+    """A file brought it, with doubts."""
+    PERSON = "person"
+    """A person set it aside."""
 
 
 class Author(StrEnum):
@@ -53,8 +66,10 @@ class Trust(StrEnum):
     """Where the evidence of a rollout, or the text of a lesson, comes from."""
 
     CLEAN = "clean"
-    UNTRUSTED = "untrusted"  # it read bytes from outside
-    CHEATED = "cheated"  # it was fitted to tests that contradict its task
+    UNTRUSTED = "untrusted"
+    """It read bytes from outside."""
+    CHEATED = "cheated"
+    """It was fitted to tests that contradict its task."""
 
 
 class LinkKind(StrEnum):
@@ -62,7 +77,8 @@ class LinkKind(StrEnum):
 
     MERGED = "merged"
     SUPERSEDES = "supersedes"
-    PROPOSED = "proposed"  # a person has not decided yet
+    PROPOSED = "proposed"
+    """A person has not decided yet."""
 
 
 class RunStatus(StrEnum):
@@ -81,7 +97,8 @@ class Finish(StrEnum):
     TOKENS = "tokens"
     TIME = "time"
     ERROR = "error"
-    HALTED = "halted"  # not attempted, because the run had stopped
+    HALTED = "halted"
+    """Not attempted, because the run had stopped."""
 
 
 class RolloutErrorKind(StrEnum):
@@ -90,7 +107,8 @@ class RolloutErrorKind(StrEnum):
     MODEL = "model"
     ENVIRONMENT = "environment"
     VERIFIER = "verifier"
-    JUDGE = "judge"  # says nothing about the lessons: the rollout is no evidence
+    JUDGE = "judge"
+    """Says nothing about the lessons: the rollout is no evidence."""
 
 
 class TrialKind(StrEnum):
@@ -162,12 +180,12 @@ class CheckKind(StrEnum):
 class QuestionKind(StrEnum):
     """Which tasks a question of the gate is about."""
 
-    NEAR = "near"  # tasks near those of the lessons
-    FOLLOWING = "following"  # following lessons that are new to the adapter
-    UNRELATED = "unrelated"  # tasksets outside the night
-
-
-Progress = Callable[[int, int, str], None]  # (done, total, what)
+    NEAR = "near"
+    """Tasks near those of the lessons."""
+    FOLLOWING = "following"
+    """Following lessons that are new to the adapter."""
+    UNRELATED = "unrelated"
+    """Tasksets outside the night."""
 
 
 class Limits(NamedTuple):

@@ -282,6 +282,8 @@ def test_profiles_are_apart(book: Lessons) -> None:
         (lambda text: text.replace('"pinned":true', '"pinned":"yes"', 1), "line 2, versions[0].pinned"),
         (lambda text: text.replace('"do":"stop 🌙"', '"do":" "'), "line 4, versions[0].do: it is empty"),
         (lambda text: text.replace('"do":"stop 🌙"', '"do":"\\ud800"'), "line 4"),
+        (lambda text: text.replace('"verdict":"accept"', '"verdict":"odd"'), "verdict: 'odd' is none of accept"),
+        (lambda text: text.replace('"kind":"withhold"', '"kind":"odd"').replace('"kind":"preflight"', '"kind":"odd"'), "kind: 'odd' is none of"),
         (lambda text: text.replace('"retired"', '"odd"'), "line 3, versions[1].status: 'odd' is none"),
         (lambda text: text.replace('"author":"human"', '"author":"nobody"', 1), "line 2, versions[0].author"),
         (lambda text: text.replace('"version":2,"parent":1', '"version":3,"parent":1', 1), "line 2: versions must be"),

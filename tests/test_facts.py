@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlmodel import select
+from test_store import version_5
 from test_trial import HERE, lesson_of, practised
 from test_trust import SAYS, group
 
@@ -130,7 +131,7 @@ def test_a_database_of_before_gets_its_facts_from_its_sentences(where: str) -> N
     with new.write() as s:
         s.connection().execute(text("SELECT 1"))
     new.close()
-    older = _older(where)
+    older = version_5(where)
     with older.begin() as c:
         for number, config in enumerate(
             ({"heard": heard, "learn": True}, {"spent": spent}, {"from_traffic": True}), 1
@@ -161,21 +162,6 @@ def test_a_database_of_before_gets_its_facts_from_its_sentences(where: str) -> N
         assert third.from_traffic and third.config == {}
         assert [run.id for run in trials.holders(s, {"profile": "default"})] == [1]
         assert [run.key for run in runs.list_runs(s)] == ["k3", "k2", "k1"], "keys do not change"
-
-
-def _older(where: str) -> Any:
-    """An engine on a database as revision 0005 left it: the columns of 0006 are taken out again."""
-    from sqlalchemy import create_engine
-
-    engine = create_engine(where if "://" in where else f"sqlite:///{where}")
-    with engine.begin() as c:
-        for table, column in (
-            ("run", "checkpoints"), ("run", "spent"), ("run", "from_traffic"), ("rollout", "error_kind"),
-            ("lesson_version", "quarantine"), ("lesson_version", "closing"),
-        ):  # fmt: skip
-            c.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
-        c.execute(text("UPDATE alembic_version SET version_num = '0005'"))
-    return engine
 
 
 def test_the_sentences_of_before_are_read_as_they_were_written() -> None:

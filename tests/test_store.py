@@ -21,13 +21,23 @@ from typing import NamedTuple
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine
+from sqlalchemy import Engine, create_engine, inspect
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 
 from reflect.errors import NewerDatabase, StoreError
-from reflect.records import Exposure, Reflection, Rollout, Trial
+from reflect.records import (
+    FACTS,
+    Exchange,
+    Exposure,
+    LessonLink,
+    Reflection,
+    Rollout,
+    Rule,
+    Trial,
+)
 from reflect.store import (
     Store,
     database,
@@ -178,8 +188,11 @@ def test_a_url_names_the_same_file(tmp_path: Path):
     )
 
 
-def test_the_migrations_make_exactly_the_tables_of_the_records(store: Store):
-    with store.read() as s:
+@pytest.mark.parametrize("version", ["new", "before 1.0"])
+def test_the_migrations_make_exactly_the_tables_of_the_records(where: str, version: str):
+    if version != "new":
+        earlier(where)
+    with Store(where).write() as s:
         context = MigrationContext.configure(
             s.connection(), opts={"compare_type": True, "compare_server_default": True}
         )
@@ -190,11 +203,88 @@ def test_the_migrations_make_exactly_the_tables_of_the_records(store: Store):
         of_search = own[s.get_bind().dialect.name]
         differences = [str(d) for d in compare_metadata(context, SQLModel.metadata)]
         assert [d for d in differences if not any(name in d for name in of_search)] == []
+        constraints = {
+            (table, check["name"])
+            for table in SQLModel.metadata.tables
+            for check in inspect(s.connection()).get_check_constraints(table)
+        }
+        assert constraints == {(table, f"ck_{table}_{column}") for table, column in FACTS}
+        lessons.add(s, when="three words here", do="b", author="human")
+        assert lessons.search(s, "words") and doctor.check(s) == []
+
+
+def earlier(where: str) -> None:
+    """A database of before the first release: version 1, on PostgreSQL version 5."""
+    if "://" not in where:
+        shutil.copy(VERSION_1, where)
+        return
+    Store(where).close()
+    version_5(where).dispose()
+
+
+def version_5(where: str) -> Engine:
+    """An engine on an up-to-date database from which all that version 6 brought is taken out."""
+    sqlite = "://" not in where
+    engine = create_engine(f"sqlite:///{where}" if sqlite else where)
+    added = (
+        ("run", "checkpoints"), ("run", "spent"), ("run", "from_traffic"), ("rollout", "error_kind"),
+        ("lesson_version", "quarantine"), ("lesson_version", "closing"),
+    )  # fmt: skip
+    with engine.begin() as c:
+        operations = Operations(MigrationContext.configure(c))
+        for table in SQLModel.metadata.tables:
+            checked = [column for of, column in FACTS if of == table]
+            with operations.batch_alter_table(
+                table, recreate="always" if sqlite else "never"
+            ) as altered:
+                for column in checked:
+                    altered.drop_constraint(f"ck_{table}_{column}")
+                for column in [column for of, column in added if of == table]:
+                    altered.drop_column(column)
+        c.exec_driver_sql("UPDATE alembic_version SET version_num = '0005'")
+    return engine
 
 
 def test_every_migration_is_in_the_list_of_revisions():
     script = ScriptDirectory.from_config(migrations.config())
-    assert tuple(r.revision for r in reversed(list(script.walk_revisions()))) == database.REVISIONS
+    own = tuple(r.revision for r in reversed(list(script.walk_revisions())))
+    assert migrations.UNRELEASED + own == database.REVISIONS
+
+
+def test_an_unknown_value_of_before_is_refused_and_nothing_is_changed(where: str):
+    earlier(where)
+    engine = create_engine(where if "://" in where else f"sqlite:///{where}")
+    with engine.begin() as c:
+        c.exec_driver_sql(
+            "INSERT INTO night (key, profile, config, stages, lessons, status, reason, started) VALUES"
+            " ('odd', 'default', '{}', '{}', '[]', 'odd', '', '2026-01-01 00:00:00+00:00')"
+        )
+    with pytest.raises(StoreError, match="status of row .* of night is 'odd'"):
+        Store(where)
+    with engine.begin() as c:
+        assert c.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() != "0006"
+        c.exec_driver_sql("DELETE FROM night WHERE status = 'odd'")
+    engine.dispose()
+    assert doctor.check(Store(where)) == []
+
+
+@pytest.mark.parametrize(("table", "column"), list(FACTS))
+def test_a_value_that_is_none_of_its_enum_is_refused(store: Store, table: str, column: str):
+    with store.write() as s:
+        lessons.add(s, when="a", do="b", author="human")
+        s.add(Rule(pattern="a"))
+    fill(store)
+    with store.write() as s:
+        if table == "exchange":
+            s.add(
+                Exchange(
+                    name="a", taskset="a", asked=[], messages=[], model="m", model_fingerprint="f"
+                )
+            )
+        if table == "lesson_link":
+            s.add(LessonLink(lesson_id=1, other_id=2, kind="merged"))
+    with pytest.raises(IntegrityError), store.write() as s:
+        s.connection().exec_driver_sql(f"UPDATE {table} SET {column} = 'odd'")
 
 
 def test_a_damaged_database_of_version_1_opens_and_the_doctor_names_the_damage(tmp_path: Path):
@@ -215,7 +305,7 @@ def test_a_damaged_database_of_version_1_opens_and_the_doctor_names_the_damage(t
 def test_an_upgrade_that_would_add_damage_is_refused_whole(tmp_path: Path):
     path = shutil.copy(VERSION_1, tmp_path / "lessons.db")
     with sqlite3.connect(path) as c:
-        c.execute("CREATE TRIGGER harm AFTER UPDATE ON alembic_version WHEN new.version_num = '0004' BEGIN "
+        c.execute("CREATE TRIGGER harm AFTER INSERT ON alembic_version WHEN new.version_num = '0006' BEGIN "
                   "DELETE FROM reflection WHERE id = 1; END")  # fmt: skip
     with pytest.raises(StoreError, match="1 rows without their parent"):
         Store(path)
@@ -449,6 +539,8 @@ HARMS = [
     ("UPDATE lesson SET version = 2 WHERE id = 1", "Lesson 1 stands at version 2"),
     ("DELETE FROM lesson_version WHERE version = 2", "history of lesson 1 has gaps"),
     ("UPDATE lesson SET status = 'odd' WHERE id = 2", "Lesson 2 has the unknown status 'odd'"),
+    ("UPDATE trial SET verdict = 'odd'", "Trial 1 has the unknown verdict 'odd'"),
+    ("UPDATE lesson_version SET author = 'odd'", "Lesson version 1 has the unknown author 'odd'"),
     ("DELETE FROM rollout WHERE id = 4", "Run 1 is marked done, but the task key-task1 has 1 of 2"),
     ("DELETE FROM exposure; DELETE FROM reflection; DELETE FROM rollout", "has no rollouts"),
     ("DELETE FROM task", "names a task that is not there"),
@@ -468,7 +560,7 @@ def test_the_doctor_names_what_is_wrong(tmp_path: Path, harm: str, found: str):
     path = Path(shutil.copy(VERSION_1, tmp_path / "lessons.db"))
     Store(path)  # brings it up to date, which a damaged one is not
     with sqlite3.connect(path) as c:
-        c.executescript(harm)
+        c.executescript(f"PRAGMA ignore_check_constraints = ON; {harm}")
     problems = doctor.check(Store(path))
     assert any(found in problem for problem in problems), problems
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event
-from test_store import a_run, attempt
+from test_store import VERSION_1, a_run, attempt
 
 from reflect.records import Lesson
 from reflect.store import Store, doctor, lessons, migrations, runs  # noqa: F401  (a fork need not import it again)
@@ -162,12 +162,17 @@ def die_at(where: str, statement: int) -> None:
     Store(where)
 
 
-def test_a_migration_killed_at_any_statement_is_done_by_the_next_start(tmp_path: Path):
+@pytest.mark.parametrize("before", [None, VERSION_1])
+def test_a_migration_killed_at_any_statement_is_done_by_the_next_start(
+    tmp_path: Path, before: Path | None
+):
     path = tmp_path / "lessons.db"
     killed = 0
-    for statement in range(1, 1000, 4):
+    for statement in range(1, 1000, 4 if before is None else 12):
         for file in tmp_path.iterdir():
             file.unlink()
+        if before is not None:
+            shutil.copy(before, path)
         process = fork.Process(target=die_at, args=(str(path), statement))
         process.start()
         process.join(60)
@@ -176,7 +181,7 @@ def test_a_migration_killed_at_any_statement_is_done_by_the_next_start(tmp_path:
         names = {
             name for (name,) in sqlite3.connect(path).execute("SELECT name FROM sqlite_master")
         }
-        assert not names or {"alembic_version", "lesson_fts_update"} <= names, (
+        assert not names or {"alembic_version", "lesson_fts_update", "trial"} <= names, (
             "all of a migration or nothing"
         )
         if process.exitcode == 0:

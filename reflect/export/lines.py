@@ -32,6 +32,7 @@ from reflect.records import LESSON_STATUSES, Lesson, LessonLink, LessonVersion, 
 from reflect.store import legacy
 from reflect.store.lesson_links import LINK_KINDS
 from reflect.store.lessons import AUTHORS, CONTENT
+from reflect.types import TrialKind, TrialVerdict, Trust, values
 
 FORMAT, VERSION = "reflect lessons", 1
 AS_TEXT = "exported without the weights that held it"  # the reason of the closing version
@@ -78,7 +79,7 @@ class VersionLine(Line):
     tags: list[str]
     status: Annotated[str, AfterValidator(_one_of(LESSON_STATUSES))]
     pinned: bool
-    trust: Annotated[str, AfterValidator(_one_of(("clean", "untrusted")))]
+    trust: Annotated[str, AfterValidator(_one_of(values(Trust)))]
     tokens: Annotated[int, Field(ge=0, lt=2**63)]
     created: Time
     quarantine: Annotated[str | None, Field(exclude_if=lambda v: v is None)] = None
@@ -100,12 +101,12 @@ class TrialLine(Line):
     """A measured effect on the bare base model, as in `Trial`."""
 
     version: Id
-    kind: str
+    kind: Annotated[str, AfterValidator(_one_of(values(TrialKind)))]
     effect: float
     low: float
     high: float
     n: Annotated[int, Field(ge=0, lt=2**63)]
-    verdict: str
+    verdict: Annotated[str, AfterValidator(_one_of(values(TrialVerdict)))]
     model_fingerprint: str
     measure: str = ""  # files of before it was recorded have none
     moved: Id | None  # the version that its verdict made

@@ -18,14 +18,8 @@ from reflect.store.dialect import Dialect, without_password
 from reflect.store.postgres import Postgres
 from reflect.store.sqlite import SQLite
 
-REVISIONS = (
-    "0001",
-    "0002",
-    "0003",
-    "0004",
-    "0005",
-    "0006",
-)  # every migration, oldest first; as in migrations/versions
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+"""Every revision that a database may have, oldest first."""
 
 
 class Store:
@@ -81,9 +75,10 @@ class Store:
         with self._engines[
             "migrate"
         ].begin() as c:  # one transaction: a killed migration leaves what was there before
-            if _revision(c, self._dialect) != REVISIONS[-1]:  # another process may have been faster
+            revision = _revision(c, self._dialect)
+            if revision != REVISIONS[-1]:  # another process may have been faster
                 before = self._dialect.orphans(c)
-                upgrade(c)
+                upgrade(c, revision)
                 self._dialect.settle(c, before)
 
     @contextmanager

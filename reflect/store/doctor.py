@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, SQLModel
 
 from reflect.errors import StoreError
-from reflect.records import ADAPTER_STATUSES, LESSON_STATUSES, NIGHT_STATUSES, RUN_STATUSES
+from reflect.records import FACTS, fact_check
 from reflect.store import forbidden_rules
 from reflect.store.database import Store
 from reflect.store.lessons import CONTENT
@@ -43,8 +43,9 @@ def _damage(s: Session) -> list[str]:
     """What SQLite says of its file. PostgreSQL checks its pages whenever it reads them."""
     if s.get_bind().dialect.name != "sqlite":
         return []
-    broken = [str(row[0]) for row in s.connection().exec_driver_sql("PRAGMA integrity_check(20)")]
-    return [f"SQLite reports damage: {words}." for words in broken if words != "ok"]
+    reports = s.connection().exec_driver_sql("PRAGMA integrity_check(20)").scalars()
+    known = ("ok", "CHECK constraint failed")  # CHECKS names the rows that broke a constraint
+    return [f"SQLite reports damage: {text}." for text in reports if not text.startswith(known)]
 
 
 def _orphans(s: Session) -> list[str]:
@@ -84,10 +85,10 @@ def _ask(s: Session, query: str, words: str) -> list[str]:
     return [words.format(*row) for row in s.connection().execute(text(query))]
 
 
-def _unknown(table: str, known: tuple[str, ...]) -> tuple[str, str]:
-    statuses = ", ".join(f"'{status}'" for status in known)
-    query = f"SELECT id, status FROM {table} WHERE status NOT IN ({statuses}) ORDER BY id"
-    return query, f"{table.capitalize()} {{0}} has the unknown status '{{1}}'."
+def _unknown(table: str, column: str) -> tuple[str, str]:
+    query = f"SELECT id, {column} FROM {table} WHERE NOT {fact_check(table, column).sqltext} ORDER BY id"
+    name = table.replace("_", " ").capitalize()
+    return query, f"{name} {{0}} has the unknown {column} '{{1}}'."
 
 
 NO_INDEX = """SELECT 1 WHERE NOT EXISTS
@@ -101,10 +102,7 @@ _DIFFERS = " OR ".join(f"{head} <> {version}" for head, version in _SIDES)
 
 # (query, sentence for each of its rows)
 CHECKS: tuple[tuple[str, str], ...] = (
-    _unknown("lesson", LESSON_STATUSES),
-    _unknown("run", RUN_STATUSES),
-    _unknown("night", NIGHT_STATUSES),
-    _unknown("adapter", ADAPTER_STATUSES),
+    *(_unknown(table, column) for table, column in FACTS),
     (
         """SELECT l.id, l.version, max(v.version) FROM lesson l LEFT JOIN lesson_version v ON v.lesson_id = l.id
            GROUP BY l.id, l.version HAVING max(v.version) IS NULL OR max(v.version) <> l.version ORDER BY l.id""",

@@ -16,22 +16,27 @@ from collections.abc import Sequence
 from sqlmodel import Session, col, select
 
 from reflect.errors import UnknownName, UsageError
-from reflect.records import RULE_KINDS, Rule, now
+from reflect.records import Rule, now
+from reflect.types import RuleKind, values
 
 
 def add(s: Session, pattern: str, *, kind: str, why: str = "", profile: str = "default") -> Rule:
     """A new rule. UsageError for one that is broken, would forbid everything, or is there
     already."""
-    if kind not in RULE_KINDS:
+    if kind not in values(RuleKind):
         raise UnknownName(
-            f"There is no rule of the kind '{kind}'.", f"The kinds are: {', '.join(RULE_KINDS)}."
+            f"There is no rule of the kind '{kind}'.", f"The kinds are: {', '.join(RuleKind)}."
         )
     rule = Rule(pattern=pattern.strip(), kind=kind, why=" ".join(why.split()), profile=profile)
-    if kind == "regex" and (wrong := broken(rule.pattern)):
+    if kind == RuleKind.REGEX and (wrong := broken(rule.pattern)):
         raise UsageError(
             f"'{rule.pattern}' is no regular expression: {wrong}.", "Mend it, or say --words."
         )
-    if matches(rule, "", "") or not rule.pattern or (kind == "words" and not _plain(rule.pattern)):
+    if (
+        matches(rule, "", "")
+        or not rule.pattern
+        or (kind == RuleKind.WORDS and not _plain(rule.pattern))
+    ):
         raise UsageError(
             f"'{rule.pattern}' would forbid every lesson or none.", "Say which words, or a pattern."
         )
@@ -71,17 +76,15 @@ def forbidding(rules: Sequence[Rule], when: str, do: str) -> str:
 
 def problems(s: Session) -> list[str]:
     """For the doctor: rules that can match nothing."""
-    found = []
-    for rule in s.exec(select(Rule).order_by(col(Rule.id))):
-        if rule.kind not in RULE_KINDS:
-            found.append(f"Rule {rule.id} is of the unknown kind '{rule.kind}'.")
-        elif rule.kind == "regex" and (wrong := broken(rule.pattern)):
-            found.append(f"Rule {rule.id} is no regular expression ({wrong}): {rule.pattern}.")
-    return found
+    return [
+        f"Rule {rule.id} is no regular expression ({wrong}): {rule.pattern}."
+        for rule in s.exec(select(Rule).where(Rule.kind == RuleKind.REGEX).order_by(col(Rule.id)))
+        if (wrong := broken(rule.pattern))
+    ]
 
 
 def matches(rule: Rule, when: str, do: str) -> bool:
-    if rule.kind == "regex":
+    if rule.kind == RuleKind.REGEX:
         flags = re.IGNORECASE | re.MULTILINE
         return not broken(rule.pattern) and bool(re.search(rule.pattern, f"{when}\n{do}", flags))
     wanted = f" {_plain(rule.pattern)} "

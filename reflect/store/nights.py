@@ -10,8 +10,6 @@ from sqlmodel import Session, col, select
 
 from reflect.errors import Conflict, UnknownName, UsageError
 from reflect.records import (
-    ADAPTER_STATUSES,
-    NIGHT_STATUSES,
     SHOWN_STATUSES,
     Adapter,
     Alias,
@@ -23,6 +21,7 @@ from reflect.records import (
 )
 from reflect.store import lessons as db
 from reflect.store import revoked_adapters
+from reflect.types import AdapterStatus, NightStatus
 
 # -- nights
 # ------------------------------------------------------------------------------------------------------------
@@ -64,10 +63,8 @@ def finish_night(
     s: Session, night_id: int | None, status: str, reason: str = "", adapter_id: int | None = None
 ) -> Night:
     """How the night ended: promoted, rejected, nothing or failed, and why."""
-    if status not in NIGHT_STATUSES[1:]:
-        raise ValueError(
-            f"a night ends as one of {', '.join(NIGHT_STATUSES[1:])}, not as {status!r}"
-        )
+    if NightStatus(status) == NightStatus.RUNNING:
+        raise ValueError(f"a night ends, not as {status!r}")
     night = get_night(s, night_id)
     night.status, night.reason, night.ended = status, reason, now()
     night.adapter_id = adapter_id if adapter_id is not None else night.adapter_id
@@ -123,9 +120,7 @@ def set_adapter(
 ) -> Adapter:
     """Record the verdict of the gate. Promotion is `promote`'s."""
     adapter = get_adapter(s, adapter_id)
-    if status is not None and status not in ADAPTER_STATUSES:
-        raise ValueError(f"an adapter is one of {', '.join(ADAPTER_STATUSES)}, not {status!r}")
-    adapter.status = status or adapter.status
+    adapter.status = AdapterStatus(status or adapter.status)
     adapter.gate = adapter.gate if gate is None else gate
     s.add(adapter)
     s.flush()

@@ -16,6 +16,24 @@ from sqlmodel import Session
 from reflect.store import search_postgres
 from reflect.store.dialect import COMMON, MOST_WORDS
 
+INDEX = """CREATE VIRTUAL TABLE lesson_fts USING fts5(
+    "when", "do", tags, content='lesson', content_rowid='id', tokenize='porter unicode61 remove_diacritics 2')"""
+# Triggers keep the index in step with the table, whatever writes to it.
+TRIGGERS = (
+    """CREATE TRIGGER lesson_fts_insert AFTER INSERT ON lesson BEGIN
+        INSERT INTO lesson_fts (rowid, "when", "do", tags) VALUES (new.id, new."when", new."do", new.tags);
+    END""",
+    """CREATE TRIGGER lesson_fts_delete AFTER DELETE ON lesson BEGIN
+        INSERT INTO lesson_fts (lesson_fts, rowid, "when", "do", tags)
+        VALUES ('delete', old.id, old."when", old."do", old.tags);
+    END""",
+    """CREATE TRIGGER lesson_fts_update AFTER UPDATE OF "when", "do", tags ON lesson BEGIN
+        INSERT INTO lesson_fts (lesson_fts, rowid, "when", "do", tags)
+        VALUES ('delete', old.id, old."when", old."do", old.tags);
+        INSERT INTO lesson_fts (rowid, "when", "do", tags) VALUES (new.id, new."when", new."do", new.tags);
+    END""",
+)
+
 # In how many lessons each word stands, counted up to just beyond COMMON. A word holds no quote.
 SPREAD = text("""
     SELECT value, (SELECT count(*) FROM

@@ -20,6 +20,28 @@ from reflect.store.dialect import COMMON, MOST_WORDS
 
 LONGEST = 500  # letters of a word: PostgreSQL indexes none of more than 2046 bytes
 
+# The words that FTS5 would find (stemmed, accents and punctuation aside), "when" as A, "do" as B, tags as C. The
+# dictionary is our own, because the built-in English one leaves common words out; so is the punctuation, because
+# PostgreSQL's parser takes "letters.count" for a host and "a/b" for a file.
+PLAIN = r"""regexp_replace(regexp_replace(normalize({}, NFD), '[\u0300-\u036f]', '', 'g'),
+    '[!-/:-@\[-`{{-~]', ' ', 'g')"""
+WORDS = " || ".join(
+    f"setweight(to_tsvector('reflect', {PLAIN.format(column)}), '{weight}')"
+    for column, weight in (('"when"', "A"), ('"do"', "B"), ("tags::text", "C"))
+)
+INDEX = (
+    "CREATE TEXT SEARCH DICTIONARY reflect_stem (TEMPLATE = pg_catalog.snowball, LANGUAGE = porter)",
+    "CREATE TEXT SEARCH CONFIGURATION reflect (COPY = pg_catalog.simple)",
+    "ALTER TEXT SEARCH CONFIGURATION reflect ALTER MAPPING FOR asciiword, word, numword WITH reflect_stem",
+    f"ALTER TABLE lesson ADD COLUMN words tsvector GENERATED ALWAYS AS ({WORDS}) STORED",
+    # no list that searches wade in
+    "CREATE INDEX ix_lesson_words ON lesson USING gin (words) WITH (fastupdate = off)",
+    # In SQLite every index ends with the id: the oldest or newest of a scope are read off it,
+    # without a sort.
+    "DROP INDEX ix_lesson_profile_status_scope",
+    "CREATE INDEX ix_lesson_profile_status_scope ON lesson (profile, status, scope, id)",
+)
+
 # (lesson id, score, null) of the best lessons, then (null, null, word) of the common words. :known
 # are common.
 RANKED = """

@@ -1,9 +1,7 @@
-"""Run by Alembic: hand it the connection of reflect.store.migrations.upgrade."""
+"""Run by Alembic, on the connection that reflect.store.migrations.upgrade hands over."""
 
 from alembic import context
 from sqlmodel import SQLModel
-
-import reflect.records  # noqa: F401  (registers the tables)
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -1,79 +1,151 @@
-"""Version 6: facts as columns, which the program had to read out of sentences and out of
-`run.config` before.
+"""Version 6: facts as columns and CHECK constraints, from any version before the first release.
+
+Earlier versions kept facts in sentences and in `run.config`. What versions 2 to 5 added (trials of
+runs, rules, bundles and trust, links, exchanges) is added where it is missing.
 
 Revision ID: 0006
-Revises: 0005
 """
 
 import json
+from functools import partial
 
 import sqlalchemy as sa
 from alembic import op
 
+from reflect.errors import StoreError
+from reflect.records import FACTS, SEED, fact_check
+from reflect.store import search
 from reflect.store.legacy import closing, error_kind, quarantine
+from reflect.types import values
 
 revision = "0006"
-down_revision = "0005"
+down_revision = None
 
-COLUMNS: tuple[tuple[str, sa.Column], ...] = (
-    ("run", sa.Column("checkpoints", sa.JSON(none_as_null=True), nullable=True)),
-    ("run", sa.Column("spent", sa.JSON(none_as_null=True), nullable=True)),
-    ("run", sa.Column("from_traffic", sa.Boolean(), nullable=False, server_default=sa.false())),
-    ("rollout", sa.Column("error_kind", sa.String(), nullable=True)),
-    ("lesson_version", sa.Column("quarantine", sa.String(), nullable=True)),
-    (
-        "lesson_version",
-        sa.Column("closing", sa.Boolean(), nullable=False, server_default=sa.false()),
+ID, INTEGER, FLOAT = sa.Integer(), sa.Integer(), sa.Float()
+TEXT, BOOLEAN, TIME = sa.String(), sa.Boolean(), sa.DateTime(timezone=True)
+OPTIONAL_JSON = sa.JSON(none_as_null=True)
+needed = partial(sa.Column, nullable=False)
+optional = partial(sa.Column, nullable=True)
+
+TABLES = {  # table -> its columns and constraints, its indexed columns
+    "rule": (
+        (needed("profile", TEXT), needed("pattern", TEXT), needed("kind", TEXT),
+         needed("why", TEXT), needed("created", TIME), optional("lifted", TIME)),
+        ("profile",),
     ),
+    "lesson_link": (
+        (needed("lesson_id", ID), needed("other_id", ID), needed("kind", TEXT),
+         needed("why", TEXT), optional("reflection_id", ID), needed("created", TIME),
+         sa.ForeignKeyConstraint(["lesson_id"], ["lesson.id"]),
+         sa.ForeignKeyConstraint(["other_id"], ["lesson.id"]),
+         sa.ForeignKeyConstraint(["reflection_id"], ["reflection.id"]),
+         sa.UniqueConstraint("lesson_id", "other_id", "kind")),
+        ("lesson_id", "other_id"),
+    ),
+    "exchange": (
+        (needed("name", TEXT), needed("choice", INTEGER), needed("profile", TEXT),
+         needed("taskset", TEXT), needed("asked", sa.JSON()), needed("messages", sa.JSON()),
+         needed("exposures", sa.JSON()), needed("bundle_shown", BOOLEAN),
+         needed("bundle_probability", FLOAT), needed("prompt_tokens", INTEGER),
+         needed("completion_tokens", INTEGER), needed("finish", TEXT), needed("seed", SEED),
+         needed("model", TEXT), needed("model_fingerprint", TEXT), optional("adapter_id", ID),
+         needed("measure", TEXT), needed("trust", TEXT), optional("reward", FLOAT),
+         needed("feedback", TEXT), optional("run_id", ID), needed("created", TIME),
+         sa.ForeignKeyConstraint(["adapter_id"], ["adapter.id"]),
+         sa.ForeignKeyConstraint(["run_id"], ["run.id"])),
+        ("name", "run_id"),
+    ),
+}  # fmt: skip
+COLUMNS = (  # table, column, its value in existing rows
+    ("trial", optional("run_id", ID), None),
+    ("trial", optional("moved", INTEGER), None),
+    ("trial", needed("measure", TEXT), ""),
+    ("run", needed("measure", TEXT), ""),
+    ("run", needed("bundle", sa.JSON()), "{}"),
+    ("run", optional("checkpoints", OPTIONAL_JSON), None),
+    ("run", optional("spent", OPTIONAL_JSON), None),
+    ("run", needed("from_traffic", BOOLEAN), sa.false()),
+    ("rollout", needed("trust", TEXT), "clean"),
+    ("rollout", needed("bundle_shown", BOOLEAN), sa.true()),
+    ("rollout", needed("bundle_probability", FLOAT), "1.0"),
+    ("rollout", optional("error_kind", TEXT), None),
+    ("adapter", needed("revoked", sa.JSON()), "[]"),
+    ("lesson_version", optional("quarantine", TEXT), None),
+    ("lesson_version", needed("closing", BOOLEAN), sa.false()),
 )
 
 
 def upgrade() -> None:
-    for table in dict.fromkeys(table for table, _ in COLUMNS):
-        with op.batch_alter_table(table) as altered:
-            for of, column in COLUMNS:
-                if of == table:
-                    altered.add_column(column)
-        with op.batch_alter_table(table) as altered:  # only the existing rows need a default
-            for of, column in COLUMNS:
-                if of == table and not column.nullable:
-                    altered.alter_column(column.name, server_default=None)
     bind = op.get_bind()
-    run = sa.table(
-        "run",
-        sa.column("id"),
-        sa.column("config", sa.JSON()),
-        sa.column("checkpoints", sa.JSON(none_as_null=True)),
-        sa.column("spent", sa.JSON(none_as_null=True)),
-        sa.column("from_traffic", sa.Boolean()),
-    )
-    for run_id, found in bind.execute(sa.select(run.c.id, run.c.config)).all():
-        config = json.loads(found) if isinstance(found, str) else dict(found or {})
+    tables = sa.inspect(bind).get_table_names()
+    for table, (parts, indexed) in TABLES.items():
+        if table not in tables:
+            op.create_table(table, needed("id", ID, primary_key=True), *parts)
+            for column in indexed:
+                op.create_index(f"ix_{table}_{column}", table, [column])
+    present = {t: {c["name"] for c in sa.inspect(bind).get_columns(t)} for t, *_ in COLUMNS}
+    added = [(table, *more) for table, *more in COLUMNS if more[0].name not in present[table]]
+    for table, column, value in added:
+        op.add_column(
+            table,
+            sa.Column(column.name, column.type, nullable=column.nullable, server_default=value),
+        )
+    _read_sentences(bind)
+    for table in dict.fromkeys((*(table for table, *_ in added), *(table for table, _ in FACTS))):
+        _refuse_unknown(bind, table)
+        with op.batch_alter_table(table) as altered:
+            for of, column, value in added:
+                if of == table and value is not None:  # only the existing rows need a default
+                    altered.alter_column(column.name, server_default=None)
+            if table == "trial" and "run_id" not in present["trial"]:
+                altered.create_foreign_key("fk_trial_run", "run", ["run_id"], ["id"])
+                altered.create_index("ix_trial_run_id", ["run_id"])
+            for of, name in FACTS:
+                if of == table:
+                    altered.create_check_constraint(
+                        f"ck_{table}_{name}", fact_check(table, name).sqltext
+                    )
+    if bind.dialect.name == "sqlite":  # the new table `lesson` has none
+        for statement in search.TRIGGERS:
+            bind.exec_driver_sql(statement)
+
+
+def _refuse_unknown(bind: sa.Connection, table: str) -> None:
+    """StoreError for a row whose value is none of its enum."""
+    for name in (name for of, name in FACTS if of == table):
+        rows = sa.table(table, sa.column("id"), sa.column(name))
+        unknown = sa.select(rows).where(rows.c[name].not_in(values(FACTS[table, name])))
+        if row := bind.execute(unknown.limit(1)).first():
+            raise StoreError(
+                f"The {name} of row {row[0]} of {table} is '{row[1]}', which reflect never writes.",
+                f"Nothing was changed. It must be one of {', '.join(values(FACTS[table, name]))}.",
+            )
+
+
+def _read_sentences(bind: sa.Connection) -> None:
+    """Fill the new columns from the sentences and from `run.config`."""
+    names = ("config", "checkpoints", "spent")
+    run = sa.table("run", sa.column("id"), sa.column("from_traffic", BOOLEAN),
+                   *(sa.column(name, OPTIONAL_JSON) for name in names))  # fmt: skip
+    for row in bind.execute(sa.select(run.c.id, run.c.config)).all():
+        config = json.loads(row.config) if isinstance(row.config, str) else dict(row.config or {})
         facts = {
             "checkpoints": config.pop("heard", None),
             "spent": config.pop("spent", None),
             "from_traffic": bool(config.pop("from_traffic", False)),
         }
         if any(facts.values()):
-            bind.execute(sa.update(run).where(run.c.id == run_id).values(config=config, **facts))
-    rollout = sa.table("rollout", sa.column("id"), sa.column("error"), sa.column("error_kind"))
-    broken = bind.execute(
-        sa.select(rollout.c.id, rollout.c.error).where(rollout.c.error.is_not(None))
-    ).all()
-    for rollout_id, error in broken:
-        if kind := error_kind(error):
-            bind.execute(
-                sa.update(rollout).where(rollout.c.id == rollout_id).values(error_kind=kind.value)
-            )
+            bind.execute(sa.update(run).where(run.c.id == row.id).values(config=config, **facts))
+    rollout = sa.table("rollout", *map(sa.column, ("id", "error", "error_kind")))
+    for row in bind.execute(sa.select(rollout).where(rollout.c.error.is_not(None))).all():
+        if kind := error_kind(row.error):
+            changed = sa.update(rollout).where(rollout.c.id == row.id)
+            bind.execute(changed.values(error_kind=kind.value))
     names = ("id", "author", "status", "reason", "quarantine", "closing")
     version = sa.table("lesson_version", *map(sa.column, names))
-    for row in bind.execute(
-        sa.select(version.c.id, version.c.author, version.c.status, version.c.reason)
-    ).all():
-        why, last = (
-            quarantine(row.author, row.status, row.reason),
-            closing(row.author, row.status, row.reason),
-        )
+    for row in bind.execute(sa.select(version)).all():
+        sentence = (row.author, row.status, row.reason)
+        why, last = quarantine(*sentence), closing(*sentence)
         if why or last:
-            values = {"quarantine": why.value if why else None, "closing": last}
-            bind.execute(sa.update(version).where(version.c.id == row.id).values(**values))
+            changed = sa.update(version).where(version.c.id == row.id)
+            bind.execute(changed.values(quarantine=why.value if why else None, closing=last))
