@@ -158,7 +158,7 @@ def test_tools_are_offered_to_the_model(client: openai.OpenAI) -> None:
 
 BAD = [
     ({"model": "gpt-4"}, 404, "model", "model_not_found"),
-    ({"messages": []}, 400, "messages", None),
+    ({"messages": []}, 400, "messages", "invalid_value"),
     ({"messages": [{"role": "boss", "content": "x"}]}, 400, "messages[0].role", None),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, 400,
      "messages[0].content", "unsupported_value"),
@@ -172,7 +172,7 @@ BAD = [
     ({"stop": list("abcde")}, 400, "stop", "invalid_value"),
     ({"top_p": 0.5}, 400, "top_p", "unsupported_value"),
     ({"response_format": {"type": "json_object"}}, 400, "response_format", "unsupported_value"),
-    ({"tools": [{"type": "function"}]}, 400, "tools", None),
+    ({"tools": [{"type": "function"}]}, 400, "tools", "invalid_value"),
 ]  # fmt: skip
 
 

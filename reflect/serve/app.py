@@ -10,7 +10,6 @@ import asyncio
 import hmac
 import ipaddress
 import json
-import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,10 +26,9 @@ from reflect.errors import Conflict, ReflectError, UnknownName, UsageError
 from reflect.serve.lesson_session import LessonSession
 from reflect.serve.local_chat import LocalChat, api_error
 from reflect.serve.proxy import Proxy
-from reflect.serve.schema import ApiError, parse
+from reflect.serve.schema import AdapterFolder, AdapterName, ApiError, Feedback, parse, read
 
 MOST_BYTES = 8 * 2**20  # of one request
-MOST_FEEDBACK = 10_000  # characters
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -58,19 +56,19 @@ def build(
         return await chat.answer(http, parse(await body(http), http.headers, strict=local))
 
     async def feedback(http: Request) -> Response:
-        told = read_feedback(await body(http))
-        await asyncio.to_thread(desk.reward, *told)
-        return JSONResponse({"id": told[0], "object": "feedback", "reward": told[1]})
+        given = read(Feedback, await body(http))
+        await asyncio.to_thread(desk.reward, given.id, given.reward, given.feedback, given.choice)
+        return JSONResponse({"id": given.id, "object": "feedback", "reward": given.reward})
 
     async def load(http: Request) -> Response:
         assert isinstance(chat, LocalChat)
-        name, path = _texts(await body(http), "lora_name", "lora_path")
-        await chat.load(name, path)
-        return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
+        adapter = read(AdapterFolder, await body(http))
+        await chat.load(adapter.lora_name, adapter.lora_path)
+        return PlainTextResponse(f"Success: LoRA adapter '{adapter.lora_name}' added successfully.")
 
     async def unload(http: Request) -> Response:
         assert isinstance(chat, LocalChat)
-        (name,) = _texts(await body(http), "lora_name")
+        name = read(AdapterName, await body(http)).lora_name
         await chat.unload(name)
         return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
@@ -99,41 +97,6 @@ def build(
     return Starlette(
         routes=routes, exception_handlers=handlers, middleware=[Middleware(AuthMiddleware, key=key)]
     )
-
-
-def read_feedback(raw: Any) -> tuple[str, float, str, int | None]:
-    """(id, reward, feedback, choice) of a body. ApiError 400."""
-    (name,) = _texts(raw, "id")
-    reward, text, choice = raw.get("reward"), raw.get("feedback", ""), raw.get("choice")
-    if (
-        isinstance(reward, bool)
-        or not isinstance(reward, int | float)
-        or not 0 <= reward <= 1
-        or math.isnan(reward)
-    ):
-        raise ApiError(
-            400, "'reward' must be a number between 0 and 1.", param="reward", code="invalid_value"
-        )
-    if not isinstance(text, str) or len(text) > MOST_FEEDBACK:
-        raise ApiError(
-            400,
-            f"'feedback' must be a text of at most {MOST_FEEDBACK} characters.",
-            param="feedback",
-        )
-    if choice is not None and (
-        isinstance(choice, bool) or not isinstance(choice, int) or choice < 0
-    ):
-        raise ApiError(400, "'choice' must be the index of an answer.", param="choice")
-    return name, float(reward), text, choice
-
-
-def _texts(raw: Any, *names: str) -> list[str]:
-    if not isinstance(raw, dict):
-        raise ApiError(400, "The body must be a JSON object.")
-    for name in names:
-        if not isinstance(raw.get(name), str) or not raw[name]:
-            raise ApiError(400, f"'{name}' must be a text.", param=name)
-    return [raw[name] for name in names]
 
 
 # -- errors

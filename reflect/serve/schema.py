@@ -1,37 +1,29 @@
-"""The chat completions API on the wire: what a request may say, what an answer and an error look
-like.
+"""The chat completions API on the wire: request bodies, answers and errors.
 
-What cannot be honoured is refused and never ignored: another `top_p`, penalties, logprobs, a
-response format, images. Fields that change no answer (`user`, `metadata`, `store` ...) and fields
-that nobody knows are passed over.
+A field that the model cannot honour is refused, never ignored: another `top_p`, penalties, logprobs,
+a response format, images. Fields that change no answer (`user`, `metadata`, `store` ...) and unknown
+fields are ignored.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reflect.models.base import Completion
 from reflect.tasksets.task import Message
 
-ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
-MOST_CHOICES = 128
-MOST_STOPS = 4
-PLAIN = "x-reflect-lessons"  # a header: "off" for a client that brings its own lessons
-ONLY = {
-    "top_p": 1,
-    "frequency_penalty": 0,
-    "presence_penalty": 0,
-    "logprobs": False,
-}  # what else would be ignored
+Json = dict[str, object]
+Text = Annotated[str, Field(min_length=1)]
+Body = TypeVar("Body", bound=BaseModel)
 
 
 class ApiError(Exception):
-    """Refused, in the API's own words. `code` is for programs, `param` names the field that is
-    off."""
+    """A refused request, as the API words it. `code` is for programs, `param` names the field."""
 
     def __init__(
         self,
@@ -48,6 +40,114 @@ class ApiError(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+class Wire(BaseModel):
+    """What comes from a client: no text becomes a number, no NaN is one."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class Function(Wire):
+    name: Text
+
+
+class Tool(Wire):
+    function: Function
+
+
+class ToolChoice(Wire):
+    function: Function
+
+
+class ResponseFormat(Wire):
+    type: Literal["text"] = "text"
+
+
+class StreamOptions(Wire):
+    include_usage: bool | None = None
+
+
+class Options(Wire):
+    """The `reflect` object of a body. Headers of the same names say the same."""
+
+    lessons: bool | None = None
+    taskset: str | None = None
+    conversation: str | None = None
+    untrusted: bool | None = None
+
+
+class RelayedBody(Wire):
+    """The fields that lessons depend on: all that is read of a request to another server."""
+
+    model: Text
+    messages: Annotated[list[Json], Field(min_length=1)]
+    reflect: Options | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+
+class LocalBody(RelayedBody):
+    """The fields that the model of this process honours, each with the values that it can honour."""
+
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=4)] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    top_p: Literal[1] | None = None
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+    logprobs: Literal[False] | None = None
+    logit_bias: Annotated[Json, Field(max_length=0)] | None = None
+    response_format: ResponseFormat | None = None
+
+
+class Feedback(Wire):
+    """A reward for an answer: `id` names it, `choice` is its index where there are several."""
+
+    id: Text
+    reward: Annotated[float, Field(ge=0, le=1)]
+    feedback: Annotated[str, Field(max_length=10_000)] = ""
+    choice: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+
+
+class AdapterFolder(Wire):
+    lora_name: Text
+    lora_path: Text
+
+
+class AdapterName(Wire):
+    lora_name: Text
+
+
+UNSUPPORTED = {"top_p", "frequency_penalty", "presence_penalty", "logprobs", "logit_bias"}
+UNSUPPORTED |= {"response_format"}
+
+
+def read(schema: type[Body], raw: object) -> Body:
+    """The body as `schema` describes it. ApiError 400, which names the first field that is wrong."""
+    try:
+        return schema.model_validate(raw)
+    except ValidationError as e:
+        errors = e.errors(include_url=False)
+    # every branch of a union has an error of its own: the one about the value says more
+    same = [one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]]
+    error = next((one for one in same if not one["type"].endswith("_type")), errors[0])
+    if not isinstance(raw, dict):
+        raise ApiError(400, "The body must be a JSON object.")
+    # of `stop: str | list[str]` pydantic names the branch too: the field is enough
+    path = [part for part in error["loc"] if part in raw or len(error["loc"]) == 1]
+    nested = error["loc"][:2] if error["loc"][0] == "reflect" else path or error["loc"][:1]
+    param = ".".join(map(str, nested))
+    kind = error["type"]
+    code = "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
+    if param in UNSUPPORTED:
+        code = "unsupported_value"
+    raise ApiError(400, f"'{param}': {error['msg']}.", param=param, code=code)
+
+
 @dataclass(frozen=True)
 class ChatRequest:
     """One request of a client. `messages` have text contents only; `raw` is the body as it came."""
@@ -55,195 +155,79 @@ class ChatRequest:
     model: str
     messages: list[Message]
     raw: dict[str, Any]
+    stream: bool
+    usage: bool  # the last chunk of a stream carries the token counts
+    lessons: bool
+    taskset: str | None
+    conversation: str  # its requests see the same lessons
+    untrusted: bool
     n: int = 1
     stop: tuple[str, ...] = ()
     seed: int | None = None
     temperature: float = 1.0
     max_tokens: int | None = None
     tools: tuple[dict[str, Any], ...] = ()
-    stream: bool = False
-    usage: bool = False  # a last chunk of a stream says what it cost
-    # -- ours: "reflect": {...} in the body, or headers
-    lessons: bool = True
-    taskset: str | None = None
-    conversation: str = ""  # its requests see the same lessons
-    untrusted: bool = False
 
 
 def parse(raw: Any, headers: Mapping[str, str], *, strict: bool = True) -> ChatRequest:
-    """What the client asks for. `strict=False`, for a request that goes on to another server, reads
-    only what is needed to give it lessons. ApiError 400."""
-    if not isinstance(raw, dict):
-        raise ApiError(400, "The body must be a JSON object.")
-    model = raw.get("model")
-    if not isinstance(model, str) or not model:
-        raise ApiError(400, "You must provide a model parameter.", param="model")
-    ours = raw.get("reflect") or {}
-    if not isinstance(ours, dict):
-        raise ApiError(400, "'reflect' must be an object.", param="reflect")
-    words: dict[str, Any] = {
-        "lessons": ours.get(
-            "lessons", headers.get(PLAIN, "on").lower() not in ("off", "false", "0", "no")
-        )
-        is not False,
-        "taskset": _text(ours, "taskset") or headers.get("x-reflect-taskset"),
-        "conversation": _text(ours, "conversation") or headers.get("x-reflect-conversation", ""),
-        "untrusted": ours.get("untrusted") is True,
-        "stream": raw.get("stream") is True,
-        "usage": bool((raw.get("stream_options") or {}).get("include_usage")),
-    }
-    messages = read_messages(raw.get("messages"), strict)
-    return ChatRequest(model, messages, raw, **words, **(_sampling(raw) if strict else {}))
-
-
-def _text(ours: dict[str, Any], name: str) -> str | None:
-    value = ours.get(name)
-    if value is not None and not isinstance(value, str):
-        raise ApiError(400, f"'reflect.{name}' must be a text.", param=f"reflect.{name}")
-    return value
-
-
-def _sampling(raw: dict[str, Any]) -> dict[str, Any]:
-    for name, only in ONLY.items():
-        if raw.get(name) not in (None, only):
-            raise ApiError(
-                400,
-                f"'{name}' other than {only} is not supported.",
-                param=name,
-                code="unsupported_value",
-            )
-    if (raw.get("response_format") or {"type": "text"}).get("type") != "text":
-        raise ApiError(
-            400,
-            "Only text is answered: no 'response_format'.",
-            param="response_format",
-            code="unsupported_value",
-        )
-    if raw.get("logit_bias"):
-        raise ApiError(
-            400, "'logit_bias' is not supported.", param="logit_bias", code="unsupported_value"
-        )
-    limit = (
-        "max_completion_tokens" if raw.get("max_completion_tokens") is not None else "max_tokens"
+    """The request of a client. `strict=False`, for a request that goes on to another server, reads
+    only what lessons need. ApiError 400."""
+    body = read(LocalBody if strict else RelayedBody, raw)
+    ours = body.reflect or Options()
+    off = headers.get("x-reflect-lessons", "on").lower() in ("off", "false", "0", "no")
+    common = ChatRequest(
+        model=body.model,
+        messages=[_message(message, i, strict) for i, message in enumerate(body.messages)],
+        raw=raw,
+        stream=body.stream is True,
+        usage=bool(body.stream_options and body.stream_options.include_usage),
+        lessons=not off if ours.lessons is None else ours.lessons,
+        taskset=ours.taskset or headers.get("x-reflect-taskset"),
+        conversation=ours.conversation or headers.get("x-reflect-conversation", ""),
+        untrusted=ours.untrusted is True,
     )
-    tools = raw.get("tools") or []
-    if not isinstance(tools, list) or not all(_is_tool(tool) for tool in tools):
-        raise ApiError(
-            400,
-            "'tools' must be a list of {'type': 'function', 'function': {'name': ...}}.",
-            param="tools",
-        )
-    return {
-        "n": _number(raw, "n", 1, MOST_CHOICES, 1),
-        "seed": _number(raw, "seed", -(2**63), 2**63 - 1, None),
-        "max_tokens": _number(raw, limit, 1, 2**31, None),
-        "temperature": float(_number(raw, "temperature", 0, 2, 1.0, whole=False)),
-        "stop": _stops(raw.get("stop")),
-        "tools": _offered(tools, raw.get("tool_choice")),
-    }
-
-
-def _number(
-    raw: dict[str, Any], name: str, low: float, high: float, default: Any, *, whole: bool = True
-) -> Any:
-    value = raw.get(name)
-    if value is None:
-        return default
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int if whole else (int, float))
-        or not math.isfinite(value)
-    ):
-        kind = "an integer" if whole else "a number"
-        raise ApiError(
-            400,
-            f"'{name}' must be {kind}, not {json.dumps(value)[:40]}.",
-            param=name,
-            code="invalid_type",
-        )
-    if not low <= value <= high:
-        told = f"'{name}' must be between {low} and {high}, not {value}."
-        raise ApiError(400, told, param=name, code="invalid_value")
-    return value
-
-
-def _stops(value: Any) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else value or []
-    if (
-        not isinstance(stops, list)
-        or len(stops) > MOST_STOPS
-        or not all(isinstance(x, str) and x for x in stops)
-    ):
-        raise ApiError(
-            400,
-            f"'stop' must be a text or up to {MOST_STOPS} texts.",
-            param="stop",
-            code="invalid_value",
-        )
-    return tuple(stops)
-
-
-def _is_tool(tool: Any) -> bool:
-    function = tool.get("function") if isinstance(tool, dict) else None
-    return (
-        isinstance(function, dict)
-        and isinstance(function.get("name"), str)
-        and bool(function["name"])
+    if not isinstance(body, LocalBody):
+        return common
+    return replace(
+        common,
+        n=body.n or 1,
+        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        seed=body.seed,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        tools=_offered(raw.get("tools") or [], body.tool_choice),
     )
 
 
-def _offered(tools: list[dict[str, Any]], choice: Any) -> tuple[dict[str, Any], ...]:
-    """The tools that the model is shown: none, all, or the one that the client names. It is not
-    forced to call any."""
-    if choice == "none":
-        return ()
-    if isinstance(choice, dict):
-        name = (choice.get("function") or {}).get("name")
-        found = tuple(tool for tool in tools if tool["function"]["name"] == name)
-        if not found:
-            raise ApiError(
-                400, f"'tool_choice' names no tool that is offered: {name}.", param="tool_choice"
-            )
-        return found
-    if choice not in (None, "auto", "required"):
-        raise ApiError(
-            400, "'tool_choice' must be none, auto, required or a function.", param="tool_choice"
-        )
-    return tuple(tools)
+def _offered(tools: list[dict[str, Any]], wanted: str | ToolChoice | None) -> tuple[Any, ...]:
+    """The tools shown to the model: none, all, or the one that the client names. No call is forced."""
+    if not isinstance(wanted, ToolChoice):
+        return () if wanted == "none" else tuple(tools)
+    name = wanted.function.name
+    named = tuple(tool for tool in tools if tool["function"]["name"] == name)
+    if not named:
+        raise ApiError(400, f"'tool_choice' names no offered tool: {name}.", param="tool_choice")
+    return named
 
 
-def read_messages(value: Any, strict: bool = True) -> list[Message]:
-    """The conversation with plain texts as contents, `developer` being another word for
-    `system`."""
-    if not isinstance(value, list) or not value:
-        raise ApiError(
-            400, "'messages' must be a list with at least one message.", param="messages"
-        )
-    found = []
-    for i, message in enumerate(value):
-        role = message.get("role") if isinstance(message, dict) else None
-        if role not in ROLES:
-            known = ", ".join(sorted(ROLES))
-            raise ApiError(
-                400, f"'messages[{i}].role' must be one of {known}.", param=f"messages[{i}].role"
-            )
-        text = _content(
-            message.get("content"),
-            i,
-            strict,
-            role == "assistant" and bool(message.get("tool_calls")),
-        )
-        found.append(
-            {**message, "content": text, "role": "system" if role == "developer" else role}
-        )
-    return found
+ROLES = ("assistant", "developer", "function", "system", "tool", "user")
 
 
-def _content(value: Any, i: int, strict: bool, may_miss: bool) -> str:
-    where = f"messages[{i}].content"
+def _message(message: Json, i: int, strict: bool) -> Message:
+    """The message with a plain text as its content; `developer` is another name of `system`."""
+    role = message.get("role")
+    if role not in ROLES:
+        where = f"messages[{i}].role"
+        raise ApiError(400, f"'{where}' must be one of {', '.join(ROLES)}.", param=where)
+    optional = not strict or role == "assistant" and bool(message.get("tool_calls"))
+    text = _content(message.get("content"), f"messages[{i}].content", strict, optional)
+    return {**message, "content": text, "role": "system" if role == "developer" else role}
+
+
+def _content(value: object, where: str, strict: bool, optional: bool) -> str:
     if isinstance(value, str):
         return value
-    if value is None and (may_miss or not strict):
+    if value is None and optional:
         return ""
     if not isinstance(value, list):
         raise ApiError(400, f"'{where}' must be a text.", param=where, code="invalid_type")
@@ -253,16 +237,14 @@ def _content(value: Any, i: int, strict: bool, may_miss: bool) -> str:
         if kind == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
         elif strict:
-            raise ApiError(
-                400, f"'{where}' has a part that is no text.", param=where, code="unsupported_value"
-            )
+            message = f"'{where}' has a part that is no text."
+            raise ApiError(400, message, param=where, code="unsupported_value")
         else:
             texts.append(f"[{kind or 'part'}]")
     return "\n".join(texts)
 
 
-# -- what goes back
-# ----------------------------------------------------------------------------------------------------
+# Answers
 
 
 def choice(index: int, done: Completion) -> dict[str, Any]:
