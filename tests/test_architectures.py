@@ -17,7 +17,7 @@ from reflect.models.base import Request
 from reflect.models.local import LocalModel
 from reflect.store import doctor, nights
 from reflect.training import losses
-from scripts import architectures
+from scripts.proofs import _architectures as architectures
 from scripts.proofs._architectures import ADVICE, KINDS, LESSON, messages, write_tasks
 
 NIGHT = {
