@@ -29,21 +29,15 @@ def day(store, model=None, **words):
 
 
 def rows_of(store) -> str:
-    """Everything that a day stores, without ids of its own, times, and what it remembers (see
-    `heard`)."""
+    """Everything that a day stores, without times and the checkpoints of its trials."""
     with store.read() as s:
         every = [
             row
             for table in (Rollout, Reflection, Lesson, LessonVersion, Exposure, Run, Trial)
             for row in s.exec(select(table))
         ]
-    for row in every:
-        if isinstance(row, Run):
-            row.config = {name: value for name, value in row.config.items() if name != "heard"}
-    dumped = [
-        (type(row).__name__, row.model_dump(exclude={"created", "updated", "started", "ended"}))
-        for row in every
-    ]
+    left_out = {"created", "updated", "started", "ended", "checkpoints"}
+    dumped = [(type(row).__name__, row.model_dump(exclude=left_out)) for row in every]
     return json.dumps(dumped, indent=1, default=str)
 
 
