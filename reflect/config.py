@@ -124,7 +124,8 @@ class Settings:
     )
     device_map: str = setting(
         "",
-        "placement of a local model: auto, balanced or sequential = over all GPUs; fsdp = over a night's processes",
+        "placement of a local model: auto, balanced or sequential = over all GPUs; "
+        "fsdp = over a night's processes",
         choices=("", "auto", "balanced", "sequential", "fsdp"),
     )
     quantize: str = setting(
@@ -167,18 +168,18 @@ class Settings:
         """A copy with the settings that a run stored in its config, and with `changes`."""
         known = {setting.name for setting in fields(self)}
         renamed = {RENAMED.get(name, name): value for name, value in config.items()}
-        return replace(
-            self, **{name: value for name, value in renamed.items() if name in known} | changes
-        )  # type: ignore[arg-type]
+        kept = {name: value for name, value in renamed.items() if name in known}
+        return replace(self, **kept | changes)  # type: ignore[arg-type]
 
 
 RENAMED = {"review": "require_approval"}  # first name -> name. `load` reads both until version 0.2.
+TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")  # texts of a bool
 FIRST_NAMES = {name: first for first, name in RENAMED.items()}
 
 
-def load(path: Path | None = None, **flags: object) -> Settings:
-    """Read the settings. A flag that is None is not set. UsageError for an unknown setting or an
-    invalid value."""
+def load(path: Path | None = None, /, **flags: object) -> Settings:
+    """Read the settings; `path` is by default ./reflect.toml, if it exists. A flag that is None is
+    not set. Raises UsageError for an unknown setting or an invalid value."""
     settings = Settings()
     file = path or Path("reflect.toml")
     if file.is_file():
@@ -242,17 +243,8 @@ def _convert(kind: type, value: object) -> object:
     """A TOML value, or the text of an environment variable, as `kind`. Raises ValueError for a
     lossy conversion."""
     if kind is bool:
-        words = {
-            "true": True,
-            "1": True,
-            "yes": True,
-            "on": True,
-            "false": False,
-            "0": False,
-            "no": False,
-            "off": False,
-        }
-        value = words.get(value.lower(), value) if isinstance(value, str) else value
+        text = value.lower() if isinstance(value, str) else None
+        value = text in TRUE if text in TRUE + FALSE else value
         if not isinstance(value, bool):
             raise ValueError(value)
         return value

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reflect.adapters import activation, deployment, export, registry
 from reflect.errors import AdapterError, ReflectError
+from reflect.store import nights, revoked_adapters
 
 if TYPE_CHECKING:
-    from reflect.adapters.deployment import Pushed
     from reflect.records import Adapter
     from reflect.workspace.context import WorkspaceContext
 
@@ -21,27 +22,18 @@ class AdapterManager:
         self.settings = context.settings
 
     def promote(self, name: str) -> Adapter:
-        """Make an adapter the active one, as its own night would: lessons in its weights leave the
-        prompt.
+        """Make an adapter the active one, as its own night would. The lessons in its weights leave
+        the prompt.
 
         Raises AdapterError if it is damaged or for another base, UsageError if the gate rejected it
         or it was trained on a revoked lesson.
         """
-        from reflect.adapters import activation, registry
-        from reflect.store import nights, revoked_adapters
-
-        with self.context.store.read() as s:
-            adapter = nights.get_adapter(s, name)
+        adapter = self.context.read(nights.get_adapter, name)
         revoked_adapters.refuse(adapter)  # before the model is loaded
         registry.verify(adapter, self.settings, self.context.model.fingerprint)
-        judged = adapter.gate.get("lessons")
-        held = (
-            None
-            if judged is None
-            else [int(i) for i, found in judged.items() if found["verdict"] == "accept"]
-        )
-        with self.context.store.write() as s:
-            nights.promote(s, adapter.id, self.settings.profile, held)
+        # An adapter that was never judged holds the lessons of its night: None.
+        lesson_ids = revoked_adapters.keeps(adapter, None) if "lessons" in adapter.gate else None
+        self.context.write(nights.promote, adapter.id, self.settings.profile, lesson_ids)
         self.publish()
         activation.activate(self.context.model, self.context.store, self.settings)
         return adapter
@@ -49,35 +41,25 @@ class AdapterManager:
     def rollback(self) -> tuple[Adapter, Adapter | None]:
         """Undo the last promotion: (the former active adapter, the active one now). Lessons return
         to the prompt."""
-        from reflect.store import nights
-
-        with self.context.store.write() as s:
-            left, now = nights.rollback(s, self.settings.profile)
+        left, now = self.context.write(nights.rollback, self.settings.profile)
         self.switch(left)
         return left, now
 
-    def push(self) -> Pushed:
-        """Load the active adapter on the server at `serve_url`: see
-        `reflect.adapters.deployment`."""
-        from reflect.adapters.deployment import push
-
-        return push(self.context.store, self.settings)
+    def push(self) -> deployment.Pushed:
+        """Load the active adapter on the server at `serve_url`."""
+        return deployment.push(self.context.store, self.settings)
 
     def publish(self, left: Adapter | None = None) -> None:
         """Push after a change of the active adapter, if `serve_url` is set. A failure is added to
         `complaints`; the change remains. `left`: the adapter that a rollback deactivated."""
-        from reflect.adapters.deployment import push
-
         if self.settings.serve_url:
             try:
-                push(self.context.store, self.settings, left)
+                deployment.push(self.context.store, self.settings, left)
             except ReflectError as e:
                 self.context.complaints.append(str(e))
 
     def switch(self, left: Adapter | None = None) -> None:
         """Apply a changed active adapter to the server and to the model, if it is loaded."""
-        from reflect.adapters import activation
-
         self.publish(left)
         if self.context.model_is_loaded:
             activation.activate(self.context.model, self.context.store, self.settings)
@@ -91,38 +73,24 @@ class AdapterManager:
         overwrite: bool = False,
     ) -> Path:
         """An adapter as a PEFT folder with a model card, or with `merge` the base with the adapter
-        in its weights.
+        in its weights. The folder is `out`, by default one of the adapter's name.
 
-        By default into a folder of its name. AdapterError if it is damaged or for another base;
-        UsageError if it was trained on a revoked lesson, or if the folder exists and `overwrite` is
-        not set.
+        Raises AdapterError if it is damaged or for another base, UsageError if it was trained on a
+        revoked lesson, or if the folder exists and `overwrite` is not set.
         """
-        from reflect.adapters import export
-
-        return export.export(
-            self.context.store,
-            self.settings,
-            name,
-            Path(out or name),
-            merge=merge,
-            overwrite=overwrite,
-        )
+        store, folder = self.context.store, Path(out or name)
+        return export.export(store, self.settings, name, folder, merge=merge, overwrite=overwrite)
 
     def verify(self, name: str | None = None, *, base: bool = True) -> dict[str, str]:
         """adapter name -> "" if its files are unchanged, else the problem. `base`: also compare the
         base."""
-        from reflect.adapters import registry
-        from reflect.store import nights
-
         with self.context.store.read() as s:
             rows = [nights.get_adapter(s, name)] if name else nights.list_adapters(s)
-        found = {}
-        for row in rows:
-            try:
-                registry.verify(
-                    row, self.settings, self.context.model.fingerprint if base else None
-                )
-                found[row.name] = ""
-            except AdapterError as e:
-                found[row.name] = e.message
-        return found
+        return {row.name: self._problem(row, base) for row in rows}
+
+    def _problem(self, row: Adapter, base: bool) -> str:
+        try:
+            registry.verify(row, self.settings, self.context.model.fingerprint if base else None)
+        except AdapterError as e:
+            return e.message
+        return ""

@@ -1,55 +1,71 @@
-"""What the parts of a workspace share: settings, database and models. Each is opened on first
-use."""
+"""What the parts of a workspace share: settings, database, models. Each opens on first use."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
+from reflect.adapters import activation
 from reflect.config import Settings
-from reflect.tasksets import isolation
+from reflect.models import load_model, unloaded
+from reflect.rollouts import judge
+from reflect.store import Store
+from reflect.store.dialect import without_password
+from reflect.tasksets import isolation, load_taskset
 
 if TYPE_CHECKING:
+    from sqlmodel import Session
+
     from reflect.models import Unloaded
     from reflect.models.base import Model
-    from reflect.store import Store
     from reflect.tasksets.base import Taskset
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class WorkspaceContext:
-    """Settings, store and models of one workspace. A question about lessons never loads the
-    model."""
+    """Settings, store and models of one workspace. Queries about lessons do not load the model."""
+
+    complaints: list[str]
+    """Warnings: secondary steps that failed, for the caller to print."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.complaints: list[
-            str
-        ] = []  # warnings: secondary steps that failed, for the caller to print
+        self.complaints = []
         isolation.limit(settings.verify_seconds, settings.verify_memory)
 
     @property
     def path(self) -> str:
         """The database: a full path, or the URL without its password."""
-        if "://" not in self.settings.db:
-            return str(Path(self.settings.db).expanduser().resolve())
-        from reflect.store.dialect import without_password
-
-        return without_password(self.settings.db)
+        if "://" in self.settings.db:
+            return without_password(self.settings.db)
+        return str(Path(self.settings.db).expanduser().resolve())
 
     @cached_property
     def store(self) -> Store:
         """The database; created or migrated if necessary."""
-        from reflect.store import Store
-
         return Store(self.settings.db)
+
+    def read(
+        self, query: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """The result of a function of `reflect.store` in a read transaction."""
+        with self.store.read() as s:
+            return query(s, *args, **kwargs)
+
+    def write(
+        self, change: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """The result of a function of `reflect.store` in a write transaction."""
+        with self.store.write() as s:
+            return change(s, *args, **kwargs)
 
     @cached_property
     def model(self) -> Model:
         """The model with the profile's active adapter, whose files are verified first."""
-        from reflect.adapters import activation
-        from reflect.models import load_model
-
         model = load_model(self.settings.model, self.settings)
         activation.activate(model, self.store, self.settings)
         return model
@@ -60,34 +76,25 @@ class WorkspaceContext:
 
     @cached_property
     def reflector(self) -> Model | None:
-        """The model that reflects, without adapter; None if it is the model that makes the
-        rollouts."""
-        from reflect.models import load_model
-
+        """The model that reflects, without adapter; None if it is the model of the rollouts."""
         name = self.settings.reflector
         return load_model(name, self.settings) if name and name != self.settings.model else None
 
     def taskset(self, name: str | Path | Taskset) -> Taskset:
-        """A taskset by name or file, bound to the judge of the settings; a Taskset is bound as it
-        is."""
-        from reflect.rollouts.judge import bind
-        from reflect.tasksets import load_taskset
-
-        return bind(load_taskset(name) if isinstance(name, str | Path) else name, self.settings)
+        """A taskset by name or file, or a Taskset, bound to the judge of the settings."""
+        return judge.bind(
+            load_taskset(name) if isinstance(name, str | Path) else name, self.settings
+        )
 
     @property
     def sizes(self) -> Unloaded | Model:
-        """Tokenizer and context length: from the model's files while it is not loaded, if they
-        contain them."""
-        return self.model if self.model_is_loaded else self._files or self.model
+        """Tokenizer and context length, without loading the model if its files contain them."""
+        return self.model if self.model_is_loaded else self._unloaded or self.model
 
     @cached_property
-    def _files(self) -> Unloaded | None:
-        from reflect.models import unloaded
-
+    def _unloaded(self) -> Unloaded | None:
         return unloaded(self.settings.model, self.settings.max_context)
 
     def count_tokens(self, text: str) -> int:
-        """The number of the model's tokens in `text`. Does not load the model if its tokenizer is
-        available."""
+        """The number of the model's tokens in `text`; does not load the model if possible."""
         return self.sizes.count_tokens(text)

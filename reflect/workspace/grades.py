@@ -15,15 +15,45 @@ import getpass
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from reflect.errors import UsageError
+from reflect.store import grades, runs
 from reflect.tasksets.files import FileRow, rows_of
+from reflect.tasksets.task import Task
 from reflect.workspace.context import WorkspaceContext
 
 if TYPE_CHECKING:
     from reflect.day.report import Report
+    from reflect.records import Rollout
     from reflect.types import Progress
+
+
+class Rubric(TypedDict, total=False):
+    """The rubric of a task, if it has one."""
+
+    rubric: str
+
+
+class UngradedRow(Rubric):
+    """A rollout for a person to grade; a row of the file that `save` writes."""
+
+    rollout: int | None
+    task: str
+    attempt: int
+    prompt: str
+    text: str
+    reward: float | None
+    feedback: str
+
+
+class GradedRow(TypedDict):
+    """A graded rollout; `grades` lists all its grades so far."""
+
+    rollout: int | None
+    reward: float | None
+    feedback: str
+    grades: list[dict[str, object]]
 
 
 class Grades:
@@ -35,8 +65,6 @@ class Grades:
     def newest(self) -> int:
         """The newest run of the profile with rollouts that wait for a grade, else the newest
         run."""
-        from reflect.store import grades, runs
-
         with self.context.store.read() as s:
             ids = [run.id or 0 for run in runs.list_runs(s, 20, self.context.settings.profile)]
             if not ids:
@@ -45,66 +73,45 @@ class Grades:
                 )
             return next((run_id for run_id in ids if grades.ungraded(s, run_id)), ids[0])
 
-    def waiting(self, run_id: int, every: bool = False) -> list[dict[str, Any]]:
+    def waiting(self, run_id: int, every: bool = False) -> list[UngradedRow]:
         """The rollouts of a run that wait for a grade (with `every` all that can be graded):
         {rollout, task, attempt, prompt, rubric, text, reward, feedback}."""
-        from reflect.store import grades, runs
-        from reflect.tasksets.task import Task
-
         with self.context.store.read() as s:
             runs.get_run(s, run_id)
-            found = [(row, Task(**task.content)) for row, task in grades.ungraded(s, run_id, every)]
-        return [
-            {
-                "rollout": row.id,
-                "task": task.id,
-                "attempt": row.index + 1,
-                "prompt": task.text,
-                **({"rubric": task.rubric} if task.rubric else {}),
-                "text": str(row.messages[-1]["content"]),
-                "reward": row.reward,
-                "feedback": row.feedback,
-            }
-            for row, task in found
-        ]
+            pairs = [(row, Task(**task.content)) for row, task in grades.ungraded(s, run_id, every)]
+        return [_ungraded(row, task) for row, task in pairs]
 
     def give(
         self, rollout_id: int, reward: float, feedback: str | None = None, by: str | None = None
-    ) -> dict[str, Any]:
-        """Grade one rollout: {rollout, reward, feedback, grades}, the last with all that it was
-        given so far."""
-        (done,) = self.give_all([(rollout_id, reward, feedback)], by)
-        return done
+    ) -> GradedRow:
+        """Grade one rollout. `by`: the grader, by default the name of the user."""
+        return self.give_all([(rollout_id, reward, feedback)], by)[0]
 
     def give_all(
         self, given: Sequence[tuple[int, float, str | None]], by: str | None = None
-    ) -> list[dict[str, Any]]:
-        """Grade several, all or none."""
-        from reflect.store import grades
-
-        who = by or _me()
+    ) -> list[GradedRow]:
+        """Grade several rollouts, all or none. `given`: (rollout, reward, feedback)."""
+        grader = by or _user()
         with self.context.store.write() as s:
-            rows = [
-                grades.give(s, rollout_id, reward, said, who) for rollout_id, reward, said in given
-            ]
+            rows = [grades.give(s, *grade, grader) for grade in given]
             return [
                 {
-                    "rollout": x.id,
-                    "reward": x.reward,
-                    "feedback": x.feedback,
-                    "grades": x.parts[grades.GRADES],
+                    "rollout": row.id,
+                    "reward": row.reward,
+                    "feedback": row.feedback,
+                    "grades": row.parts[grades.GRADES],
                 }
-                for x in rows
+                for row in rows
             ]
 
-    def load(self, path: Path, by: str | None = None) -> list[dict[str, Any]]:
-        """Grades from a file, all or none; rows whose reward is still empty are passed over. A
-        malformed row is a BadTaskFile with file, line and field."""
-        found = [given for row in rows_of(path) if (given := _given(row))]
-        return self.give_all(found, by)
+    def load(self, path: Path, by: str | None = None) -> list[GradedRow]:
+        """Grade from a file, all or none; rows without a reward are skipped. Raises BadTaskFile
+        with file, line and field for a malformed row."""
+        return self.give_all([grade for row in rows_of(path) if (grade := _grade(row))], by)
 
     def save(self, run_id: int, path: Path, every: bool = False) -> int:
-        """Write what waits for a grade as JSON Lines; how many. Never overwrites a file."""
+        """Write the rollouts that wait for a grade as JSON Lines. Returns their number. Never
+        overwrites a file."""
         rows = self.waiting(run_id, every)
         try:
             with path.open("x", encoding="utf-8") as file:
@@ -114,29 +121,39 @@ class Grades:
         return len(rows)
 
     def review(self, run_id: int, *, progress: Progress | None = None) -> Report:
-        """Review a graded run, by the settings with which it was begun: see
+        """Reflect on a graded run with the settings that it was started with: see
         `reflect.day.human_grades`."""
         from reflect.day.human_grades import review_run
-        from reflect.store import runs
 
-        with self.context.store.read() as s:
-            run = runs.get_run(s, run_id)
+        run = self.context.read(runs.get_run, run_id)
         ws = WorkspaceContext(
             self.context.settings.restored(run.config, model=run.model, profile=run.profile)
         )
-        taskset = ws.taskset(run.taskset)
-        return review_run(ws.model, ws.store, taskset, ws.settings, run_id, progress)
+        return review_run(
+            ws.model, ws.store, ws.taskset(run.taskset), ws.settings, run_id, progress
+        )
 
 
-def _given(row: FileRow) -> tuple[int, float, str | None] | None:
+def _ungraded(row: Rollout, task: Task) -> UngradedRow:
+    rubric: Rubric = {"rubric": task.rubric} if task.rubric else {}
+    return {
+        "rollout": row.id,
+        "task": task.id,
+        "attempt": row.index + 1,
+        "prompt": task.text,
+        **rubric,
+        "text": str(row.messages[-1]["content"]),
+        "reward": row.reward,
+        "feedback": row.feedback,
+    }
+
+
+def _grade(row: FileRow) -> tuple[int, float, str | None] | None:
     """(rollout, reward, feedback) of a row; None without a reward."""
     rollout, reward, feedback = (row.fields.get(name) for name in ("rollout", "reward", "feedback"))
     if isinstance(rollout, bool) or not isinstance(rollout, int):
-        row.fail(
-            "rollout",
-            "there is none",
-            "Leave the rows as `reflect grade list --out FILE` wrote them.",
-        )
+        hint = "Leave the rows as `reflect grade list --out FILE` wrote them."
+        row.fail("rollout", "there is none", hint)
     if reward is None:
         return None
     if isinstance(reward, bool) or not isinstance(reward, int | float) or not 0 <= reward <= 1:
@@ -146,7 +163,7 @@ def _given(row: FileRow) -> tuple[int, float, str | None] | None:
     return rollout, float(reward), feedback
 
 
-def _me() -> str:
+def _user() -> str:
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # no name for this user on this machine

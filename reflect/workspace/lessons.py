@@ -1,7 +1,6 @@
-"""The lessons of a workspace, as a person reads and edits them.
+"""The lessons of a workspace, for a person to read and edit.
 
-A person's words are theirs: what is added or rewritten by hand is pinned, so that no reflection
-touches it.
+What a person adds or rewrites is pinned: no reflection changes it.
 """
 
 from __future__ import annotations
@@ -10,31 +9,56 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from reflect.errors import ModelError, UsageError
+from reflect.export import formats, lines
+from reflect.export.restore import Imported, restore
+from reflect.export.wording import Piece, word_diff
+from reflect.lessons.deduplicate import Merged, merge
+from reflect.lessons.selection import MAX_TOKENS, format_lesson
+from reflect.store import backup, forbidden_rules, lesson_costs, lesson_links, lessons, revocation
+from reflect.types import Author, LessonStatus, LinkKind, RuleKind, Trust
+from reflect.workspace.adapters import AdapterManager
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from sqlmodel import Session
 
-    from reflect.export.restore import Imported
-    from reflect.export.wording import Piece
-    from reflect.lessons.deduplicate import Merged
     from reflect.records import Lesson, LessonLink, LessonVersion, Rule
-    from reflect.store.lesson_costs import Cost
-    from reflect.store.revocation import Revoked
     from reflect.workspace.context import WorkspaceContext
+
+DIFF_FIELDS = ("when", "do", "scope", "tags", "status", "pinned", "trust")
+
+
+class Changes(TypedDict, total=False):
+    """The fields of a lesson that a person edits."""
+
+    when: str
+    do: str
+    scope: str
+    tags: Sequence[str]
+    pinned: bool
+
+
+class Revision(Changes, total=False):
+    """The fields of a lesson that an edit sets."""
+
+    tokens: int
+    status: LessonStatus
+    trust: Trust
 
 
 @dataclass(frozen=True)
 class Diff:
-    """What differs between two versions of a lesson: field -> its pieces, for the fields that
-    do."""
+    """The differences between two versions of a lesson."""
 
     lesson_id: int
     old: int
     new: int
     fields: dict[str, Sequence[Piece]]
+    """Field -> its pieces, for the fields that differ."""
 
 
 class Lessons:
@@ -49,79 +73,53 @@ class Lessons:
         return iter(self.list())
 
     def __len__(self) -> int:
-        from reflect.store import lessons
-
-        with self.context.store.read() as s:
-            return lessons.count(s, profile=self.profile)
+        return self.context.read(lessons.count, profile=self.profile)
 
     # -- reading
 
     def list(
         self, *, status: str | None = None, scope: str | None = None, limit: int | None = None
     ) -> Sequence[Lesson]:
-        """Lessons by id. UnknownName for a status that there is not."""
-        from reflect.store import lessons
-
-        with self.context.store.read() as s:
-            return lessons.listing(s, profile=self.profile, status=status, scope=scope, limit=limit)
+        """Lessons by id. Raises UnknownName for an unknown status."""
+        return self.context.read(
+            lessons.listing, profile=self.profile, status=status, scope=scope, limit=limit
+        )
 
     def get(self, lesson_id: int) -> Lesson:
-        from reflect.store import lessons
-
-        with self.context.store.read() as s:
-            return lessons.get(s, lesson_id)
+        """One lesson. Raises UnknownName for an unknown id."""
+        return self.context.read(lessons.get, lesson_id)
 
     def history(self, lesson_id: int) -> Sequence[LessonVersion]:
-        """All versions, oldest first."""
-        from reflect.store import lessons
-
-        with self.context.store.read() as s:
-            lessons.get(s, lesson_id)  # an unknown id is an error, not an empty history
-            return lessons.history(s, lesson_id)
+        """All versions, oldest first. Raises UnknownName for an unknown id."""
+        return self.context.read(lessons.history, lesson_id)
 
     def search(self, text: str, *, limit: int = 20) -> Sequence[tuple[Lesson, float]]:
-        """(lesson, score), best first; any text is a safe query."""
-        from reflect.store import lessons
-
-        with self.context.store.read() as s:
-            return lessons.search(s, text, profile=self.profile, limit=limit)
+        """(lesson, score), best match first. Any text is a valid query."""
+        return self.context.read(lessons.search, text, profile=self.profile, limit=limit)
 
     def diff(self, lesson_id: int, old: int | None = None, new: int | None = None) -> Diff:
-        """What changed, word by word, from version `old` (the newest one's parent) to `new` (the
-        newest)."""
-        from reflect.export.wording import word_diff
-        from reflect.store import lessons
-
+        """The word-level diff from version `old` (by default the parent of `new`) to `new` (by
+        default the newest)."""
         with self.context.store.read() as s:
-            last = lessons.version(
-                s, lesson_id, lessons.get(s, lesson_id).version if new is None else new
-            )
-            first = lessons.version(
-                s, lesson_id, (last.parent or last.version) if old is None else old
-            )
+            head = lessons.get(s, lesson_id)
+            last = lessons.version(s, lesson_id, head.version if new is None else new)
+            before = (last.parent or last.version) if old is None else old
+            first = lessons.version(s, lesson_id, before)
         fields: dict[str, Sequence[Piece]] = {}
-        for name in ("when", "do", "scope", "tags", "status", "pinned", "trust"):
-            was, now = (getattr(row, name) for row in (first, last))
-            if was != now:
-                was, now = (
-                    ", ".join(x) if isinstance(x, list | tuple) else str(x) for x in (was, now)
-                )
+        for name in DIFF_FIELDS:
+            values = [getattr(row, name) for row in (first, last)]
+            if values[0] != values[1]:
+                was, now = (", ".join(x) if isinstance(x, list | tuple) else str(x) for x in values)
                 fields[name] = word_diff(was, now)
         return Diff(lesson_id, first.version, last.version, fields)
 
-    def stats(self) -> Sequence[Cost]:
-        """What each lesson costs, and what it was measured to bring; by id."""
-        from reflect.store.lesson_costs import costs
-
-        with self.context.store.read() as s:
-            return costs(s, self.profile)
+    def stats(self) -> Sequence[lesson_costs.Cost]:
+        """The cost and the measured effect of each lesson, by id."""
+        return self.context.read(lesson_costs.costs, self.profile)
 
     def links(self, lesson_id: int) -> Sequence[LessonLink]:
-        """Which lessons stand in its place, and in whose place it stands; oldest first."""
-        from reflect.store import lesson_links
-
-        with self.context.store.read() as s:
-            return lesson_links.links(s, lesson_id)
+        """The lessons that replace this one or that it replaces, oldest first."""
+        return self.context.read(lesson_links.links, lesson_id)
 
     # -- writing
 
@@ -135,13 +133,11 @@ class Lessons:
         pinned: bool = True,
         reason: str = "",
     ) -> Lesson:
-        """Write a lesson by hand: active at once. `scope` is a taskset's name, "" is everywhere.
+        """Write a lesson by hand; it is active at once. `scope`: a taskset's name, "" = everywhere.
 
-        UsageError when a lesson says so already, when the text is empty, or too long to be shown.
+        Raises UsageError if a lesson with this text exists, or if the text is empty or too long.
         """
-        from reflect.store import lessons
-
-        tokens = self._cost(when, do)
+        tokens = self._tokens(when, do)
         with self.context.store.write() as s:
             same = lessons.find_exact(s, when, do, self.profile)
             if same is not None:
@@ -151,167 +147,136 @@ class Lessons:
                 s,
                 when=when,
                 do=do,
-                author="human",
+                author=Author.HUMAN,
                 reason=reason,
                 scope=scope,
                 tags=tuple(tags),
-                status="active",
+                status=LessonStatus.ACTIVE,
                 pinned=pinned,
                 profile=self.profile,
                 tokens=tokens,
             )
 
     def edit(
-        self, lesson_id: int, *, expect_version: int | None = None, reason: str = "", **changes: Any
+        self,
+        lesson_id: int,
+        *,
+        expect_version: int | None = None,
+        reason: str = "",
+        **changes: Unpack[Changes],
     ) -> Lesson:
-        """Change any of when, do, scope, tags, pinned. New text is pinned, and returns to the
-        prompt if it was slept.
+        """Change a lesson. New text is pinned, and returns to the prompt if it was distilled.
 
-        Raises Conflict when somebody else was faster than `expect_version`.
+        Raises Conflict if the lesson is no longer at `expect_version`.
         """
-        from reflect.store import lessons
-
         with self.context.store.write() as s:
             head = lessons.get(s, lesson_id)
-            when, do = (
-                " ".join(changes.get(name, getattr(head, name)).split()) for name in ("when", "do")
-            )
+            when = " ".join(changes.get("when", head.when).split())
+            do = " ".join(changes.get("do", head.do).split())
+            fields = cast("Revision", changes)
             if (when, do) != (head.when, head.do):
-                changes = {"pinned": True, **changes, "tokens": self._cost(when, do)}
-            words: dict[str, Any] = {
-                "author": "human",
-                "reason": reason,
-                "expect_version": expect_version,
-            }
-            return lessons.revise(s, lesson_id, **words, **changes)
+                fields.setdefault("pinned", True)
+                fields["tokens"] = self._tokens(when, do)
+            return lessons.revise(
+                s,
+                lesson_id,
+                author=Author.HUMAN,
+                reason=reason,
+                expect_version=expect_version,
+                **fields,
+            )
 
     def retire(self, lesson_id: int, *, reason: str = "") -> Lesson:
-        """Out of every prompt and of the next night; an adapter that holds it holds it until then
-        (see `revoke`)."""
-        with self.context.store.write() as s:
-            return self._turn(s, lesson_id, "retired", reason)
+        """Remove a lesson from every prompt and from the next night. An adapter that was trained on
+        it keeps it until then (see `revoke`)."""
+        return self.context.write(_set_status, lesson_id, LessonStatus.RETIRED, reason)
 
-    def revoke(self, lesson_id: int, *, reason: str = "") -> Revoked:
-        """Forget it everywhere, at once: retired for good, and the profile back on weights that do
-        not hold it.
+    def revoke(self, lesson_id: int, *, reason: str = "") -> revocation.Revoked:
+        """Remove a lesson everywhere at once: it is retired for good, and the profile returns to
+        weights that were not trained on it.
 
-        The next night is built without it, and its gate asks whether it is gone. `undo` brings back
+        The next night is trained without it, and its gate checks that it is gone. `undo` restores
         the text.
         """
-        from reflect.store import revocation
-
-        with self.context.store.write() as s:
-            done = revocation.revoke(s, lesson_id, reason)
-        if done.left is not None:
-            from reflect.workspace.adapters import AdapterManager
-
+        revoked = self.context.write(revocation.revoke, lesson_id, reason)
+        if revoked.left is not None:
             AdapterManager(self.context).switch()
-        return done
+        return revoked
 
     def approve(self, lesson_id: int, *, reason: str = "") -> Lesson:
-        """Release a quarantined lesson, bring back a retired one, or settle a candidate. Lessons in
-        whose place it was proposed are retired with it, unless they are pinned."""
-        from reflect.store import lesson_links, lessons
-
+        """Release a quarantined lesson, restore a retired one, or activate a candidate. Unpinned
+        lessons that it was proposed to replace are retired."""
         with self.context.store.write() as s:
-            now = self._turn(s, lesson_id, "active", reason, trust="clean")
+            lesson = _set_status(s, lesson_id, LessonStatus.ACTIVE, reason, trust=Trust.CLEAN)
             for old in lesson_links.proposed_for(s, lesson_id):
-                if old.status != "retired" and not old.pinned:
+                if old.status != LessonStatus.RETIRED and not old.pinned:
                     why = f"lesson {lesson_id} was approved in its place"
-                    lessons.revise(s, old.id or 0, author="human", reason=why, status="retired")
-                    lesson_links.link(s, lesson_id, old.id, "supersedes", why)
-            return now
+                    _set_status(s, old.id, LessonStatus.RETIRED, why)
+                    lesson_links.link(s, lesson_id, old.id, LinkKind.SUPERSEDES, why)
+            return lesson
 
     def reject(self, lesson_id: int, *, reason: str) -> Lesson:
-        """Retire it for good: no review brings it back. UsageError without a reason."""
-        from reflect.store import lessons
-
+        """Retire a lesson for good: no reflection restores it. Raises UsageError without a
+        reason."""
         if not reason.strip():
             raise UsageError("A lesson is rejected for a reason.", "Say why: --why '...'")
         with self.context.store.write() as s:
             # Pinned, or a lesson that a model had retired before could be learned again.
-            words: dict[str, Any] = {"author": "human", "reason": reason, "pinned": True}
-            return lessons.revise(s, lesson_id, status="retired", **words)
+            changes: Revision = {"pinned": True, "status": LessonStatus.RETIRED}
+            return lessons.revise(s, lesson_id, author=Author.HUMAN, reason=reason, **changes)
 
     def pin(self, lesson_id: int) -> Lesson:
-        """No review may change or retire it."""
+        """Protect a lesson: no reflection changes or retires it."""
         return self.edit(lesson_id, pinned=True)
 
     def unpin(self, lesson_id: int) -> Lesson:
-        """Reviews may change it again."""
+        """Let reflections change a lesson again."""
         return self.edit(lesson_id, pinned=False)
 
-    def _turn(self, s: Session, lesson_id: int, status: str, reason: str, **changes: Any) -> Lesson:
-        from reflect.store import lessons
-
-        head = lessons.get(s, lesson_id)
-        if head.status == status or (head.status, status) == ("distilled", "active"):
-            return head  # a lesson that the weights hold is settled already
-        return lessons.revise(s, lesson_id, author="human", reason=reason, status=status, **changes)
-
     def undo(self, lesson_id: int) -> Lesson:
-        """Take back the last change of a lesson, as a new version; undoing that does it again."""
-        from reflect.store import lessons
-
-        with self.context.store.write() as s:
-            return lessons.undo(s, lesson_id)
+        """Revert the last change of a lesson, as a new version; a second undo redoes it."""
+        return self.context.write(lessons.undo, lesson_id)
 
     def merge(self, *, scope: str | None = None, dry_run: bool = False) -> Merged:
-        """Make one lesson of those that say the same: see `reflect.lessons.deduplicate`. Each
-        change has its undo."""
-        from reflect.lessons.deduplicate import merge
-
+        """Merge lessons that say the same: see `reflect.lessons.deduplicate`. Each change can be
+        undone."""
+        context = self.context
         return merge(
-            lambda: self.context.model,
-            self.context.store,
-            self.context.settings,
-            scope=scope,
-            dry_run=dry_run,
+            lambda: context.model, context.store, context.settings, scope=scope, dry_run=dry_run
         )
 
-    # -- never learn this
+    # -- rules: what must never be learned
 
-    def forbid(self, pattern: str, *, kind: str = "words", why: str = "") -> Rule:
-        """No edit of a model that matches will be taken: see `reflect.store.forbidden_rules`.
-        `kind` is words or regex."""
-        from reflect.store import forbidden_rules
-
-        with self.context.store.write() as s:
-            return forbidden_rules.add(s, pattern, kind=kind, why=why, profile=self.profile)
+    def forbid(self, pattern: str, *, kind: str = RuleKind.WORDS, why: str = "") -> Rule:
+        """Refuse every edit by a model that matches: see `reflect.store.forbidden_rules`. `kind` is
+        words or regex."""
+        return self.context.write(
+            forbidden_rules.add, pattern, kind=kind, why=why, profile=self.profile
+        )
 
     def forbidden(self, *, lifted: bool = False) -> Sequence[Rule]:
-        """The rules that hold; with `lifted` also those that did."""
-        from reflect.store import forbidden_rules
-
-        with self.context.store.read() as s:
-            return forbidden_rules.listing(s, self.profile, lifted=lifted)
+        """The rules in force; with `lifted` also the lifted ones."""
+        return self.context.read(forbidden_rules.listing, self.profile, lifted=lifted)
 
     def allow(self, rule_id: int) -> Rule:
         """Lift a rule."""
-        from reflect.store import forbidden_rules
-
-        with self.context.store.write() as s:
-            return forbidden_rules.lift(s, rule_id, self.profile)
+        return self.context.write(forbidden_rules.lift, rule_id, self.profile)
 
     def breaking(self, rule: Rule) -> Sequence[Lesson]:
-        """Lessons in use, or quarantined, that the rule would forbid."""
-        from reflect.store import forbidden_rules
-
+        """The lessons, except retired ones, that the rule would forbid."""
         return [
             row
             for row in self.list()
-            if row.status != "retired" and forbidden_rules.matches(rule, row.when, row.do)
+            if row.status != LessonStatus.RETIRED
+            and forbidden_rules.matches(rule, row.when, row.do)
         ]
 
-    # -- moving
+    # -- export and import
 
     def export(self, format: str = "jsonl", *, scope: str | None = None) -> str:
         """The lessons as text: `jsonl` (all, lossless), `markdown` (to read) or `agents` (the block
         of AGENTS.md)."""
-        from reflect.export import formats
-
-        with self.context.store.read() as s:
-            return formats.text(s, format, profile=self.profile, scope=scope)
+        return self.context.read(formats.text, format, profile=self.profile, scope=scope)
 
     def export_to(
         self,
@@ -321,65 +286,58 @@ class Lessons:
         scope: str | None = None,
         overwrite: bool = False,
     ) -> Sequence[Path]:
-        """The same into a file, whole or not at all; the files that changed by it.
+        """Write the lessons to a file, whole or not at all. Returns the files that changed.
 
-        `agents` puts the block into the file and leaves every other byte as it is; `skill` makes a
-        folder per scope in the folder `path`. UsageError when something of another's making stands
-        there and `overwrite` is not set.
+        `agents` writes the block into the file and leaves every other byte as it is; `skill` writes
+        one folder per scope into the folder `path`. Raises UsageError if a file of another origin
+        exists there and `overwrite` is not set.
         """
-        from reflect.export import formats
-
-        words: dict[str, Any] = {"profile": self.profile, "scope": scope, "overwrite": overwrite}
-        with self.context.store.read() as s:
-            return formats.save(s, Path(path).expanduser(), format, **words)
-
-    def import_(self, path: str | Path, *, trust: bool = False) -> Sequence[Imported]:
-        """Lessons from a JSON Lines export ("-" is stdin), all or, when a line is malformed, none.
-
-        `trust` is for one's own file: everything as it was. Without it the texts come in as
-        candidates. The rules are those of `reflect.export.restore`.
-        """
-        from reflect.export import lines
-        from reflect.export.restore import restore
-
-        name = "stdin" if str(path) == "-" else str(path)
-        data = sys.stdin.buffer.read() if name == "stdin" else Path(path).expanduser().read_bytes()
-        found = lines.load(data, name)
-        with self.context.store.write() as s:
-            words: dict[str, Any] = {
-                "trust": trust,
-                "source": Path(name).name,
-                "count_tokens": self._count,
-            }
-            return restore(s, found, profile=self.profile, **words)
-
-    def backup(self, path: str | Path | None = None) -> Path:
-        """Copy the whole database, of all profiles, while others may use it; never overwrites.
-
-        By default beside the database, under its name and the time; in a folder, under that name.
-        Adapters are files of their own and are not in it.
-        """
-        from reflect.store import backup
-
-        return backup.backup(
-            self.context.store, Path(path).expanduser() if path is not None else None
+        return self.context.read(
+            formats.save,
+            Path(path).expanduser(),
+            format,
+            profile=self.profile,
+            scope=scope,
+            overwrite=overwrite,
         )
 
-    def _cost(self, when: str, do: str) -> int:
-        """Tokens of its line in a prompt; 0, not counted, where the model is not on this machine.
+    def import_(self, path: str | Path, *, trust: bool = False) -> Sequence[Imported]:
+        """Read lessons from a JSON Lines export ("-" = stdin): all, or none if a line is malformed.
 
-        UsageError when it is too long; what cannot be counted has at least as many tokens as words.
+        `trust` is for your own file: everything is restored as it was. Without it the texts become
+        candidates. The rules are those of `reflect.export.restore`.
         """
-        from reflect.lessons.selection import MAX_TOKENS, format_lesson
+        name = "stdin" if str(path) == "-" else str(path)
+        data = sys.stdin.buffer.read() if name == "stdin" else Path(path).expanduser().read_bytes()
+        return self.context.write(
+            restore,
+            lines.load(data, name),
+            profile=self.profile,
+            trust=trust,
+            source=Path(name).name,
+            count_tokens=self._count,
+        )
 
+    def backup(self, path: str | Path | None = None) -> Path:
+        """Copy the whole database with all profiles while others use it; never overwrites a file.
+
+        `path`: a file, or a folder; by default next to the database, with the time in its name.
+        Adapters are separate files and not included.
+        """
+        target = Path(path).expanduser() if path is not None else None
+        return backup.backup(self.context.store, target)
+
+    def _tokens(self, when: str, do: str) -> int:
+        """Tokens of a lesson's line in a prompt; 0 if the model is not available. UsageError if it
+        is too long; without the model its words are counted."""
         text = format_lesson(when, do)
-        tokens = self._count(text)
-        most = min(self.context.settings.lesson_budget, MAX_TOKENS)
-        if max(tokens, len(text.split())) > most:
-            told = (
-                f"{tokens or len(text.split())} tokens are too long for a lesson (at most {most})."
+        tokens, words = self._count(text), len(text.split())
+        limit = min(self.context.settings.lesson_budget, MAX_TOKENS)
+        if max(tokens, words) > limit:
+            raise UsageError(
+                f"{tokens or words} tokens are too long for a lesson (at most {limit}).",
+                "Shorten it, or split it into two lessons.",
             )
-            raise UsageError(told, "Say it shorter, or make two of it.")
         return tokens
 
     def _count(self, text: str) -> int:
@@ -387,3 +345,15 @@ class Lessons:
             return self.context.count_tokens(text)
         except ModelError:
             return 0
+
+
+def _set_status(
+    s: Session, lesson_id: int | None, status: LessonStatus, reason: str, trust: Trust | None = None
+) -> Lesson:
+    head = lessons.get(s, lesson_id)
+    if head.status == status or (head.status, status) == ("distilled", "active"):
+        return head  # a lesson in the weights is active already
+    changes: Revision = {"status": status}
+    if trust:
+        changes["trust"] = trust
+    return lessons.revise(s, lesson_id, author=Author.HUMAN, reason=reason, **changes)

@@ -1,31 +1,34 @@
-"""A workspace: one database, one model, and the adapters. The command line and the server are thin
-layers over it.
+"""A workspace: one database, one model, and the adapters. The command line and the server use it.
 
     ws = reflect.open("lessons.db", model="pocket")
     ws.run("letters", n=16, k=8)
     print(ws.prompt("letters"))
     ws.sleep()
 
-The database and the model are opened on first use, so that a question about lessons never loads
-torch.
+The database and the model are opened on first use, so a query about lessons does not load torch.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from reflect.config import Settings
 from reflect.errors import NightBusy, UnknownName, UsageError
-from reflect.models import distributed
+from reflect.lessons import selection
+from reflect.models import distributed, is_remote
+from reflect.rollouts.episode import messages_for, opening
+from reflect.store import doctor, nights
 from reflect.tasksets.base import find_task
 from reflect.workspace.context import WorkspaceContext
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from reflect.day.report import Report
     from reflect.evaluation.arms import ArmResult
     from reflect.models.base import Model
@@ -47,14 +50,14 @@ FOUR_ARMS = {  # arm -> (adapter on, lessons in the prompt)
     "adapter_in": (True, True),
 }
 WEIGHTS = (
-    "Sleep with local weights of that model: reflect sleep -m hf:ORG/NAME, or a path. Its lessons work in the prompt "
-    "meanwhile; `reflect trial` measures them."
+    "Sleep with local weights of that model: reflect sleep -m hf:ORG/NAME, or a path. Its lessons "
+    "work in the prompt meanwhile; `reflect trial` measures them."
 )
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Exactly what the model will see of a task, and the lessons in it."""
+    """The exact messages that the model receives for a task, and the lessons in them."""
 
     taskset: str
     task: Task
@@ -63,6 +66,18 @@ class Prompt:
 
     def __str__(self) -> str:
         return "\n\n".join(f"{m['role']}:\n{m['content']}" for m in self.messages)
+
+
+class NightOptions(TypedDict, total=False):
+    """Options of a night: see `reflect.training.plan.make_plan`."""
+
+    method: str
+    divergence: str | None
+    budget: float | None
+    """Minutes of training."""
+    seed: int
+    continued: bool
+    """Start from the active adapter's weights."""
 
 
 class Workspace:
@@ -120,11 +135,11 @@ class Workspace:
         return self.context.reflector
 
     def promote(self, name: str) -> Adapter:
-        """Make an adapter the active one: see `adapters.promote`."""
+        """See `adapters.promote`."""
         return self.adapters.promote(name)
 
     def rollback(self) -> tuple[Adapter, Adapter | None]:
-        """Undo the last promotion: see `adapters.rollback`."""
+        """See `adapters.rollback`."""
         return self.adapters.rollback()
 
     # -- the day
@@ -142,13 +157,13 @@ class Workspace:
     ) -> Report:
         """Practise n tasks k times each and learn from it. The same arguments continue an
         interrupted run."""
-        found = self.taskset(taskset)  # its errors come before anything is loaded
         from reflect.day.practice import practice
 
+        bound = self.taskset(taskset)  # its errors come before anything is loaded
         return practice(
             self.model,
             self.store,
-            found,
+            bound,
             self.settings,
             n=self.settings.n if n is None else n,
             k=self.settings.k if k is None else k,
@@ -160,44 +175,40 @@ class Workspace:
         )
 
     def resume(self, run_id: int | None = None, *, progress: Progress | None = None) -> Report:
-        """Finish a run with the settings that it was started with; by default the newest unfinished
-        one."""
+        """Finish a run with the settings that it was started with, by default the newest unfinished
+        run."""
         from reflect.day.resume import begun, unchanged
         from reflect.trials.reward_version import measure
 
-        again = begun(self.store, self.settings, run_id)
-        run, ws = again.run, Workspace(again.settings)
+        resumed = begun(self.store, self.settings, run_id)
+        run, ws = resumed.run, Workspace(resumed.settings)
         if run.from_traffic:
             from reflect.day.traffic import finish
 
             return finish(ws.model, ws.store, ws.settings, run, progress)
-        found = ws.taskset(run.taskset)
-        unchanged(run, ws.model, ws.reflector, measure(found))
-        return ws.run(found, n=run.n, k=run.k, seed=run.seed, progress=progress, **again.flags)
+        taskset = ws.taskset(run.taskset)
+        unchanged(run, ws.model, ws.reflector, measure(taskset))
+        return ws.run(taskset, n=run.n, k=run.k, seed=run.seed, progress=progress, **resumed.flags)
 
     def prompt(self, taskset: str | Path | Taskset, task: str | Task | None = None) -> Prompt:
-        """What the model will see of a task, given by itself or its id; by default of the first
-        holdout task."""
-        from reflect.lessons.selection import room_for_lessons, select_lessons
-        from reflect.rollouts.episode import messages_for, opening
-
-        found = self.taskset(taskset)
-        task = find_task(found, task) if task is None or isinstance(task, str) else task
-        said, state = opening(found, task)
-        with self.store.read() as s:
-            lessons = select_lessons(
-                s,
-                found.name,
-                task,
-                profile=self.settings.profile,
-                budget=room_for_lessons(
-                    task, self.settings, self.context.sizes.context, self.count_tokens
-                ),
-                limit=self.settings.lesson_limit,
-                count_tokens=self.count_tokens,
-                state=state,
-            )
-        return Prompt(found.name, task, messages_for(task, lessons, said), lessons)
+        """The prompt of a task, given by itself or its id; by default of the first holdout task."""
+        bound = self.taskset(taskset)
+        task = find_task(bound, task) if task is None or isinstance(task, str) else task
+        messages, state = opening(bound, task)
+        room = selection.room_for_lessons(
+            task, self.settings, self.context.sizes.context, self.count_tokens
+        )
+        lessons = self.context.read(
+            selection.select_lessons,
+            bound.name,
+            task,
+            profile=self.settings.profile,
+            budget=room,
+            limit=self.settings.lesson_limit,
+            count_tokens=self.count_tokens,
+            state=state,
+        )
+        return Prompt(bound.name, task, messages_for(task, lessons, messages), lessons)
 
     # -- measuring
 
@@ -215,11 +226,11 @@ class Workspace:
         `reflect.evaluation.arms`."""
         from reflect.evaluation.arms import evaluate
 
-        found = self.taskset(taskset)
+        bound = self.taskset(taskset)
         return evaluate(
             self.model,
             self.store,
-            found,
+            bound,
             settings=self.settings,
             arms=arms,
             n=n,
@@ -241,30 +252,23 @@ class Workspace:
         all lessons, also those in the weights. Without an active adapter, the adapter arms equal
         the base arms."""
         from reflect.evaluation.arms import HELD_STATUSES, run_arm
-        from reflect.lessons.selection import lessons_for
         from reflect.models.base import SamplingOptions, active_adapter, using
 
         if name not in FOUR_ARMS:
-            raise UnknownName(
-                f"There is no arm '{name}'.", f"The arms are: {', '.join(FOUR_ARMS)}."
-            )
-        found, model = self.taskset(taskset), self.model
+            known = f"The arms are: {', '.join(FOUR_ARMS)}."
+            raise UnknownName(f"There is no arm '{name}'.", known)
         adapter_on, lessons_in = FOUR_ARMS[name]
-        tasks = found.tasks("holdout", n, seed)
+        bound, model = self.taskset(taskset), self.model
+        options = SamplingOptions.of(self.settings)
+
+        def lessons(task: Task) -> list[Lesson]:
+            return selection.lessons_for(model, s, bound, task, self.settings, HELD_STATUSES)
+
         with self.store.read() as s:
-            rows = [
-                (
-                    t,
-                    lessons_for(model, s, found, t, self.settings, HELD_STATUSES)
-                    if lessons_in
-                    else [],
-                )
-                for t in tasks
-            ]
+            tasks = bound.tasks("holdout", n, seed)
+            rows = [(task, lessons(task) if lessons_in else []) for task in tasks]
         with using(model, active_adapter(model) if adapter_on else None):
-            return run_arm(
-                model, found, rows, options=SamplingOptions.of(self.settings), progress=progress
-            )
+            return run_arm(model, bound, rows, options=options, progress=progress)
 
     def following(
         self, taskset: str | Path | Taskset, *, adapter: bool, n: int = 100, seed: int = 0
@@ -274,14 +278,10 @@ class Workspace:
         from reflect.evaluation.arms import following
         from reflect.models.base import SamplingOptions, active_adapter, using
 
-        found, model = self.taskset(taskset), self.model
-        tasks = found.following(n, seed)
+        bound, model = self.taskset(taskset), self.model
+        tasks, options = bound.following(n, seed), SamplingOptions.of(self.settings)
         with using(model, active_adapter(model) if adapter else None):
-            return (
-                following(model, tasks, found, options=SamplingOptions.of(self.settings))
-                if tasks
-                else None
-            )
+            return following(model, tasks, bound, options=options) if tasks else None
 
     # -- the night
 
@@ -292,72 +292,68 @@ class Workspace:
         if_due: bool = False,
         deadline: float | None = None,
         progress: Progress | None = None,
-        **options: Any,
+        **options: Unpack[NightOptions],
     ) -> NightReport:
         """One night over all lessons of the profile: train an adapter, evaluate it, promote it if
-        it passes the gate.
+        it passes the gate. A finished night is not repeated.
 
-        `options`: method, divergence, budget (minutes), seed, continued. A finished night is not
-        repeated. `if_due`: only if a night is due (see `due`). `deadline`: minutes from now after
-        which the night pauses; the next sleep continues it.
+        `if_due`: only if a night is due (see `due`). `deadline`: minutes from now after which the
+        night pauses; the next sleep continues it.
         """
-        until = None if deadline is None else time.monotonic() + 60 * deadline
-        night = partial(
-            self._sleep,
-            tasksets,
-            dry_run=dry_run,
-            if_due=if_due,
-            until=until,
-            progress=progress,
-            **options,
-        )
-        if distributed.size() == 1:
-            return night()
+        from reflect.night.sleep import sleep
         from reflect.night.workers import lead
 
-        return lead(night, lambda: self.model)
+        bound = [self.taskset(name) for name in tasksets]
+        until = None if deadline is None else time.monotonic() + 60 * deadline
 
-    def _sleep(
-        self,
-        tasksets: Sequence[str | Path | Taskset],
-        *,
-        if_due: bool,
-        **options: Any,
+        def night() -> NightReport:
+            return sleep(
+                self.model,
+                self.store,
+                self.settings,
+                tasksets=bound,
+                dry_run=dry_run,
+                until=until,
+                progress=progress,
+                **options,
+            )
+
+        def checked() -> NightReport:
+            return self._night(night, bound, if_due)
+
+        return checked() if distributed.size() == 1 else lead(checked, lambda: self.model)
+
+    def _night(
+        self, night: Callable[[], NightReport], tasksets: Sequence[Taskset], if_due: bool
     ) -> NightReport:
-        found = [self.taskset(name) for name in tasksets]
-        from reflect.models import is_remote
-        from reflect.night.sleep import NightReport, sleep
+        from reflect.night.sleep import NightReport
         from reflect.night.workdir import is_running
 
         if is_remote(self.settings.model):
-            raise UsageError(
-                f"A night trains weights, and {self.settings.model} has none here.", WEIGHTS
-            )
-
-        if if_due and not (due := self.due(*found)):
+            message = f"A night trains weights, and {self.settings.model} has none here."
+            raise UsageError(message, WEIGHTS)
+        if if_due and not (due := self.due(*tasksets)):
             return NightReport("not due", due.reason)
         if is_running(self.settings):  # before the model is loaded; the lock itself decides
             raise NightBusy("Another sleep is running.", "Wait until it is done: `reflect nights`.")
-        before = self._active()
+        before = self._active_id()
         try:
-            report = sleep(self.model, self.store, self.settings, tasksets=found, **options)
+            report = night()
         except NightBusy as e:
             if not if_due:
                 raise
             return NightReport("not due", f"Not due: {e.message}")
-        if self._active() != before:
+        if self._active_id() != before:
             self.adapters.publish()
         return report
 
-    def _active(self) -> int | None:
-        from reflect.store import nights
-
-        with self.store.read() as s:
-            adapter = nights.active_adapter(s, self.settings.profile)
+    def _active_id(self) -> int | None:
+        adapter = self.context.read(nights.active_adapter, self.settings.profile)
         return adapter.id if adapter else None
 
     def due(self, *tasksets: str | Path | Taskset) -> Due:
-        """Whether a night is due, decided without the model: see `reflect.night.due`."""
+        """Whether a night should start, and why, without loading the model: see
+        `reflect.night.due`."""
         from reflect.night.due import Due, decide
         from reflect.night.workdir import is_running
         from reflect.records import now
@@ -369,17 +365,12 @@ class Workspace:
     # -- health
 
     def sweep(self) -> list[Path]:
-        """Remove files that killed nights left behind, unless a night is running. Returns what was
-        removed."""
+        """Remove the files of killed nights, unless a night is running. Returns their paths."""
         from reflect.night import cleanup
 
         return cleanup.remove_leftovers(self.store, self.settings)
 
     def doctor(self) -> list[str]:
         """Problems of the database and the adapters, one sentence each; [] if there are none."""
-        from reflect.store import doctor
-
-        problems = doctor.check(self.store)
-        return problems + [
-            problem for problem in self.adapters.verify(base=False).values() if problem
-        ]
+        adapters = self.adapters.verify(base=False).values()
+        return doctor.check(self.store) + [problem for problem in adapters if problem]
