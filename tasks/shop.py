@@ -24,7 +24,8 @@ import re
 
 from reflect.errors import UnknownName
 from reflect.tasksets.base import Taskset
-from reflect.tasksets.environment import Environment, EnvironmentStep
+from reflect.tasksets.environment import Environment
+from reflect.tasksets.environment import EnvironmentStep as Step  # a hash of the code names it
 from reflect.tasksets.task import Message, Score, Split, Task
 
 DAYS = 10
@@ -53,7 +54,7 @@ class Shop(Environment):
         self.day = self.earned = 0
         self.book = dict.fromkeys(days, 0)  # the highest price that each kind has paid
 
-    def step(self, message: Message) -> EnvironmentStep:
+    def step(self, message: Message) -> Step:
         asked = PRICE.findall(message["content"])
         price = int(asked[-1]) if len(asked) == 1 and len(asked[-1]) < 3 else 0
         feedback = "" if price in PRICES else "there is no price: with one number from 1 to 9"
@@ -64,13 +65,11 @@ class Shop(Environment):
         self.day += 1
         if self.day < len(self.days):
             said = f"{got} paid. Day {self.day + 1}, a {self.days[self.day]}."
-            return EnvironmentStep([{"role": "user", "content": said}], feedback=feedback)
+            return Step([{"role": "user", "content": said}], feedback=feedback)
         best = sum(self.limits[kind] for kind in self.days)
         book = ", ".join(f"{kind} {most}" for kind, most in self.book.items())
         said = f"{got} paid. The shop closes. The book: {book}."
-        return EnvironmentStep(
-            [{"role": "user", "content": said}], True, self.earned / best, feedback
-        )
+        return Step([{"role": "user", "content": said}], True, self.earned / best, feedback)
 
     def state(self) -> str:
         return f"The customer is a {self.days[self.day]}."

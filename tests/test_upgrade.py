@@ -24,7 +24,8 @@ import re
 import shutil
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ FIRST, SECOND = (
 SLEEP, BUDGET = ["sleep", "dialect", "--budget", "10s"], 1 / 6  # as night 2 was started; minutes
 Copy = Callable[[str], Path]
 
-# Its taskset imports Step, the first name of EnvironmentStep.
-pytestmark = pytest.mark.filterwarnings("ignore:reflect.tasksets.Step:DeprecationWarning")
+# Tasksets of before import the first names of EnvironmentStep and extract_answer.
+pytestmark = pytest.mark.filterwarnings("ignore:reflect.tasksets.:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +223,90 @@ def test_the_doctor_finds_nothing_wrong_with_it(copy: Copy) -> None:
     assert [
         problem for problem in problems if "71" not in problem
     ] == []  # rollout 71 waits for a person's grade
+
+
+MEASURES = {  # taskset -> the hash of its reward, by which trials and unfinished runs are known
+    "letters": "c2b5626be9c9",
+    "dialect": "8219a673a06c",
+    "calc": "e067db9a4fbc",
+    "shop": "07957d8c3380",
+    "skills": "8219a673a06c",
+    "contains.jsonl": "19ab4de61e57",
+    "code.jsonl": "bac4084227b6",
+    "functions.py:longer": "238b2de5d82b",
+    "functions.py:doubles": "9665d9410f9d",
+    "sums.py": "01f6d1e132d3",
+}
+GYM = {
+    "gym:leg_counting": "4d687f8c357f",
+    "gym:leg_counting+chain_sum:level=2": "6405e513dd75",
+}
+CODE_CASES = [{"args": [2], "returns": 4}]
+FILES = {
+    "contains.jsonl": json.dumps({"id": "a", "prompt": "say 3", "verifier": "contains", "answer": "3"}),
+    "code.jsonl": json.dumps({"prompt": "w", "verifier": "code", "entry": "f", "cases": CODE_CASES}),
+    "functions.py": '''"""longer: which is longer"""
+from reflect.tasksets import judged, taskset
+WORDS = "plum apple cherry banana kiwi apricot fig orange papaya grapefruit pear tangerine".split()
+def one_word(text, answer):
+    said = judged(text).split()
+    if len(said) != 1:
+        return 0, f"{len(said)} words instead of one"
+    return said[0].strip(".").lower() == answer
+@taskset(verify=one_word)
+def longer(split):
+    """Which of two words is longer?"""
+    words = WORDS[::2] if split == "practice" else WORDS[1::2]
+    for one in words:
+        for other in words:
+            if len(one) > len(other):
+                yield f"Which is longer, {other} or {one}?", one
+@taskset
+def doubles(split):
+    """Doubles."""
+    for n in range(9):
+        if (n % 2) == (split == "practice"):
+            yield f"double {n}", str(2 * n)
+''',
+    "sums.py": '''"""sums"""
+from reflect.tasksets import Environment, Outside, Score, Step, Task, Taskset, Toolbox
+def add(a: int, b: int) -> int:
+    "Add two numbers."
+    return a + b
+class Sums(Taskset):
+    name = "sums"
+    about = "sums"
+    def tasks(self, split, n=None, seed=0):
+        add = 100 * (split == "practice")
+        return [Task(f"{split}-{i}", [{"role": "user", "content": f"Add 5 and {i + add}."}], "exact", str(5 + i + add), split=split) for i in range(3)][:n]
+    def environment(self, task):
+        return Toolbox(add, lines=True)
+TASKSET = Sums()
+''',
+}  # fmt: skip
+
+
+def measures(names: Iterable[str]) -> dict[str, str]:
+    """The hashes by which runs of these tasksets are recorded."""
+    for name, text in FILES.items():
+        Path(name).write_text(text)
+    ws = reflect.open("lessons.db", max_tokens=2, max_turns=1, verify_seconds=60.0)
+    runs = {name: ws.run(name, n=1, k=1, seed=0, learn=False).run_id for name in names}
+    return {name: shown(run_id)["measure"] for name, run_id in runs.items()}
+
+
+def test_rewards_are_known_by_the_same_hash(copy: Copy, bwrap: str) -> None:
+    """Else evidence is lost, and no unfinished run could go on."""
+    copy("day")
+    assert measures(MEASURES) == MEASURES
+
+
+def test_rewards_of_reasoning_gym_are_known_by_the_same_hash(copy: Copy) -> None:
+    pytest.importorskip("reasoning_gym")
+    if version("reasoning-gym") != "0.1.25":
+        pytest.skip("the hash holds the version of reasoning-gym")
+    copy("day")
+    assert measures(GYM) == GYM
 
 
 def test_more_tasks_are_practised_with_its_lessons_and_its_adapter(copy: Copy) -> None:

@@ -87,7 +87,9 @@ VERIFIERS: dict[str, Callable[[str, Any], Score]] = {
 
 @functools.cache
 def reward_texts(name: str) -> list[str]:
-    """What a named verifier counts for in `measure`, the hash of a reward: the texts of version 1.
+    """The texts of version 1 of a named verifier, or of `verify` of a taskset class of this package
+    (`FunctionTaskset.verify`), which represent its code in `measure`, the hash of a reward; [] for
+    code that counts by its source.
 
     Code of the same meaning may be rewritten without new trials. When the meaning of a verifier
     changes, add a text, such as "number: version 2", to its list in verifiers-v1.json.
@@ -95,7 +97,7 @@ def reward_texts(name: str) -> list[str]:
     texts: dict[str, list[str]] = json.loads(
         Path(__file__).with_name("verifiers-v1.json").read_text()
     )
-    return texts[name]
+    return texts.get(name, [])
 
 
 def last_number(text: str) -> Decimal | None:

@@ -5,8 +5,8 @@ An effect was measured with a verifier, an audit and a system template. When one
 must be measured again. The hash holds the source of `verify`, `audit` and `environment` of the
 taskset and of the functions and texts in `Taskset.rules`, with all that they use by name from their
 own module: functions, methods, constants, tables that were read from a file. Comments and
-docstrings do not count. Code without a source counts by its bytecode. A named verifier counts by
-its version (see `verifiers.reward_texts`).
+docstrings do not count. Code without a source counts by its bytecode. A named verifier, and a
+taskset class of this package, counts by its version (see `verifiers.reward_texts`).
 
 Not covered: what a verifier reads or imports while it runs, and what it keeps in `self`.
 """
@@ -24,7 +24,7 @@ from types import CodeType, FunctionType
 
 from reflect import prompts
 from reflect.tasksets.base import Taskset
-from reflect.tasksets.verifiers import VERIFIERS, reward_texts
+from reflect.tasksets.verifiers import reward_texts
 
 
 def measure(taskset: Taskset) -> str:
@@ -49,17 +49,16 @@ def measure(taskset: Taskset) -> str:
 def _add_function(rule: object, kind: type, texts: dict[Hashable, str]) -> None:
     """Add a function and all that it names, each once. The methods of the base class say nothing of
     a reward."""
-    function = inspect.unwrap(
-        getattr(rule, "fget", None) or getattr(rule, "__func__", None) or rule
-    )  # type: ignore[arg-type]
-    if function in VERIFIERS.values():
-        texts |= {text: text for text in reward_texts(function.__name__)}
-        return
+    code = getattr(rule, "fget", None) or getattr(rule, "__func__", None) or rule
+    function = inspect.unwrap(code)  # type: ignore[arg-type]
     if (
         not isinstance(function, FunctionType)
         or function.__module__ == Taskset.__module__
         or id(function) in texts
     ):
+        return
+    if function.__module__.startswith("reflect.") and (own := reward_texts(function.__qualname__)):
+        texts |= {text: text for text in own}
         return
     texts[id(function)] = _source(function)
     for name in sorted(set(_names(function.__code__))):
