@@ -20,7 +20,7 @@ from reflect.store import lessons as db
 from reflect.trials import comparison
 from reflect.trials.bundle import Bundle, draw, in_words
 from reflect.trials.lesson_trial import LessonTrials, TrialScope, withhold
-from reflect.trials.reward_version import measure
+from reflect.trials.reward_version import reward_version
 
 SETTINGS = Settings()
 
@@ -117,7 +117,7 @@ def test_a_day_withholds_bundles_and_their_rollouts_are_no_evidence_on_one_lesso
         found = s.exec(select(Exposure)).all()
         assert {x.probability for x in found if not rows[x.rollout_id].bundle_shown} == {0.0}
         assert {x.probability for x in found if rows[x.rollout_id].bundle_shown} <= {0.5, 0.9}
-        holds = TrialScope("rule-1", None, measure(dialect.TASKSET))
+        holds = TrialScope("rule-1", None, reward_version(dialect.TASKSET))
         heard = [LessonTrials(holds).hear(s, db.get(s, i)) for i in range(1, 7)]
         counted = [
             len(trials.observations(s, i, version, **holds.words()))

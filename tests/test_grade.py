@@ -169,7 +169,7 @@ def test_a_grade_over_a_verifiers_keeps_the_verifiers(folder: Path) -> None:
 
 def test_what_waits_for_a_grade_counts_in_no_trial(folder: Path) -> None:
     from reflect.store import trials
-    from reflect.trials.reward_version import measure
+    from reflect.trials.reward_version import reward_version
 
     store, taskset = Store("lessons.db"), ByHand()
     verb = taskset.tasks("practice", 1)[0].text.split()[1]
@@ -178,7 +178,7 @@ def test_what_waits_for_a_grade_counts_in_no_trial(folder: Path) -> None:
             s, when=f"the task says {verb}", do="use sort", author="model", scope="dialect"
         )
     practice(RuleModel(), store, taskset, Settings(), n=6, k=8, seed=0, learn=False)
-    words = (found.id, 1, "rule-1", None, measure(taskset))
+    words = (found.id, 1, "rule-1", None, reward_version(taskset))
     with store.read() as s:
         assert trials.observations(s, *words) == [] and runs.rollouts(s, 1)
     grade_all(store, taskset, 1)

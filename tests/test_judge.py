@@ -22,7 +22,7 @@ from reflect.store import Store, runs, trials
 from reflect.tasksets import Task, check, load_taskset
 from reflect.tasksets.task import JUDGE
 from reflect.training.teacher_data import scored
-from reflect.trials.reward_version import measure
+from reflect.trials.reward_version import reward_version
 
 RUBRIC = "Half for a please, half for a reason (because)."
 ANSWERS = ("please, because it rains", "please", "no", "because I say so")
@@ -161,9 +161,9 @@ def test_a_run_is_graded_in_one_call_for_a_wave_bare_and_greedy(asks: str, tmp_p
 def test_another_model_may_judge_and_that_is_another_measure(asks: str) -> None:
     policy, other = Rules(), Rules()
     found = load_taskset(asks)
-    alone = measure(found)
+    alone = reward_version(found)
     found.judge = Judge(other, "other")
-    assert measure(found) != alone
+    assert reward_version(found) != alone
     report = practice(policy, Store("lessons.db"), found, Settings(judge="other"), n=2, k=2, seed=0)
     assert report.errors == 0 and not policy.judged and len(other.judged) == 1
     with Store("lessons.db").read() as s:
@@ -274,8 +274,8 @@ def test_what_a_judge_could_not_grade_counts_in_no_trial(asks: str, tmp_path: Pa
     practice(deaf, store, found, Settings(), n=8, k=4, seed=0)
     with store.read() as s:
         row = lessons.get(s, lesson.id)
-        assert trials.observations(s, lesson.id, 1, "rules", None, measure(found)) == []
-        assert LessonTrials(TrialScope("rules", None, measure(found))).hear(s, row)[1].n == 0
+        assert trials.observations(s, lesson.id, 1, "rules", None, reward_version(found)) == []
+        assert LessonTrials(TrialScope("rules", None, reward_version(found))).hear(s, row)[1].n == 0
 
 
 # -- an answer is only an answer

@@ -17,7 +17,7 @@ from reflect.day.practice import practice
 from reflect.errors import BadTaskFile, UnknownName, UsageError
 from reflect.store import Store, runs
 from reflect.tasksets import Score, Task, available, check, extract_answer, load_taskset, taskset
-from reflect.trials.reward_version import measure
+from reflect.trials.reward_version import reward_version
 
 DOCS = Path(__file__).parent.parent / "docs" / "tasks.md"
 
@@ -127,10 +127,10 @@ def test_the_measure_changes_with_the_verifier_and_not_with_its_words() -> None:
 
     first, again = taskset(verify=strict)(rows), taskset(verify=strict, about="other words")(rows)
     assert (
-        measure(first)
-        == measure(again)
-        != measure(taskset(verify=loose)(rows))
-        != measure(taskset(rows))
+        reward_version(first)
+        == reward_version(again)
+        != reward_version(taskset(verify=loose)(rows))
+        != reward_version(taskset(rows))
     )
 
 

@@ -32,7 +32,7 @@ from reflect.workspace.workspace import Workspace
 def asked(model, name, store, subjects, settings, plan):
     """The gate's checks of revoked lessons: the base is asked once, then the adapter."""
     return [
-        proof.verdict(model, name, one, settings)
+        proof.judge_probe(model, name, one, settings)
         for one in proof.gone(model, store, subjects, settings, plan)
     ]
 
@@ -191,7 +191,7 @@ def test_a_lesson_that_was_taught_and_not_kept_is_known_all_the_same(store: Stor
         kept = {"1": {"verdict": "accept"}, "2": {"verdict": "reject"}}
         nights.set_adapter(s, adapter.id, gate={"lessons": kept})
         nights.promote(s, adapter.id, lesson_ids=[1])
-        assert revoked_adapters.held_by(s, adapter) == {1, 2} and revoked_adapters.keeps(
+        assert revoked_adapters.held_by(s, adapter) == {1, 2} and revoked_adapters.still_holds(
             adapter, nights.get_night(s, 1)
         ) == [1]
         assert revocation.revoke(s, 3).left is None, (

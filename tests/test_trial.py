@@ -21,7 +21,7 @@ from reflect.records import Exposure, Rollout, TaskRow, Trial
 from reflect.store import Store, doctor, nights, runs, trials
 from reflect.store import lessons as db
 from reflect.trials.lesson_trial import LessonTrials, TrialScope, withhold
-from reflect.trials.reward_version import measure
+from reflect.trials.reward_version import reward_version
 
 SETTINGS = Settings()
 HERE = TrialScope("rule-1")
@@ -393,7 +393,7 @@ def test_without_learning_rollouts_count_but_no_verdict_falls(store):
             "candidate"
         }
         assert (
-            LessonTrials(TrialScope("rule-1", None, measure(dialect.TASKSET)))
+            LessonTrials(TrialScope("rule-1", None, reward_version(dialect.TASKSET)))
             .hear(s, db.get(s, 1))[1]
             .n
             > 16

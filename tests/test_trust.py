@@ -28,7 +28,7 @@ from reflect.tasksets import load_taskset
 from reflect.tasksets.task import Score, Task
 from reflect.training import lesson_set
 from reflect.trials import comparison
-from reflect.trials.reward_version import measure
+from reflect.trials.reward_version import reward_version
 
 SETTINGS = Settings()
 COUNT = RuleModel().count_tokens
@@ -70,7 +70,7 @@ def meaning(tmp_path, monkeypatch, name, **words):
     words = {"worth": 1.0, "doc": '"""What it pays."""', "nothing": 0.0, "about": "a", **words}
     (folder / "tasks" / "mine.py").write_text(SOURCE.format(**words))
     monkeypatch.chdir(folder)
-    return measure(load_taskset("mine"))
+    return reward_version(load_taskset("mine"))
 
 
 def test_the_measure_changes_with_what_the_verifier_reaches_and_with_nothing_else(
@@ -89,13 +89,15 @@ def test_the_measure_changes_with_what_the_verifier_reaches_and_with_nothing_els
     assert subprocess.check_output([sys.executable, "-c", code], env=env, text=True).strip() == one
     (tmp_path / "one" / "prompts").mkdir()
     (tmp_path / "one" / "prompts" / "system.jinja").write_text("{{ system }}")
-    assert measure(load_taskset("mine")) != one
+    assert reward_version(load_taskset("mine")) != one
 
 
 def test_named_verifiers_and_the_audit_count():
-    shipped = {name: measure(load_taskset(name)) for name in ("letters", "dialect", "dialect:2")}
+    shipped = {
+        name: reward_version(load_taskset(name)) for name in ("letters", "dialect", "dialect:2")
+    }
     assert shipped["dialect"] == shipped["dialect:2"] != shipped["letters"]
-    assert measure(Hackable()) != shipped["dialect"]
+    assert reward_version(Hackable()) != shipped["dialect"]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_named_verifiers_and_the_audit_count():
 def test_effects_measured_by_the_first_version_still_count(tmp_path, row, version):
     """Runs and trials of before hold these hashes: with others, all evidence would begin anew."""
     (tmp_path / "t.jsonl").write_text(json.dumps({"prompt": "p", "split": "practice"} | row))
-    assert measure(load_taskset(tmp_path / "t.jsonl")) == version
+    assert reward_version(load_taskset(tmp_path / "t.jsonl")) == version
 
 
 def test_the_shipped_tasksets_keep_their_first_version():
@@ -122,7 +124,7 @@ def test_the_shipped_tasksets_keep_their_first_version():
         "letters": "c2b5626be9c9",
         "shop": "07957d8c3380",
     }
-    assert {name: measure(load_taskset(name)) for name in names} == names
+    assert {name: reward_version(load_taskset(name)) for name in names} == names
 
 
 class Stricter(dialect.Dialect):
@@ -144,8 +146,8 @@ def test_evidence_begins_anew_with_another_verifier_and_the_lesson_stays(store, 
             trial.measure: trial
             for trial in s.exec(select(Trial).where(Trial.lesson_id == lesson.id))
         }
-        assert set(found) == {measure(dialect.TASKSET), measure(Stricter())}
-        assert found[measure(dialect.TASKSET)].n > found[measure(Stricter())].n > 0
+        assert set(found) == {reward_version(dialect.TASKSET), reward_version(Stricter())}
+        assert found[reward_version(dialect.TASKSET)].n > found[reward_version(Stricter())].n > 0
         assert db.get(s, lesson.id).status == "active"
     code, out, _ = told(capsys, "trial", str(lesson.id), "--db", str(store.path))
     assert code == 0 and "measured with another verifier or system prompt" in out
@@ -430,7 +432,7 @@ def test_a_planned_comparison_rejects_a_reward_hack(store):
         assert trial.verdict == verdict and trial.low > 0, (
             "by the reward alone both would be accepted"
         )
-        assert trial.measure == measure(taskset)
+        assert trial.measure == reward_version(taskset)
     with store.read() as s:
         newest = db.history(s, hack.id)[-1]
         assert newest.status == "retired" and "what the reward stands for" in newest.reason

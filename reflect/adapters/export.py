@@ -46,7 +46,7 @@ def export(
         read = {lesson_id: version for lesson_id, version in (night.lessons if night else ())}
         held = [
             lessons.version(s, i, read[i])
-            for i in revoked_adapters.keeps(adapter, night)
+            for i in revoked_adapters.still_holds(adapter, night)
             if i in read
         ]
     revoked_adapters.refuse(adapter)

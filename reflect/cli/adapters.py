@@ -103,7 +103,7 @@ def told(row: Adapter, night: Night | None) -> dict[str, Any]:
 
     return shape(row) | {
         "profile": night.profile if night else None,
-        "lessons": revoked_adapters.keeps(row, night),
+        "lessons": revoked_adapters.still_holds(row, night),
     }
 
 

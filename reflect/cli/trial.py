@@ -64,7 +64,7 @@ def trial(
                 "--aa takes no lesson.",
                 "It measures the noise of a taskset: reflect trial --aa TASKSET",
             )
-        return twice(ws, aa, n or 40, seed, json)
+        return aa_report(ws, aa, n or 40, seed, json)
     if bundle is not None:
         if lesson is not None:
             raise UsageError(
@@ -129,14 +129,14 @@ def verdicts(ws: Workspace, lesson_id: int | None, json: bool) -> None:
 def measures_of(ws: Workspace, scopes: Iterable[str]) -> dict[str, str]:
     """taskset -> what its rewards mean now; those that are not here are left out, and general
     lessons have no own."""
-    from reflect.trials.reward_version import measure
+    from reflect.trials.reward_version import reward_version
 
     found = {}
     for scope in filter(None, scopes):
         with suppress(
             Exception
         ):  # somebody's taskset: whatever is wrong with it is for `reflect tasks check`
-            found[scope] = measure(ws.taskset(scope))
+            found[scope] = reward_version(ws.taskset(scope))
     return found
 
 
@@ -270,7 +270,7 @@ def together(ws: Workspace, name: str, n: int | None, seed: int, json: bool) -> 
     print(f"bundle {found.name}: {in_words(asdict(effect), 'pairs')}")
 
 
-def twice(ws: Workspace, name: str, n: int, seed: int, json: bool) -> None:
+def aa_report(ws: Workspace, name: str, n: int, seed: int, json: bool) -> None:
     from reflect.trials import comparison
 
     found = ws.taskset(name)

@@ -43,7 +43,7 @@ from reflect.trials.lesson_trial import (
     shown_to,
     withhold,
 )
-from reflect.trials.reward_version import measure
+from reflect.trials.reward_version import reward_version
 from reflect.types import Progress
 
 WAVE = 8  # tasks that run, and are reviewed, together
@@ -243,7 +243,7 @@ def open_run(
         else {}
     )
     config |= {"judge": settings.judge} if settings.judge else {}
-    meaning = measure(taskset)
+    meaning = reward_version(taskset)
 
     with store.write() as s:
         adapter = active_adapter(model)

@@ -235,7 +235,7 @@ class GateEvaluation:
                 follows[question.taskset.name] = figures
         found += self._behaviour(name, arms)
         found += [
-            forgetting.verdict(self.model, name, one, self.settings, self.progress)
+            forgetting.judge_probe(self.model, name, one, self.settings, self.progress)
             for one in self.gone
         ]
         probes = [Probe(*told) for told in probe(self.model, name, self.data, self.plan)]

@@ -93,7 +93,7 @@ def gone(
     return found
 
 
-def verdict(
+def judge_probe(
     model: Model,
     name: str,
     one: ForgettingProbe,

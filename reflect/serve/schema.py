@@ -40,33 +40,33 @@ class ApiError(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-class Wire(BaseModel):
+class StrictModel(BaseModel):
     """What comes from a client: no text becomes a number, no NaN is one."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
-class Function(Wire):
+class Function(StrictModel):
     name: Text
 
 
-class Tool(Wire):
+class Tool(StrictModel):
     function: Function
 
 
-class ToolChoice(Wire):
+class ToolChoice(StrictModel):
     function: Function
 
 
-class ResponseFormat(Wire):
+class ResponseFormat(StrictModel):
     type: Literal["text"] = "text"
 
 
-class StreamOptions(Wire):
+class StreamOptions(StrictModel):
     include_usage: bool | None = None
 
 
-class Options(Wire):
+class Options(StrictModel):
     """The `reflect` object of a body. Headers of the same names say the same."""
 
     lessons: bool | None = None
@@ -75,7 +75,7 @@ class Options(Wire):
     untrusted: bool | None = None
 
 
-class RelayedBody(Wire):
+class RelayedBody(StrictModel):
     """The fields that lessons depend on: all that is read of a request to another server."""
 
     model: Text
@@ -104,7 +104,7 @@ class LocalBody(RelayedBody):
     response_format: ResponseFormat | None = None
 
 
-class Feedback(Wire):
+class Feedback(StrictModel):
     """A reward for an answer: `id` names it, `choice` is its index where there are several."""
 
     id: Text
@@ -113,12 +113,12 @@ class Feedback(Wire):
     choice: Annotated[int, Field(ge=0, lt=2**31)] | None = None
 
 
-class AdapterFolder(Wire):
+class AdapterFolder(StrictModel):
     lora_name: Text
     lora_path: Text
 
 
-class AdapterName(Wire):
+class AdapterName(StrictModel):
     lora_name: Text
 
 

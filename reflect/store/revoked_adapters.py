@@ -31,7 +31,7 @@ def holds(adapter: Adapter, night: Night | None) -> set[int]:
     return {*map(int, lessons), *map(int, adapter.gate.get("lessons", {}))}
 
 
-def keeps(adapter: Adapter, night: Night | None) -> list[int]:
+def still_holds(adapter: Adapter, night: Night | None) -> list[int]:
     """The lessons that the adapter proved to hold; of one that was never judged those of its
     night."""
     judged = adapter.gate.get("lessons")

@@ -35,7 +35,7 @@ from reflect.store import lessons as db
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import Task
 from reflect.trials.lesson_trial import LessonTrials, TrialScope, audited, record_trial
-from reflect.trials.reward_version import measure
+from reflect.trials.reward_version import reward_version
 from reflect.types import Progress
 
 WAVE = 8  # tasks that run together
@@ -93,7 +93,7 @@ def plan(
         holds = TrialScope(
             model.fingerprint,
             nights.get_adapter(s, adapter).id if adapter else None,
-            measure(taskset),
+            reward_version(taskset),
         )
         version, contrast = LessonTrials(holds).hear(s, lesson)
         for task in taskset.tasks("practice", None, seed):

@@ -27,7 +27,7 @@ from reflect.tasksets.base import Taskset
 from reflect.tasksets.verifiers import reward_texts
 
 
-def measure(taskset: Taskset) -> str:
+def reward_version(taskset: Taskset) -> str:
     """12 hex digits, the same in every process."""
     kind = type(taskset)
     own = [

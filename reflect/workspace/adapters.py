@@ -32,7 +32,9 @@ class AdapterManager:
         revoked_adapters.refuse(adapter)  # before the model is loaded
         registry.verify(adapter, self.settings, self.context.model.fingerprint)
         # An adapter that was never judged holds the lessons of its night: None.
-        lesson_ids = revoked_adapters.keeps(adapter, None) if "lessons" in adapter.gate else None
+        lesson_ids = (
+            revoked_adapters.still_holds(adapter, None) if "lessons" in adapter.gate else None
+        )
         self.context.write(nights.promote, adapter.id, self.settings.profile, lesson_ids)
         self.publish()
         activation.activate(self.context.model, self.context.store, self.settings)

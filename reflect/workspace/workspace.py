@@ -178,7 +178,7 @@ class Workspace:
         """Finish a run with the settings that it was started with, by default the newest unfinished
         run."""
         from reflect.day.resume import begun, unchanged
-        from reflect.trials.reward_version import measure
+        from reflect.trials.reward_version import reward_version
 
         resumed = begun(self.store, self.settings, run_id)
         run, ws = resumed.run, Workspace(resumed.settings)
@@ -187,7 +187,7 @@ class Workspace:
 
             return finish(ws.model, ws.store, ws.settings, run, progress)
         taskset = ws.taskset(run.taskset)
-        unchanged(run, ws.model, ws.reflector, measure(taskset))
+        unchanged(run, ws.model, ws.reflector, reward_version(taskset))
         return ws.run(taskset, n=run.n, k=run.k, seed=run.seed, progress=progress, **resumed.flags)
 
     def prompt(self, taskset: str | Path | Taskset, task: str | Task | None = None) -> Prompt:
