@@ -81,6 +81,31 @@ class LinkKind(StrEnum):
     """A person has not decided yet."""
 
 
+class EditKind(StrEnum):
+    """What a reflection wants to do to the lessons."""
+
+    ADD = "add"
+    REVISE = "revise"
+    RETIRE = "retire"
+    MERGE = "merge"
+
+
+class EditOutcome(StrEnum):
+    """What was done with one edit."""
+
+    ADDED = "added"
+    SUPERSEDED = "superseded"  # its text replaces other lessons
+    REVISED = "revised"
+    MERGED = "merged"
+    RETIRED = "retired"
+    KNOWN = "known"  # nothing to do
+    QUARANTINED = "quarantined"  # a new lesson that a person must approve
+    KEPT = "kept"  # the evidence does not speak against the lesson
+    DEFENDED = "defended"  # the lesson is proven: a second group must ask for the edit
+    OUTVOTED = "outvoted"  # by other groups of the same wave
+    REFUSED = "refused"
+
+
 class RunStatus(StrEnum):
     RUNNING = "running"
     DONE = "done"

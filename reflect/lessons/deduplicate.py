@@ -1,19 +1,16 @@
-"""Tidy up: lessons that say the same become one, first those that say exactly the same, then near
-duplicates.
+"""Merge duplicates: lessons that say the same become one, first exact, then near duplicates.
 
-Exact duplicates, wording aside (`reflection.normal`), need no model. Near duplicates are found by
-their words (`likeness.alike`, on what full-text search finds for each lesson), and the bare base
-model is asked, family by family, what is to become of them; its answer is read like a review's, and
-may touch the lessons of that family only. What a merge may not do (pinned, proven, different
-conditions ...) is decided in `joining`, and `keeping` takes a tidy-up back whole that would lose
-too much. The model's answer is kept in the links that it led to.
+Exact duplicates (equal in `similarity.normal`) need no model. Near duplicates are found by
+`similarity.alike` among what full-text search finds for each lesson, and the bare base model is
+asked about each family; its answer is read like a reflection's, and may change the lessons of that
+family only. `apply_merge` decides what may be merged, and `protection.EditTransaction` takes back
+everything if too much would be lost. The model's answer is kept in the links that it led to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from sqlmodel import Session
 
@@ -26,22 +23,23 @@ from reflect.lessons.outcome import tasks_of
 from reflect.lessons.protection import EditTransaction, protection_reason
 from reflect.lessons.selection import Count
 from reflect.lessons.similarity import families, normal, telling
-from reflect.models.base import Model
+from reflect.models.base import Model, using
 from reflect.models.partial import sample_each
 from reflect.records import Lesson
-from reflect.rollouts.runner import request_for, using
+from reflect.rollouts.runner import request_for
 from reflect.store import Store
 from reflect.store import lessons as db
 from reflect.store.lesson_evidence import STANDING
 from reflect.tasksets.task import Message
+from reflect.types import EditKind, EditOutcome
 
 NEAR = 20  # lessons that full-text search gives for one lesson, to be compared with it
-MOST = 8  # lessons of one family that the model is asked about at once: one prompt
+MOST = 8  # lessons of one family in one prompt
 
 
 @dataclass(frozen=True)
 class Family:
-    """Near duplicates, what the model answered about them, and what of it could not be used."""
+    """Near duplicates, the model's answer about them, and what of it could not be used."""
 
     lessons: list[int]
     answer: str
@@ -50,15 +48,16 @@ class Family:
 
 @dataclass(frozen=True)
 class Merged:
-    """What a tidy-up did. `changes`: each edit with its outcome, as in a run's report. `alarm`: why
-    what the model wanted was taken back, "" when it stands. `standing`: scope -> its lessons and
-    their tokens, afterwards."""
+    """The result of `merge`."""
 
-    changes: list[dict[str, Any]]
+    changes: list[dict[str, object]]
+    """Each edit with its outcome, as in a run's report."""
     asked: list[Family]
     alarm: str
+    """Why the changes were taken back; "" if they are kept."""
     dry_run: bool
     standing: dict[str, dict[str, int]]
+    """scope -> number of its lessons in use and their tokens, afterwards."""
 
 
 def merge(
@@ -69,30 +68,26 @@ def merge(
     scope: str | None = None,
     dry_run: bool = False,
 ) -> Merged:
-    """Merge the duplicates among the standing lessons of a profile, of one scope ("" is the general
+    """Merge the duplicates among the lessons in use of a profile, of one scope ("" is the general
     ones) or of all.
 
-    `model` is called only when there are near duplicates to ask about. `dry_run` asks too, and
-    changes nothing. Lessons that somebody changes while the model is asked are left alone.
+    `model` is called only if there are near duplicates. `dry_run` asks the model too, and changes
+    nothing. Lessons that somebody changes while the model is asked are left alone.
     """
     profile = settings.profile
     with store.write() as s:
-        tidy = EditTransaction(s, profile)
+        transaction = EditTransaction(s, profile)
         outcomes = [
             outcome
             for lessons in _groups(s, profile, scope)
-            for edit in _twins(lessons)
-            for outcome in _apply(
-                s, settings, [edit], lessons, lambda text: 0
-            )  # no word changes: nothing to count
+            for edit in _exact(lessons)  # no text changes: no tokens to count
+            for outcome in _apply(s, settings, [edit], lessons, lambda text: 0)
         ]
-        tidy.close(keep=not dry_run)  # what goes has a twin: no condition is lost
+        transaction.close(keep=not dry_run)  # each condition is still covered: no alarm
     gone = {lesson_id for outcome in outcomes for lesson_id in outcome.gone}
     with store.read() as s:
-        rest = [
-            [lesson for lesson in group if lesson.id not in gone]
-            for group in _groups(s, profile, scope)
-        ]
+        groups = _groups(s, profile, scope)
+        rest = [[lesson for lesson in group if lesson.id not in gone] for group in groups]
         near = [family for lessons in rest for family in _near(s, lessons)]
         asking = [_messages(s, family) for family in near]
     asked: list[Family] = []
@@ -101,89 +96,60 @@ def merge(
     if near:
         answers = _ask(model(), settings, asking)
         with store.write() as s:
-            tidy = EditTransaction(s, profile)
+            transaction = EditTransaction(s, profile)
             for family, (answer, edits, problems) in zip(near, answers, strict=True):
                 asked.append(Family([lesson.id or 0 for lesson in family], answer, problems))
                 wanted += _apply(s, settings, edits, family, model().count_tokens)
-            alarm = tidy.close(keep=not dry_run)
+            alarm = transaction.close(keep=not dry_run)
     if alarm:
-        wanted = [
-            Outcome(outcome.edit, "refused", "taken back by the shrink alarm") for outcome in wanted
-        ]
+        refused = EditOutcome.REFUSED
+        wanted = [Outcome(x.edit, refused, "taken back by the shrink alarm") for x in wanted]
     changes = [outcome.row() for outcome in (*outcomes, *wanted)]
     changes += [{"kind": "alarm", "outcome": "alarm", "reason": alarm}] if alarm else []
     with store.read() as s:
         return Merged(changes, asked, alarm, dry_run, _sums(_groups(s, profile, scope)))
 
 
-# -- finding
-# -----------------------------------------------------------------------------------------------------------
-
-
 def _groups(s: Session, profile: str, scope: str | None) -> list[list[Lesson]]:
-    """The standing lessons, those together that hold for the same tasks: of one scope, or of one
-    task."""
-    found: dict[tuple[str, ...], list[Lesson]] = {}
+    """The lessons in use, grouped by the tasks that they hold for: a scope, or single tasks."""
+    groups: dict[tuple[str, ...], list[Lesson]] = {}
     for lesson in db.listing(s, profile, STANDING, scope):
-        found.setdefault((lesson.scope, *tasks_of(lesson)), []).append(lesson)
-    return list(found.values())
+        groups.setdefault((lesson.scope, *tasks_of(lesson)), []).append(lesson)
+    return list(groups.values())
 
 
-def _twins(lessons: Sequence[Lesson]) -> list[Edit]:
-    """One MERGE for each text that several of the lessons say. What a person has pinned twice stays
-    twice."""
+def _exact(lessons: Sequence[Lesson]) -> list[Edit]:
+    """One MERGE for each text that several lessons have, unless all of them are pinned."""
     alike: dict[tuple[str, str], list[Lesson]] = {}
     for lesson in lessons:
         alike.setdefault((normal(lesson.when), normal(lesson.do)), []).append(lesson)
+    found = [same for same in alike.values() if len(same) > 1 and not all(x.pinned for x in same)]
+    why = "they say the same"
     return [
-        Edit(
-            "merge",
-            same[0].when,
-            same[0].do,
-            "they say the same",
-            lesson_ids=tuple(x.id or 0 for x in same),
-        )
-        for same in alike.values()
-        if len(same) > 1 and not all(lesson.pinned for lesson in same)
+        Edit(EditKind.MERGE, x[0].when, x[0].do, why, lesson_ids=tuple(y.id or 0 for y in x))
+        for x in found
     ]
 
 
 def _near(s: Session, lessons: Sequence[Lesson]) -> list[list[Lesson]]:
-    """Families of near duplicates in which there is something to decide: at most one lesson has
-    words that stay."""
+    """Families of near duplicates; those in which two lessons' texts must stay are left out."""
     at = {lesson.id: i for i, lesson in enumerate(lessons)}
     pairs = set()
-    for i, lesson in enumerate(lessons if len(lessons) > 1 else ()):
-        text, scopes = f"{lesson.when} {lesson.do}", [lesson.scope]
-        found = db.search(
-            s, text, profile=lesson.profile, statuses=STANDING, scopes=scopes, limit=NEAR
-        )
-        pairs |= {(min(i, j), max(i, j)) for other, _ in found if (j := at.get(other.id, i)) != i}
-    told = telling(lesson.when for lesson in lessons)
-    rows = [
-        [lessons[i] for i in family][:MOST] for family in families(lessons, sorted(pairs), told)
-    ]
-    return [
-        family
-        for family in rows
-        if sum(bool(protection_reason(s, lesson)) for lesson in family) < 2
-    ]
-
-
-# -- asking
-# ------------------------------------------------------------------------------------------------------------
+    for i, x in enumerate(lessons if len(lessons) > 1 else ()):
+        text, scopes = f"{x.when} {x.do}", [x.scope]
+        near = db.search(s, text, profile=x.profile, statuses=STANDING, scopes=scopes, limit=NEAR)
+        pairs |= {(min(i, j), max(i, j)) for other, _ in near if (j := at.get(other.id, i)) != i}
+    contrasts = telling(lesson.when for lesson in lessons)
+    indices = families(lessons, sorted(pairs), contrasts)
+    rows = [[lessons[i] for i in family[:MOST]] for family in indices]
+    return [row for row in rows if sum(bool(protection_reason(s, x)) for x in row) < 2]
 
 
 def _messages(s: Session, family: Sequence[Lesson]) -> list[Message]:
-    rows = [
-        {
-            "id": x.id,
-            "when": prompts.sanitize_line(x.when),
-            "do": prompts.sanitize_line(x.do),
-            "stays": bool(protection_reason(s, x)),
-        }
-        for x in family
-    ]
+    rows = []
+    for lesson in family:
+        row = {name: prompts.sanitize_line(getattr(lesson, name)) for name in ("when", "do")}
+        rows.append(row | {"id": lesson.id, "stays": bool(protection_reason(s, lesson))})
     fence = prompts.nonce(*(f"{row['when']} {row['do']}" for row in rows))
     return [{"role": "user", "content": prompts.render("merge", lessons=rows, fence=fence)}]
 
@@ -191,40 +157,26 @@ def _messages(s: Session, family: Sequence[Lesson]) -> list[Message]:
 def _ask(
     model: Model, settings: Settings, asking: Sequence[Sequence[Message]]
 ) -> list[tuple[str, list[Edit], list[str]]]:
-    """(answer, edits, problems) for each prompt, in one batch, by the bare base: as in a review."""
+    """(answer, edits, problems) for each prompt, in one batch, by the bare base."""
     with using(model, None):
-        answers = sample_each(
-            model, [request_for(messages, settings.reflect_tokens) for messages in asking]
-        )
-    found: list[tuple[str, list[Edit], list[str]]] = []
+        requests = [request_for(messages, settings.reflect_tokens) for messages in asking]
+        answers = sample_each(model, requests)
+    results: list[tuple[str, list[Edit], list[str]]] = []
     for answer in answers:
         if isinstance(answer, ModelError):
-            found.append(("", [], [answer.message]))
-        else:
-            text = answer[0].text
-            edits, problems = parse_edits(text, complete=answer[0].finish == "stop")
-            found.append((text, [_signed(edit, text) for edit in edits], problems))
-    return found
-
-
-def _signed(edit: Edit, answer: str) -> Edit:
-    """The whole answer is the reason of a merge, and so stands in its links."""
-    return (
-        replace(edit, why=f"the model's answer: {prompts.sanitize_line(answer)}")
-        if edit.kind == "merge"
-        else edit
-    )
+            results.append(("", [], [answer.message]))
+            continue
+        text, why = answer[0].text, f"the model's answer: {prompts.sanitize_line(answer[0].text)}"
+        edits, problems = parse_edits(text, complete=answer[0].finish == "stop")
+        edits = [replace(x, why=why) if x.kind == EditKind.MERGE else x for x in edits]
+        results.append((text, edits, problems))
+    return results
 
 
 def _apply(
-    s: Session,
-    settings: Settings,
-    edits: Sequence[Edit],
-    lessons: Sequence[Lesson],
-    count_tokens: Count,
+    s: Session, settings: Settings, edits: Sequence[Edit], lessons: Sequence[Lesson], count: Count
 ) -> list[Outcome]:
-    """What becomes of the edits: they may touch these lessons only, and no attempts stand behind
-    them."""
+    """The outcomes of the edits, which may change these lessons only."""
     evidence = Evidence(
         task=None,
         scope=lessons[0].scope,
@@ -233,21 +185,21 @@ def _apply(
         contrast=False,
         review=settings.require_approval,
     )
-    outcomes = []
+    outcomes, budget = [], settings.lesson_budget
     for edit in edits:
-        if edit.kind in ("merge", "retire"):
-            budget = settings.lesson_budget
-            outcomes += apply_edits(s, [edit], evidence, count_tokens=count_tokens, budget=budget)
+        if edit.kind in (EditKind.MERGE, EditKind.RETIRE):
+            outcomes += apply_edits(s, [edit], evidence, count_tokens=count, budget=budget)
         else:
-            outcomes.append(Outcome(edit, "refused", "a tidy-up only merges and retires"))
+            reason = "a tidy-up only merges and retires"
+            outcomes.append(Outcome(edit, EditOutcome.REFUSED, reason))
     return outcomes
 
 
 def _sums(groups: Sequence[Sequence[Lesson]]) -> dict[str, dict[str, int]]:
     """scope -> its lessons and their tokens."""
-    found: dict[str, dict[str, int]] = {}
+    sums: dict[str, dict[str, int]] = {}
     for lesson in (lesson for group in groups for lesson in group):
-        row = found.setdefault(lesson.scope, {"lessons": 0, "tokens": 0})
+        row = sums.setdefault(lesson.scope, {"lessons": 0, "tokens": 0})
         row["lessons"] += 1
         row["tokens"] += lesson.tokens
-    return found
+    return sums

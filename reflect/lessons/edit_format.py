@@ -1,50 +1,34 @@
-"""edit_format."""
+"""The lines by which a model asks for changes of lessons: parsed, never guessed.
+
+    ADD when: ... do: ...            REVISE <id> when: ... do: ...
+    RETIRE <id> why: ...             MERGE <id> <id> ... when: ... do: ...
+    NONE                             NOTE: ... (a summary of attempts, see `note_of`)
+
+Markdown around a line and small variations are accepted. A line that cannot be read is reported.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
 
 from reflect import prompts
 from reflect.lessons.similarity import normal
+from reflect.types import EditKind
 
-BULLET = re.compile(r"^(?:[-*•>]\s+|\d+[.)]\s+)+")
-
-
+FLAGS = re.IGNORECASE
 LESSON_ID = r"(?:lesson\s*)?(?:number\s*|no\.?\s*)?[#\[(]?\s*(\d{1,18})\s*[\])]?\s*:?"
-
-
-ADD = re.compile(
-    r"^add\b\s*:?\s*(?:a\s+)?(?:new\s+)?(?:lesson\b\s*:?\s*)?when\s*:(.*)$", re.IGNORECASE
-)
-
-
-REVISE = re.compile(rf"^revise\b\s*:?\s*{LESSON_ID}\s*when\s*:(.*)$", re.IGNORECASE)
-
-
-RETIRE = re.compile(rf"^retire\b\s*:?\s*{LESSON_ID}\s*(?:why\s*:(.*))?$", re.IGNORECASE)
-
-
-MERGE = re.compile(r"^merge\b(.*?)\bwhen\s*:(.*)$", re.IGNORECASE)
-
-
-BESIDE_IDS = re.compile(r"lessons?\b|numbers?\b|no\.|and\b|with\b|[\s,&+#:\[\]()]", re.IGNORECASE)
-
-
-NONE = re.compile(r"^none[.!]?$", re.IGNORECASE)
-
-
-NOTE = re.compile(r"^note\b\s*:?\s*(.*)$", re.IGNORECASE)
-
-
-DO = re.compile(r"\bdo\s*:", re.IGNORECASE)
-
-
-FIELD = re.compile(r"\b(?:when|do)\s*:", re.IGNORECASE)
-
-
+BULLET = re.compile(r"^(?:[-*•>]\s+|\d+[.)]\s+)+")
+ADD = re.compile(r"^add\b\s*:?\s*(?:a\s+)?(?:new\s+)?(?:lesson\b\s*:?\s*)?when\s*:(.*)$", FLAGS)
+REVISE = re.compile(rf"^revise\b\s*:?\s*{LESSON_ID}\s*when\s*:(.*)$", FLAGS)
+RETIRE = re.compile(rf"^retire\b\s*:?\s*{LESSON_ID}\s*(?:why\s*:(.*))?$", FLAGS)
+MERGE = re.compile(r"^merge\b(.*?)\bwhen\s*:(.*)$", FLAGS)
+BESIDE_IDS = re.compile(r"lessons?\b|numbers?\b|no\.|and\b|with\b|[\s,&+#:\[\]()]", FLAGS)
+NONE = re.compile(r"^none[.!]?$", FLAGS)
+NOTE = re.compile(r"^note\b\s*:?\s*(.*)$", FLAGS)
+DO = re.compile(r"\bdo\s*:", FLAGS)
+FIELD = re.compile(r"\b(?:when|do)\s*:", FLAGS)
 FORM = (
     "expected: ADD when: ... do: ... | REVISE number when: ... do: ... | RETIRE number why: ... | "
     "MERGE numbers when: ... do: ... | NONE"
@@ -53,10 +37,10 @@ FORM = (
 
 @dataclass(frozen=True)
 class Edit:
-    """One wish of the reflector. `lesson_id` names the lesson to revise or retire, `lesson_ids`
-    those to merge."""
+    """One change that a reflection asks for. `lesson_id` names the lesson to revise or retire,
+    `lesson_ids` those to merge."""
 
-    kind: Literal["add", "revise", "retire", "merge"]
+    kind: EditKind
     when: str = ""
     do: str = ""
     why: str = ""
@@ -67,57 +51,59 @@ class Edit:
     def targets(self) -> tuple[tuple[str, str], ...]:
         """What it changes: lessons, or the lesson of a condition. Two edits of one target
         contradict each other."""
-        if self.kind == "add":
+        if self.kind == EditKind.ADD:
             return (("when", normal(self.when)),)
         return tuple(("lesson", str(i)) for i in self.lesson_ids or (self.lesson_id,))
 
     @property
     def wish(self) -> tuple[str, str, str]:
-        """What it says, wording aside: equal wishes are duplicates. To merge is not to write the
-        same text: it takes other lessons away."""
-        kind = {"retire": "retire", "merge": f"merge {sorted(self.lesson_ids)}"}.get(
-            self.kind, "write"
-        )
-        return kind, normal(self.when), normal(self.do)
+        """What it says, wording aside: equal wishes are duplicates. A merge differs from a write of
+        the same text, because it removes other lessons."""
+        kind = {EditKind.RETIRE: "retire", EditKind.MERGE: f"merge {sorted(self.lesson_ids)}"}
+        return kind.get(self.kind, "write"), normal(self.when), normal(self.do)
+
+    def __str__(self) -> str:
+        """As a line."""
+        numbers = self.lesson_ids or ([] if self.lesson_id is None else [self.lesson_id])
+        head = " ".join([self.kind.upper(), *map(str, numbers)])
+        if self.kind == EditKind.RETIRE:
+            return f"{head} why: {self.why}"
+        return f"{head} when: {self.when} do: {self.do}"
 
 
 def parse_edits(text: str, *, complete: bool = True) -> tuple[list[Edit], list[str]]:
     """The edits in the answer, and a sentence for each line that could not be used.
 
-    Duplicates are merged. Of edits that contradict each other (two texts for one lesson or one
-    condition) none is taken. `complete=False` says that the answer was cut off: its last line is
-    then not trusted.
+    Duplicates are merged. Edits that contradict each other (two texts for one lesson or one
+    condition) are all dropped. `complete=False`: the answer was cut off, so its last line is
+    dropped.
     """
-    lines = [line for line in (_bare(line) for line in text.splitlines()) if line]
+    lines = [line for line in map(_bare, text.splitlines()) if line]
     problems: list[str] = []
-    if not complete and lines and not NOTE.match(lines[-1]):
+    if not lines:
+        problems.append("the answer is empty")
+    elif not complete and not NOTE.match(lines[-1]):
         problems.append(f"cut off: {_short(lines.pop())}")
-    found: list[Edit] = []
+    unique: dict[tuple[object, object], Edit] = {}
     none = False
     for line in lines:
-        if NOTE.match(line):
-            continue
         if NONE.match(line):
             none = True
-            continue
-        edit = _edit(line)
-        if edit is None:
-            problems.append(f"unreadable line: {_short(line)} ({FORM})")
-        elif (edit.targets, edit.wish) not in {(e.targets, e.wish) for e in found}:
-            found.append(edit)
+        elif not NOTE.match(line):
+            if edit := _edit(line):
+                unique.setdefault((edit.targets, edit.wish), edit)
+            else:
+                problems.append(f"unreadable line: {_short(line)} ({FORM})")
     edits = []
-    asked = Counter(target for edit in found for target in edit.targets)
-    for edit in found:
+    asked = Counter(target for edit in unique.values() for target in edit.targets)
+    for edit in unique.values():
         if any(asked[target] > 1 for target in edit.targets):
-            problems.append(
-                f"contradicts another edit of the same {edit.targets[0][0]}: {_short(_say(edit))}"
-            )
+            kind = edit.targets[0][0]
+            problems.append(f"contradicts another edit of the same {kind}: {_short(str(edit))}")
         else:
             edits.append(edit)
-    if none and found:
+    if none and unique:
         problems.append("NONE stands beside edits")
-    if not lines and not problems:
-        problems.append("the answer is empty")
     return edits, problems
 
 
@@ -136,49 +122,33 @@ def _bare(line: str) -> str:
 def _edit(line: str) -> Edit | None:
     if m := ADD.match(line):
         both = _when_do(m.group(1))
-        return Edit("add", *both) if both else None
+        return Edit(EditKind.ADD, *both) if both else None
     if m := REVISE.match(line):
         both = _when_do(m.group(2))
-        return Edit("revise", *both, lesson_id=int(m.group(1))) if both else None
+        return Edit(EditKind.REVISE, *both, lesson_id=int(m.group(1))) if both else None
     if m := RETIRE.match(line):
-        return Edit(
-            "retire", why=prompts.sanitize_line(m.group(2) or ""), lesson_id=int(m.group(1))
-        )
+        why = prompts.sanitize_line(m.group(2) or "")
+        return Edit(EditKind.RETIRE, why=why, lesson_id=int(m.group(1)))
     if m := MERGE.match(line):
         both, ids = _when_do(m.group(2)), _ids(m.group(1))
-        return Edit("merge", *both, lesson_ids=ids) if both and len(ids) > 1 else None
+        return Edit(EditKind.MERGE, *both, lesson_ids=ids) if both and len(ids) > 1 else None
     return None
 
 
 def _ids(text: str) -> tuple[int, ...]:
-    """The lesson ids in "lessons 3, 7 and 9", each once, in order; none when anything else stands
-    there."""
-    words = BESIDE_IDS.sub(" ", text).split()
-    return (
-        tuple(sorted({int(w) for w in words}))
-        if all(w.isdecimal() and len(w) < 19 for w in words)
-        else ()
-    )
+    """The ids in "lessons 3, 7 and 9", each once, in order; none if there is anything else."""
+    numbers = BESIDE_IDS.sub(" ", text).split()
+    valid = all(number.isdecimal() and len(number) < 19 for number in numbers)
+    return tuple(sorted(set(map(int, numbers)))) if valid else ()
 
 
 def _when_do(rest: str) -> tuple[str, str] | None:
-    """Split `CONDITION do: ADVICE`; None when a part is missing or a second field makes it
-    ambiguous."""
+    """Split `CONDITION do: ADVICE`; None if a part is missing or there is a second field."""
     parts = DO.split(rest)
     if len(parts) != 2 or FIELD.search(parts[0]) or FIELD.search(parts[1]):
         return None
     when, do = (prompts.sanitize_line(part).strip(" ,;") for part in parts)
     return (when, do) if normal(when) and normal(do) else None
-
-
-def _say(edit: Edit) -> str:
-    if edit.kind == "add":
-        return f"ADD when: {edit.when} do: {edit.do}"
-    if edit.kind == "revise":
-        return f"REVISE {edit.lesson_id} when: {edit.when} do: {edit.do}"
-    if edit.kind == "merge":
-        return f"MERGE {' '.join(map(str, edit.lesson_ids))} when: {edit.when} do: {edit.do}"
-    return f"RETIRE {edit.lesson_id} why: {edit.why}"
 
 
 def _short(line: str) -> str:

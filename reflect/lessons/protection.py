@@ -1,12 +1,11 @@
-"""What stands between a well-supported lesson and an edit that would lose it.
+"""Rules that stop a single reflection from changing or deleting a proven lesson.
 
-One review of one group is weak evidence beside a trial, and one tidy-up must not cost a memory what
-it was built for. Neither stops a person, a trial's own verdict, or `lessons undo`.
+One reflection on one group is weak evidence compared with a trial, and one pass of merges must not
+remove what the lessons were built for. Neither rule limits a person, a trial's own verdict, or
+`lessons undo`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from sqlmodel import Session
 
@@ -25,87 +24,66 @@ from reflect.store.lesson_evidence import (
     supported,
     well_supported,
 )
+from reflect.types import EditKind, EditOutcome, LessonStatus
 
-SHRINK = 1 / 3  # of the well-supported lessons; one consolidation may lose no more, but always one
-CHORUS = 3  # reviews of one run that ask for the very same words
-HALF = 0.5  # of the reward: with less a lesson that is proven is doing badly
+SHRINK = 1 / 3  # share of the well-supported lessons that one transaction may lose; one is allowed
+CHORUS = 3  # reflections of one run that ask for exactly the same words
+HALF = 0.5  # of the reward: a proven lesson that earns less does badly
 
 
 def defended(
     s: Session, lesson: Lesson, reflection_id: int | None, edit: Edit
-) -> tuple[str, str] | None:
-    """May one review change or remove this lesson by that edit? None when it may, else (outcome,
+) -> tuple[EditOutcome, str] | None:
+    """May one reflection change or remove this lesson by that edit? None if it may, else (outcome,
     reason).
 
-    A lesson whose present text a trial has accepted was measured over many groups; one group that
-    wants it gone is mostly bad luck, and a stray edit of a small model. So the group itself must
-    speak against it: the attempts that saw it earned no more than half, and those without it did no
-    worse. Then it goes at once where the group also shows the way (all attempts with it did badly,
-    one without it did better), else when a second group of the same run wants the same: where the
-    world has changed the lesson fails in every group, and the second one comes soon. A lesson that
-    helps may still be bettered: the same new words, asked for by CHORUS reviews of a run, are no
-    accident.
+    A text that a trial has accepted was measured over many groups; one group that asks for its
+    removal is mostly bad luck, or a stray edit of a small model. So the group's own rewards must
+    speak against it: the attempts with it earned no more than half, and those without it did no
+    worse. Then it goes at once if the group also shows the way (all attempts with it did badly, one
+    without it did better), else when a second group of the same run wants the same: where the world
+    has changed the lesson fails in every group, and the second one comes soon. A lesson that helps
+    may still be improved: the same new words from CHORUS reflections of a run are no accident.
     """
     if not _is_proven(s, lesson):
         return None
     seen, missed = attempts(s, reflection_id, lesson)
-    rewords = edit.kind in ("add", "revise")
-    if (
-        rewords
-        and seen
-        and min(seen) < 1
-        and chorus(s, reflection_id, _same_words(edit)) + 1 >= CHORUS
-    ):
-        return None
+    if edit.kind in (EditKind.ADD, EditKind.REVISE) and seen and min(seen) < 1:
+        mine = normal(edit.when), normal(edit.do)
+        earlier = chorus(s, reflection_id, lambda *text: tuple(map(normal, text)) == mine)
+        if earlier + 1 >= CHORUS:
+            return None
+    proof = f"lesson {lesson.id} is proven"
     if not seen:
-        return "kept", f"lesson {lesson.id} is proven, and was not tried in this group"
-    with_it = sum(seen) / len(seen)
-    if with_it > HALF or (missed and sum(missed) / len(missed) < with_it):
-        return (
-            "kept",
-            f"lesson {lesson.id} is proven, and this group ({with_it:.2f} with it) does not speak against it",
-        )
-    if max(seen) < HALF and missed and max(missed) > max(seen):
+        return EditOutcome.KEPT, f"{proof}, and was not tried in this group"
+    mean = sum(seen) / len(seen)
+    if mean > HALF or (missed and sum(missed) / len(missed) < mean):
+        group = f"this group ({mean:.2f} with it)"
+        return EditOutcome.KEPT, f"{proof}, and {group} does not speak against it"
+    shows_the_way = max(seen) < HALF and missed and max(missed) > max(seen)
+    if shows_the_way or complaints(s, reflection_id, lesson):
         return None
-    if complaints(s, reflection_id, lesson):
-        return None
-    return (
-        "defended",
-        f"lesson {lesson.id} is proven: a second group must speak against it before it goes",
-    )
-
-
-def _same_words(edit: Edit) -> Callable[[str, str], bool]:
-    mine = normal(edit.when), normal(edit.do)
-    return lambda when, do: (normal(when), normal(do)) == mine
+    return EditOutcome.DEFENDED, f"{proof}: a second group must speak against it before it goes"
 
 
 def protection_reason(s: Session, lesson: Lesson) -> str:
-    """Why its words stay in a merge, "" where they need not."""
+    """Why its text stays in a merge, "" if it need not."""
     if lesson.pinned:
         return "pinned"
-    return (
-        "in the weights"
-        if lesson.status == "distilled"
-        else "proven"
-        if _is_proven(s, lesson)
-        else ""
-    )
+    if lesson.status == LessonStatus.DISTILLED:
+        return "in the weights"
+    return "proven" if _is_proven(s, lesson) else ""
 
 
 def _is_proven(s: Session, lesson: Lesson) -> bool:
     return proven(s, lesson.id, lesson.when, lesson.do)
 
 
-# -- the shrink alarm
-# --------------------------------------------------------------------------------------------------
-
-
 class EditTransaction:
-    """Changes of lessons that stand whole, or are taken back whole because they would lose too
+    """Changes of lessons that are kept or taken back together: taken back if they would lose too
     much.
 
-    A lesson is lost when it stands no more and no standing lesson holds under its condition. Made
+    A lesson is lost if it is no longer in use and no lesson in use covers its condition. Made
     before the first change, in the caller's transaction; `close` after the last.
     """
 
@@ -115,8 +93,8 @@ class EditTransaction:
         self._point = s.begin_nested()
 
     def close(self, *, keep: bool = True) -> str:
-        """Why the changes were taken back, "" when they stand. With `keep=False` they are taken
-        back in any case: a rehearsal."""
+        """Why the changes were taken back, "" if they are kept. With `keep=False` (a dry run) they
+        are always taken back."""
         self.s.flush()
         alarm = self._alarm()
         if alarm or not keep:
@@ -132,23 +110,20 @@ class EditTransaction:
         if len(lost) <= 1:
             return ""
         touched = {row.lesson_id for row in was}
-        before = len(mattered) + sum(
-            lesson.id not in touched for lesson in supported(self.s, self.profile)
-        )
+        rest = [x for x in supported(self.s, self.profile) if x.id not in touched]
+        before = len(mattered) + len(rest)
         if len(lost) <= SHRINK * before:
             return ""
         ids = ", ".join(str(row.lesson_id) for row in lost)
         return (
-            f"shrink alarm: it would lose {len(lost)} of {before} well-supported lessons ({ids}) without a "
-            "successor for their conditions; nothing was changed"
+            f"shrink alarm: it would lose {len(lost)} of {before} well-supported lessons ({ids}) "
+            "without a successor for their conditions; nothing was changed"
         )
 
     def _lost(self, was: LessonVersion) -> bool:
-        now = db.get(self.s, was.lesson_id)
+        now, scopes = db.get(self.s, was.lesson_id), sorted({was.scope, ""})
         if now.status in STANDING and covers_condition(now.when, was.when):
             return False
-        scopes = sorted({was.scope, ""})
         near = db.search(self.s, was.when, profile=self.profile, statuses=STANDING, scopes=scopes)
-        return not any(
-            lesson.id != now.id and covers_condition(lesson.when, was.when) for lesson, _ in near
-        )
+        rest = [lesson for lesson, _ in near if lesson.id != now.id]
+        return not any(covers_condition(lesson.when, was.when) for lesson in rest)

@@ -1,22 +1,18 @@
-"""What a lesson may not say: a task's answer, or anything about graders, addresses, keys and
+"""Text that no lesson may have: a task's answer, or anything about graders, addresses, keys and
 commands.
 
-Suspicious text is not lost: it is stored as `quarantined`, where it is neither shown nor trained on
-until a person releases it.
-
-A lesson that names one task without its answer is no principle: `instance` tells, and it is kept
-for that task only.
+Suspicious text is stored as `quarantined`: neither shown nor trained on until a person releases it.
+A lesson that names one task without its answer is kept for that task only (see `instance`).
 
 Not covered: numbers written as words, paraphrased or encoded answers, one-letter answers (they are
-also words), and wishes phrased in words that the list below does not know; a task that is named by
-a single word of it.
+also words), wishes in words that the list below does not have, and a task that is named by a single
+word of it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from reflect.prompts import ROLE_TOKEN
 from reflect.tasksets.code import hardcodes
@@ -24,7 +20,8 @@ from reflect.tasksets.task import Task
 
 SUSPICIOUS = {
     "a web address": r"https?://|\bwww\.|\b[\w-]+\.(?:com|org|net|io|dev|ai|app|xyz)\b",
-    "a grader": r"\b(?:graders?|verifiers?|scorers?|rewards?|answer[ _-]?key|gold answers?|hidden tests?)\b",
+    "a grader": r"\b(?:graders?|verifiers?|scorers?|rewards?"
+    r"|answer[ _-]?key|gold answers?|hidden tests?)\b",
     "a key": r"\b(?:api[ _-]?keys?|passwords?|passwd|credentials?|secrets?|private key)\b"
     r"|\bsk-\w{8,}|\bAKIA\w{8,}|\bgh[pousr]_\w{8,}|-----BEGIN",
     "a command": r"\b(?:sudo|chmod|rm -r|curl|wget|eval\(|exec\(|os\.system|subprocess)",
@@ -42,25 +39,22 @@ def words(text: str) -> list[str]:
 
 
 def suspicions(text: str) -> list[str]:
-    """What the text names that no lesson should name; empty when it is clean."""
+    """The forbidden things that the text names; empty if it is clean."""
     return [name for name, pattern in PATTERNS.items() if pattern.search(text)]
 
 
 def leaks(text: str, task: Task) -> str | None:
     """Why `text` gives away the task's answer, or None.
 
-    It does when it holds the whole answer (of which a single word may stand in the task itself),
-    three or more words of it in a row, or a number of it that the task does not name; or when it
-    names the whole task beside any of it. That of a code task it gives away when it names what goes
-    into a case and what must come back.
+    It does if it holds the whole answer (of which a single word may be in the task itself), three
+    or more words of it in a row, or a number of it that the task does not name; or if it names the
+    whole task and any of the answer. That of a code task it gives away if it names the input of a
+    case and the expected output.
     """
     said = words(text)
     if task.verifier == "code":
-        return (
-            "it names what a case of its task gives and expects"
-            if hardcodes(said, task.answer, words)
-            else None
-        )
+        coded = hardcodes(said, task.answer, words)
+        return "it names what a case of its task gives and expects" if coded else None
     given = words(" ".join(str(m.get("content", "")) for m in task.messages))
     beside = _without(said, words(task.text))
     for answer in filter(None, _answers(task.answer)):
@@ -81,31 +75,27 @@ def leaks(text: str, task: Task) -> str | None:
 
 
 def instance(text: str, task: Task, others: Iterable[str]) -> str:
-    """How `text` names this one task, "" when it does not: by its id, its whole text, RUN of its
+    """How `text` names this one task, "" if it does not: by its id, its whole text, RUN of its
     words in a row or NUMBERS of its numbers. `others` are the texts of other tasks of the taskset:
-    what they hold too is the form of its tasks and names none. A word such as the verb of "the task
-    says zubi" is no name either: many tasks may say it.
+    what they hold too is the form of its tasks and names none. A single word, such as the verb of
+    "the task says zubi", is no name either: many tasks may say it.
     """
     said = words(text)
-    if (
-        len(task.id) > 3
-        and not task.id.isalnum()
-        and re.search(rf"(?<!\w){re.escape(task.id)}(?!\w)", text)
-    ):
+    named = re.search(rf"(?<!\w){re.escape(task.id)}(?!\w)", text)
+    if named and len(task.id) > 3 and not task.id.isalnum():
         return "its id"
     asked = words(task.text)
     parts = {"its whole text": [asked] if len(asked) > 2 else []}
     parts["a part of its text"] = [asked[i : i + RUN] for i in range(len(asked) - RUN + 1)]
     numbers = [asked[i : i + NUMBERS] for i in range(len(asked) - NUMBERS + 1)]
     parts["its numbers"] = [part for part in numbers if _numeric(part)]
-    found = [(name, part) for name, every in parts.items() for part in every if _holds(said, part)]
-    shared = [words(other) for other in others] if found else []
-    return next(
-        (name for name, part in found if not any(_holds(other, part) for other in shared)), ""
-    )
+    hits = [(name, part) for name, every in parts.items() for part in every if _holds(said, part)]
+    shared = [words(other) for other in others] if hits else []
+    own = (name for name, part in hits if not any(_holds(other, part) for other in shared))
+    return next(own, "")
 
 
-def _answers(answer: Any) -> list[list[str]]:
+def _answers(answer: object) -> list[list[str]]:
     """The word lists that count as the answer: each item of a list or dict, and all of them in a
     row."""
     if isinstance(answer, dict):
@@ -121,7 +111,7 @@ def _numeric(sequence: list[str]) -> bool:
 
 
 def _without(sequence: list[str], part: list[str]) -> list[str] | None:
-    """What stands beside `part` in the sequence; None when it is not in it."""
+    """The sequence without `part`; None if it is not in it."""
     n = len(part)
     starts = (i for i in range(len(sequence) - n + 1) if n and sequence[i : i + n] == part)
     return next((sequence[:i] + sequence[i + n :] for i in starts), None)

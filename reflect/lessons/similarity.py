@@ -1,9 +1,8 @@
-"""When do two lessons say nearly the same? Words only: it finds candidates, a model or a person
-decides.
+"""Near duplicates among lessons, by their words: candidates that a model or a person decides on.
 
 Two texts that are equal in most of their words may still mean different things: "the task says
 zubi" and "the task says fapo", "use reverse" and "use sort", "at most 3" and "at most 4", "do" and
-"do not". Such pairs are apart, however long the rest that they share.
+"do not". Such pairs are apart, however much else they share.
 
 Not covered: the same thing in other words; a small difference that is not one of those above.
 """
@@ -16,14 +15,13 @@ from typing import Protocol
 
 SIMILAR = 0.6  # share of all their words that two near duplicates have in common
 NEGATIONS = frozenset("not no never without except unless don doesn isn cannot".split())
-FILLERS = frozenset(
-    "you your i we are is be being it its this that when if in of for".split()
-)  # they set nothing apart
+# words in which a difference does not count
+FILLERS = frozenset("you your i we are is be being it its this that when if in of for".split())
 ENDINGS = ("ing", "ed", "es", "s", "e")
 
 
 class LessonText(Protocol):
-    """What is compared: a `records.Lesson` has both, and an edit."""
+    """A condition and an advice: a `records.Lesson`, a `LessonVersion` or an `Edit`."""
 
     @property
     def when(self) -> str: ...
@@ -89,27 +87,21 @@ def families(
     """Groups of indices of `lessons`, of two or more, in which all are alike; only `pairs` are
     compared. The first lesson opens a family, each further one joins the first family that it
     fits."""
-    close = {
-        frozenset(pair) for pair in pairs if alike(lessons[pair[0]], lessons[pair[1]], telling)
-    }
-    found: list[list[int]] = []
+    close = {frozenset(x) for x in pairs if alike(lessons[x[0]], lessons[x[1]], telling)}
+    groups: list[list[int]] = []
     for i in range(len(lessons)):
-        home = next(
-            (family for family in found if all(frozenset((i, j)) in close for j in family)), None
-        )
-        if home is None:
-            found.append([i])
-        else:
+        fits = (group for group in groups if all(frozenset((i, j)) in close for j in group))
+        if (home := next(fits, None)) is not None:
             home.append(i)
-    return [family for family in found if len(family) > 1]
+        else:
+            groups.append([i])
+    return [group for group in groups if len(group) > 1]
 
 
 def _stem(word: str) -> str:
-    """Crude, and only for words of six letters or more: short words and made-up ones stay what they
-    are."""
-    if len(word) < 6:
-        return word
-    return next((word[: -len(end)] for end in ENDINGS if word.endswith(end)), word)
+    """Crude, and only for words of six letters or more: short and made-up words do not change."""
+    ends = (word[: -len(end)] for end in ENDINGS if word.endswith(end))
+    return next(ends, word) if len(word) > 5 else word
 
 
 def normal(text: str) -> str:
