@@ -9,16 +9,7 @@ from typing import Any, NamedTuple
 from sqlmodel import Session, col, select
 
 from reflect.errors import Conflict, UnknownName, UsageError
-from reflect.records import (
-    SHOWN_STATUSES,
-    Adapter,
-    Alias,
-    Lesson,
-    LessonVersion,
-    Night,
-    Trial,
-    now,
-)
+from reflect.records import SHOWN_STATUSES, Adapter, Alias, Lesson, LessonVersion, Night, Trial, now
 from reflect.store import lessons as db
 from reflect.store import revoked_adapters
 from reflect.types import AdapterStatus, NightStatus
