@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, cast
 
 from sqlalchemy import JSON, BigInteger, CheckConstraint, Index, Integer, UniqueConstraint
 from sqlmodel import Field, SQLModel
@@ -41,10 +40,12 @@ from reflect.types import (
 LESSON_STATUSES = values(LessonStatus)
 SHOWN_STATUSES = (LessonStatus.CANDIDATE.value, LessonStatus.ACTIVE.value)
 """The statuses of the lessons that prompts may show."""
+HELD_STATUSES = (*SHOWN_STATUSES, LessonStatus.DISTILLED.value)
+"""The statuses of the lessons that prompts may show or the weights hold."""
 CHEATED = Trust.CHEATED.value
-SEED = cast("type[int]", BigInteger().with_variant(Integer(), "sqlite"))
+SEED = BigInteger().with_variant(Integer(), "sqlite")
 """63 bits, which every INTEGER of SQLite has."""
-OPTIONAL_JSON = cast("type[Any]", JSON(none_as_null=True))
+OPTIONAL_JSON = JSON(none_as_null=True)
 
 
 def now() -> datetime:

@@ -12,7 +12,7 @@ from reflect.lessons.voting import ProposedEdits, select_winning_edits
 from reflect.records import Lesson
 from reflect.store import Store
 from reflect.store import lessons as db
-from reflect.store.lesson_links import links, successor
+from reflect.store.lessons import links, successor
 from reflect.workspace.workspace import Workspace
 
 

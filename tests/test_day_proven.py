@@ -11,7 +11,7 @@ from reflect.lessons.protection import EditTransaction
 from reflect.records import Exposure, Reflection, Rollout
 from reflect.store import Store, runs
 from reflect.store import lessons as db
-from reflect.store.lesson_links import link, links, successor
+from reflect.store.lessons import link, links, successor
 
 
 @pytest.fixture

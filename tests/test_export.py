@@ -18,7 +18,7 @@ from reflect.errors import ReflectError, UsageError
 from reflect.export import files, markdown
 from reflect.export.markdown import BEGIN, END, skill_name, with_block
 from reflect.records import Trial
-from reflect.store import doctor, lesson_links, nights
+from reflect.store import doctor, lessons, nights
 from reflect.store import lessons as db
 from reflect.workspace.lessons import Lessons
 
@@ -117,30 +117,30 @@ def test_what_a_trial_was_measured_with_travels(book: Lessons, tmp_path: Path) -
 
 def test_which_lesson_stands_for_which_travels(book: Lessons) -> None:
     with book.context.store.write() as s:
-        lesson_links.link(s, 1, 2, "merged", "they say the same")
-        lesson_links.link(s, 3, 1, "supersedes")
+        lessons.link(s, 1, 2, "merged", "they say the same")
+        lessons.link(s, 3, 1, "supersedes")
     text, there = book.export(), other(book)
     assert signs(there, saved(book), trust=True) == "+++++"
     assert there.export() == text and healthy(there)
     assert signs(there, saved(book), trust=True) == "=====", "said again, they are the same links"
     with there.context.store.read() as s:
-        assert [(x.other_id, x.kind, x.why) for x in lesson_links.standing_for(s, 1)] == [
+        assert [(x.other_id, x.kind, x.why) for x in lessons.links_from(s, 1)] == [
             (2, "merged", "they say the same")
         ]
-        (link,) = lesson_links.standing_for(s, 3)
+        (link,) = lessons.links_from(s, 3)
         assert (link.other_id, link.kind) == (1, "supersedes")
 
 
 def test_links_follow_lessons_that_get_another_id(book: Lessons) -> None:
     with book.context.store.write() as s:
-        lesson_links.link(s, 1, 2, "merged")
+        lessons.link(s, 1, 2, "merged")
     there = other(book)
     there.add(when="something else", do="takes the first id")
     there.import_(saved(book), trust=True)
     words = {x.do: x.id for x in there}
     mine = {x.id: x.do for x in book}
     with there.context.store.read() as s:
-        (link,) = lesson_links.standing_for(s, words[mine[1]])
+        (link,) = lessons.links_from(s, words[mine[1]])
         assert link.other_id == words[mine[2]]
 
 

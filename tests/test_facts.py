@@ -38,10 +38,9 @@ def scrambled(monkeypatch: pytest.MonkeyPatch) -> None:
     def other_words(self: ReflectError, message: str, hint: str = "") -> None:
         begin(self, OTHER, OTHER)
 
-    def other_reason(
-        s: Any, lesson: Any, parent: Any, author: str, reason: str, *more: Any
-    ) -> None:
-        record(s, lesson, parent, author, f"{OTHER} {len(reason)}" if reason else "", *more)
+    def other_reason(s: Any, lesson: Any, parent: Any, source: db.Source) -> None:
+        reason = f"{OTHER} {len(source.reason)}" if source.reason else ""
+        record(s, lesson, parent, source._replace(reason=reason))
 
     monkeypatch.setattr(ReflectError, "__init__", other_words)
     monkeypatch.setattr(db, "_record", other_reason)

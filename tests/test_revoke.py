@@ -22,7 +22,7 @@ from reflect.gate import forgetting as proof
 from reflect.night.sleep import end
 from reflect.night.workdir import NightDir
 from reflect.records import Adapter
-from reflect.store import Store, doctor, lessons, nights, revocation, revoked_adapters
+from reflect.store import Store, doctor, lessons, nights, revoked_adapters
 from reflect.tasksets import load_taskset
 from reflect.training.lesson_set import TasksetLessons
 from reflect.training.plan import make_plan
@@ -85,7 +85,7 @@ def test_revoking_falls_back_to_the_newest_adapter_without_it(store: Store) -> N
         wake(s, "two", [1, 2])
         wake(s, "three", [1, 2, 3])
     with store.write() as s:
-        done = revocation.revoke(s, 2, "it was wrong")
+        done = nights.revoke(s, 2, "it was wrong")
         assert (done.left.name, done.now.name) == ("three", "one")
         assert [row.id for row in done.returned] == [3] and [a.name for a in done.marked] == [
             "two",
@@ -116,7 +116,7 @@ def test_without_such_an_adapter_it_is_the_bare_base_and_the_others_are_text_aga
         teach(s, "a", "b", "c")
         wake(s, "one", [1, 2])
         wake(s, "two", [1, 2, 3])
-        done = revocation.revoke(s, 1)
+        done = nights.revoke(s, 1)
         assert (active(s), [row.id for row in done.returned]) == (None, [2, 3])
         assert statuses(s) == ["retired", "candidate", "candidate"]
         assert {a.status for a in nights.list_adapters(s)} == {"rolled_back"}
@@ -130,14 +130,14 @@ def test_what_the_active_adapter_does_not_hold_costs_nothing(store: Store) -> No
         teach(s, "a", "b")
         wake(s, "one", [1])
         wake(s, "two", [2])  # the first is text again
-        done = revocation.revoke(s, 1)
+        done = nights.revoke(s, 1)
         assert (done.left, done.now.name, done.returned) == (None, "two", [])
         assert marked(s) == {"one": [1]} and statuses(s) == ["retired", "distilled"]
         assert nights.rollback(s).now is None, "a rollback passes the marked adapter by"
         assert statuses(s) == ["retired", "candidate"]
-        assert revocation.revoke(s, 2).left is None
+        assert nights.revoke(s, 2).left is None
         with pytest.raises(UnknownName):
-            revocation.revoke(s, 9)
+            nights.revoke(s, 9)
     assert doctor.check(store) == []
 
 
@@ -145,7 +145,7 @@ def test_undo_brings_back_the_text_and_lifts_the_marks(store: Store) -> None:
     with store.write() as s:
         teach(s, "a", "b")
         wake(s, "one", [1, 2])
-        revocation.revoke(s, 1)
+        nights.revoke(s, 1)
         back = lessons.undo(s, 1)
         assert (back.status, back.pinned, marked(s)) == ("active", False, {})
         assert lessons.undo(s, 1).status == "retired" and marked(s) == {"one": [1]}, (
@@ -168,7 +168,7 @@ def test_a_retired_lesson_marks_the_adapter_which_stays_until_the_next_night(sto
             nights.promote(s, "one")
         assert lessons.undo(s, 1).status == "distilled" and marked(s) == {}
         lessons.revise(s, 1, author="human", status="retired")
-        assert revocation.revoke(s, 1).left.name == "one", "a retired one can still be revoked"
+        assert nights.revoke(s, 1).left.name == "one", "a retired one can still be revoked"
         assert statuses(s) == ["retired", "candidate"]
 
 
@@ -194,10 +194,8 @@ def test_a_lesson_that_was_taught_and_not_kept_is_known_all_the_same(store: Stor
         assert revoked_adapters.held_by(s, adapter) == {1, 2} and revoked_adapters.still_holds(
             adapter, nights.get_night(s, 1)
         ) == [1]
-        assert revocation.revoke(s, 3).left is None, (
-            "it was not worth sleeping, so no weights know it"
-        )
-        assert revocation.revoke(s, 2).left.name == "one"
+        assert nights.revoke(s, 3).left is None, "it was not worth sleeping, so no weights know it"
+        assert nights.revoke(s, 2).left.name == "one"
 
 
 def test_another_profile_is_not_touched(store: Store) -> None:
@@ -206,7 +204,7 @@ def test_another_profile_is_not_touched(store: Store) -> None:
         theirs = teach(s, "a", profile="team")
         wake(s, "mine", [1])
         wake(s, "theirs", theirs, "team")
-        revocation.revoke(s, theirs[0])
+        nights.revoke(s, theirs[0])
         assert (active(s), active(s, "team")) == ("mine", None)
         assert (statuses(s), statuses(s, "team"), marked(s)) == (
             ["distilled"],
@@ -229,7 +227,7 @@ def test_what_a_night_made_of_a_lesson_revoked_meanwhile_is_not_promoted(tmp_pat
         )
         nights.save_stage(s, night.id, "preflight", {"worth": ids})
     with store.write() as s:
-        revocation.revoke(s, 1)
+        nights.revoke(s, 1)
     kept = {"verdict": "accept", "mean": 1, "low": 1, "high": 1, "n": 9}
     verdict = {"ok": True, "reasons": [], "lessons": {str(i): kept for i in ids}}
     adapter = Adapter(
@@ -341,7 +339,7 @@ def revoked_one(tmp_path: Path) -> tuple[Store, Settings, list[TasksetLessons]]:
                 s, when=f"the task says {verb}", do=f"use {op}", author="human", scope="dialect"
             )
         wake(s, "one", [1, 2])
-        revocation.revoke(s, 1)
+        nights.revoke(s, 1)
         stands = lessons.get(s, 2)
     return store, settings, [TasksetLessons(taskset, (stands,))]
 

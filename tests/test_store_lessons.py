@@ -12,7 +12,7 @@ from reflect.errors import Conflict, UnknownName, UsageError
 from reflect.lessons.protection import EditTransaction
 from reflect.records import LESSON_STATUSES, Exposure, Lesson, Reflection, Rollout, Trial
 from reflect.store import Store, doctor, lesson_evidence, lessons, runs
-from reflect.store.lesson_links import link, links
+from reflect.store.lessons import link, links
 from reflect.tasksets.task import Task
 
 

@@ -30,9 +30,8 @@ from pydantic import (
 from reflect.errors import UsageError
 from reflect.records import LESSON_STATUSES, Lesson, LessonLink, LessonVersion, Trial
 from reflect.store import legacy
-from reflect.store.lesson_links import LINK_KINDS
-from reflect.store.lessons import AUTHORS, CONTENT
-from reflect.types import TrialKind, TrialVerdict, Trust, values
+from reflect.store.lessons import CONTENT
+from reflect.types import Author, LinkKind, TrialKind, TrialVerdict, Trust, values
 
 FORMAT, VERSION = "reflect lessons", 1
 AS_TEXT = "exported without the weights that held it"  # the reason of the closing version
@@ -71,7 +70,7 @@ class VersionLine(Line):
 
     version: Id
     parent: Id | None
-    author: Annotated[str, AfterValidator(_one_of(AUTHORS))]
+    author: Annotated[str, AfterValidator(_one_of(values(Author)))]
     reason: str
     when: Words
     do: Words
@@ -117,7 +116,7 @@ class LinkLine(Line):
     """The lesson stands where the lesson `other` of the same file stood, as in `LessonLink`."""
 
     other: Id
-    kind: Annotated[str, AfterValidator(_one_of(LINK_KINDS))]
+    kind: Annotated[str, AfterValidator(_one_of(values(LinkKind)))]
     why: str
     created: Time
 

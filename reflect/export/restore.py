@@ -28,7 +28,7 @@ from reflect.lessons.selection import MAX_TOKENS, format_lesson
 from reflect.lessons.similarity import normal
 from reflect.prompts import sanitize_line
 from reflect.records import Lesson, LessonVersion, Rule, Trial
-from reflect.store import backup, forbidden_rules, lesson_links
+from reflect.store import backup, forbidden_rules
 from reflect.store import lessons as db
 from reflect.types import QuarantineReason
 
@@ -196,11 +196,11 @@ def _link(s: Session, lines: Sequence[LessonLine], done: Sequence[Imported]) -> 
     now = {one.id: became.lesson_id for one, became in zip(lines, done, strict=True)}
     for one in lines:
         mine = now[one.id]
-        here = {(x.other_id, x.kind) for x in lesson_links.standing_for(s, mine)}
+        here = {(x.other_id, x.kind) for x in db.links_from(s, mine)}
         for x in one.links:
             other = now.get(x.other)
             if mine and other and mine != other and (other, x.kind) not in here:
-                lesson_links.link(s, mine, other, x.kind, x.why).created = x.created
+                db.link(s, mine, other, x.kind, x.why).created = x.created
 
 
 def _quarantine(s: Session, lesson: Lesson, one: LessonLine, source: str) -> str:

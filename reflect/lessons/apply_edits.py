@@ -13,11 +13,10 @@ from reflect.lessons.outcome import WAITS, Evidence, Outcome, PendingEdit, tasks
 from reflect.lessons.release import corroborated
 from reflect.lessons.selection import MAX_TOKENS, Count, format_lesson
 from reflect.lessons.similarity import alike, covers_condition, normal, same
-from reflect.records import Lesson
+from reflect.records import HELD_STATUSES, Lesson
 from reflect.store import forbidden_rules
 from reflect.store import lessons as db
-from reflect.store.lesson_evidence import STANDING
-from reflect.store.lesson_links import successor
+from reflect.store.lessons import successor
 from reflect.types import (
     Author,
     EditKind,
@@ -64,7 +63,7 @@ def apply_edits(
 def _add(e: PendingEdit) -> Outcome:
     """ADD: a new lesson, or a new text for the lesson of the same condition."""
     evidence, existing = e.evidence, e.same_condition()
-    standing = [lesson for lesson in existing if lesson.status in STANDING]
+    standing = [lesson for lesson in existing if lesson.status in HELD_STATUSES]
     for lesson in existing:
         if normal(lesson.do) == normal(e.edit.do):
             return _again(e, lesson, standing)
@@ -128,7 +127,7 @@ def _again(e: PendingEdit, lesson: Lesson, standing: Sequence[Lesson]) -> Outcom
     if evidence.review:
         return e.refused(f"{WAITS}: reflect lessons approve {lesson.id}", lesson)
     heir = db.get(s, into) if (into := successor(s, lesson.id)) else None
-    if heir and heir.status in STANDING and alike(heir, lesson):
+    if heir and heir.status in HELD_STATUSES and alike(heir, lesson):
         return e.known(f"lesson {heir.id}, into which it was merged, says so", heir)
     for old in standing:
         if refusal := _contradicts(e, old):

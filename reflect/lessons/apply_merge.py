@@ -8,9 +8,8 @@ from itertools import combinations
 from reflect.lessons.outcome import WAITS, Outcome, PendingEdit, tasks_of
 from reflect.lessons.protection import protection_reason
 from reflect.lessons.similarity import apart, same, telling
-from reflect.records import Lesson
+from reflect.records import HELD_STATUSES, Lesson
 from reflect.store import lessons as db
-from reflect.store.lesson_evidence import STANDING
 from reflect.types import EditOutcome, LessonStatus, LinkKind, Trust
 
 
@@ -66,7 +65,7 @@ def _differs(heads: Sequence[Lesson], conditions: Sequence[str]) -> str:
     """Why these lessons cannot be one, "" if they can. `conditions`: of all that were shown."""
     contrasts = telling(conditions)
     for head in heads:
-        if head.status not in STANDING:
+        if head.status not in HELD_STATUSES:
             return f"lesson {head.id} is {head.status}"
     for first, other in combinations(heads, 2):
         if (other.scope, tasks_of(other)) != (first.scope, tasks_of(first)):

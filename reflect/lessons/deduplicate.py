@@ -25,11 +25,10 @@ from reflect.lessons.selection import Count
 from reflect.lessons.similarity import families, normal, telling
 from reflect.models.base import Model, using
 from reflect.models.partial import sample_each
-from reflect.records import Lesson
+from reflect.records import HELD_STATUSES, Lesson
 from reflect.rollouts.runner import request_for
 from reflect.store import Store
 from reflect.store import lessons as db
-from reflect.store.lesson_evidence import STANDING
 from reflect.tasksets.task import Message
 from reflect.types import EditKind, EditOutcome
 
@@ -113,7 +112,7 @@ def merge(
 def _groups(s: Session, profile: str, scope: str | None) -> list[list[Lesson]]:
     """The lessons in use, grouped by the tasks that they hold for: a scope, or single tasks."""
     groups: dict[tuple[str, ...], list[Lesson]] = {}
-    for lesson in db.listing(s, profile, STANDING, scope):
+    for lesson in db.listing(s, profile, HELD_STATUSES, scope):
         groups.setdefault((lesson.scope, *tasks_of(lesson)), []).append(lesson)
     return list(groups.values())
 
@@ -137,7 +136,9 @@ def _near(s: Session, lessons: Sequence[Lesson]) -> list[list[Lesson]]:
     pairs = set()
     for i, x in enumerate(lessons if len(lessons) > 1 else ()):
         text, scopes = f"{x.when} {x.do}", [x.scope]
-        near = db.search(s, text, profile=x.profile, statuses=STANDING, scopes=scopes, limit=NEAR)
+        near = db.search(
+            s, text, profile=x.profile, statuses=HELD_STATUSES, scopes=scopes, limit=NEAR
+        )
         pairs |= {(min(i, j), max(i, j)) for other, _ in near if (j := at.get(other.id, i)) != i}
     contrasts = telling(lesson.when for lesson in lessons)
     indices = families(lessons, sorted(pairs), contrasts)

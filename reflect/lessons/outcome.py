@@ -13,10 +13,10 @@ from reflect.lessons.protection import defended
 from reflect.lessons.release import OUTSIDE
 from reflect.lessons.selection import POOL
 from reflect.lessons.similarity import normal
-from reflect.records import Lesson
+from reflect.records import HELD_STATUSES, Lesson
 from reflect.store import lessons as db
-from reflect.store.lesson_evidence import STANDING, other_tasks
-from reflect.store.lesson_links import link
+from reflect.store.lesson_evidence import other_tasks
+from reflect.store.lessons import link
 from reflect.tasksets.task import Task
 from reflect.types import (
     Author,
@@ -140,7 +140,7 @@ class PendingEdit:
     def rivals(self, *ids: int | None) -> list[Lesson]:
         """Those of `same_condition` that are in use, without the lessons with these ids."""
         same = self.same_condition()
-        return [x for x in same if x.status in STANDING and x.id not in ids]
+        return [x for x in same if x.status in HELD_STATUSES and x.id not in ids]
 
     def tags(self) -> list[str]:
         """The tag that limits the lesson to the task of the evidence, if its text names it."""

@@ -11,10 +11,9 @@ from sqlmodel import Session
 
 from reflect.lessons.edit_format import Edit
 from reflect.lessons.similarity import covers_condition, normal
-from reflect.records import Lesson, LessonVersion
+from reflect.records import HELD_STATUSES, Lesson, LessonVersion
 from reflect.store import lessons as db
 from reflect.store.lesson_evidence import (
-    STANDING,
     attempts,
     changed_after,
     chorus,
@@ -105,7 +104,9 @@ class EditTransaction:
 
     def _alarm(self) -> str:
         was = changed_after(self.s, self._newest, self.profile)
-        mattered = [row for row in was if row.status in STANDING and well_supported(self.s, row)]
+        mattered = [
+            row for row in was if row.status in HELD_STATUSES and well_supported(self.s, row)
+        ]
         lost = [row for row in mattered if self._lost(row)]
         if len(lost) <= 1:
             return ""
@@ -122,8 +123,10 @@ class EditTransaction:
 
     def _lost(self, was: LessonVersion) -> bool:
         now, scopes = db.get(self.s, was.lesson_id), sorted({was.scope, ""})
-        if now.status in STANDING and covers_condition(now.when, was.when):
+        if now.status in HELD_STATUSES and covers_condition(now.when, was.when):
             return False
-        near = db.search(self.s, was.when, profile=self.profile, statuses=STANDING, scopes=scopes)
+        near = db.search(
+            self.s, was.when, profile=self.profile, statuses=HELD_STATUSES, scopes=scopes
+        )
         rest = [lesson for lesson, _ in near if lesson.id != now.id]
         return not any(covers_condition(lesson.when, was.when) for lesson in rest)

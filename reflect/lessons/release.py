@@ -15,8 +15,8 @@ from sqlmodel import Session
 
 from reflect.lessons import safety
 from reflect.records import Lesson
+from reflect.store import lesson_evidence
 from reflect.store import lessons as db
-from reflect.store import runs
 from reflect.tasksets.task import Task
 from reflect.types import Author, LessonStatus, QuarantineReason, Trust
 
@@ -36,7 +36,9 @@ def corroborated(s: Session, lesson: Lesson, task: Task, scope: str) -> str:
     text = f"{lesson.when} {lesson.do}"
     if safety.suspicions(text) or safety.leaks(text, task):
         return ""
-    asked = runs.clean_tasks_asking(s, lesson.profile, scope, lesson.id, newest.reflection_id)
+    asked = lesson_evidence.clean_tasks_asking(
+        s, lesson.profile, scope, lesson.id, newest.reflection_id
+    )
     names = [name for key, name in asked.items() if key != task.key]
     if len(names) + 1 < ENOUGH:
         return ""

@@ -93,7 +93,7 @@ def rank_score(score: float, proven: float | None) -> float:
     return (UNRELATED + (1 - UNRELATED) * score) * max(UNKNOWN + (proven or 0.0), 0.01)
 
 
-def _ordered(s: Session, fits: Sequence[search.Found], task: Task) -> list[search.Found]:
+def _ordered(s: Session, fits: Sequence[search.Match], task: Task) -> list[search.Match]:
     """The best first; if this task is to try something, a lesson without a verdict before them."""
     proven = trials.proven_effects(s, [row.id for row in fits])
     best = max((row.score for row in fits), default=0.0) or 1.0

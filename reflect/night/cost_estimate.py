@@ -22,7 +22,7 @@ from reflect.config import Settings
 from reflect.records import Night
 from reflect.store import Store
 from reflect.store import nights as nights_db
-from reflect.store.lesson_costs import mean_tokens
+from reflect.store.runs import mean_tokens
 from reflect.training.lesson_set import TasksetLessons
 from reflect.training.plan import Plan
 

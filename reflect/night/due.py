@@ -16,7 +16,7 @@ from sqlmodel import Session
 from reflect.config import Settings
 from reflect.errors import UnknownName
 from reflect.records import SHOWN_STATUSES, Night
-from reflect.store import Store, distilled_texts, nights
+from reflect.store import Store, nights
 from reflect.store import lessons as lessons_db
 from reflect.tasksets.base import Taskset
 from reflect.training import lesson_set
@@ -60,7 +60,7 @@ def decide(
     texts = {(lesson.id or 0, lesson.when, lesson.do) for lesson in held.values()}
     with store.read() as s:
         all_nights = nights.list_nights(s, profile=settings.profile)
-        read = distilled_texts.texts_by_night(s, settings.profile)
+        read = nights.texts_by_night(s, settings.profile)
         gone = _gone(s, settings.profile)
     running = next((night for night in all_nights if night.status == "running"), None)
     if running is not None:

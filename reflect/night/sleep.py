@@ -27,7 +27,7 @@ from reflect.night import cost_estimate, disk_space
 from reflect.night.workdir import NightDir, night_key, night_lock
 from reflect.records import Adapter, Lesson, Night
 from reflect.rollouts import judge
-from reflect.store import Store, nights, revocation
+from reflect.store import Store, nights
 from reflect.store import lessons as lessons_db
 from reflect.tasksets.base import Taskset
 from reflect.training import deadline, lesson_set
@@ -95,7 +95,7 @@ def sleep(
         if not lessons:
             if not dry_run:  # without lessons the view of the database is the bare base
                 with store.write() as s:
-                    revocation.leave_marked(s, settings.profile)
+                    nights.leave_marked(s, settings.profile)
                 activation.activate(model, store, settings)
             return NightReport(
                 "nothing", "There are no lessons yet. Practise first: `reflect run TASKSET`."

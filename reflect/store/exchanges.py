@@ -1,15 +1,16 @@
-"""What a server answered, and the rewards that come later."""
+"""The answers of a server, and the rewards that come later."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
 
+from sqlalchemy import ColumnElement
 from sqlmodel import Session, col, delete, func, select
 
 from reflect.errors import Conflict, UnknownName, UsageError
 from reflect.records import Exchange, now
+from reflect.store.rows import save as save_row
 
 
 def save(s: Session, rows: Sequence[Exchange]) -> None:
@@ -20,14 +21,14 @@ def save(s: Session, rows: Sequence[Exchange]) -> None:
 def reward(
     s: Session, name: str, reward: float, feedback: str = "", choice: int | None = None
 ) -> Exchange:
-    """Write down what an answer was worth; what was said before of the same answer gives way.
+    """Store the reward of an answer, in place of an earlier reward of the same answer.
 
     UnknownName for an answer that was never given, UsageError where one of several must be named,
     Conflict when a run has reflected on it already. Servers that count their answers anew give a
     name twice: the newest is meant.
     """
-    found = select(Exchange).where(Exchange.name == name).order_by(col(Exchange.id).desc())
-    rows = list(s.exec(found if choice is None else found.where(Exchange.choice == choice)))
+    newest = select(Exchange).where(Exchange.name == name).order_by(col(Exchange.id).desc())
+    rows = list(s.exec(newest if choice is None else newest.where(Exchange.choice == choice)))
     if not rows:
         which = "" if choice is None else f" with a choice {choice}"
         raise UnknownName(
@@ -40,22 +41,19 @@ def reward(
     if row.run_id is not None:
         raise Conflict(f"Run {row.run_id} has reflected on {name} already: its reward stands.")
     row.reward, row.feedback = reward, feedback
-    s.add(row)
-    s.flush()
-    return row
+    return save_row(s, row)
 
 
 def waiting(s: Session, profile: str) -> list[Exchange]:
     """The rewarded exchanges of a profile that no run has reflected on, oldest first."""
-    found = select(Exchange).where(Exchange.profile == profile, col(Exchange.reward).is_not(None))
-    return list(s.exec(found.where(col(Exchange.run_id).is_(None)).order_by(col(Exchange.id))))
+    new = select(Exchange).where(Exchange.profile == profile, col(Exchange.run_id).is_(None))
+    return list(s.exec(new.where(col(Exchange.reward).is_not(None)).order_by(col(Exchange.id))))
 
 
 def of_run(s: Session, run_id: int | None) -> list[Exchange]:
     """The exchanges that a run reflected on, oldest first."""
-    return list(
-        s.exec(select(Exchange).where(Exchange.run_id == run_id).order_by(col(Exchange.id)))
-    )
+    mine = select(Exchange).where(Exchange.run_id == run_id)
+    return list(s.exec(mine.order_by(col(Exchange.id))))
 
 
 def unrewarded(s: Session, profile: str, days: float) -> int:
@@ -64,18 +62,14 @@ def unrewarded(s: Session, profile: str, days: float) -> int:
 
 
 def forget(s: Session, profile: str, days: float) -> int:
-    """Delete these; how many they were. A reward that comes later finds no answer of its name."""
+    """Delete these; returns how many. A later reward finds no answer of its name."""
     return s.exec(delete(Exchange).where(*_unrewarded(profile, days))).rowcount
 
 
-def _unrewarded(profile: str, days: float) -> tuple[Any, ...]:
+def _unrewarded(profile: str, days: float) -> list[ColumnElement[bool]]:
+    new = [col(Exchange.reward).is_(None), col(Exchange.run_id).is_(None)]
     old = col(Exchange.created) < now() - timedelta(days=days)
-    return (
-        Exchange.profile == profile,
-        col(Exchange.reward).is_(None),
-        col(Exchange.run_id).is_(None),
-        old,
-    )
+    return [col(Exchange.profile) == profile, *new, old]
 
 
 def count(s: Session, profile: str) -> int:

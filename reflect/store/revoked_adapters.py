@@ -13,9 +13,8 @@ from __future__ import annotations
 from sqlmodel import Session, col, select
 
 from reflect.errors import UsageError
-from reflect.records import Adapter, Lesson, LessonVersion, Night
-
-STANDING = ("candidate", "active", "distilled")
+from reflect.records import HELD_STATUSES, Adapter, Lesson, LessonVersion, Night
+from reflect.types import Author, TrialVerdict
 
 
 def holds(adapter: Adapter, night: Night | None) -> set[int]:
@@ -37,7 +36,7 @@ def still_holds(adapter: Adapter, night: Night | None) -> list[int]:
     judged = adapter.gate.get("lessons")
     if judged is None:
         return sorted(int(lesson_id) for lesson_id, _ in night.lessons) if night else []
-    return sorted(int(i) for i, found in judged.items() if found["verdict"] == "accept")
+    return sorted(int(i) for i, found in judged.items() if found["verdict"] == TrialVerdict.ACCEPT)
 
 
 def held_by(s: Session, adapter: Adapter) -> set[int]:
@@ -79,8 +78,8 @@ def taken_away(s: Session, adapter: Adapter) -> list[int]:
     )
     found = select(Lesson.id).join(LessonVersion, head).where(
         col(Lesson.id).in_(held_by(s, adapter)),
-        col(Lesson.status).not_in(STANDING),
-        LessonVersion.author == "human",
+        col(Lesson.status).not_in(HELD_STATUSES),
+        LessonVersion.author == Author.HUMAN,
     )  # fmt: skip
     return sorted(i for i in s.exec(found) if i is not None)
 

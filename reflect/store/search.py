@@ -1,5 +1,4 @@
-"""Full-text search of the lessons, behind two functions: FTS5 on SQLite, `tsearch` on
-PostgreSQL."""
+"""Full-text search of the lessons: FTS5 on SQLite, `search_postgres` on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -44,61 +43,45 @@ SPREAD = text("""
 UNBOUND = "(CAST({0} AS VARCHAR) NOT LIKE '%\"task:%' OR CAST({0} AS VARCHAR) LIKE :bound)"
 BOUND = '%"task:{}"%'
 
-# Words that this process has found to be common in a database: counting them costs the most.
-# Lessons are never deleted,
-# so they stay so; one that was only just common might be reworded away, which is nothing to
-# anybody.
+# Words that this process has found to be common in a database: counting them costs the most. They
+# stay common, because lessons are never deleted.
 _known: WeakKeyDictionary[Engine, set[str]] = WeakKeyDictionary()
 
 
-def ranked(
-    s: Session,
-    query: str,
-    *,
-    profile: str,
-    statuses: Sequence[str] | None,
-    scopes: Sequence[str] | None,
-    limit: int,
-    task: str | None = None,
-) -> list[tuple[int, float]]:
+class Filter(NamedTuple):
+    """Which lessons are searched: None means all statuses, or all scopes. `task`: a task's key; lessons
+    that are bound to other tasks are left out."""
+
+    profile: str
+    statuses: Sequence[str] | None
+    scopes: Sequence[str] | None
+    task: str | None = None
+
+
+def ranked(s: Session, query: str, where: Filter, limit: int) -> list[tuple[int, float]]:
     """(lesson id, score) of the lessons that share words with `query`, best first; a higher score
-    is better. `task`: a task's key; those that are bound to other tasks are left out.
+    is better.
 
     Any text is a safe query: its words are quoted, and joined by OR. Words that stand in very many
     lessons rank nothing and cost the most, so they are left out where rarer ones match.
     """
     known = _known.setdefault(s.get_bind().engine, set())
     if s.get_bind().dialect.name == "postgresql":
-        return search_postgres.ranked(
-            s,
-            query,
-            known,
-            profile=profile,
-            statuses=statuses,
-            scopes=scopes,
-            limit=limit,
-            task=task,
-        )
+        return search_postgres.ranked(s, query, known, *where, limit)
     words = list(dict.fromkeys(w.lower() for w in re.findall(r"\w+", query)))[: 8 * MOST_WORDS]
     new = json.dumps([word for word in words if word not in known])
-    spread = dict.fromkeys(words, COMMON + 1)
-    spread |= {
-        str(w): int(n)
-        for w, n in s.connection().execute(SPREAD, {"words": new, "most": COMMON + 1}).all()
-    }
+    counts = s.connection().execute(SPREAD, {"words": new, "most": COMMON + 1})
+    spread = dict.fromkeys(words, COMMON + 1) | {str(word): int(n) for word, n in counts}
     known.update(word for word in words if spread[word] > COMMON)
-    found = sorted((word for word in words if spread[word]), key=lambda word: spread[word])[
+    chosen = sorted((word for word in words if spread[word]), key=lambda word: spread[word])[
         :MOST_WORDS
     ]
-    rare = [word for word in found if spread[word] <= COMMON]
-    rows = _matches(s, rare, profile, statuses, scopes, limit, task) if rare else []
-    if len(rows) < limit and len(rare) < len(found):
-        # Only common words are left to tell: enough of the lessons that hold them, the newest
-        # first, at a score of 0.
+    rare = [word for word in chosen if spread[word] <= COMMON]
+    rows = _matches(s, rare, where, limit) if rare else []
+    if len(rows) < limit and len(rare) < len(chosen):
+        # The other lessons hold only common words: the newest of them, at a score of 0.
         seen = {lesson_id for lesson_id, _ in rows}
-        common = _matches(
-            s, found[len(rare) :], profile, statuses, scopes, limit, task, newest=True
-        )
+        common = _matches(s, chosen[len(rare) :], where, limit, newest=True)
         rows += [(lesson_id, score) for lesson_id, score in common if lesson_id not in seen]
     return rows[:limit]
 
@@ -113,23 +96,16 @@ def holding(s: Session, when: str, do: str, profile: str) -> list[tuple[int, str
         for column, words in (("when", re.findall(r"\w+", when)), ("do", re.findall(r"\w+", do)))
         if words
     ]
-    filters, values = ["lesson.profile = :profile"], {"profile": profile}
-    if parts:
-        filters.append("lesson_fts MATCH :query")
-        values["query"] = " AND ".join(parts)
-    rows = s.connection().execute(
-        text(
-            f"""SELECT lesson.id, lesson."when", lesson."do" FROM lesson_fts JOIN lesson ON lesson.id = lesson_fts.rowid
-                WHERE {" AND ".join(filters)} ORDER BY lesson.id"""
-        ),
-        values,
-    )
+    matching = "AND lesson_fts MATCH :query" if parts else ""
+    question = f"""SELECT lesson.id, lesson."when", lesson."do" FROM lesson_fts
+        JOIN lesson ON lesson.id = lesson_fts.rowid WHERE lesson.profile = :profile {matching} ORDER BY lesson.id"""
+    values = {"profile": profile, "query": " AND ".join(parts)}
+    rows = s.connection().execute(text(question), values if parts else {"profile": profile})
     return [(int(row[0]), str(row[1]), str(row[2])) for row in rows]
 
 
-class Found(NamedTuple):
-    """What choosing needs of a lesson; `score` is 0 where it shares no telling word with the
-    query."""
+class Match(NamedTuple):
+    """A lesson that selection may show; `score` is 0 where it shares no rare word with the query."""
 
     id: int
     when: str
@@ -146,25 +122,22 @@ def pool(
     scopes: Sequence[str],
     limit: int,
     task: str,
-) -> list[Found]:
-    """The lessons that may be worth showing: what `ranked` finds, then the oldest of each scope; at
+) -> list[Match]:
+    """The lessons that may be worth showing: those of `ranked`, then the oldest of each scope; at
     most `limit` of each, every lesson once. `task`: its key; lessons that are bound to others are
     left out."""
-    found = dict(
-        ranked(s, query, profile=profile, statuses=statuses, scopes=scopes, limit=limit, task=task)
-    )
-    rows = _oldest(s, profile, statuses, scopes, limit, task, list(found))
-    order = list(found) + [
-        row[0] for scope in scopes for row in [r for r in rows.values() if r[3] == scope][:limit]
-    ]
-    return [Found(i, rows[i][1], rows[i][2], found.get(i, 0.0)) for i in dict.fromkeys(order)]
+    scores = dict(ranked(s, query, Filter(profile, statuses, scopes, task), limit))
+    rows = _oldest(s, profile, statuses, scopes, limit, task, list(scores))
+    order = list(scores)
+    for scope in scopes:
+        order += [row[0] for row in rows.values() if row[3] == scope][:limit]
+    return [Match(i, rows[i][1], rows[i][2], scores.get(i, 0.0)) for i in dict.fromkeys(order)]
 
 
 def conditions(
     s: Session, *, profile: str, statuses: Sequence[str], scopes: Sequence[str], limit: int
 ) -> list[str]:
-    """The conditions of the oldest lessons of each scope and status, at most `limit` of each: read
-    off the index."""
+    """The conditions of the oldest lessons of each scope and status, at most `limit` of each."""
     return [row[1] for row in _oldest(s, profile, statuses, scopes, limit, "", []).values()]
 
 
@@ -179,8 +152,8 @@ def _oldest(
 ) -> dict[int, tuple[int, str, str, str]]:
     """id -> (id, when, do, scope), by id, of these lessons and the oldest of each scope and
     status."""
-    # One question per scope and status: each is the beginning of a piece of the index, all at once
-    # would be a sort.
+    # One question per scope and status: each reads the beginning of a range of the index; a single
+    # question would sort all lessons.
     wanted = 'SELECT id, "when", "do", scope FROM lesson WHERE'
     oldest = f"{wanted} profile = :profile AND scope = :scope{{}} AND status = :status{{}} AND {UNBOUND.format('tags')}"
     oldest += " ORDER BY id LIMIT :limit"
@@ -189,44 +162,30 @@ def _oldest(
     values = {"profile": profile, "limit": limit, "bound": BOUND.format(task)}
     values |= {f"scope{i}": scope for i, scope in enumerate(scopes)}
     values |= {f"status{j}": status for j, status in enumerate(statuses)}
-    question = text(
-        " UNION ".join(f"SELECT * FROM ({piece}) AS piece{n}" for n, piece in enumerate(pieces))
-    )
-    rows = s.connection().execute(question, values).all() if pieces else []
+    union = " UNION ".join(f"SELECT * FROM ({piece}) AS piece{n}" for n, piece in enumerate(pieces))
+    rows = s.connection().execute(text(union), values).all() if pieces else []
     return {row[0]: (row[0], row[1], row[2], row[3]) for row in sorted(rows, key=itemgetter(0))}
 
 
 def _matches(
-    s: Session,
-    words: Sequence[str],
-    profile: str,
-    statuses: Sequence[str] | None,
-    scopes: Sequence[str] | None,
-    limit: int,
-    task: str | None,
-    newest: bool = False,
+    s: Session, words: Sequence[str], where: Filter, limit: int, newest: bool = False
 ) -> list[tuple[int, float]]:
-    filters, values = ["lesson.profile = :profile"], {"profile": profile, "limit": limit}
-    if task is not None:
+    filters, values = ["lesson.profile = :profile"], {"profile": where.profile, "limit": limit}
+    if where.task is not None:
         filters.append(UNBOUND.format("lesson.tags"))
-        values["bound"] = BOUND.format(task)
-    for name, chosen in (("status", statuses), ("scope", scopes)):
+        values["bound"] = BOUND.format(where.task)
+    for name, chosen in (("status", where.statuses), ("scope", where.scopes)):
         if chosen is not None:
-            marks = [f":{name}{i}" for i in range(len(chosen))]
-            filters.append(f"lesson.{name} IN ({', '.join(marks)})")
-            values |= {mark[1:]: value for mark, value in zip(marks, chosen, strict=True)}
+            filters.append(
+                f"lesson.{name} IN ({', '.join(f':{name}{i}' for i in range(len(chosen)))})"
+            )
+            values |= {f"{name}{i}": value for i, value in enumerate(chosen)}
     values["query"] = " OR ".join(f'"{word}"' for word in words)
-    score, order = (
-        ("0.0", "lesson_fts.rowid DESC")
-        if newest
-        else ("-bm25(lesson_fts)", "score DESC, lesson_fts.rowid")
-    )
-    rows = s.connection().execute(
-        text(
-            f"""SELECT lesson_fts.rowid, {score} AS score
-                FROM lesson_fts JOIN lesson ON lesson.id = lesson_fts.rowid
-                WHERE lesson_fts MATCH :query AND {" AND ".join(filters)} ORDER BY {order} LIMIT :limit"""
-        ),
-        values,
-    )
+    score, order = ("-bm25(lesson_fts)", "score DESC, lesson_fts.rowid")
+    if newest:
+        score, order = ("0.0", "lesson_fts.rowid DESC")
+    question = f"""SELECT lesson_fts.rowid, {score} AS score
+        FROM lesson_fts JOIN lesson ON lesson.id = lesson_fts.rowid
+        WHERE lesson_fts MATCH :query AND {" AND ".join(filters)} ORDER BY {order} LIMIT :limit"""
+    rows = s.connection().execute(text(question), values)
     return [(int(row[0]), float(row[1])) for row in rows]

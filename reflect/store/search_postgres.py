@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
 
 from sqlalchemy import text
 from sqlmodel import Session
@@ -84,75 +83,59 @@ def ranked(
     s: Session,
     query: str,
     known: set[str],
-    *,
     profile: str,
     statuses: Sequence[str] | None,
     scopes: Sequence[str] | None,
+    task: str | None,
     limit: int,
-    task: str | None = None,
 ) -> list[tuple[int, float]]:
-    """`search.ranked` on PostgreSQL; `known`: words known to be common, to which it adds what it
-    finds. Score: BM25 (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009,
-    section 3) with k1 = 1.2 and b = 0.75, as FTS5 has it, where no word stands twice and the mean
-    lesson has 15 words; 0 where only common words match."""
+    """`search.ranked` on PostgreSQL; `known`: words known to be common, to which it adds others.
+    Score: BM25 (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009, section 3)
+    with k1 = 1.2 and b = 0.75, as FTS5 has it, for texts in which no word occurs twice and a mean
+    of 15 words; 0 where only common words match."""
     c = s.connection()
-    filters, values = _filters(profile, statuses, scopes)
-    bound = UNBOUND if task is not None else "true"
-    values |= {"bound": f'%"task:{task}"%'} if task is not None else {}
+    filters, values = ["profile = :profile"], dict[str, object](profile=profile)
+    for name, chosen in (("status", statuses), ("scope", scopes)):
+        if chosen is not None:
+            filters.append(f"{name} = ANY(CAST(:{name} AS text[]))")
+            values |= {name: list(chosen)}
     # The tags are looked up for the best alone: more of them than are wanted, for some may be bound
     # to other tasks.
-    many = {"most": ":limit", "bound": ""}
+    bound, parts = "true", {"most": ":limit", "bound": ""}
     if task is not None:
-        many = {"most": "4 * :limit", "bound": f"JOIN lesson USING (id) WHERE {bound}"}
+        bound, values = UNBOUND, values | {"bound": f'%"task:{task}"%'}
+        parts = {"most": "4 * :limit", "bound": f"JOIN lesson USING (id) WHERE {bound}"}
     values |= {"limit": limit, "common": COMMON, "most": MOST_WORDS, "known": list(known)}
     values |= {"words": " ".join(list(dict.fromkeys(_words(query)))[: 8 * MOST_WORDS])}
-    found = c.execute(text(RANKED.format(filters=filters, **many)), values).all()
-    rows = sorted(((-score, lesson_id) for lesson_id, score, _ in found if lesson_id is not None))
-    best = [(int(lesson_id), -float(score)) for score, lesson_id in rows[:limit]]
-    common = [word for _, _, word in found if word is not None]
+    rows = c.execute(text(RANKED.format(filters=" AND ".join(filters), **parts)), values).all()
+    best = sorted((-score, lesson_id) for lesson_id, score, _ in rows if lesson_id is not None)
+    matches = [(int(lesson_id), -float(score)) for score, lesson_id in best[:limit]]
+    common = [word for _, _, word in rows if word is not None]
     known.update(common)
-    if len(best) < limit and common:
-        values = {
-            "status": list(LESSON_STATUSES),
-            **values,
-            "query": " | ".join(f"'{word}'" for word in common),
-        }
-        seen = {lesson_id for lesson_id, _ in best}
-        newest = c.execute(
-            text(NEWEST.format(scopes=ALL if scopes is None else SOME, bound=bound)), values
-        ).scalars()
-        best += [(lesson_id, 0.0) for lesson_id in newest if lesson_id not in seen]
-    return best[:limit]
+    if len(matches) < limit and common:
+        values = {"status": list(LESSON_STATUSES), **values}
+        values["query"] = " | ".join(f"'{word}'" for word in common)
+        seen = {lesson_id for lesson_id, _ in matches}
+        newest = text(NEWEST.format(scopes=ALL if scopes is None else SOME, bound=bound))
+        matches += [(i, 0.0) for i in c.execute(newest, values).scalars() if i not in seen]
+    return matches[:limit]
 
 
 def holding(s: Session, when: str, do: str, profile: str) -> list[tuple[int, str, str]]:
     """`search.holding` on PostgreSQL; in any order, not only in a row."""
     parts = [
         f"'{word}':{weight}"
-        for weight, said in (("A", when), ("B", do))
-        for word in dict.fromkeys(_words(said))
+        for weight, part in (("A", when), ("B", do))
+        for word in dict.fromkeys(_words(part))
     ]
     holds = "AND words @@ to_tsquery('reflect', :query)" if parts else ""
-    rows = s.connection().execute(
-        text(f'SELECT id, "when", "do" FROM lesson WHERE profile = :profile {holds} ORDER BY id'),
-        {"profile": profile} | ({"query": " & ".join(parts)} if parts else {}),
-    )
+    question = f'SELECT id, "when", "do" FROM lesson WHERE profile = :profile {holds} ORDER BY id'
+    values = {"profile": profile} | ({"query": " & ".join(parts)} if parts else {})
+    rows = s.connection().execute(text(question), values)
     return [(int(row[0]), str(row[1]), str(row[2])) for row in rows]
 
 
-def _words(said: str) -> list[str]:
+def _words(text: str) -> list[str]:
     """The words as the index has them: without accents, in small letters, not stemmed yet."""
-    plain = "".join(c for c in unicodedata.normalize("NFD", said) if not "\u0300" <= c <= "\u036f")
+    plain = "".join(c for c in unicodedata.normalize("NFD", text) if not "\u0300" <= c <= "\u036f")
     return [word for word in re.findall(r"[^\W_]+", plain.lower()) if len(word) <= LONGEST]
-
-
-def _filters(
-    profile: str, statuses: Sequence[str] | None, scopes: Sequence[str] | None
-) -> tuple[str, dict[str, Any]]:
-    values: dict[str, Any]
-    filters, values = ["profile = :profile"], {"profile": profile}
-    for name, chosen in (("status", statuses), ("scope", scopes)):
-        if chosen is not None:
-            filters.append(f"{name} = ANY(CAST(:{name} AS text[]))")
-            values |= {name: list(chosen)}
-    return " AND ".join(filters), values

@@ -1,32 +1,31 @@
-"""What the rollouts say about a lesson, and the trials that are made of it."""
+"""The evidence of the rollouts on lessons, and the trials that are made of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import String, and_, cast, or_, text
+from sqlalchemy import ColumnElement, String, and_, cast, or_, text
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, func, select
 
 from reflect.records import SHOWN_STATUSES, Exposure, Lesson, LessonVersion, Rollout, Run, Trial
 from reflect.store import lessons as db
-from reflect.types import RolloutErrorKind
+from reflect.store.lesson_evidence import OF_DAY
+from reflect.types import Author, Json, RolloutErrorKind, RunStatus, TrialVerdict
 
-OF_DAY = ("withhold", "paired")  # kinds of trials
-# Not what waits for a person's grade, nor what a judge graded in words that nobody can read:
-# neither says anything.
+# Not a rollout that waits for a person's grade, nor one whose judge could not be read: neither is
+# evidence.
 SAYS = or_(
     col(Rollout.reward).is_not(None),
     and_(
         col(Rollout.error).is_not(None),
-        col(Rollout.error_kind).is_distinct_from(RolloutErrorKind.JUDGE.value),
+        col(Rollout.error_kind).is_distinct_from(RolloutErrorKind.JUDGE),
     ),
 )
 
-# The verdicts on the present text of some lessons, oldest first. The question within the question
-# is asked of few rows,
-# by their keys; from a join PostgreSQL would make one of whole tables.
+# The verdicts on the present text of some lessons, oldest first. The inner question is asked of few
+# rows, by their keys; from a join PostgreSQL would make one of whole tables.
 PROVEN = """
     SELECT lesson_id, low, high, verdict, moved FROM trial
     WHERE lesson_id IN ({ids}) AND kind IN ('withhold', 'paired') AND verdict <> 'undecided' AND 1 = (
@@ -42,11 +41,12 @@ class Observation(NamedTuple):
     exposure_id: int
     run_id: int
     task_key: str
-    seed: int  # of the rollout: equal seeds of one task are the same draw
+    seed: int
+    """The rollout's: equal seeds of one task are the same draw."""
     shown: bool
     probability: float
     reward: float
-    parts: dict[str, Any]
+    parts: Json
 
 
 def since(s: Session, lesson: Lesson) -> int:
@@ -55,11 +55,8 @@ def since(s: Session, lesson: Lesson) -> int:
     brings its evidence back too."""
     versions = db.history(s, lesson.id)
     for old, new in reversed(list(zip(versions, versions[1:], strict=False))):
-        reworded = (old.when, old.do) != (new.when, new.do)
-        released = (
-            new.status in SHOWN_STATUSES and new.status != old.status and new.author != "model"
-        )
-        if reworded or released:
+        released = new.status in SHOWN_STATUSES and new.status != old.status
+        if (old.when, old.do) != (new.when, new.do) or (released and new.author != Author.MODEL):
             return new.version
     return 1
 
@@ -92,62 +89,55 @@ def observations(
     return [Observation(*row) for row in s.exec(found)]
 
 
-def open_trial(s: Session, words: dict[str, Any]) -> Trial:
-    """The row of a trial that has moved nothing yet, or a new one that is not saved. `words`:
+def _same(table: type[Trial | Run], values: Json) -> list[ColumnElement[bool]]:
+    """The rows whose columns have these values; None is a value."""
+    return [col(getattr(table, name)).is_not_distinct_from(value) for name, value in values.items()]
+
+
+def open_trial(s: Session, values: Json) -> Trial:
+    """The row of a trial that has moved nothing yet, or a new one that is not saved. `values`:
     lesson_id, version, kind, model_fingerprint, adapter_id, measure."""
-    same = [col(getattr(Trial, name)).is_not_distinct_from(value) for name, value in words.items()]
-    row = s.exec(
-        select(Trial).where(*same, col(Trial.moved).is_(None)).order_by(col(Trial.id).desc())
-    ).first()
-    return row or new_trial(words)
+    mine = select(Trial).where(*_same(Trial, values), col(Trial.moved).is_(None))
+    return s.exec(mine.order_by(col(Trial.id).desc())).first() or new_trial(values)
 
 
-def new_trial(words: dict[str, Any]) -> Trial:
-    """A trial that knows nothing yet, not saved."""
-    return Trial(**words, effect=0.0, low=-1.0, high=1.0, n=0, verdict="undecided")
+def new_trial(values: Json) -> Trial:
+    """A trial without evidence, not saved."""
+    return Trial(**values, effect=0.0, low=-1.0, high=1.0, n=0, verdict=TrialVerdict.UNDECIDED)
 
 
 def of_day(
     s: Session, profile: str, lesson_id: int | None = None
 ) -> list[tuple[Lesson, list[Trial]]]:
-    """Each lesson that stands in a prompt or was moved by a trial, by id, with its trials of the
-    day, oldest first."""
+    """Each lesson that prompts show or that a trial moved, by id, with its trials of the day, oldest
+    first."""
     wanted = select(Lesson).where(Lesson.profile == profile).order_by(col(Lesson.id))
     if lesson_id is not None:
         wanted = wanted.where(Lesson.id == lesson_id)
-    found: dict[int | None, list[Trial]] = {}
-    kinds = col(Trial.kind).in_(OF_DAY)
-    for trial in s.exec(select(Trial).where(kinds).order_by(col(Trial.id))):
-        found.setdefault(trial.lesson_id, []).append(trial)
-    rows = [(lesson, found.get(lesson.id, [])) for lesson in s.exec(wanted)]
-    if lesson_id is not None:
-        return rows
+    trials: dict[int | None, list[Trial]] = {}
+    for trial in s.exec(select(Trial).where(col(Trial.kind).in_(OF_DAY)).order_by(col(Trial.id))):
+        trials.setdefault(trial.lesson_id, []).append(trial)
+    rows = [(lesson, trials.get(lesson.id, [])) for lesson in s.exec(wanted)]
     return [
-        (lesson, every)
-        for lesson, every in rows
-        if lesson.status in SHOWN_STATUSES or any(trial.moved for trial in every)
+        (lesson, own)
+        for lesson, own in rows
+        if lesson_id or lesson.status in SHOWN_STATUSES or any(trial.moved for trial in own)
     ]
 
 
 def moves(s: Session, run_id: int | None) -> list[tuple[Trial, LessonVersion]]:
     """The verdicts of a run that moved a lesson, each with the version that it made, in order."""
-    found = (
-        select(Trial, LessonVersion)
-        .join(
-            LessonVersion,
-            (col(LessonVersion.lesson_id) == col(Trial.lesson_id))
-            & (col(LessonVersion.version) == col(Trial.moved)),
-        )
-        .where(Trial.run_id == run_id)
-        .order_by(col(LessonVersion.id))
+    version = LessonVersion
+    made = and_(
+        col(version.lesson_id) == col(Trial.lesson_id), col(version.version) == col(Trial.moved)
     )
-    return [(trial, version) for trial, version in s.exec(found)]
+    mine = select(Trial, version).join(version, made).where(Trial.run_id == run_id)
+    return [(trial, row) for trial, row in s.exec(mine.order_by(col(version.id)))]
 
 
 def resting_on(s: Session, run_ids: Sequence[int]) -> set[int]:
-    """Those of the runs whose exposures are evidence on a lesson that stands in prompts, as it
-    stands."""
-    found = (
+    """Those of the runs whose exposures are evidence on the present version of a lesson in prompts."""
+    exposed = (
         select(Rollout.run_id, Exposure.lesson_id, func.max(Exposure.version))
         .join(Exposure, col(Exposure.rollout_id) == col(Rollout.id))
         .join(Lesson, col(Lesson.id) == col(Exposure.lesson_id))
@@ -155,104 +145,88 @@ def resting_on(s: Session, run_ids: Sequence[int]) -> set[int]:
         .where(Exposure.probability > 0.0, Exposure.probability < 1.0)
         .group_by(col(Rollout.run_id), col(Exposure.lesson_id))
     )
-    rows = [(run_id, lesson_id, version) for run_id, lesson_id, version in s.exec(found)]
-    begun = {
-        lesson_id: since(s, db.get(s, lesson_id))
-        for lesson_id in {lesson_id for _, lesson_id, _ in rows}
-    }
+    rows = list(s.exec(exposed))
+    begun = {i: since(s, db.get(s, i)) for i in {lesson_id for _, lesson_id, _ in rows}}
     return {run_id for run_id, lesson_id, version in rows if version >= begun[lesson_id]}
 
 
 def missed(s: Session, run_id: int | None) -> set[int]:
     """The rollouts (by id) of a run from which a lesson was withheld."""
-    found = select(Exposure.rollout_id).join(Rollout, col(Rollout.id) == col(Exposure.rollout_id))
-    return set(s.exec(found.where(Rollout.run_id == run_id, col(Exposure.shown).is_(False))))
+    withheld = select(Exposure.rollout_id).where(col(Exposure.shown).is_(False))
+    mine = withheld.join(Rollout, col(Rollout.id) == col(Exposure.rollout_id))
+    return set(s.exec(mine.where(Rollout.run_id == run_id)))
 
 
 def exposed(
     s: Session, run_id: int | None, task_keys: Sequence[str]
 ) -> dict[str, list[tuple[int, Exposure]]]:
     """task -> (index of the rollout, exposure) of a run, in order."""
-    found = (
+    mine = (
         select(Rollout.task_key, Rollout.index, Exposure)
         .join(Exposure, col(Exposure.rollout_id) == col(Rollout.id))
         .where(Rollout.run_id == run_id, col(Rollout.task_key).in_(task_keys))
         .order_by(col(Exposure.id))
     )
     rows: dict[str, list[tuple[int, Exposure]]] = {key: [] for key in task_keys}
-    for key, index, exposure in s.exec(found):
+    for key, index, exposure in s.exec(mine):
         rows[key].append((index, exposure))
     return rows
 
 
 def lessons_of(s: Session, run_id: int | None, task_keys: Sequence[str]) -> set[int]:
     """The lessons that were shown to or withheld from rollouts of these tasks in a run."""
-    found = (
-        select(Exposure.lesson_id)
-        .join(Rollout, col(Rollout.id) == col(Exposure.rollout_id))
-        .distinct()
-    )
-    return set(s.exec(found.where(Rollout.run_id == run_id, col(Rollout.task_key).in_(task_keys))))
+    exposures = exposed(s, run_id, task_keys).values()
+    return {exposure.lesson_id for rows in exposures for _, exposure in rows}
 
 
 def proven_effects(s: Session, lesson_ids: Sequence[int]) -> dict[int, float]:
     """lesson id -> the end of its effect's interval that is nearer to 0, by the newest verdict on
-    its present text, for those that have one. One question, whatever model, adapter or measure it
-    was for: it orders lessons, and moves none.
+    its present text, for those that have one. One query, for whatever model, adapter or measure: it
+    orders lessons, and moves none.
 
-    A verdict that took a lesson out of the prompt says nothing of one that somebody has brought
-    back since.
+    A verdict that took a lesson out of the prompt says nothing of one that was brought back since.
     """
     if not lesson_ids:
         return {}
-    rows = s.connection().execute(
-        text(PROVEN.format(ids=", ".join(str(int(i)) for i in lesson_ids)))
-    )
+    query = text(PROVEN.format(ids=", ".join(str(int(i)) for i in lesson_ids)))
     ends: dict[int, float] = {}
-    for lesson_id, low, high, verdict, moved in rows:
-        if verdict == "reject" and moved is not None:
+    for lesson_id, low, high, verdict, moved in s.connection().execute(query):
+        if verdict == TrialVerdict.REJECT and moved is not None:
             ends.pop(lesson_id, None)
         else:
             ends[lesson_id] = max(low, 0.0) + min(high, 0.0)
     return ends
 
 
-# -- what was heard already
-# --------------------------------------------------------------------------------------------
+# -- checkpoints
 
 
-def holders(s: Session, words: dict[str, Any]) -> list[Run]:
-    """The runs that hold what was made of the evidence so far (see `reflect.trials.checkpoints`),
-    oldest first. `words`: model_fingerprint, adapter_id, measure and perhaps profile."""
-    same = [col(getattr(Run, name)).is_not_distinct_from(value) for name, value in words.items()]
-    found = select(Run).where(*same, col(Run.checkpoints).is_not(None), Run.status == "done")
-    return list(s.exec(found.order_by(col(Run.id))))
+def holders(s: Session, values: Json) -> list[Run]:
+    """The runs that hold checkpoints of trial estimates (see `reflect.trials.checkpoints`), oldest
+    first. `values`: model_fingerprint, adapter_id, measure and perhaps profile."""
+    done = select(Run).where(*_same(Run, values), Run.status == RunStatus.DONE)
+    return list(s.exec(done.where(col(Run.checkpoints).is_not(None)).order_by(col(Run.id))))
 
 
 def twins(s: Session, run_ids: set[int]) -> bool:
     """Has another run of the same taskset the seed of one of these?"""
     other = aliased(Run)
-    pair = (
-        (col(other.seed) == col(Run.seed))
-        & (col(other.taskset) == col(Run.taskset))
-        & (col(other.id) != col(Run.id))
+    pair = and_(
+        col(other.seed) == col(Run.seed),
+        col(other.taskset) == col(Run.taskset),
+        col(other.id) != col(Run.id),
     )
-    return (
-        s.exec(select(Run.id).join(other, pair).where(col(Run.id).in_(run_ids)).limit(1)).first()
-        is not None
-    )
+    mine = select(Run.id).join(other, pair).where(col(Run.id).in_(run_ids)).limit(1)
+    return s.exec(mine).first() is not None
 
 
 def streams(s: Session, profile: str) -> set[str]:
-    """The names of the streams of evidence on the lessons that stand in prompts: `ID:VERSION`."""
-    found = s.exec(
-        select(Lesson).where(Lesson.profile == profile, col(Lesson.status).in_(SHOWN_STATUSES))
-    )
-    return {f"{lesson.id}:{since(s, lesson)}" for lesson in found}
+    """The names of the streams of evidence on the lessons that prompts show: `ID:VERSION`."""
+    shown = db.listing(s, profile, SHOWN_STATUSES)
+    return {f"{lesson.id}:{since(s, lesson)}" for lesson in shown}
 
 
 # -- all lessons together
-# ----------------------------------------------------------------------------------------------
 
 
 class Together(NamedTuple):
@@ -289,34 +263,31 @@ def bundle_observations(
 def bundle_since(s: Session, run: Run) -> int:
     """The last rollout that counted when lessons were retired because their bundle did harm; 0
     where none were."""
-    told = select(Run.bundle).where(*_like(run), cast(Run.bundle, String).contains('"harm"'))
-    harm = [harm for bundle in s.exec(told) for harm in bundle.get("harm", ())]
+    harmed = cast(Run.bundle, String).contains('"harm"')
+    bundles = s.exec(select(Run.bundle).where(*_like(run), harmed))
+    harm = [harm for bundle in bundles for harm in bundle.get("harm", ())]
     return max((int(one["since"]) for one in harm), default=0)
 
 
 def newest_bundles(s: Session, profile: str, taskset: str | None = None) -> list[Run]:
     """The newest run of each taskset that says something of its lessons together, by taskset."""
-    found = select(Run).where(Run.profile == profile).order_by(col(Run.id))
+    mine = select(Run).where(Run.profile == profile).order_by(col(Run.id))
     if taskset is not None:
-        found = found.where(Run.taskset == taskset)
-    newest = {run.taskset: run for run in s.exec(found) if run.bundle}
+        mine = mine.where(Run.taskset == taskset)
+    newest = {run.taskset: run for run in s.exec(mine) if run.bundle}
     return [newest[name] for name in sorted(newest)]
 
 
-def accepted(s: Session, lesson: Lesson, holds: dict[str, Any]) -> bool:
-    """Does the lesson as it stands rest on an accepted trial? `holds`: model_fingerprint,
+def accepted(s: Session, lesson: Lesson, values: Json) -> bool:
+    """Does the present version of the lesson rest on an accepted trial? `values`: model_fingerprint,
     adapter_id, measure."""
     begun = since(s, lesson)
-    same = [col(getattr(Trial, name)).is_not_distinct_from(value) for name, value in holds.items()]
-    rows = s.exec(
-        select(Trial).where(Trial.lesson_id == lesson.id, Trial.verdict == "accept", *same)
-    )
-    return any(
-        trial.moved == begun or trial.version >= begun for trial in rows if trial.kind in OF_DAY
-    )
+    own = select(Trial).where(Trial.lesson_id == lesson.id, col(Trial.kind).in_(OF_DAY))
+    rows = s.exec(own.where(Trial.verdict == TrialVerdict.ACCEPT, *_same(Trial, values)))
+    return any(trial.moved == begun or trial.version >= begun for trial in rows)
 
 
-def _like(run: Run) -> list[Any]:
+def _like(run: Run) -> list[ColumnElement[bool]]:
     """Runs whose bundle is this one's: same taskset, profile, model, adapter and measure."""
     names = ("taskset", "profile", "model_fingerprint", "adapter_id", "measure")
-    return [col(getattr(Run, name)).is_not_distinct_from(getattr(run, name)) for name in names]
+    return _same(Run, {name: getattr(run, name) for name in names})

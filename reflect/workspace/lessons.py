@@ -17,7 +17,7 @@ from reflect.export.restore import Imported, restore
 from reflect.export.wording import Piece, word_diff
 from reflect.lessons.deduplicate import Merged, merge
 from reflect.lessons.selection import MAX_TOKENS, format_lesson
-from reflect.store import backup, forbidden_rules, lesson_costs, lesson_links, lessons, revocation
+from reflect.store import backup, forbidden_rules, lesson_evidence, lessons, nights
 from reflect.types import Author, LessonStatus, LinkKind, RuleKind, Trust
 from reflect.workspace.adapters import AdapterManager
 
@@ -113,13 +113,13 @@ class Lessons:
                 fields[name] = word_diff(was, now)
         return Diff(lesson_id, first.version, last.version, fields)
 
-    def stats(self) -> Sequence[lesson_costs.Cost]:
+    def stats(self) -> Sequence[lesson_evidence.Cost]:
         """The cost and the measured effect of each lesson, by id."""
-        return self.context.read(lesson_costs.costs, self.profile)
+        return self.context.read(lesson_evidence.costs, self.profile)
 
     def links(self, lesson_id: int) -> Sequence[LessonLink]:
         """The lessons that replace this one or that it replaces, oldest first."""
-        return self.context.read(lesson_links.links, lesson_id)
+        return self.context.read(lessons.links, lesson_id)
 
     # -- writing
 
@@ -191,14 +191,14 @@ class Lessons:
         it keeps it until then (see `revoke`)."""
         return self.context.write(_set_status, lesson_id, LessonStatus.RETIRED, reason)
 
-    def revoke(self, lesson_id: int, *, reason: str = "") -> revocation.Revoked:
+    def revoke(self, lesson_id: int, *, reason: str = "") -> nights.Revoked:
         """Remove a lesson everywhere at once: it is retired for good, and the profile returns to
         weights that were not trained on it.
 
         The next night is trained without it, and its gate checks that it is gone. `undo` restores
         the text.
         """
-        revoked = self.context.write(revocation.revoke, lesson_id, reason)
+        revoked = self.context.write(nights.revoke, lesson_id, reason)
         if revoked.left is not None:
             AdapterManager(self.context).switch()
         return revoked
@@ -208,11 +208,11 @@ class Lessons:
         lessons that it was proposed to replace are retired."""
         with self.context.store.write() as s:
             lesson = _set_status(s, lesson_id, LessonStatus.ACTIVE, reason, trust=Trust.CLEAN)
-            for old in lesson_links.proposed_for(s, lesson_id):
+            for old in lessons.proposed_for(s, lesson_id):
                 if old.status != LessonStatus.RETIRED and not old.pinned:
                     why = f"lesson {lesson_id} was approved in its place"
                     _set_status(s, old.id, LessonStatus.RETIRED, why)
-                    lesson_links.link(s, lesson_id, old.id, LinkKind.SUPERSEDES, why)
+                    lessons.link(s, lesson_id, old.id, LinkKind.SUPERSEDES, why)
             return lesson
 
     def reject(self, lesson_id: int, *, reason: str) -> Lesson:

@@ -13,7 +13,7 @@ from reflect.cli.lessons.common import HEADER, Id, Scope, cells
 from reflect.cli.output import print_json, print_status, shape, table
 
 if TYPE_CHECKING:
-    from reflect.store.lesson_costs import Cost
+    from reflect.store.lesson_evidence import Cost
 
 COLOURS = {"-": "\x1b[31m{}\x1b[0m", "+": "\x1b[32m{}\x1b[0m", "=": "{}"}
 PLAIN = {"-": "[-{}-]", "+": "{{+{}+}}", "=": "{}"}

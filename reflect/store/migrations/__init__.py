@@ -45,7 +45,7 @@ def upgrade(connection: Connection, revision: str | None) -> None:
 
 
 def _create(connection: Connection) -> None:
-    statements = (search.INDEX, *search.TRIGGERS)
+    statements: tuple[str, ...] = (search.INDEX, *search.TRIGGERS)
     if connection.dialect.name == "postgresql":
         encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
         if encoding != "UTF8":

@@ -7,7 +7,9 @@ Revision ID: 0006
 """
 
 import json
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -24,8 +26,8 @@ down_revision = None
 ID, INTEGER, FLOAT = sa.Integer(), sa.Integer(), sa.Float()
 TEXT, BOOLEAN, TIME = sa.String(), sa.Boolean(), sa.DateTime(timezone=True)
 OPTIONAL_JSON = sa.JSON(none_as_null=True)
-needed = partial(sa.Column, nullable=False)
-optional = partial(sa.Column, nullable=True)
+needed: Callable[..., sa.Column[Any]] = partial(sa.Column, nullable=False)
+optional: Callable[..., sa.Column[Any]] = partial(sa.Column, nullable=True)
 
 TABLES = {  # table -> its columns and constraints, its indexed columns
     "rule": (
@@ -81,17 +83,17 @@ def upgrade() -> None:
     for table, (parts, indexed) in TABLES.items():
         if table not in tables:
             op.create_table(table, needed("id", ID, primary_key=True), *parts)
-            for column in indexed:
-                op.create_index(f"ix_{table}_{column}", table, [column])
-    present = {t: {c["name"] for c in sa.inspect(bind).get_columns(t)} for t, *_ in COLUMNS}
-    added = [(table, *more) for table, *more in COLUMNS if more[0].name not in present[table]]
+            for name in indexed:
+                op.create_index(f"ix_{table}_{name}", table, [name])
+    present = {row[0]: {c["name"] for c in sa.inspect(bind).get_columns(row[0])} for row in COLUMNS}
+    added = [row for row in COLUMNS if row[1].name not in present[row[0]]]
     for table, column, value in added:
         op.add_column(
             table,
             sa.Column(column.name, column.type, nullable=column.nullable, server_default=value),
         )
     _read_sentences(bind)
-    for table in dict.fromkeys((*(table for table, *_ in added), *(table for table, _ in FACTS))):
+    for table in dict.fromkeys((*(row[0] for row in added), *(table for table, _ in FACTS))):
         _refuse_unknown(bind, table)
         with op.batch_alter_table(table) as altered:
             for of, column, value in added:
@@ -124,9 +126,8 @@ def _refuse_unknown(bind: sa.Connection, table: str) -> None:
 
 def _read_sentences(bind: sa.Connection) -> None:
     """Fill the new columns from the sentences and from `run.config`."""
-    names = ("config", "checkpoints", "spent")
-    run = sa.table("run", sa.column("id"), sa.column("from_traffic", BOOLEAN),
-                   *(sa.column(name, OPTIONAL_JSON) for name in names))  # fmt: skip
+    columns = [sa.column(name, OPTIONAL_JSON) for name in ("config", "checkpoints", "spent")]
+    run = sa.table("run", sa.column("id"), sa.column("from_traffic", BOOLEAN), *columns)
     for row in bind.execute(sa.select(run.c.id, run.c.config)).all():
         config = json.loads(row.config) if isinstance(row.config, str) else dict(row.config or {})
         facts = {
