@@ -22,7 +22,7 @@ from reflect.store import doctor, lessons, nights
 from reflect.store import lessons as db
 from reflect.workspace.lessons import Lessons
 
-VERSION_1 = Path(__file__).parent / "data" / "lessons-v1.db"
+VERSION_1 = Path(__file__).parents[1] / "data" / "lessons-v1.db"
 
 
 @pytest.fixture(scope="module")

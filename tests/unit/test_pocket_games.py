@@ -12,7 +12,7 @@ import pytest
 from reflect.models import POCKET
 from reflect.prompts import with_lessons
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from scripts.pocket import curriculum, games  # noqa: E402
 

@@ -438,7 +438,7 @@ def test_the_limits_are_words_of_a_run_only_where_there_are_turns(store):
 
 # -- the docs
 
-DOCS = (Path(__file__).parent.parent / "docs" / "environments.md").read_text()
+DOCS = (Path(__file__).parents[2] / "docs" / "environments.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from reflect.models import POCKET
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 # Their own tests run these (minutes long), or they change the whole machine or use the network.
 NOT_HERE = ("git ", "cd ", "make ", "pip install ", ".venv/bin/reflect demo", "reflect demo")

@@ -3,7 +3,7 @@ it.
 
 tests/data/lessons-v1.db is what version 1 wrote; every later version must open it. Made by:
 
-    python tests/test_store.py tests/data/lessons-v1.db
+    python tests/store/test_store.py tests/data/lessons-v1.db
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from reflect.store import (
     sqlite,
 )
 
-VERSION_1 = Path(__file__).parent / "data" / "lessons-v1.db"
+VERSION_1 = Path(__file__).parents[1] / "data" / "lessons-v1.db"
 
 
 class Problem(NamedTuple):

@@ -19,7 +19,7 @@ from reflect.store import Store, runs
 from reflect.tasksets import Score, Task, available, check, extract_answer, load_taskset, taskset
 from reflect.trials.reward_version import reward_version
 
-DOCS = Path(__file__).parent.parent / "docs" / "tasks.md"
+DOCS = Path(__file__).parents[2] / "docs" / "tasks.md"
 
 MODULE = """
 from reflect.tasksets import taskset

@@ -25,14 +25,15 @@ from reflect.training.losses import TrainingRow
 from reflect.training.plan import make_plan
 from reflect.training.teacher_data import Example, Question, TrainingData
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
+PATHS = [str(ROOT / "tests"), str(Path(__file__).parent)]
 
 TWO = """
 import sys
 import torch
 from pathlib import Path
 torch.set_num_threads(1)
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {paths!r}
 from test_parallel import data, gradient, night, said, saved_and_loaded
 from reflect.config import Settings
 from reflect.models import distributed, fsdp, load_model, memory
@@ -125,9 +126,7 @@ def test_two_processes_take_the_steps_that_one_takes(
 ) -> None:
     folder, out = save_tiny(tmp_path / "tiny"), tmp_path / "found.pt"
     script = tmp_path / "two.py"
-    script.write_text(
-        TWO.format(tests=str(ROOT / "tests"), folder=str(folder), out=str(out), settings=settings)
-    )
+    script.write_text(TWO.format(paths=PATHS, folder=str(folder), out=str(out), settings=settings))
     done = launched([str(script)])
     assert done.returncode == 0 and done.stdout.count("done") == 2, done.stderr[-3000:]
 

@@ -366,7 +366,7 @@ def test_a_lesson_that_names_a_case_leaks_and_one_with_a_number_does_not():
 
 
 def test_the_tasks_of_the_docs_work_as_printed(bwrap, tmp_path):
-    docs = (Path(__file__).parent.parent / "docs" / "sandbox.md").read_text()
+    docs = (Path(__file__).parents[2] / "docs" / "sandbox.md").read_text()
     rows, decoder = [], json.JSONDecoder()
     for block in re.findall(r"^```json\n(.*?)^```", docs, re.DOTALL | re.MULTILINE):
         while block := block.strip():

@@ -85,7 +85,7 @@ def test_the_measure_changes_with_what_the_verifier_reaches_and_with_nothing_els
     words = "from reflect.trials.reward_version import measure\nfrom reflect.tasksets import load_taskset\n"
     code = words + "print(measure(load_taskset('mine')))"
     monkeypatch.chdir(tmp_path / "one")
-    env = {"PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONHASHSEED": "7"}
+    env = {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONHASHSEED": "7"}
     assert subprocess.check_output([sys.executable, "-c", code], env=env, text=True).strip() == one
     (tmp_path / "one" / "prompts").mkdir()
     (tmp_path / "one" / "prompts" / "system.jinja").write_text("{{ system }}")

@@ -259,7 +259,7 @@ def process(
     """The command itself: (process, base URL, its folder)."""
     folder = tmp_path_factory.mktemp("served")
     env = {name: value for name, value in os.environ.items() if not name.startswith("REFLECT_")}
-    env |= {"REFLECT_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    env |= {"REFLECT_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "reflect", "serve", "--port", "0"]
     with subprocess.Popen(
         command, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

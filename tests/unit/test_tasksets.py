@@ -362,7 +362,7 @@ def test_a_users_own_taskset_wins_and_a_broken_one_says_so(
 
 def test_the_taskset_that_the_docs_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    docs = (Path(__file__).parent.parent / "docs" / "tasks.md").read_text()
+    docs = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
     shown = {
         language: text for language, text in re.findall(r"```(\w+)\n(.*?)```", docs, re.DOTALL)
     }

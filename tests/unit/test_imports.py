@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-HOUSE = Path(__file__).parent.parent / "reflect"
+HOUSE = Path(__file__).parents[2] / "reflect"
 
 # package -> the packages of reflect/ that may import it at all
 HEAVY = {

@@ -13,7 +13,7 @@ from reflect.cli import settings_text
 from reflect.config import Settings
 from reflect.errors import UsageError
 
-PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
 
 def test_every_setting_has_a_description_and_a_default_within_its_bounds() -> None:
