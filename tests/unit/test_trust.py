@@ -82,8 +82,8 @@ def test_the_measure_changes_with_what_the_verifier_reaches_and_with_nothing_els
     )
     assert one != meaning(tmp_path, monkeypatch, "constant", worth=0.9)
     assert one != meaning(tmp_path, monkeypatch, "helper", nothing=0.1)
-    words = "from reflect.trials.reward_version import measure\nfrom reflect.tasksets import load_taskset\n"
-    code = words + "print(measure(load_taskset('mine')))"
+    words = "from reflect.trials.reward_version import reward_version\nfrom reflect.tasksets import load_taskset\n"
+    code = words + "print(reward_version(load_taskset('mine')))"
     monkeypatch.chdir(tmp_path / "one")
     env = {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONHASHSEED": "7"}
     assert subprocess.check_output([sys.executable, "-c", code], env=env, text=True).strip() == one
