@@ -25,7 +25,7 @@ def probe(
     found: list[tuple[int, float, float, float]] = []
     views = [View(None, "student", frozen=True), View(name, "student", frozen=True)]
     with torch.no_grad():
-        for batch in micro_batches(rows, model.thrift.most(plan.micro_tokens)):
+        for batch in micro_batches(rows, model.memory_limits.most(plan.micro_tokens)):
             for row, told_3T in zip(batch, compare(model, batch, views, _drift), strict=True):
                 found.append((len(row.answer), *(told_3T.sum(-1) / math.log(2)).tolist()))
     return found

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkab
 from reflect.config import Settings
 from reflect.errors import ModelError
 from reflect.tasksets.task import Message
-from reflect.types import Limits
+from reflect.types import Json, Limits
 
 if TYPE_CHECKING:
     from reflect.models.budget import Budget
@@ -52,7 +52,7 @@ class Request:
         ACTIVE  # a loaded adapter, or None for the bare base: requests of one call may differ in it
     )
     tools: tuple[
-        dict[str, Any], ...
+        Json, ...
     ] = ()  # {"type": "function", "function": {name, description, parameters}}
 
 
@@ -69,7 +69,7 @@ class Completion:
     finish: Literal["stop", "length", "tool_calls"]
     seed: int
     tokens: tuple[int, ...] = ()
-    calls: tuple[dict[str, Any], ...] = ()
+    calls: tuple[Json, ...] = ()
     model: str = ""
     thought: str = ""  # what the model thought before it answered; it is no part of the text
 
@@ -118,7 +118,7 @@ class MeteredModel(Protocol):
     url: str
     budget: Budget
 
-    def new_budget(self, spent: dict[str, Any] | None = None) -> Budget:
+    def new_budget(self, spent: Json | None = None) -> Budget:
         """A budget by the settings; `spent` is what the same run has spent before."""
         ...
 

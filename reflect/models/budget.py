@@ -16,10 +16,10 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from reflect.config import Settings
 from reflect.errors import ModelHalted, UsageError
+from reflect.types import Json
 
 
 @dataclass(eq=False)
@@ -37,7 +37,7 @@ class Budget:
     """The limits of the settings, 0 = none, and what was spent of them. `spent`: by the same run
     before (`shape`)."""
 
-    def __init__(self, settings: Settings, spent: dict[str, Any] | None = None) -> None:
+    def __init__(self, settings: Settings, spent: Json | None = None) -> None:
         self.seconds, self.tokens, self.cost = (
             settings.budget_seconds,
             settings.budget_tokens,
@@ -57,7 +57,7 @@ class Budget:
         self._under_way: list[Hold] = []
         self._freed = asyncio.Condition()
 
-    def shape(self) -> dict[str, Any]:
+    def shape(self) -> Json:
         """What was spent so far, as it stands in `Run.config`."""
         told = {"requests": self.requests, "tokens_in": self.spent_in, "tokens_out": self.spent_out}
         return told | {

@@ -18,11 +18,15 @@ import json
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 from reflect import prompts
 from reflect.errors import ModelError
 from reflect.tasksets.task import Message
+from reflect.types import Json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 # Tokens that some tokenizers count as special, and that mean something in an answer.
@@ -30,7 +34,7 @@ MARKS = frozenset(mark for pair in THOUGHTS for mark in pair) | {
     "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>",
 }  # fmt: skip
 THOUGHT_KEYS = ("thought", "reasoning", "reasoning_content")
-PROBE_TOOL: dict[str, Any] = {
+PROBE_TOOL: Json = {
     "type": "function",
     "function": {
         "name": "probe_of_reflect",
@@ -48,14 +52,16 @@ class Chat:
     """A tokenizer and its chat template. `thinking`: on | off | auto, where the template has a
     switch for it."""
 
-    def __init__(self, tokenizer: Any, name: str, thinking: str = "auto") -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, name: str, thinking: str = "auto"
+    ) -> None:
         self.tokenizer = tokenizer
         self.name = name
         self.options = {} if thinking == "auto" else {"enable_thinking": thinking == "on"}
 
     # -- what the model reads
 
-    def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
+    def render(self, messages: Sequence[Message], tools: Sequence[Json] = ()) -> str:
         """The conversation up to where the assistant speaks. ModelError when the template refuses
         it."""
         words = [without_thought(message) for message in messages]
@@ -79,7 +85,7 @@ class Chat:
             raise self._refused(e) from e
 
     def _apply(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), speak: bool = True
+        self, messages: Sequence[Message], tools: Sequence[Json] = (), speak: bool = True
     ) -> str:
         given = {"tools": list(tools)} if tools else {}
         text: str = self.tokenizer.apply_chat_template(
@@ -132,9 +138,9 @@ class Chat:
         """Their text without special tokens, but for those that mark a thought or a call."""
         special = self._special
         if not any(special.get(token) in MARKS for token in tokens):
-            return self.tokenizer.decode(tokens, skip_special_tokens=True)
+            return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
         kept = [token for token in tokens if special.get(token, "<think>") in MARKS]
-        return self.tokenizer.decode(kept, skip_special_tokens=False)
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
 
     def split(self, text: str) -> tuple[str, str]:
         """(thought, answer) of what the model wrote."""
@@ -146,7 +152,7 @@ class Chat:
         return "", text
 
 
-def names(tools: Sequence[dict[str, Any]]) -> Collection[str]:
+def names(tools: Sequence[Json]) -> Collection[str]:
     return {tool["function"]["name"] for tool in tools}
 
 
@@ -177,7 +183,7 @@ def with_arguments(message: Message) -> Message:
     return {**message, "tool_calls": calls}
 
 
-def plainly(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
+def plainly(messages: Sequence[Message], tools: Sequence[Json]) -> list[Message]:
     """The same conversation for a template that knows no tools: a description, calls and results as
     text."""
     words: list[Message] = []
@@ -210,7 +216,7 @@ def plainly(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> lis
     return words
 
 
-def _as_json(function: dict[str, Any]) -> str:
+def _as_json(function: Json) -> str:
     """{"name", "arguments"} of a call in one line."""
     given = with_arguments({"tool_calls": [{"function": function}]})["tool_calls"][0]["function"]
     return json.dumps(

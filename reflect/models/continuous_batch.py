@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
@@ -26,10 +26,13 @@ from transformers.cache_utils import DynamicLayer
 
 from reflect.models.generation import GREEDY, SHARED, GenerationRow, _append, _prefill, pick
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 SPARE = 32  # columns beyond what is needed when the buffers grow, at least; else a quarter
 
 
-class Seats(DynamicLayer):
+class SharedCache(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
     """Keys and values of one layer: buffers [rows, heads, columns, width] with room for rows and
     tokens to come.
 
@@ -44,7 +47,7 @@ class Seats(DynamicLayer):
         self.columns = 0
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> Any:
         """Write the [R, H, 1, D] states of one step; returns views of the columns that are looked
         at."""
@@ -90,7 +93,7 @@ class ContinuousBatch:
     """Rows in the making on one network, whose adapter is the caller's to keep the same while any
     of them runs."""
 
-    def __init__(self, network: Any, ends: frozenset[int], pad: int) -> None:
+    def __init__(self, network: PreTrainedModel, ends: frozenset[int], pad: int) -> None:
         self.network, self.ends, self.pad = network, ends, pad
         self.rows: list[GenerationRow] = []
         self._draws: list[random.Random] = []
@@ -117,7 +120,7 @@ class ContinuousBatch:
             owners = [prompts.index(tuple(row.prompt)) for row in rows]
             if self._cache is None:
                 self._cache = DynamicCache(config=self.network.config)
-                self._cache.layers = [Seats() for _ in fresh.layers]
+                self._cache.layers = [SharedCache() for _ in fresh.layers]
             first, lengths = len(self.rows), [len(row.prompt) for row in rows]
             for mine, theirs in zip(self._cache.layers, fresh.layers, strict=True):
                 mine.seat((theirs.keys[owners], theirs.values[owners]), first, lengths)
@@ -224,7 +227,7 @@ class ContinuousBatch:
             one.pop()
 
 
-def joinable(network: Any) -> bool:
+def joinable(network: PreTrainedModel) -> bool:
     """Has the network plain attention layers only, so that rows may join a running batch?"""
     cache = DynamicCache(config=network.config)
     return all(type(layer) is DynamicLayer for layer in cache.layers)

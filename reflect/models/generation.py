@@ -18,13 +18,16 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from reflect.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 GREEDY = 1e-4  # a temperature below this is the argmax
 SLOTS = 8  # most rows in one sequence: each pays attention's arithmetic for the tokens of all
@@ -48,7 +51,7 @@ class GenerationRow:
     ended: bool = False
 
 
-class GrowingCache(DynamicLayer):
+class GrowingCache(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
     """Keys and values of one layer in buffers with room for the tokens to come.
 
     transformers' DynamicLayer copies the whole cache at every step, which for a small model costs
@@ -56,7 +59,7 @@ class GrowingCache(DynamicLayer):
     """
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> Any:
         """Append [G, H, T, D] states; returns views of everything held so far."""
         if not self.is_initialized:
@@ -130,7 +133,9 @@ def pick(
     return torch.where(temperature_R < GREEDY, logits_RV.argmax(-1), drawn)
 
 
-def decode(network: Any, rows: Sequence[GenerationRow], ends: frozenset[int], pad: int) -> None:
+def decode(
+    network: PreTrainedModel, rows: Sequence[GenerationRow], ends: frozenset[int], pad: int
+) -> None:
     """Complete the rows in place. `ends` are the ids that end an answer. One transfer to the host
     per step.
 
@@ -140,7 +145,9 @@ def decode(network: Any, rows: Sequence[GenerationRow], ends: frozenset[int], pa
         _decode(network, list(rows), ends, pad)
 
 
-def _decode(network: Any, rows: list[GenerationRow], ends: frozenset[int], pad: int) -> None:
+def _decode(
+    network: PreTrainedModel, rows: list[GenerationRow], ends: frozenset[int], pad: int
+) -> None:
     device = next(network.parameters()).device
     steps = max(row.limit for row in rows)
     prompts = list(dict.fromkeys(tuple(row.prompt) for row in rows))
@@ -193,7 +200,7 @@ def _decode(network: Any, rows: list[GenerationRow], ends: frozenset[int], pad: 
 
 
 def _prefill(
-    network: Any, prompts: list[tuple[int, ...]], pad: int, known: Any = ()
+    network: PreTrainedModel, prompts: list[tuple[int, ...]], pad: int, known: Any = ()
 ) -> tuple[Any, ...]:
     """(cache, logits of the last token [P, V], which tokens are no padding [P, T], lengths [P]).
 

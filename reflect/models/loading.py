@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -20,6 +20,10 @@ from reflect.config import Settings
 from reflect.errors import ModelError
 from reflect.models import distributed, memory
 from reflect.models.fsdp import layers_of
+from reflect.types import Json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CONTEXT = 4096  # where neither the model nor its tokenizer says how much it reads
 ABSURD = 10**7  # a model that says it reads more than this says nothing: tokenizers write 1e30
@@ -58,7 +62,7 @@ def load(name: str, folder: Path, settings: Settings) -> tuple[Any, Any]:
     missing."""
     device = device_of(settings)
     dtype = dtype_of(settings, device)
-    how: dict[str, Any] = {"dtype": dtype}
+    how: Json = {"dtype": dtype}
     shared = distributed.share_layers(settings.device_map)
     if shared and settings.quantize:
         why = "Weights in four bits cannot be shared between processes."
@@ -168,7 +172,7 @@ def check_memory(
         )
 
 
-def context_of(network: Any, tokenizer: Any, most: int = 0) -> int:
+def context_of(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, most: int = 0) -> int:
     """Tokens of prompt and answer together: what the config says, else the tokenizer, else CONTEXT;
     at most `most`."""
     config = network.config.get_text_config()

@@ -24,6 +24,7 @@ from reflect.models.loading import SMALLER, context_of, load
 from reflect.models.lora import AdapterSet, merge
 from reflect.models.tool_calls import read_calls, shaped
 from reflect.tasksets.task import Message
+from reflect.types import Json
 
 CACHE_BYTES = (
     2**28
@@ -61,10 +62,10 @@ class LocalModel:
                 "Set eos_token in its tokenizer_config.json, or eos_token_id in its generation_config.json.",
             )
         self.memory = settings.memory
-        self.thrift = memory.MemoryLimits(checkpoints=settings.checkpointing == "on")
+        self.memory_limits = memory.MemoryLimits(checkpoints=settings.checkpointing == "on")
         self.may_checkpoint = settings.checkpointing != "off"
         self.share_layers = distributed.share_layers(settings.device_map)  # FSDP in training
-        self.loras = AdapterSet(self.network)
+        self.adapter_set = AdapterSet(self.network)
 
     # ---- words and tokens
 
@@ -87,13 +88,14 @@ class LocalModel:
         return next((i for i in self._ids(self.chat.closing) if i in self.ends), min(self.ends))
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     def encode(
         self,
         messages: Sequence[Message],
         answer: str | None = None,
-        tools: Sequence[dict[str, Any]] = (),
+        tools: Sequence[Json] = (),
     ) -> list[int]:
         """Ids of the conversation up to where the assistant speaks; with `answer`, also its ids and
         the end token.
@@ -141,7 +143,7 @@ class LocalModel:
             self.active if request.adapter == ACTIVE else request.adapter for request in requests
         ]
         for name in {name for name in wanted if name is not None}:
-            self.loras.known(name)
+            self.adapter_set.known(name)
         groups = [self.rows(request) for request in requests]
         for adapter in dict.fromkeys(wanted):
             mine = zip(wanted, groups, strict=True)
@@ -181,15 +183,15 @@ class LocalModel:
                 raise
         if len(batch) == 1:
             memory.release()
-            raise self.too_long(batch[0])
+            raise self.memory_error(batch[0])
         for row in batch:
             row.tokens, row.ended = [], False
-        self.spare(cost(batch, self._row_tokens()))
+        self.shrink_batch(cost(batch, self._row_tokens()))
         half = len(batch) // 2
         self._decode(batch[:half])
         self._decode(batch[half:])
 
-    def too_long(self, row: GenerationRow) -> ModelError:
+    def memory_error(self, row: GenerationRow) -> ModelError:
         """There is too little memory for this row alone."""
         return ModelError(
             f"There is too little memory for one answer of {self.name}: {len(row.prompt)} tokens of prompt, "
@@ -197,10 +199,10 @@ class LocalModel:
             f"Lower max_tokens or lesson_budget. {SMALLER}",
         )
 
-    def spare(self, tokens: int) -> None:
+    def shrink_batch(self, tokens: int) -> None:
         """A batch of so many was too much: later ones are half of it at most."""
         memory.release()
-        self.thrift.sampled = min(self.thrift.sampled, tokens) // 2
+        self.memory_limits.sampled = min(self.memory_limits.sampled, tokens) // 2
 
     def completion(self, row: GenerationRow, request: Request) -> Completion:
         """What a row says, once it is done: its thought, its text, its calls (where tools were
@@ -209,7 +211,7 @@ class LocalModel:
         cuts = [at for s in request.stop if s and (at := text.find(s)) >= 0]
         finish: Literal["stop", "length", "tool_calls"] = "stop" if row.ended or cuts else "length"
         text = text[: min(cuts)] if cuts else text
-        calls: tuple[dict[str, Any], ...] = ()
+        calls: tuple[Json, ...] = ()
         if request.tools and finish == "stop":  # what was cut off may be half of a call
             text, found = read_calls(text, names(request.tools))
             calls = shaped(found, f"{row.seed}/{len(row.prompt)}")
@@ -219,11 +221,11 @@ class LocalModel:
             text, len(row.prompt), len(tokens), finish, row.seed, tokens, calls, thought=thought
         )
 
-    def said(self, row: GenerationRow) -> str:
+    def partial_text(self, row: GenerationRow) -> str:
         """The text of a row so far, without its thought."""
         return self.chat.split(self.decode(row.tokens))[1]
 
-    def running(self) -> ContinuousBatch | None:
+    def continuous_batch(self) -> ContinuousBatch | None:
         """A batch that rows may join while it runs; None for a model whose layers do not allow
         it."""
         return (
@@ -232,7 +234,7 @@ class LocalModel:
             else None
         )
 
-    def settle(self) -> None:
+    def use_one_thread_if_small(self) -> None:
         """Get ready to answer beside other work of this process, such as a web server's. A light
         network on a CPU takes one thread from now on: its threads would wait for each other at
         every layer while the others compute."""
@@ -249,7 +251,7 @@ class LocalModel:
         return lambda tokens: any(s in self.decode(tokens[-tail:]) for s in words)
 
     def _pad(self) -> int:
-        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        return int(self.tokenizer.pad_token_id or 0)
 
     def cache_tokens(self) -> int:
         """Tokens whose keys and values fit the budget: the setting `memory` less the weights, else
@@ -262,65 +264,66 @@ class LocalModel:
             room = max(CACHE_TOKENS, memory.free(self.device) // 4 // each)
         else:
             room = max(CACHE_TOKENS, CACHE_BYTES // each)
-        return int(max(1, min(room, self.thrift.sampled)))
+        return int(max(1, min(room, self.memory_limits.sampled)))
 
     def _token_bytes(self) -> int:
         """Keys and values of one token."""
         c = self.network.config.get_text_config()
         heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
         width = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        return 2 * c.num_hidden_layers * heads * width * self.network.dtype.itemsize
+        return int(2 * c.num_hidden_layers * heads * width * self.network.dtype.itemsize)
 
     def _row_tokens(self) -> int:
         """What a row needs to draw a word, in tokens of the cache: much where the vocabulary is
         large."""
-        return PICK_BYTES * self.network.config.get_text_config().vocab_size // self._token_bytes()
+        words = int(self.network.config.get_text_config().vocab_size)
+        return PICK_BYTES * words // self._token_bytes()
 
     # ---- adapters
 
     @property
     def active(self) -> str | None:
         """Name of the active adapter, None for the bare base."""
-        return self.loras.active
+        return self.adapter_set.active
 
     @property
     def adapters(self) -> list[str]:
-        return self.loras.names
+        return self.adapter_set.names
 
     def new_adapter(self, name: str, rank: int = 8, alpha: float = 32, seed: int = 0) -> None:
         """Add a fresh adapter on all linear layers (B is zero, so it changes nothing yet). It is
         not active."""
-        self.loras.new(name, rank, alpha, seed)
+        self.adapter_set.new(name, rank, alpha, seed)
 
     def clone_adapter(self, name: str, new: str) -> None:
         """Add an adapter `new` of the same rank and weights, to train on from there. It is not
         active."""
-        self.loras.clone(name, new)
+        self.adapter_set.clone(name, new)
 
     def load_adapter(self, name: str, path: Path | str) -> None:
         """Load a PEFT folder under `name`. It is not active. AdapterError, AdapterMismatch."""
-        self.loras.load(name, path)
+        self.adapter_set.load(name, path)
 
     def drop_adapter(self, name: str) -> None:
-        self.loras.drop(name)
+        self.adapter_set.drop(name)
 
     def use(self, name: str | None) -> None:
         """Switch to an adapter; None is the bare base, exactly."""
-        self.loras.use(name)
+        self.adapter_set.use(name)
 
     def using(self, name: str | None) -> AbstractContextManager[None]:
-        return self.loras.using(name)
+        return self.adapter_set.using(name)
 
     def adapter_parameters(self, name: str) -> list[torch.nn.Parameter]:
-        return self.loras.parameters(name)
+        return self.adapter_set.parameters(name)
 
     def scale_adapter(self, name: str, factor: float) -> None:
         """Strength of an adapter: 1 as trained, 0 as good as off; `save_adapter` keeps it."""
-        self.loras.scale(name, factor)
+        self.adapter_set.scale(name, factor)
 
     def save_adapter(self, name: str, folder: Path | str) -> None:
         """Write a plain PEFT folder with safetensors."""
-        self.loras.save(name, folder, base=self.name)
+        self.adapter_set.save(name, folder, base=self.name)
 
     def save_merged(self, adapter: Path | str, folder: Path | str) -> None:
         """Write the base with the PEFT folder `adapter` in its weights as an ordinary model folder

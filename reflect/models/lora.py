@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
@@ -22,6 +22,9 @@ from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
 from reflect.errors import AdapterError, AdapterMismatch, UnknownName
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class AdapterSet:
@@ -217,7 +220,7 @@ class AdapterSet:
             )
 
 
-def beside_text(network: Any) -> str | None:
+def beside_text(network: PreTrainedModel) -> str | None:
     """A pattern of the modules outside the language model, such as the eyes of one that sees; None
     where it is all."""
     decoder = network.get_decoder()
@@ -225,13 +228,13 @@ def beside_text(network: Any) -> str | None:
     return rf"(?!{re.escape(name)}\.).*" if name and decoder is not network.base_model else None
 
 
-def merge(network: Any, adapter: Path | str, folder: Path | str) -> None:
+def merge(network: PreTrainedModel, adapter: Path | str, folder: Path | str) -> None:
     """Write the network with the PEFT folder `adapter` in its weights, as safetensors in the
     network's own precision.
 
     `network` has no adapters yet, and is used up by this. AdapterError, AdapterMismatch.
     """
-    loras = AdapterSet(network)
-    loras.load("merged", adapter)
-    loras.use("merged")
-    loras._peft.merge_and_unload().save_pretrained(str(folder))
+    adapters = AdapterSet(network)
+    adapters.load("merged", adapter)
+    adapters.use("merged")
+    adapters._peft.merge_and_unload().save_pretrained(str(folder))

@@ -12,9 +12,12 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 GB = 1e9
 FOUR_BIT = 0.57  # bytes a parameter: four bits and the scales of their blocks
@@ -73,17 +76,17 @@ def parameters_of(folder: Path) -> int:
     return total
 
 
-def weights_of(network: Any) -> int:
+def weights_of(network: PreTrainedModel) -> int:
     """Bytes of the loaded weights; of those that processes share, this one's part."""
     mine = (p.to_local() if hasattr(p, "to_local") else p for p in network.parameters())
-    return sum(p.numel() * p.element_size() for p in mine)
+    return int(sum(p.numel() * p.element_size() for p in mine))
 
 
 def free(device: torch.device, *, spread: bool = False) -> int:
     """Bytes that are free on the device; `spread`: on all GPUs and the CPU together."""
     if spread and torch.cuda.is_available():
         every = [torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())]
-        return sum(every) + free(torch.device("cpu"))
+        return int(sum(every)) + free(torch.device("cpu"))
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":

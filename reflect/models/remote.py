@@ -28,7 +28,7 @@ import uuid
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from reflect.config import Settings
@@ -38,6 +38,7 @@ from reflect.models.budget import Budget
 from reflect.models.credentials import NAMES, checked_url, the_key
 from reflect.models.remote_errors import Server, refusal, unreachable, words_of
 from reflect.models.remote_replies import completions
+from reflect.types import Json
 
 PREFIX = "openai:"
 DEFAULT_URL = "https://api.openai.com/v1"
@@ -53,6 +54,7 @@ OF_ITSELF = (
 )  # what a server says of a model
 
 Answer = Completion | ModelError
+Result = TypeVar("Result")
 
 
 class RemoteModel:
@@ -88,19 +90,19 @@ class RemoteModel:
         self._failed = 0  # requests in a row
         self._next = 0.0  # when the next request may begin
 
-    def new_budget(self, spent: dict[str, Any] | None = None) -> Budget:
+    def new_budget(self, spent: Json | None = None) -> Budget:
         """A budget by the settings, of which a run has spent this before."""
         return Budget(self.settings, spent)
 
     # ---- what the server says of itself
 
     @cached_property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> Json:
         """model -> what the server says of it; {} where it does not say. ModelHalted where it
         cannot be asked."""
         return wait_for(self._models())
 
-    async def _models(self) -> dict[str, Any]:
+    async def _models(self) -> Json:
         try:
             found: Any = await self._client.get("/models", cast_to=object)
         except Exception as e:
@@ -118,8 +120,9 @@ class RemoteModel:
         }
 
     @property
-    def _card(self) -> dict[str, Any]:
-        return self.about.get(self.served, {})
+    def _card(self) -> Json:
+        card: Json = self.about.get(self.served, {})
+        return card
 
     @cached_property
     def fingerprint(self) -> str:
@@ -246,10 +249,10 @@ class RemoteModel:
             found += await self._ask(request, seeds[len(found) :])
         return found
 
-    def _payload(self, request: Request, seeds: Sequence[int], size: int) -> dict[str, Any]:
+    def _payload(self, request: Request, seeds: Sequence[int], size: int) -> Json:
         adapter = self.active if request.adapter == ACTIVE else request.adapter
         longest = "max_completion_tokens" if "max_tokens" in self.declined else "max_tokens"
-        words: dict[str, Any] = {
+        words: Json = {
             "model": adapter or self.served,
             "messages": list(request.messages),
         }
@@ -323,14 +326,14 @@ class RemoteModel:
     def _client(self) -> Any:
         from openai import AsyncOpenAI
 
-        words: dict[str, Any] = {
+        words: Json = {
             "timeout": self.settings.timeout,
             "max_retries": self.settings.retries,
         }
         words["default_headers"] = {
             "x-reflect-lessons": "off"
         }  # to `reflect serve`: the prompt is whole as it stands
-        return AsyncOpenAI(api_key=self._key or "none", base_url=self.url, **words)  # type: ignore[arg-type]
+        return AsyncOpenAI(api_key=self._key or "none", base_url=self.url, **words)
 
 
 @cache
@@ -342,7 +345,7 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def wait_for(work: Coroutine[Any, Any, Any]) -> Any:
+def wait_for(work: Coroutine[Any, Any, Result]) -> Result:
     """The result of the coroutine; it is cancelled when the wait is interrupted."""
     future = asyncio.run_coroutine_threadsafe(work, _loop())
     try:

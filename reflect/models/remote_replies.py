@@ -9,6 +9,7 @@ from typing import Any, Literal
 from reflect.errors import ModelError
 from reflect.models.base import Completion, Request
 from reflect.models.credentials import hide
+from reflect.types import Json
 
 
 class NoCompletion(ValueError):
@@ -62,9 +63,7 @@ def completions(
     return found, (tokens_in, tokens_out)
 
 
-def _choice(
-    choice: Any, stop: Sequence[str], key: str
-) -> tuple[str, tuple[dict[str, Any], ...], Any]:
+def _choice(choice: Any, stop: Sequence[str], key: str) -> tuple[str, tuple[Json, ...], Any]:
     """(text up to the first stop, tool calls, why it ended)."""
     message = getattr(choice, "message", None)
     text = getattr(message, "content", None) or ""
@@ -81,7 +80,7 @@ def _choice(
     )
 
 
-def _call(call: Any, number: int, key: str) -> dict[str, Any]:
+def _call(call: Any, number: int, key: str) -> Json:
     """One tool call, as the API has it. Its arguments stay text: whether they are JSON is for who
     runs the tool."""
     function = getattr(call, "function", None)

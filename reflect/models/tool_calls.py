@@ -16,6 +16,8 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
+from reflect.types import Json
+
 TAGGED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 MISTRAL = "[TOOL_CALLS]"
 NAMED = re.compile(r"\s*([\w.-]+)(?:\[CALL_ID\][\w-]+)?(?:\[ARGS\])?\s*(?=\{)")
@@ -25,7 +27,7 @@ DECODER = json.JSONDecoder()
 
 class Call(NamedTuple):
     name: str
-    arguments: dict[str, Any]
+    arguments: Json
 
 
 def read_calls(text: str, offered: Collection[str]) -> tuple[str, list[Call]]:
@@ -46,7 +48,7 @@ def read_calls(text: str, offered: Collection[str]) -> tuple[str, list[Call]]:
         return text, []
 
 
-def shaped(calls: Sequence[Call], salt: str) -> tuple[dict[str, Any], ...]:
+def shaped(calls: Sequence[Call], salt: str) -> tuple[Json, ...]:
     """The calls as the API has them. The ids are hashes, so that the same answer has the same ids;
     nine letters, since Mistral's template takes no others."""
     return tuple(

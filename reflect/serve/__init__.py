@@ -1,2 +1,1 @@
-"""`reflect serve`: the profile's model behind the chat completions API, or the same in front of
-another server."""
+"""`reflect serve`: the profile's model, or another server, behind the chat completions API."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -16,276 +17,267 @@ from reflect.adapters import activation
 from reflect.errors import AdapterError, ContextTooLong, ReflectError, UnknownName
 from reflect.models.base import Completion, Request
 from reflect.records import Adapter
-from reflect.serve.engine import Busy, Engine, EngineJob
+from reflect.serve.engine import Busy, Engine, EngineJob, OnText
 from reflect.serve.lesson_session import LessonSession, PreparedRequest
 from reflect.serve.schema import ApiError, ChatRequest, choice, delta, event, usage
+from reflect.types import Json
 
 RETRY_SECONDS = 1
+Result = TypeVar("Result")
+Part = tuple[int, str]
+"""(index of the answer, its text so far)."""
+
+
+@dataclass(frozen=True)
+class LocalRequest:
+    """One request with what the model gets for it."""
+
+    client: ChatRequest
+    prepared: PreparedRequest
+    sampling: Request
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {
+            "x-request-id": self.prepared.name,
+            "x-reflect-lessons": self.prepared.lessons,
+            "x-reflect-adapter": self.sampling.adapter or "",
+        }
 
 
 class LocalChat:
-    """`POST /v1/chat/completions` and the adapters, on one engine. `name`: what clients call the
-    model."""
+    """`POST /v1/chat/completions` and the adapters, on one engine. `name` is the model's name for
+    clients."""
 
-    def __init__(self, engine: Engine, desk: LessonSession) -> None:
-        self.engine, self.desk, self.model = engine, desk, engine.model
+    def __init__(self, engine: Engine, session: LessonSession) -> None:
+        self.engine, self.session, self.model = engine, session, engine.model
         self.name = self.model.name.removeprefix("hf:").rstrip("/").split("/")[-1]
         self.names = {self.name, self.model.name, self.model.name.removeprefix("hf:")}
         self.fingerprint = self.model.fingerprint
-        self.began = int(time.time())
-        self.named: dict[str, str] = {}  # adapters that a client has loaded -> their folders
-        self.followed: list[
-            str
-        ] = []  # adapters of the profile that were active since the start, oldest first
+        self.started = int(time.time())
+        self.loaded: dict[str, str] = {}  # adapters that a client has loaded -> their folders
+        self.activated: list[str] = []  # the profile's adapters since the start, oldest first
 
-    # ---- one request
-
-    async def answer(self, http: HttpRequest, ask: ChatRequest) -> Response:
-        """The whole answer, or a stream of it. The answers are on the disk before the client has
-        read their end."""
-        named = self._named(ask.model)
-        shown = await asyncio.to_thread(self.desk.open, ask)
-        adapter = named or (await self._follow(shown.adapter) if shown.adapter else None)
-        request = self._request(ask, shown, adapter)
-        headers = {
-            "x-request-id": shown.name,
-            "x-reflect-lessons": shown.lessons,
-            "x-reflect-adapter": adapter or "",
-        }
-        if ask.stream:
-            return await self._stream(ask, shown, request, headers)
-        job = self._submit(request)
+    async def answer(self, http: HttpRequest, client: ChatRequest) -> Response:
+        """The whole answer, or a stream of it. The answers are stored before the client has read
+        their end."""
+        loaded = self._loaded_adapter(client.model)
+        prepared = await asyncio.to_thread(self.session.open, client)
+        active = prepared.adapter
+        adapter = loaded or (await self._ensure_active(active) if active else None)
+        request = LocalRequest(client, prepared, self._sampling(client, prepared, adapter))
+        if client.stream:
+            return await self._stream(request)
+        job = self._submit(request.sampling)
         try:
-            done = await self._wait(http, job)
-            await self._close(shown, done, adapter)
+            completions = await self._wait(http, job)
+            await self._store(request, completions)
         except BaseException:
             job.cancel()
             raise
-        body = self._body(shown, "chat.completion")
-        body |= {"choices": [choice(i, one) for i, one in enumerate(done)], "usage": usage(done)}
-        return JSONResponse(body, headers=headers)
+        body = self._body(prepared, "chat.completion")
+        body["choices"] = [choice(i, completion) for i, completion in enumerate(completions)]
+        return JSONResponse(body | {"usage": usage(completions)}, headers=request.headers)
 
-    def _request(self, ask: ChatRequest, shown: PreparedRequest, adapter: str | None) -> Request:
-        digest = hashlib.sha256(shown.name.encode()).digest()
-        seed = int.from_bytes(digest[:8], "big") if ask.seed is None else ask.seed
+    def _sampling(
+        self, client: ChatRequest, prepared: PreparedRequest, adapter: str | None
+    ) -> Request:
+        digest = hashlib.sha256(prepared.name.encode()).digest()
+        seed = int.from_bytes(digest[:8], "big") if client.seed is None else client.seed
         return Request(
-            messages=shown.messages,
-            seeds=tuple((seed + i) % 2**63 for i in range(ask.n)),
-            max_tokens=ask.max_tokens or self.model.context,
-            temperature=ask.temperature,
-            stop=ask.stop,
+            messages=prepared.messages,
+            seeds=tuple((seed + i) % 2**63 for i in range(client.n)),
+            max_tokens=client.max_tokens or self.model.context,
+            temperature=client.temperature,
+            stop=client.stop,
             adapter=adapter,
-            tools=ask.tools,
+            tools=client.tools,
         )
 
-    def _submit(self, request: Request, tell: Any = None) -> EngineJob:
+    def _submit(self, request: Request, on_text: OnText | None = None) -> EngineJob:
         try:
-            return self.engine.submit(request, tell)
+            return self.engine.submit(request, on_text)
         except Busy as e:
             wait = {"retry-after": str(RETRY_SECONDS)}
             raise ApiError(503, str(e), code="overloaded", kind="server_error", headers=wait) from e
 
     async def _wait(self, http: HttpRequest, job: EngineJob) -> list[Completion]:
-        """The result; a client that goes away stops being computed."""
-        result: asyncio.Future[Any] = asyncio.wrap_future(job.done)
-        leaves: asyncio.Future[Any] = asyncio.ensure_future(_left(http))
+        """The completions. A client that disconnects ends the computation."""
+        result = asyncio.wrap_future(job.done)
+        disconnect = asyncio.ensure_future(_disconnected(http))
+        waits: set[asyncio.Future[Any]] = {result, disconnect}
         try:
-            await asyncio.wait({result, leaves}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             if not result.done():
                 result.cancel()
-                raise ApiError(499, "The client has gone away.", kind="server_error")
-            return await _told(result)
+                raise ApiError(499, "The client has disconnected.", kind="server_error")
+            return await _result(result)
         finally:
-            leaves.cancel()
+            disconnect.cancel()
 
-    async def _close(
-        self, shown: PreparedRequest, done: Sequence[Completion], adapter: str | None
-    ) -> None:
-        name = self.name if adapter is None or shown.adapter else adapter
-        await asyncio.wrap_future(self.desk.close(shown, done, name, self.fingerprint))
+    async def _store(self, request: LocalRequest, completions: Sequence[Completion]) -> None:
+        adapter, prepared = request.sampling.adapter, request.prepared
+        name = self.name if adapter is None or prepared.adapter else adapter
+        stored = self.session.close(prepared, completions, name, self.fingerprint)
+        await asyncio.wrap_future(stored)
 
-    def _body(self, shown: PreparedRequest, kind: str) -> dict[str, Any]:
-        words: dict[str, Any] = {
-            "id": shown.name,
+    def _body(self, prepared: PreparedRequest, kind: str) -> Json:
+        return {
+            "id": prepared.name,
             "object": kind,
             "created": int(time.time()),
             "model": self.name,
+            "system_fingerprint": f"fp_{self.fingerprint[:12]}",
         }
-        return words | {"system_fingerprint": f"fp_{self.fingerprint[:12]}"}
 
-    # ---- streams
+    async def _stream(self, request: LocalRequest) -> Response:
+        loop, parts = asyncio.get_running_loop(), asyncio.Queue[Part | None]()
 
-    async def _stream(
-        self, ask: ChatRequest, shown: PreparedRequest, request: Request, headers: dict[str, str]
-    ) -> Response:
-        loop, parts = asyncio.get_running_loop(), asyncio.Queue[tuple[int, str] | None]()
-
-        def tell(index: int, text: str) -> None:  # in the engine's thread
+        def on_text(index: int, text: str) -> None:  # in the engine's thread
             loop.call_soon_threadsafe(parts.put_nowait, (index, text))
 
-        # What may turn out to be a tool call is no text: it is held back until it is known.
-        job = self._submit(request, None if ask.tools else tell)
+        # With tools the text may turn out to be a call, so it is sent at the end only.
+        job = self._submit(request.sampling, None if request.client.tools else on_text)
         job.done.add_done_callback(lambda _: loop.call_soon_threadsafe(parts.put_nowait, None))
-        first = await parts.get()  # a request that is refused gets a status, and no stream
-        if first is None and (why := job.done.exception()) is not None:
-            raise api_error(why)
-        events = self._events(ask, shown, request, job, first, parts)
-        headers |= {"cache-control": "no-cache"}
+        first = await parts.get()  # a refused request gets a status, not a stream
+        if first is None and (e := job.done.exception()) is not None:
+            raise api_error(e)
+        headers = request.headers | {"cache-control": "no-cache"}
+        events = self._events(request, job, first, parts)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
     async def _events(
         self,
-        ask: ChatRequest,
-        shown: PreparedRequest,
-        request: Request,
+        request: LocalRequest,
         job: EngineJob,
-        first: Any,
-        parts: asyncio.Queue[Any],
+        part: Part | None,
+        parts: asyncio.Queue[Part | None],
     ) -> AsyncIterator[bytes]:
-        body = self._body(shown, "chat.completion.chunk") | ({"usage": None} if ask.usage else {})
-        sent = [""] * ask.n
+        """The server-sent events of a stream. `part` is the first one of `parts`."""
+        client = request.client
+        body = self._body(request.prepared, "chat.completion.chunk")
+        body |= {"usage": None} if client.usage else {}
+
+        def chunk(index: int, content: Json, finish: str | None = None) -> bytes:
+            return event(body | {"choices": [delta(index, content, finish)]})
+
+        sent = [""] * client.n
         try:
-            for i in range(ask.n):
-                yield event(body | {"choices": [delta(i, {"role": "assistant", "content": ""})]})
-            part = first
+            for i in range(client.n):
+                yield chunk(i, {"role": "assistant", "content": ""})
             while part is not None:
-                index, text = part
-                text = _settled(text, request.stop)
-                if len(text) > len(sent[index]) and text.startswith(sent[index]):
-                    yield event(
-                        body | {"choices": [delta(index, {"content": text[len(sent[index]) :]})]}
-                    )
-                    sent[index] = text
+                i, text = part
+                text = _settled(text, request.sampling.stop)
+                if len(text) > len(sent[i]) and text.startswith(sent[i]):
+                    yield chunk(i, {"content": text[len(sent[i]) :]})
+                    sent[i] = text
                 part = await parts.get()
             try:
-                done = await _told(asyncio.wrap_future(job.done))
-                await self._close(shown, done, request.adapter)
+                completions = await _result(asyncio.wrap_future(job.done))
+                await self._store(request, completions)
             except ApiError as e:  # too late for a status
                 yield event(e.body)
                 return
-            for i, one in enumerate(done):
-                if rest := one.text[len(sent[i]) :]:
-                    yield event(body | {"choices": [delta(i, {"content": rest})]})
-                if one.calls:
-                    calls = [{"index": at, **call} for at, call in enumerate(one.calls)]
-                    yield event(body | {"choices": [delta(i, {"tool_calls": calls})]})
-                yield event(body | {"choices": [delta(i, {}, one.finish)]})
-            if ask.usage:
-                yield event(body | {"choices": [], "usage": usage(done)})
+            for i, completion in enumerate(completions):
+                if rest := completion.text[len(sent[i]) :]:
+                    yield chunk(i, {"content": rest})
+                if completion.calls:
+                    calls = [{"index": at, **call} for at, call in enumerate(completion.calls)]
+                    yield chunk(i, {"tool_calls": calls})
+                yield chunk(i, {}, completion.finish)
+            if client.usage:
+                yield event(body | {"choices": [], "usage": usage(completions)})
             yield event(b"[DONE]")
-        finally:  # read to the end, or the client has gone away
+        finally:  # at the end, or when the client has disconnected
             job.cancel()
 
-    # ---- adapters
-
-    def _named(self, model: str) -> str | None:
+    def _loaded_adapter(self, model: str) -> str | None:
         """The adapter that a client names, None for the model itself. ApiError 404."""
-        if model in self.named:
+        if model in self.loaded:
             return model
         if model in self.names:
             return None
-        known = ", ".join([self.name, *self.named])
-        raise ApiError(
-            404,
-            f"The model '{model}' does not exist. There are: {known}.",
-            param="model",
-            code="model_not_found",
-        )
+        known = ", ".join([self.name, *self.loaded])
+        message = f"The model '{model}' does not exist. There are: {known}."
+        raise ApiError(404, message, param="model", code="model_not_found")
 
-    async def _follow(self, adapter: Adapter) -> str:
-        """The profile's adapter, read in when it is new; the one before the last is dropped once
-        nobody uses it."""
+    async def _call(self, work: Callable[[], Any]) -> Any:
+        """The result of `work` in the engine's thread."""
+        return await _result(asyncio.wrap_future(self.engine.call(work)))
 
-        def ensure() -> None:  # in the engine's thread
+    async def _ensure_active(self, adapter: Adapter) -> str:
+        """Load the profile's adapter when it is new. Of the older ones, the last one stays loaded,
+        and those in use."""
+
+        def ensure() -> None:
             if adapter.name not in self.model.adapters:
-                activation.load(self.model, adapter, self.desk.settings)
-            self.followed = [name for name in self.followed if name != adapter.name] + [
-                adapter.name
-            ]
-            for old in self.followed[:-2]:
-                if old not in self.named and not self.engine.uses(old):
-                    self.model.drop_adapter(old)
-                    self.followed.remove(old)
+                activation.load(self.model, adapter, self.session.settings)
+            older = [name for name in self.activated if name != adapter.name]
+            self.activated = [*older, adapter.name]
+            for name in self.activated[:-2]:
+                if name not in self.loaded and not self.engine.uses(name):
+                    self.model.drop_adapter(name)
+                    self.activated.remove(name)
 
-        if not self.followed or self.followed[-1] != adapter.name:
-            await _told(asyncio.wrap_future(self.engine.call(ensure)))
+        if self.activated[-1:] != [adapter.name]:
+            await self._call(ensure)
         return adapter.name
 
     async def load(self, name: str, path: str) -> None:
-        """A PEFT folder under a name of its own. ApiError 400 when the name is taken or the folder
-        is none."""
-        if name in self.named or name in self.names:
-            raise ApiError(
-                400, f"The lora adapter '{name}' has already been loaded.", param="lora_name"
-            )
+        """Load a PEFT folder under a new name. ApiError 400 when the name is taken, 404 when the
+        folder has no adapter."""
+        if name in self.loaded or name in self.names:
+            message = f"The lora adapter '{name}' has already been loaded."
+            raise ApiError(400, message, param="lora_name")
         if not (Path(path) / "adapter_config.json").is_file():
-            raise ApiError(
-                404, f"There is no adapter in {path}.", param="lora_path", code="not_found"
-            )
+            message = f"There is no adapter in {path}."
+            raise ApiError(404, message, param="lora_path", code="not_found")
 
         def load() -> None:
             if name not in self.model.adapters:
                 self.model.load_adapter(name, path)
 
-        await _told(asyncio.wrap_future(self.engine.call(load)))
-        self.named[name] = path
+        await self._call(load)
+        self.loaded[name] = path
 
     async def unload(self, name: str) -> None:
-        """ApiError 404 for a name that was not loaded; requests under way with it are answered
-        first."""
-        if self.named.pop(name, None) is None:
-            raise ApiError(
-                404,
-                f"The lora adapter '{name}' cannot be found.",
-                param="lora_name",
-                code="not_found",
-            )
-        while name not in self.followed and not await asyncio.wrap_future(
-            self.engine.call(lambda: self._drop(name))
-        ):
-            await asyncio.sleep(0.05)
+        """Unload an adapter after its running requests are answered. ApiError 404 when it was not
+        loaded."""
+        if self.loaded.pop(name, None) is None:
+            message = f"The lora adapter '{name}' cannot be found."
+            raise ApiError(404, message, param="lora_name", code="not_found")
 
-    def _drop(self, name: str) -> bool:
-        if used := self.engine.uses(name):
-            return not used
-        self.model.drop_adapter(name)
-        return True
+        def drop() -> bool:
+            if self.engine.uses(name):
+                return False
+            self.model.drop_adapter(name)
+            return True
+
+        while name not in self.activated and not await self._call(drop):
+            await asyncio.sleep(0.05)
 
     async def models(self, http: HttpRequest) -> Response:
         card = {
             "object": "model",
-            "created": self.began,
+            "created": self.started,
             "owned_by": "reflect",
             "max_model_len": self.model.context,
         }
-        rows = [
-            {
-                "id": self.name,
-                **card,
-                "root": self.model.name,
-                "parent": None,
-                "fingerprint": self.fingerprint,
-            }
-        ]
-        rows += [
-            {"id": name, **card, "root": path, "parent": self.name}
-            for name, path in self.named.items()
-        ]
+        base = {"root": self.model.name, "parent": None, "fingerprint": self.fingerprint}
+        rows: list[Json] = [{"id": self.name, **card, **base}]
+        for name, path in self.loaded.items():
+            rows.append({"id": name, **card, "root": path, "parent": self.name})
         wanted = http.path_params.get("model")
         if wanted is None:
             return JSONResponse({"object": "list", "data": rows})
-        self._named(wanted)
+        self._loaded_adapter(wanted)
         return JSONResponse(next((row for row in rows if row["id"] == wanted), rows[0]))
-
-    async def close(self) -> None:
-        await asyncio.to_thread(self.engine.close)
 
 
 def _settled(text: str, stop: Sequence[str]) -> str:
-    """What will not change any more: no half of a letter, no beginning of a stop string, nothing
-    after one."""
-    cuts = [at for s in stop if (at := text.find(s)) >= 0]
-    if cuts:
+    """The part that cannot change any more: without an incomplete letter, a possible beginning of
+    a stop string, and all after a stop string."""
+    if cuts := [at for s in stop if (at := text.find(s)) >= 0]:
         return text[: min(cuts)]
     text = text.rstrip("\ufffd")
     for s in stop:
@@ -294,14 +286,14 @@ def _settled(text: str, stop: Sequence[str]) -> str:
     return text
 
 
-async def _left(http: HttpRequest) -> None:
-    """Returns when the client has hung up."""
+async def _disconnected(http: HttpRequest) -> None:
+    """Returns when the client has disconnected."""
     while (await http.receive())["type"] != "http.disconnect":
         pass
 
 
-async def _told(result: Any) -> Any:
-    """The result of the engine, its errors as the API words them."""
+async def _result(result: Awaitable[Result]) -> Result:
+    """The result of the engine; its errors as ApiError."""
     try:
         return await result
     except ReflectError as e:
@@ -309,6 +301,7 @@ async def _told(result: Any) -> Any:
 
 
 def api_error(e: BaseException) -> ApiError:
+    """The status and code of an error."""
     if isinstance(e, ApiError):
         return e
     if isinstance(e, UnknownName):
@@ -317,5 +310,5 @@ def api_error(e: BaseException) -> ApiError:
         return ApiError(400, str(e), code="adapter_error")
     if isinstance(e, ContextTooLong):
         return ApiError(400, str(e), param="messages", code="context_length_exceeded")
-    told = str(e) if isinstance(e, ReflectError) else f"{type(e).__name__}: {e}"
-    return ApiError(500, told, code="internal_error", kind="server_error")
+    message = str(e) if isinstance(e, ReflectError) else f"{type(e).__name__}: {e}"
+    return ApiError(500, message, code="internal_error", kind="server_error")

@@ -1,12 +1,12 @@
-"""The same in front of another server: lessons go in, the exchange is written down, all else passes
-as it is.
+"""Lessons in front of another server: they are added to its requests and the exchanges are stored;
+everything else passes unchanged.
 
-A stream passes through while it comes; an upstream error keeps its status and its body. The
-client's own Authorization goes upstream, unless there is a key for that in the environment
-(REFLECT_UPSTREAM_KEY), or the client's is the key of this server. Keys are neither stored nor
+A stream passes while it arrives; an upstream error keeps its status and its body. The client's own
+Authorization header goes upstream, unless the environment has a key for that
+(REFLECT_UPSTREAM_KEY), or the client's key is the key of this server. Keys are neither stored nor
 logged.
 
-Not covered: the profile's adapter, which is the upstream server's to hold: name it as the model.
+Not covered: the profile's adapter, which the upstream server must hold: name it as the model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Literal
 
 import httpx2
 from starlette.requests import Request as HttpRequest
@@ -25,51 +25,49 @@ from reflect.models.base import Completion
 from reflect.serve.lesson_session import LessonSession, PreparedRequest
 from reflect.serve.schema import ApiError, ChatRequest
 from reflect.tasksets.task import Message
+from reflect.types import Json
 
-HOP = {
-    "connection",
-    "keep-alive",
-    "transfer-encoding",
-    "upgrade",
-    "te",
-    "trailer",
-    "host",
-    "content-length",
-}
+HOP = {"connection", "keep-alive", "transfer-encoding", "upgrade", "te", "trailer"}
+HOP |= {"host", "content-length"}
 OURS = {"authorization", "x-reflect-lessons", "x-reflect-taskset", "x-reflect-conversation"}
-DECODED = {"content-encoding", "date", "server"}  # the body is unpacked on the way
+DECODED = {"content-encoding", "date", "server"}  # the client library decodes the body
 TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
 
 
 class Proxy:
-    """`url` has the upstream's /v1 in it. `key`: for the upstream; "" passes the client's on,
-    unless that is ours."""
+    """`url` ends in the upstream's /v1. `key` is the upstream's; without one the client's key goes
+    upstream, unless it is this server's (`own_key`)."""
 
     def __init__(
-        self, url: str, desk: LessonSession, *, key: str = "", own_key: bool = False
+        self, url: str, session: LessonSession, *, key: str = "", own_key: bool = False
     ) -> None:
-        self.url, self.desk, self.key, self.own_key = url.rstrip("/"), desk, key, own_key
+        self.url, self.session = url.rstrip("/"), session
+        self.key, self.own_key = key, own_key
         self.client = httpx2.AsyncClient(timeout=TIMEOUT, limits=httpx2.Limits(max_connections=256))
 
-    async def answer(self, http: HttpRequest, ask: ChatRequest) -> Response:
-        shown = await asyncio.to_thread(self.desk.open, ask)
-        body = {name: value for name, value in ask.raw.items() if name != "reflect"}
-        if shown.lessons:
-            body["messages"] = _with_system(ask.raw["messages"], shown.messages)
-        headers = {"x-reflect-id": shown.name, "x-reflect-lessons": shown.lessons}
+    async def answer(self, http: HttpRequest, request: ChatRequest) -> Response:
+        prepared = await asyncio.to_thread(self.session.open, request)
+        body = {name: value for name, value in request.raw.items() if name != "reflect"}
+        if prepared.lessons:
+            body["messages"] = _with_system(request.raw["messages"], prepared.messages)
         reply = await self._send(http, "chat/completions", json.dumps(body).encode())
         if reply.status_code != 200:
-            return await _passed(reply)
-        if ask.stream:
-            stream = self._relay(reply, shown, ask)
-            return StreamingResponse(stream, 200, {**_headers(reply), **headers})
-        content = await _read(reply)
-        await self._close(shown, ask, _whole(content))
-        return Response(content, 200, {**_headers(reply), **headers})
+            return await _forward(reply)
+        headers = _headers(reply)
+        headers |= {"x-reflect-id": prepared.name, "x-reflect-lessons": prepared.lessons}
+        if request.stream:
+            return StreamingResponse(self._relay(reply, prepared, request), 200, headers)
+        content = await _content(reply)
+        await self._store(prepared, request, _json_object(content))
+        return Response(content, 200, headers)
 
     async def anything(self, http: HttpRequest) -> Response:
-        """Every other path of the API, as it is."""
-        return await _passed(await self._send(http, http.path_params["path"], await http.body()))
+        """Forward every other path of the API."""
+        return await _forward(await self._send(http, http.path_params["path"], await http.body()))
+
+    async def models(self, http: HttpRequest) -> Response:
+        path = "models" + (f"/{http.path_params['model']}" if "model" in http.path_params else "")
+        return await _forward(await self._send(http, path, b""))
 
     async def _send(self, http: HttpRequest, path: str, body: bytes) -> httpx2.Response:
         headers = {k: v for k, v in http.headers.items() if k not in HOP | OURS}
@@ -82,108 +80,85 @@ class Proxy:
         try:
             return await self.client.send(request, stream=True)
         except httpx2.HTTPError as e:
-            told = f"The upstream server {self.url} cannot be reached: {type(e).__name__}."
-            raise ApiError(502, told, code="upstream_unreachable", kind="server_error") from e
+            raise _unreachable(f"{self.url} cannot be reached", e) from e
 
     async def _relay(
-        self, reply: httpx2.Response, shown: PreparedRequest, ask: ChatRequest
+        self, reply: httpx2.Response, prepared: PreparedRequest, request: ChatRequest
     ) -> AsyncIterator[bytes]:
-        """The stream as it comes, byte by byte; it is read along, and its end waits until it is
-        written down."""
-        seen, tail = Stream(), b""
+        """The stream, unchanged. The exchange is stored before its last bytes are sent."""
+        stream, tail, stored = Stream(), b"", False
         try:
             async for part in reply.aiter_bytes():
                 *lines, tail = (tail + part).split(b"\n")
                 for line in lines:
-                    seen.read(line)
-                if seen.ended and not seen.closed:
-                    seen.closed = True
-                    await self._close(shown, ask, seen.answer())
+                    stream.read(line)
+                if stream.ended and not stored:
+                    stored = True
+                    await self._store(prepared, request, stream.answer())
                 yield part
         finally:
             await reply.aclose()
 
-    async def _close(
-        self, shown: PreparedRequest, ask: ChatRequest, answer: dict[str, Any] | None
-    ) -> None:
+    async def _store(self, prepared: PreparedRequest, request: ChatRequest, answer: Json) -> None:
         done = completions(answer)
         if not done:
-            return  # what cannot be read is not learned from; the client has it all the same
-        model = str((answer or {}).get("model") or ask.model)
-        named = answer["id"] if answer and isinstance(answer.get("id"), str) else shown.name
+            return  # an unreadable answer teaches nothing; the client gets it unchanged
+        model = str(answer.get("model") or request.model)
+        name = answer["id"] if isinstance(answer.get("id"), str) else prepared.name
         fingerprint = hashlib.sha256(f"upstream/{self.url}/{model}".encode()).hexdigest()
-        written = self.desk.close(shown, done, model, fingerprint, also=named)
-        await asyncio.wrap_future(written)
-
-    async def models(self, http: HttpRequest) -> Response:
-        path = "models" + (f"/{http.path_params['model']}" if "model" in http.path_params else "")
-        return await _passed(await self._send(http, path, b""))
-
-    async def close(self) -> None:
-        await self.client.aclose()
+        await asyncio.wrap_future(self.session.close(prepared, done, model, fingerprint, name))
 
 
 class Stream:
-    """The chunks of a stream put together again."""
+    """Joins the chunks of a stream to one answer."""
 
     def __init__(self) -> None:
-        self.words: dict[str, Any] = {}
-        self.choices: dict[int, dict[str, Any]] = {}
-        self.ended = self.closed = False
+        self.fields: Json = {}
+        self.choices: dict[int, Json] = {}
+        self.ended = False
 
     def read(self, line: bytes) -> None:
         data = line.strip().removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
-        if data == b"[DONE]":
-            self.ended = True
-        chunk = _json(data) if data else None
-        if not isinstance(chunk, dict):
-            return
-        self.words |= {name: chunk[name] for name in ("id", "model", "usage") if chunk.get(name)}
+        self.ended = self.ended or data == b"[DONE]"
+        chunk = _json_object(data)
+        self.fields |= {name: chunk[name] for name in ("id", "model", "usage") if chunk.get(name)}
         for part in chunk.get("choices") or ():
-            one = self.choices.setdefault(
-                int(part.get("index", 0)), {"content": "", "finish": "stop", "calls": {}}
-            )
-            said = part.get("delta") or {}
-            one["content"] += said.get("content") or ""
-            one["finish"] = part.get("finish_reason") or one["finish"]
-            for call in said.get("tool_calls") or ():
-                held = one["calls"].setdefault(
-                    call.get("index", 0), {"id": "", "name": "", "arguments": ""}
-                )
-                held["id"] = call.get("id") or held["id"]
+            empty: Json = {"content": "", "finish": "stop", "calls": {}}
+            choice = self.choices.setdefault(int(part.get("index", 0)), empty)
+            delta = part.get("delta") or {}
+            choice["content"] += delta.get("content") or ""
+            choice["finish"] = part.get("finish_reason") or choice["finish"]
+            for piece in delta.get("tool_calls") or ():
+                nothing = {"id": "", "name": "", "arguments": ""}
+                call = choice["calls"].setdefault(piece.get("index", 0), nothing)
+                call["id"] = piece.get("id") or call["id"]
                 for name in ("name", "arguments"):
-                    held[name] += (call.get("function") or {}).get(name) or ""
+                    call[name] += (piece.get("function") or {}).get(name) or ""
 
-    def answer(self) -> dict[str, Any]:
-        """As one answer that came whole."""
+    def answer(self) -> Json:
+        """The same answer as a reply without streaming."""
         rows = []
-        for index, one in sorted(self.choices.items()):
-            calls = [
-                {
-                    "id": c["id"],
-                    "type": "function",
-                    "function": {"name": c["name"], "arguments": c["arguments"]},
-                }
-                for _, c in sorted(one["calls"].items())
-            ]
-            message = {"content": one["content"], "tool_calls": calls}
-            rows.append({"index": index, "message": message, "finish_reason": one["finish"]})
-        return self.words | {"choices": rows}
+        for index, choice in sorted(self.choices.items()):
+            calls = []
+            for _, call in sorted(choice["calls"].items()):
+                function = {"name": call["name"], "arguments": call["arguments"]}
+                calls.append({"id": call["id"], "type": "function", "function": function})
+            message = {"content": choice["content"], "tool_calls": calls}
+            rows.append({"index": index, "message": message, "finish_reason": choice["finish"]})
+        return self.fields | {"choices": rows}
 
 
-def completions(answer: dict[str, Any] | None) -> list[Completion]:
+def completions(answer: Json) -> list[Completion]:
     """The answers in an upstream's reply; [] when it cannot be read."""
     try:
-        rows = sorted((answer or {})["choices"], key=lambda row: row.get("index", 0))
-        used = (answer or {}).get("usage") or {}
+        rows = sorted(answer["choices"], key=lambda row: row.get("index", 0))
+        tokens = answer.get("usage") or {}
         return [
             Completion(
                 text=row["message"].get("content") or "",
-                prompt_tokens=int(used.get("prompt_tokens") or 0),
-                completion_tokens=int(used.get("completion_tokens") or 0) // len(rows),
-                finish=row["finish_reason"]
-                if row.get("finish_reason") in ("length", "tool_calls")
-                else "stop",
+                prompt_tokens=int(tokens.get("prompt_tokens") or 0),
+                completion_tokens=int(tokens.get("completion_tokens") or 0) // len(rows),
+                finish=FINISH.get(str(row.get("finish_reason")), "stop"),
                 seed=0,
                 calls=tuple(row["message"].get("tool_calls") or ()),
             )
@@ -193,39 +168,44 @@ def completions(answer: dict[str, Any] | None) -> list[Completion]:
         return []
 
 
-def _with_system(raw: Sequence[Message], shown: Sequence[Message]) -> list[Message]:
-    """The client's messages, whatever is in them, under the system message that has the lessons."""
-    return [
-        shown[0],
-        *(message for message in raw if message.get("role") not in ("system", "developer")),
-    ]
+FINISH: dict[str, Literal["length", "tool_calls"]] = {
+    "length": "length",
+    "tool_calls": "tool_calls",
+}
+
+
+def _with_system(raw: Sequence[Message], prepared: Sequence[Message]) -> list[Message]:
+    """The client's messages, unchanged, after the system message with the lessons."""
+    rest = [message for message in raw if message.get("role") not in ("system", "developer")]
+    return [prepared[0], *rest]
 
 
 def _headers(reply: httpx2.Response) -> dict[str, str]:
     return {k: v for k, v in reply.headers.items() if k.lower() not in HOP | DECODED}
 
 
-async def _read(reply: httpx2.Response) -> bytes:
+async def _content(reply: httpx2.Response) -> bytes:
     try:
         return await reply.aread()
     except httpx2.HTTPError as e:
-        told = f"The upstream server broke off: {type(e).__name__}."
-        raise ApiError(502, told, code="upstream_unreachable", kind="server_error") from e
+        raise _unreachable("closed the connection", e) from e
     finally:
         await reply.aclose()
 
 
-async def _passed(reply: httpx2.Response) -> Response:
-    return Response(await _read(reply), reply.status_code, _headers(reply))
+async def _forward(reply: httpx2.Response) -> Response:
+    return Response(await _content(reply), reply.status_code, _headers(reply))
 
 
-def _whole(content: bytes) -> dict[str, Any] | None:
-    found = _json(content)
-    return found if isinstance(found, dict) else None
+def _unreachable(problem: str, e: Exception) -> ApiError:
+    message = f"The upstream server {problem}: {type(e).__name__}."
+    return ApiError(502, message, code="upstream_unreachable", kind="server_error")
 
 
-def _json(data: bytes) -> Any:
+def _json_object(data: bytes) -> Json:
+    """The JSON object in `data`; {} for anything else."""
     try:
-        return json.loads(data)
+        content = json.loads(data)
     except ValueError:
-        return None
+        return {}
+    return content if isinstance(content, dict) else {}

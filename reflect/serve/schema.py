@@ -1,8 +1,8 @@
 """The chat completions API on the wire: request bodies, answers and errors.
 
-A field that the model cannot honour is refused, never ignored: another `top_p`, penalties, logprobs,
-a response format, images. Fields that change no answer (`user`, `metadata`, `store` ...) and unknown
-fields are ignored.
+A field that the model does not support is refused, never ignored: another `top_p`, penalties,
+logprobs, a response format, images. Fields that change no answer (`user`, `metadata`, `store` ...)
+and unknown fields are ignored.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reflect.models.base import Completion
 from reflect.tasksets.task import Message
+from reflect.types import Json
 
-Json = dict[str, object]
 Text = Annotated[str, Field(min_length=1)]
 Body = TypeVar("Body", bound=BaseModel)
 
 
 class ApiError(Exception):
-    """A refused request, as the API words it. `code` is for programs, `param` names the field."""
+    """A refused request in the API's format. `code` is for programs, `param` names the field."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class ApiError(Exception):
 
 
 class StrictModel(BaseModel):
-    """What comes from a client: no text becomes a number, no NaN is one."""
+    """A body from a client: strict types, no NaN and no infinity."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -67,7 +67,7 @@ class StreamOptions(StrictModel):
 
 
 class Options(StrictModel):
-    """The `reflect` object of a body. Headers of the same names say the same."""
+    """The `reflect` object of a body. Each field also exists as a header, `x-reflect-NAME`."""
 
     lessons: bool | None = None
     taskset: str | None = None
@@ -76,7 +76,7 @@ class Options(StrictModel):
 
 
 class RelayedBody(StrictModel):
-    """The fields that lessons depend on: all that is read of a request to another server."""
+    """The fields that lessons depend on; no other field of an upstream request is read."""
 
     model: Text
     messages: Annotated[list[Json], Field(min_length=1)]
@@ -86,7 +86,7 @@ class RelayedBody(StrictModel):
 
 
 class LocalBody(RelayedBody):
-    """The fields that the model of this process honours, each with the values that it can honour."""
+    """The fields and values that the model of this process supports."""
 
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
@@ -105,7 +105,7 @@ class LocalBody(RelayedBody):
 
 
 class Feedback(StrictModel):
-    """A reward for an answer: `id` names it, `choice` is its index where there are several."""
+    """A reward for the answer `id`; `choice` is its index among several."""
 
     id: Text
     reward: Annotated[float, Field(ge=0, le=1)]
@@ -127,17 +127,17 @@ UNSUPPORTED |= {"response_format"}
 
 
 def read(schema: type[Body], raw: object) -> Body:
-    """The body as `schema` describes it. ApiError 400, which names the first field that is wrong."""
+    """The validated body. ApiError 400 names the first invalid field."""
     try:
         return schema.model_validate(raw)
     except ValidationError as e:
         errors = e.errors(include_url=False)
-    # every branch of a union has an error of its own: the one about the value says more
-    same = [one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]]
-    error = next((one for one in same if not one["type"].endswith("_type")), errors[0])
+    # Every branch of a union has its own error; the one about the value says more.
+    same = [row for row in errors if row["loc"][:1] == errors[0]["loc"][:1]]
+    error = next((row for row in same if not row["type"].endswith("_type")), errors[0])
     if not isinstance(raw, dict):
         raise ApiError(400, "The body must be a JSON object.")
-    # of `stop: str | list[str]` pydantic names the branch too: the field is enough
+    # For `stop: str | list[str]` pydantic names the branch too: keep the field only.
     path = [part for part in error["loc"] if part in raw or len(error["loc"]) == 1]
     nested = error["loc"][:2] if error["loc"][0] == "reflect" else path or error["loc"][:1]
     param = ".".join(map(str, nested))
@@ -150,30 +150,32 @@ def read(schema: type[Body], raw: object) -> Body:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One request of a client. `messages` have text contents only; `raw` is the body as it came."""
+    """One request of a client. `messages` have text contents only; `raw` is the original body."""
 
     model: str
     messages: list[Message]
-    raw: dict[str, Any]
+    raw: Json
     stream: bool
-    usage: bool  # the last chunk of a stream carries the token counts
+    usage: bool
+    """The last chunk of a stream carries the token counts."""
     lessons: bool
     taskset: str | None
-    conversation: str  # its requests see the same lessons
+    conversation: str
+    """Requests of one conversation see the same lessons."""
     untrusted: bool
     n: int = 1
     stop: tuple[str, ...] = ()
     seed: int | None = None
     temperature: float = 1.0
     max_tokens: int | None = None
-    tools: tuple[dict[str, Any], ...] = ()
+    tools: tuple[Json, ...] = ()
 
 
-def parse(raw: Any, headers: Mapping[str, str], *, strict: bool = True) -> ChatRequest:
-    """The request of a client. `strict=False`, for a request that goes on to another server, reads
-    only what lessons need. ApiError 400."""
+def parse(raw: Json, headers: Mapping[str, str], *, strict: bool = True) -> ChatRequest:
+    """The request of a client. `strict=False`, for an upstream request, reads only what lessons
+    need. ApiError 400."""
     body = read(LocalBody if strict else RelayedBody, raw)
-    ours = body.reflect or Options()
+    options = body.reflect or Options()
     off = headers.get("x-reflect-lessons", "on").lower() in ("off", "false", "0", "no")
     common = ChatRequest(
         model=body.model,
@@ -181,10 +183,10 @@ def parse(raw: Any, headers: Mapping[str, str], *, strict: bool = True) -> ChatR
         raw=raw,
         stream=body.stream is True,
         usage=bool(body.stream_options and body.stream_options.include_usage),
-        lessons=not off if ours.lessons is None else ours.lessons,
-        taskset=ours.taskset or headers.get("x-reflect-taskset"),
-        conversation=ours.conversation or headers.get("x-reflect-conversation", ""),
-        untrusted=ours.untrusted is True,
+        lessons=not off if options.lessons is None else options.lessons,
+        taskset=options.taskset or headers.get("x-reflect-taskset"),
+        conversation=options.conversation or headers.get("x-reflect-conversation", ""),
+        untrusted=options.untrusted is True,
     )
     if not isinstance(body, LocalBody):
         return common
@@ -199,8 +201,8 @@ def parse(raw: Any, headers: Mapping[str, str], *, strict: bool = True) -> ChatR
     )
 
 
-def _offered(tools: list[dict[str, Any]], wanted: str | ToolChoice | None) -> tuple[Any, ...]:
-    """The tools shown to the model: none, all, or the one that the client names. No call is forced."""
+def _offered(tools: list[Json], wanted: str | ToolChoice | None) -> tuple[Json, ...]:
+    """The tools for the model: none, all, or the one that the client names. No call is forced."""
     if not isinstance(wanted, ToolChoice):
         return () if wanted == "none" else tuple(tools)
     name = wanted.function.name
@@ -214,7 +216,7 @@ ROLES = ("assistant", "developer", "function", "system", "tool", "user")
 
 
 def _message(message: Json, i: int, strict: bool) -> Message:
-    """The message with a plain text as its content; `developer` is another name of `system`."""
+    """The message with text content; `developer` becomes `system`."""
     role = message.get("role")
     if role not in ROLES:
         where = f"messages[{i}].role"
@@ -244,31 +246,33 @@ def _content(value: object, where: str, strict: bool, optional: bool) -> str:
     return "\n".join(texts)
 
 
-# Answers
-
-
-def choice(index: int, done: Completion) -> dict[str, Any]:
-    message: dict[str, Any] = {
+def choice(index: int, completion: Completion) -> Json:
+    message: Json = {
         "role": "assistant",
-        "content": done.text or (None if done.calls else ""),
+        "content": completion.text or (None if completion.calls else ""),
     }
-    message |= {"refusal": None} | ({"tool_calls": list(done.calls)} if done.calls else {})
-    return {"index": index, "message": message, "finish_reason": done.finish, "logprobs": None}
+    message |= {"refusal": None} | (
+        {"tool_calls": list(completion.calls)} if completion.calls else {}
+    )
+    return {
+        "index": index,
+        "message": message,
+        "finish_reason": completion.finish,
+        "logprobs": None,
+    }
 
 
-def usage(done: Sequence[Completion]) -> dict[str, int]:
-    prompt, answer = done[0].prompt_tokens, sum(one.completion_tokens for one in done)
+def usage(completions: Sequence[Completion]) -> dict[str, int]:
+    prompt = completions[0].prompt_tokens
+    answer = sum(completion.completion_tokens for completion in completions)
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
 
-def event(data: Any) -> bytes:
+def event(data: Json | bytes) -> bytes:
     """One server-sent event."""
-    return (
-        b"data: "
-        + (data if isinstance(data, bytes) else json.dumps(data, ensure_ascii=False).encode())
-        + b"\n\n"
-    )
+    content = data if isinstance(data, bytes) else json.dumps(data, ensure_ascii=False).encode()
+    return b"data: " + content + b"\n\n"
 
 
-def delta(index: int, said: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-    return {"index": index, "delta": said, "finish_reason": finish, "logprobs": None}
+def delta(index: int, content: Json, finish: str | None = None) -> Json:
+    return {"index": index, "delta": content, "finish_reason": finish, "logprobs": None}

@@ -1,103 +1,114 @@
 """Start, announce and stop the server.
 
-SIGTERM and SIGINT: nothing new is accepted, what runs is finished (for PATIENCE seconds at most),
-then the process ends as every command of reflect does.
+After SIGTERM or SIGINT the server accepts nothing new, finishes the running requests within
+PATIENCE seconds, and the process ends as every command of reflect does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib.util
 import os
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from reflect.errors import ServeError, UsageError
 from reflect.workspace.workspace import Workspace
 
-PATIENCE = 30  # seconds for what runs
+if TYPE_CHECKING:
+    import uvicorn
+    from starlette.applications import Starlette
+
+PATIENCE = 30  # seconds for running requests
 BACKLOG = 512
 MODULES = ("starlette", "uvicorn", "httpx2")
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What `reflect serve` was told. `upstream`: a URL with /v1, or "" for the model of this
-    process."""
+    """The options of `reflect serve`."""
 
     host: str = "127.0.0.1"
-    port: int = 8000  # 0: any free one
+    port: int = 8000
+    """0: any free port."""
     key: str = ""
     upstream: str = ""
+    """A URL with /v1; empty: serve the model of this process."""
     taskset: str = "traffic"
     trusted: bool = False
     queue: int = 256
 
 
-def serve(ws: Workspace, words: ServeOptions, ready: Callable[[str], None]) -> None:
-    """Serve until a signal comes. `ready` is told the base URL. ServeError, UsageError before
-    anything is loaded."""
+def serve(ws: Workspace, options: ServeOptions, ready: Callable[[str], None]) -> None:
+    """Serve until a signal comes. Calls `ready` with the base URL. ServeError, UsageError before
+    the model is loaded."""
     missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
     if missing:
-        told = f"reflect serve needs {', '.join(missing)}."
-        raise UsageError(told, "Install what it needs: pip install 'second-nature[serve]'")
+        message = f"reflect serve needs {', '.join(missing)}."
+        raise UsageError(message, "Install what it needs: pip install 'second-nature[serve]'")
     from reflect.serve.app import loopback
 
-    if not words.key and not loopback(words.host):
-        told = f"On {words.host} others can reach this server, so it needs a key."
-        raise UsageError(
-            told, "Set REFLECT_SERVE_KEY, or say --key KEY; or stay on --host 127.0.0.1."
-        )
-    if words.upstream and not words.upstream.startswith(("http://", "https://")):
-        raise UsageError(f"{words.upstream} is no URL.", "Write --upstream https://HOST/v1.")
-    listener = listen(words.host, words.port)
+    if not options.key and not loopback(options.host):
+        message = f"On {options.host} others can reach this server, so it needs a key."
+        hint = "Set REFLECT_SERVE_KEY, or add --key KEY; or stay on --host 127.0.0.1."
+        raise UsageError(message, hint)
+    if options.upstream and not options.upstream.startswith(("http://", "https://")):
+        raise UsageError(f"{options.upstream} is not a URL.", "Write --upstream https://HOST/v1.")
+    listener = listen(options.host, options.port)
     with ExitStack() as stack:
         stack.callback(listener.close)
-        app, close = assemble(ws, words)
+        app, close = assemble(ws, options)
         stack.callback(close)
-        asyncio.run(server(app, lambda: ready(url(listener, words.host))).serve(sockets=[listener]))
+        base = url(listener, options.host)
+        asyncio.run(server(app, lambda: ready(base)).serve(sockets=[listener]))
 
 
-def assemble(ws: Workspace, words: ServeOptions) -> tuple[Any, Callable[[], None]]:
-    """(the application, what ends it)."""
+def assemble(ws: Workspace, options: ServeOptions) -> tuple[Starlette, Callable[[], None]]:
+    """(the application, a function that stops its threads)."""
+    from reflect.models.local import LocalModel
     from reflect.serve.app import build
     from reflect.serve.engine import Engine
     from reflect.serve.lesson_session import LessonSession
     from reflect.serve.local_chat import LocalChat
     from reflect.serve.proxy import Proxy
 
-    options: dict[str, Any] = {
-        "taskset": words.taskset,
-        "trusted": words.trusted,
-        "count_tokens": ws.count_tokens,
-    }
-    if words.upstream:
-        desk = LessonSession(ws.store, ws.settings, **options)
-        key = os.environ.get("REFLECT_UPSTREAM_KEY", "")
-        proxy = Proxy(words.upstream, desk, key=key, own_key=bool(words.key))
-        return build(proxy, desk, key=words.key), desk.stop
-    from reflect.models.local import LocalModel
+    def session(context: int | None) -> LessonSession:
+        return LessonSession(
+            ws.store,
+            ws.settings,
+            count_tokens=ws.count_tokens,
+            context=context,
+            taskset=options.taskset,
+            trusted=options.trusted,
+        )
 
+    if options.upstream:
+        upstream = session(None)
+        key = os.environ.get("REFLECT_UPSTREAM_KEY", "")
+        proxy = Proxy(options.upstream, upstream, key=key, own_key=bool(options.key))
+        return build(proxy, upstream, key=options.key), upstream.stop
     if not isinstance(ws.model, LocalModel):
-        told = f"{ws.settings.model} is not a model of this machine."
-        raise UsageError(told, "Serve in front of its server: reflect serve --upstream URL")
-    desk = LessonSession(ws.store, ws.settings, context=ws.model.context, **options)
-    engine = Engine(ws.model, words.queue)
+        message = f"{ws.settings.model} is not a model of this machine."
+        raise UsageError(message, "Serve in front of its server: reflect serve --upstream URL")
+    local = session(ws.model.context)
+    engine = Engine(ws.model, options.queue)
     if not ws.settings.threads:
-        engine.call(engine.model.settle)
+        engine.call(engine.model.use_one_thread_if_small)
 
     def close() -> None:
         engine.close()
-        desk.stop()
+        local.stop()
 
-    return build(LocalChat(engine, desk), desk, key=words.key), close
+    return build(LocalChat(engine, local), local, key=options.key), close
 
 
-def server(app: Any, ready: Callable[[], None]) -> Any:
-    """A uvicorn server that says when it listens, and logs errors only: no request, no key."""
+def server(app: Starlette, ready: Callable[[], None]) -> uvicorn.Server:
+    """A uvicorn server that calls `ready` when it listens. It logs errors only: no request, no
+    key."""
     import uvicorn
 
     class Announced(uvicorn.Server):
@@ -117,29 +128,25 @@ def server(app: Any, ready: Callable[[], None]) -> Any:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound. ServeError where that cannot be."""
+    """A bound socket. ServeError when the port cannot be used."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM
-        )[0]
-        made = socket.socket(family, kind, protocol)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = addresses[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            made.bind(address)
+            listener.bind(address)
         except OSError:
-            made.close()
+            listener.close()
             raise
-        return made
+        return listener
     except (OSError, OverflowError) as e:
-        why = (
-            "another program listens there"
-            if getattr(e, "errno", 0) in (98, 48)
-            else getattr(e, "strerror", str(e))
-        )
-        told = f"Port {port} of {host} cannot be used: {why}."
-        raise ServeError(
-            told, "Take another one: reflect serve --port 8001, or --port 0 for any."
-        ) from e
+        why = getattr(e, "strerror", str(e))
+        if getattr(e, "errno", 0) == errno.EADDRINUSE:
+            why = "another program listens there"
+        message = f"Port {port} of {host} cannot be used: {why}."
+        hint = "Use another one: reflect serve --port 8001, or --port 0 for any."
+        raise ServeError(message, hint) from e
 
 
 def url(listener: socket.socket, host: str) -> str:

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 from reflect.sandbox import bubblewrap
 from reflect.tasksets.task import TWIN, Score
+from reflect.types import Json
 
 FIELDS = ("entry", "cases", "twin", "seconds", "memory")
 FENCE = re.compile(
@@ -78,7 +79,7 @@ class CodeCase(NamedTuple):
     expected: Any
 
 
-def answer_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+def answer_of(fields: Mapping[str, Any]) -> Json:
     """`Task.answer` of a code task from its fields: checked, and JSON. `Bad` says which field is
     wrong.
 
@@ -91,7 +92,7 @@ def answer_of(fields: Mapping[str, Any]) -> dict[str, Any]:
             f"{entry!r} is no name of a function",
             "Name the function, or leave the field out.",
         )
-    answer: dict[str, Any] = {"entry": entry, "cases": _cases("cases", fields.get("cases"), entry)}
+    answer: Json = {"entry": entry, "cases": _cases("cases", fields.get("cases"), entry)}
     if "twin" in fields:
         answer["twin"] = _cases("twin", fields["twin"], entry)
     for field, most in (("seconds", 600), ("memory", 65536)):
@@ -109,7 +110,7 @@ def answer_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _cases(field: str, rows: object, entry: str | None) -> list[dict[str, Any]]:
+def _cases(field: str, rows: object, entry: str | None) -> list[Json]:
     names, form = (
         (("args", "returns"), '{"args": [2], "returns": 4}') if entry else (("stdin", "stdout"), "")
     )

@@ -32,6 +32,7 @@ from reflect.tasksets import code
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import HUMAN, JUDGE, Message, Split, Task
 from reflect.tasksets.verifiers import VERIFIERS, extract_answer, last_number
+from reflect.types import Json
 
 SUFFIXES = (".jsonl", ".json", ".yaml", ".yml")
 FIELDS = (
@@ -55,7 +56,7 @@ class FileRow(NamedTuple):
     """One task as it stands in the file; `where` says file and line."""
 
     where: str
-    fields: dict[str, Any]
+    fields: Json
 
     def fail(self, field: str, problem: str, step: str) -> NoReturn:
         raise BadTaskFile(f"{self.where}, field '{field}': {problem}.", step)
@@ -154,7 +155,7 @@ def task_of(
         gold = (
             "" if verifier == "code" else f"answer: {answer}"
         )  # `reflect tasks check` asks for that of code
-    words: dict[str, Any] = {"answer": answer, "split": split, "untrusted": _untrusted(row)}
+    words: Json = {"answer": answer, "split": split, "untrusted": _untrusted(row)}
     rubric = row.fields.get("rubric", "").strip()
     return Task(
         id=str(name).strip(), messages=messages, verifier=verifier, rubric=rubric, **words
@@ -201,7 +202,7 @@ def _untrusted(row: FileRow) -> bool:
     return words[value]
 
 
-def _code(row: FileRow) -> dict[str, Any]:
+def _code(row: FileRow) -> Json:
     if "answer" in row.fields:
         row.fail(
             "answer", "a code task has none", "Say in 'cases' what goes in and what must come back."

@@ -8,6 +8,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from reflect.types import Json
+
 if TYPE_CHECKING:
     pass
 
@@ -52,7 +54,7 @@ class Task:
     untrusted: bool = False
     rubric: str = ""
 
-    def shape(self) -> dict[str, Any]:
+    def shape(self) -> Json:
         """The public JSON shape: {id, messages, verifier, answer, split}, and `untrusted` and
         `rubric` where it has them."""
         row = asdict(self)

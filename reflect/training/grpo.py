@@ -168,7 +168,7 @@ def remembered(
     numbered = {id(row): i for i, row in enumerate(rows)}
     view = [View(name, "student", frozen=True)]
     with torch.no_grad():
-        for batch in micro_batches(rows, model.thrift.most(most)):
+        for batch in micro_batches(rows, model.memory_limits.most(most)):
             told = compare(model, batch, view, lambda row, mine_TV: chosen(mine_TV, row))
             for row, old_T in zip(batch, told, strict=True):
                 found[numbered[id(row)]] = tuple(old_T.tolist())

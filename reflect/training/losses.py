@@ -320,7 +320,7 @@ def backward(
     total = sum(row.weight * len(row.answer) for row in rows)
     told: dict[str, list[float]] = {}
     with model.using(name), checkpointed(model):  # so that only the teacher's passes switch
-        for batch in split(rows, model.thrift.most(most)):
+        for batch in split(rows, model.memory_limits.most(most)):
             per_row = losses(model, name, batch)
             loss = (
                 torch.stack(

@@ -31,7 +31,7 @@ def checkpointed(model: LocalModel) -> Iterator[None]:
     model.
     """
     changed: list[tuple[Any, Any]] = []
-    for layer in layers_of(model.network) if model.thrift.checkpoints else ():
+    for layer in layers_of(model.network) if model.memory_limits.checkpoints else ():
         changed.append((layer, layer.__dict__.get("forward")))
         layer.forward = partial(
             checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
@@ -51,14 +51,14 @@ def reduce_memory(model: LocalModel, rows: Sequence[Any], most: int) -> None:
 
     `most`: the padded tokens of a pass by the plan.
     """
-    if model.may_checkpoint and not model.thrift.checkpoints:
-        model.thrift.checkpoints = True
+    if model.may_checkpoint and not model.memory_limits.checkpoints:
+        model.memory_limits.checkpoints = True
         return
     longest = max((row.width for row in rows), default=0)
-    tried = min(model.thrift.most(most), len(rows) * longest)  # a pass had no more than this
+    tried = min(model.memory_limits.most(most), len(rows) * longest)  # a pass had no more than this
     if tried <= longest:
         raise NightError(
             f"There is too little memory to train on one answer of {longest} tokens with its prompt.",
             'Lower max_tokens or lesson_budget, or set dtype = "bfloat16", checkpointing = "on", or a smaller model.',
         )
-    model.thrift.trained = max(longest, tried // 2)
+    model.memory_limits.trained = max(longest, tried // 2)

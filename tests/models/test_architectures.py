@@ -163,7 +163,7 @@ def test_pieces_and_recomputed_layers_have_the_same_gradients(
     want = gradients(model, "a")
     monkeypatch.setattr(losses, "LOGITS", 5 * len(model.tokenizer))  # pieces of five tokens
     pieces = gradients(model, "a")
-    model.thrift.checkpoints = True
+    model.memory_limits.checkpoints = True
     for found in (pieces, gradients(model, "a")):
         for mine, its in zip(found, want, strict=True):
             torch.testing.assert_close(mine, its, rtol=1e-3, atol=1e-5)

@@ -31,7 +31,7 @@ def test_rows_that_join_and_leave_say_what_they_say_alone(tiny: LocalModel) -> N
         for i in range(24)
     ]
     want = [tiny.sample([request])[0][0] for request in asked]
-    batch = tiny.running()
+    batch = tiny.continuous_batch()
     assert batch is not None
     rows = [tiny.rows(request)[0] for request in asked]
     waiting, done = list(rows), 0
@@ -54,7 +54,7 @@ def test_what_a_running_row_has_read_is_not_read_again(tiny: LocalModel) -> None
         for i in (1, 1, 5, 2)
     ]
     want = [tiny.sample([request])[0][0] for request in asked]
-    batch = tiny.running()
+    batch = tiny.continuous_batch()
     rows = [tiny.rows(request)[0] for request in asked]
     read: list[int] = []
     inner = tiny.network.forward
@@ -75,7 +75,7 @@ def test_what_a_running_row_has_read_is_not_read_again(tiny: LocalModel) -> None
 def test_a_row_that_is_dropped_leaves_the_others_alone(tiny: LocalModel) -> None:
     requests = [Request([{"role": "user", "content": f"w{i}"}], (i,), 12) for i in range(6)]
     want = [tiny.sample([request])[0][0].tokens for request in requests]
-    batch = tiny.running()
+    batch = tiny.continuous_batch()
     rows = [tiny.rows(request)[0] for request in requests]
     batch.join(rows)
     batch.step()
@@ -119,7 +119,7 @@ def test_a_model_that_no_row_can_join_answers_batch_after_batch(tmp_path: Path) 
                       num_key_value_heads=1, sliding_window=6, eos_token_id=2, pad_token_id=0)
     ).save_pretrained(folder)  # fmt: skip
     model = load_model(str(folder))
-    assert model.running() is None
+    assert model.continuous_batch() is None
     engine = Engine(model, queue=100)
     asked = [Request([{"role": "user", "content": f"w{i}"}], (i, i + 1), 9) for i in range(5)]
     jobs = [engine.submit(request) for request in asked]
@@ -228,10 +228,10 @@ def test_a_light_network_serves_on_one_thread(
     try:
         torch.set_num_threads(2)
         monkeypatch.setattr("reflect.models.local.LIGHT_BYTES", 10)
-        tiny.settle()
+        tiny.use_one_thread_if_small()
         assert torch.get_num_threads() == 2, "a larger one keeps what it has"
         monkeypatch.undo()
-        tiny.settle()
+        tiny.use_one_thread_if_small()
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)

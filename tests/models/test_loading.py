@@ -183,7 +183,7 @@ def test_training_with_too_little_memory_goes_on_with_less(tiny: LocalModel) -> 
     assert less == {kind: pytest.approx(value, rel=1e-5) for kind, value in told.items()}
     for p, its in zip(mine, want, strict=True):
         torch.testing.assert_close(p.grad, its, rtol=1e-4, atol=1e-6)
-    assert tiny.thrift.checkpoints and tiny.thrift.trained < 20
+    assert tiny.memory_limits.checkpoints and tiny.memory_limits.trained < 20
     small(tiny.network, 0)
     with pytest.raises(NightError, match="too little memory to train on one answer of 6 tokens"):
         loop.shared_backward(tiny, "a", rows, mine, 4096)

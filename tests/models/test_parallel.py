@@ -41,7 +41,7 @@ from reflect.night import workers
 model = load_model({folder!r}, Settings(**{settings!r}))
 words = said(model)
 found = gradient(model)
-model.thrift.checkpoints = True
+model.memory_limits.checkpoints = True
 found += gradient(model)
 held = memory.weights_of(model.network)
 if model.share_layers:
