@@ -76,7 +76,7 @@ def show(name: Name, db: Db = None, json: Json = False) -> None:
         row = nights.get_adapter(s, name)
         night = nights.get_night(s, row.night_id) if row.night_id else None
         more = told(row, night)
-        read = {lesson_id: version for lesson_id, version in (night.lessons if night else ())}
+        read = dict(night.lessons if night else ())
         texts = [lessons.version(s, i, read[i]) for i in more["lessons"] if i in read]
     if json:
         return print_json(more)

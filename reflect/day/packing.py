@@ -103,7 +103,7 @@ def pack(attempts: Sequence[Attempt], budget: int, count: Callable[[str], int]) 
         key=lambda i: (attempts[i].reward is None, -(attempts[i].reward or 0.0), i),
     )
     key = {order[0], order[-1], order[len(order) // 2]} if order else set()
-    keep = {i: 1.0 for i in range(len(attempts))}
+    keep = dict.fromkeys(range(len(attempts)), 1.0)
     tools = dict(keep)
 
     def build() -> Packed:

@@ -151,7 +151,7 @@ def _own(s: Session, one: LessonLine, here: Here, profile: str, source: str) -> 
     lesson, own, measured = here.origins.get(origin(one), (None, [], []))
     if lesson and own[: len(one.versions)] == one.versions[: len(own)]:
         more = one.versions[len(own) :]
-        if not more or more[0].closing and len(more) == 1:
+        if not more or (more[0].closing and len(more) == 1):
             return Imported("=", lesson.id, when, do)
         return _go_on(s, lesson, one, more, [t for t in one.trials if t not in measured], source)
     if same := here.texts.get(key(when, do)):

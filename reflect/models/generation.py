@@ -275,7 +275,7 @@ def _mask(seen_GT: torch.Tensor, slots: int, steps: int, dtype: torch.dtype) -> 
     With one slot the ordinary [G, T + steps] mask, which every model understands, or None where
     nothing is padded; with more an additive [G, 1, K, T + K * steps].
     """
-    count, width = seen_GT.shape
+    count, _width = seen_GT.shape
     if slots == 1:
         if bool(seen_GT.all()):
             return None

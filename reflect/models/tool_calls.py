@@ -89,7 +89,7 @@ def _mistral(text: str) -> tuple[str, list[Call]]:
 
 
 def _bare(text: str, offered: Collection[str]) -> tuple[str, list[Call]]:
-    before, tag, rest = text.rpartition(PYTHON)
+    before, _tag, rest = text.rpartition(PYTHON)
     calls: list[Call] = []
     left = rest.strip()
     while left.startswith("{"):

@@ -37,9 +37,9 @@ __all__ = [
     "Part",
     "Progress",
     "RolloutsStopped",
-    "validate_reward",
     "messages_for",
     "play",
+    "validate_reward",
 ]
 __all__ += ["rollout_seed", "run_group", "run_groups", "run_parts", "using"]
 

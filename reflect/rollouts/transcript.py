@@ -48,7 +48,7 @@ def turns_of(row: Rollout) -> list[Turn]:
     places = [i for i, message in enumerate(row.messages) if message["role"] == "assistant"][
         -count:
     ]
-    feedback = {turn: text for turn, text in row.parts.get(STEPS, [])}
+    feedback = dict(row.parts.get(STEPS, []))
     ends = [*places[1:], len(row.messages)]
     return [
         Turn(

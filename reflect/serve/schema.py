@@ -221,7 +221,7 @@ def _message(message: Json, i: int, strict: bool) -> Message:
     if role not in ROLES:
         where = f"messages[{i}].role"
         raise ApiError(400, f"'{where}' must be one of {', '.join(ROLES)}.", param=where)
-    optional = not strict or role == "assistant" and bool(message.get("tool_calls"))
+    optional = not strict or (role == "assistant" and bool(message.get("tool_calls")))
     text = _content(message.get("content"), f"messages[{i}].content", strict, optional)
     return {**message, "content": text, "role": "system" if role == "developer" else role}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ def since(s: Session, lesson: Lesson) -> int:
     lesson into the prompt by another hand than a model's. A model that brings a rejected text back
     brings its evidence back too."""
     versions = db.history(s, lesson.id)
-    for old, new in reversed(list(zip(versions, versions[1:], strict=False))):
+    for old, new in reversed(list(itertools.pairwise(versions))):
         released = new.status in SHOWN_STATUSES and new.status != old.status
         if (old.when, old.do) != (new.when, new.do) or (released and new.author != Author.MODEL):
             return new.version

@@ -26,7 +26,7 @@ from reflect.tasksets.tools import Outside
 from reflect.tasksets.validation import check, ensure_disjoint_splits
 from reflect.tasksets.verifiers import extract_answer
 
-__all__ = ["Environment", "Outside", "Score", "EnvironmentStep", "Task", "Taskset", "Toolbox"]
+__all__ = ["Environment", "EnvironmentStep", "Outside", "Score", "Task", "Taskset", "Toolbox"]
 __all__ += ["available", "check", "extract_answer", "load_taskset", "taskset"]
 
 RENAMED = {"judged": "extract_answer", "Step": "EnvironmentStep"}  # first names, until version 0.2

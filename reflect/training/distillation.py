@@ -31,7 +31,7 @@ class DistillationStep(NamedTuple):
     cost."""
 
     rows: list[TrainingRow]
-    told: dict[str, float] = {}
+    told: dict[str, float] = {}  # noqa: RUF012 (of a NamedTuple, never written)
     rollouts: int = 0
 
 

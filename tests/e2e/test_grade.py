@@ -114,7 +114,7 @@ def test_feedback_of_an_expert_stands_in_the_reflection(graded: tuple[Store, ByH
 
 
 def test_who_and_when_and_what_stood_before_is_kept(graded: tuple[Store, ByHand, int]) -> None:
-    store, _, run_id = graded
+    _store, _, run_id = graded
     grades = reflect.open("lessons.db").grades
     one = grades.waiting(run_id)[0]["rollout"]
     grades.give(one, 0.5, "short", "Ada")

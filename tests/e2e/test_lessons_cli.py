@@ -316,7 +316,7 @@ def test_the_same_rule_twice_is_told(cli: Cli) -> None:
     [
         ("use sort", "words", "Use, SORT.", True),
         ("use sort", "words", "use sorting", False),
-        ("sort", "words", "ｓｏｒｔ it", True),
+        ("sort", "words", "ｓｏｒｔ it", True),  # noqa: RUF001 (full width)
         ("sort use", "words", "use sort", False),
         ("answer: \\d+$", "regex", "ANSWER: 12", True),
         ("^sort", "regex", "sort it", True),

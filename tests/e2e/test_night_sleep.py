@@ -222,11 +222,11 @@ def test_a_damaged_or_foreign_adapter_is_refused(
     whole = file.read_bytes()
     at = random.Random(1).randrange(len(whole))
     file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-    with pytest.raises(AdapterCorrupt, match="adapter_model.safetensors differs"):
+    with pytest.raises(AdapterCorrupt, match=r"adapter_model.safetensors differs"):
         registry.verify(adapter, settings)
     file.write_bytes(whole)
     (folder / "extra.bin").write_bytes(b"?")
-    with pytest.raises(AdapterCorrupt, match="extra.bin"):
+    with pytest.raises(AdapterCorrupt, match=r"extra.bin"):
         registry.verify(adapter, settings)
     (folder / "extra.bin").unlink()
     registry.verify(adapter, settings, pocket.fingerprint)
@@ -269,7 +269,7 @@ def start(db: Path) -> subprocess.Popen:
 
 def finish(db: Path) -> dict:
     process = start(db)
-    out, err = process.communicate(timeout=300)
+    _out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return state(Store(str(db)))
 
@@ -288,7 +288,7 @@ def die_often(db: Path, kills: int, longest: float, rng: random.Random) -> int:
         with Store(str(db)).read() as s:
             assert doctor.check(s) == []
             standing = {adapter.name for adapter in nights.list_adapters(s)}
-        whole = set(path.name for path in (db.parent / ".reflect" / "adapters").glob("night-*"))
+        whole = {path.name for path in (db.parent / ".reflect" / "adapters").glob("night-*")}
         assert standing <= whole
         for name in whole:
             assert (db.parent / ".reflect" / "adapters" / name / registry.CARD).exists()

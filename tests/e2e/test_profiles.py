@@ -194,7 +194,7 @@ def test_promoting_in_one_profile_does_not_change_the_other(
 
 
 def test_one_model_answers_for_both(two: tuple[Workspace, Workspace]) -> None:
-    ann, ben = two
+    ann, _ben = two
     asked = Request(ask(1, 2, 3), seeds=(0, 1, 2), max_tokens=12)
     alone = []
     for seed, ws in enumerate(two):

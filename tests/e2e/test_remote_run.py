@@ -137,11 +137,11 @@ def test_a_run_that_stops_again_and_again_ends_as_one_that_does_not(server: Serv
             break
         except ModelHalted as e:
             stops += 1
-            assert re.match(
+            assert re.match(  # noqa: PT017
                 r"Run 1 stopped after \d+ of 48 rollouts\. .* takes no more requests \(429\)",
                 str(e),
             )
-            assert "it goes on where it stopped" in e.hint
+            assert "it goes on where it stopped" in e.hint  # noqa: PT017
         assert stops < 60
     assert stops > 2
     assert set(answered.values()) == {1} and sum(answered.values()) == expected, (

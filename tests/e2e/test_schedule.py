@@ -242,7 +242,7 @@ def test_systemd_from_first_to_last(home: Path, cli: Cli) -> None:
     units.mkdir(parents=True)
     (units / "mine.timer").write_text("[Timer]\n")
     cli("install", "--kind", "systemd")
-    service, timer = sorted(path for path in units.iterdir() if path.name.startswith("reflect"))
+    _service, timer = sorted(path for path in units.iterdir() if path.name.startswith("reflect"))
     assert f"--user enable --now {timer.name}" in (home / "told").read_text()
     assert "already installed in systemd" in cli("install", "--kind", "cron", code=2)
     cli("install", "--kind", "cron", "--yes")  # moves it: never two

@@ -125,7 +125,7 @@ def test_lessons_go_in_and_the_rest_passes_as_it_is(
             reply.json()["choices"][0]["message"]["content"] == "said"
             and reply.headers["x-reflect-lessons"] == "1:1"
         )
-        path, headers, sent = up.seen[-1]
+        _path, headers, sent = up.seen[-1]
         got = json.loads(sent)
         assert (
             got.keys() == body.keys() - {"reflect"}

@@ -140,7 +140,7 @@ def test_a_model_on_that_server_answers_with_the_promoted_adapter(
 
     del (server.models or {})["one"]
     with pytest.raises(
-        AdapterError, match="answers with the adapter one, which .* does not have"
+        AdapterError, match=r"answers with the adapter one, which .* does not have"
     ) as e:
         _ = reflect.open(pushing.settings.db, **remote).model
     assert "reflect adapters push" in e.value.hint

@@ -117,7 +117,7 @@ def test_a_base_from_the_hub_is_named_as_the_hub_names_it(
 def test_a_merged_model_is_an_ordinary_one(
     slept: tuple[Workspace, Adapter], tmp_path: Path
 ) -> None:
-    ws, adapter = slept
+    ws, _adapter = slept
     out = ws.adapters.export("one", tmp_path / "merged", merge=True)
     assert ws.model.adapters == [], "the workspace's own model is left alone"
     ws.promote("one")

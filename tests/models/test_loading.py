@@ -61,7 +61,7 @@ def test_four_bits_without_bitsandbytes_say_so(tmp_path: Path) -> None:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
-        with pytest.raises(ModelError, match="needs bitsandbytes.*pip install"):
+        with pytest.raises(ModelError, match=r"needs bitsandbytes.*pip install"):
             load_model(str(save_tiny(tmp_path / "m")), Settings(quantize="4bit"))
     else:
         pytest.skip("bitsandbytes is here")
@@ -153,7 +153,7 @@ def test_a_batch_too_large_is_halved_and_says_the_same(tiny: LocalModel, most: i
     assert tiny.sample(MANY) == want
     hook.remove()
     small(tiny.network, 0)
-    with pytest.raises(ModelError, match="too little memory for one answer of .*tokens of prompt"):
+    with pytest.raises(ModelError, match=r"too little memory for one answer of .*tokens of prompt"):
         tiny.sample(MANY)
 
 
@@ -228,7 +228,7 @@ class Hub(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    do_HEAD = do_GET  # noqa: N815
+    do_HEAD = do_GET
 
     def log_message(self, *args: Any) -> None:
         """Quiet."""

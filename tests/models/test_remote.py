@@ -292,7 +292,7 @@ def test_after_a_halt_nothing_new_is_asked(server: Server) -> None:
     server.default = status(401)
     (row,) = model(server, concurrency=2).answer_each([ask(20)])
     assert all(isinstance(x, ModelHalted) for x in row) and len(server.asked) <= 2
-    with pytest.raises(ModelHalted, match="No server answers at http://127.0.0.1:9/v1"):
+    with pytest.raises(ModelHalted, match=r"No server answers at http://127.0.0.1:9/v1"):
         load_model("openai:m", Settings(base_url="http://127.0.0.1:9/v1", retries=0)).sample(
             [ask()]
         )

@@ -459,7 +459,7 @@ def test_a_write_that_fails_leaves_the_old_file(
     monkeypatch.setattr(
         os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="No space left"):
         files.write(file, b"new", overwrite=True)
     assert file.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.md"]
 

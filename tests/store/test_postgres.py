@@ -108,7 +108,7 @@ def test_without_the_driver_the_next_step_is_its_installation(tmp_path: Path):
     (tmp_path / "psycopg.py").write_text("raise ImportError('not here')")
     code = "from reflect.store import Store; Store('postgresql://ann:pw@db/lessons')"
     paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})  # fmt: skip  # noqa: E501
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})  # fmt: skip
     last = done.stderr.strip().splitlines()[-1]
     assert (
         "needs the driver psycopg" in last
@@ -179,7 +179,7 @@ def test_a_server_that_was_started_again_is_no_error_and_one_that_goes_away_is_t
     postgres.sql(away)
     with store.read() as s:
         assert lessons.count(s) == 0
-    with pytest.raises(StoreError, match="going down|broke"), store.write() as s:
+    with pytest.raises(StoreError, match=r"going down|broke"), store.write() as s:
         postgres.sql(away)
         lessons.add(s, when="a", do="b", author="human")
     with store.read() as s:
@@ -191,7 +191,7 @@ def test_a_writer_that_falls_silent_loses_the_lock_and_is_told(
 ):
     monkeypatch.setattr("reflect.store.postgres.SILENT_SECONDS", 0.2)
     silent, other = Store(url), Store(url)
-    with pytest.raises(StoreError, match="kept .* waiting|broke"), silent.write() as s:
+    with pytest.raises(StoreError, match=r"kept .* waiting|broke"), silent.write() as s:
         lessons.add(s, when="a", do="b", author="human")
         with other.write() as o:  # waits until the server has lost its patience with the first
             lessons.add(o, when="a", do="c", author="human")

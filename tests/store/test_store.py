@@ -259,7 +259,7 @@ def test_an_unknown_value_of_before_is_refused_and_nothing_is_changed(where: str
             "INSERT INTO night (key, profile, config, stages, lessons, status, reason, started) VALUES"
             " ('odd', 'default', '{}', '{}', '[]', 'odd', '', '2026-01-01 00:00:00+00:00')"
         )
-    with pytest.raises(StoreError, match="status of row .* of night is 'odd'"):
+    with pytest.raises(StoreError, match=r"status of row .* of night is 'odd'"):
         Store(where)
     with engine.begin() as c:
         assert c.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() != "0006"

@@ -94,7 +94,7 @@ def test_what_cannot_be_a_lesson_is_refused(store: Store):
             add(s, do=" \n ")
         with pytest.raises(UsageError, match="'when' is empty"):
             lessons.revise(s, 1, author="human", when="")
-        with pytest.raises(UnknownName, match="no lesson status 'odd'.*candidate"):
+        with pytest.raises(UnknownName, match=r"no lesson status 'odd'.*candidate"):
             lessons.revise(s, 1, author="human", status="odd")
         with pytest.raises(UnknownName, match="no lesson 7"):
             lessons.get(s, 7)

@@ -95,7 +95,7 @@ def test_the_share_is_a_setting(tmp_path):
     file = tmp_path / "reflect.toml"
     file.write_text("withhold_bundle = 0.2\n")
     assert load(file).withhold_bundle == 0.2
-    with pytest.raises(UsageError, match="withhold_bundle = 1.5 is too large"):
+    with pytest.raises(UsageError, match=r"withhold_bundle = 1.5 is too large"):
         load(file, withhold_bundle=1.5)
 
 

@@ -161,7 +161,7 @@ def test_long_and_extreme_streams_stay_finite():
 
 @pytest.mark.parametrize(("p", "reward"), [(0.0, 1.0), (1.0, 1.0), (0.5, 1.5), (0.5, float("nan"))])
 def test_what_is_no_experiment_is_refused(p, reward):
-    with pytest.raises(ValueError, match="probability|reward"):
+    with pytest.raises(ValueError, match=r"probability|reward"):
         WithheldEstimator().update(0, True, p, reward)
     if p == 0.5:
         with pytest.raises(ValueError, match="rewards"):

@@ -115,9 +115,10 @@ def test_a_rollout_holds_its_whole_conversation_and_its_tokens_add_up():
     sizes = [sum(model.count_tokens(m["content"]) for m in row.messages[:n]) for n in (2, 4, 6)]
     assert row.prompt_tokens == sum(sizes)
     assert row.completion_tokens == sum(len(text.split(" ")) for text in said)
-    assert [t.text() for t in turns_of(row)][
-        0
-    ] == f"turn 1: {said[0]}\n> {row.messages[3]['content']}"
+    assert (
+        next(t.text() for t in turns_of(row))
+        == f"turn 1: {said[0]}\n> {row.messages[3]['content']}"
+    )
 
 
 def test_all_rollouts_that_run_are_asked_together_each_turn_with_seeds_of_their_own():
@@ -339,11 +340,9 @@ def test_the_day_learns_to_call_the_calculator(store):
         helps."""
 
         def play(self, request, rng):
-            if (
-                "plus(1, 2)" in request.messages[-1]["content"]
-                and rng.random() < 0.2
-                or len(request.messages) > 2
-            ):
+            if ("plus(1, 2)" in request.messages[-1]["content"] and rng.random() < 0.2) or len(
+                request.messages
+            ) > 2:
                 self.knows = {"": CALL}
             text = super().play(request, rng)
             self.knows = {}

@@ -44,9 +44,7 @@ def scrambled(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ReflectError, "__init__", other_words)
     monkeypatch.setattr(db, "_record", other_reason)
-    monkeypatch.setattr(
-        outcome, "OF_NO_USE", {trust: (OTHER, OTHER) for trust in outcome.OF_NO_USE}
-    )
+    monkeypatch.setattr(outcome, "OF_NO_USE", dict.fromkeys(outcome.OF_NO_USE, (OTHER, OTHER)))
     monkeypatch.setattr(outcome, "WAITS", OTHER)
 
 

@@ -74,7 +74,7 @@ def test_heavy_packages_are_imported_where_they_belong(path: Path) -> None:
     for imported in imports(path):
         top = imported.split(".")[0]
         if top in HEAVY:
-            assert (module.split(".") + [""])[1] in HEAVY[top], (
+            assert ([*module.split("."), ""])[1] in HEAVY[top], (
                 f"{module} imports {imported}, which belongs in {HEAVY[top]}"
             )
 

@@ -14,7 +14,7 @@ from reflect.prompts import with_lessons
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from scripts.pocket import curriculum, games  # noqa: E402
+from scripts.pocket import curriculum, games
 
 CALC, SHOP = games.calc_world.TASKSET, games.shop_world.TASKSET
 SAMPLE = 150

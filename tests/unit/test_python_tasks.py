@@ -160,7 +160,7 @@ def test_a_file_a_module_and_a_name_in_tasks(folder: Path) -> None:
         assert check(found) == [] and len(found.tasks("practice")) == 4
         assert found.name == name.removeprefix("./") and load_taskset(found.name).tasks("holdout")
     assert {t.name: t.about for t in available()}["adding"] == "Adding."
-    with pytest.raises(UsageError, match="mine.py holds sums, other") as e:
+    with pytest.raises(UsageError, match=r"mine.py holds sums, other") as e:
         load_taskset("mine.py")
     assert "mine.py:sums" in e.value.hint
 

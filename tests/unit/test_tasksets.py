@@ -363,9 +363,7 @@ def test_a_users_own_taskset_wins_and_a_broken_one_says_so(
 def test_the_taskset_that_the_docs_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     docs = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
-    shown = {
-        language: text for language, text in re.findall(r"```(\w+)\n(.*?)```", docs, re.DOTALL)
-    }
+    shown = dict(re.findall(r"```(\w+)\n(.*?)```", docs, re.DOTALL))
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "sums.py").write_text(shown["python"])
     assert check(load_taskset("sums")) == []
@@ -400,7 +398,9 @@ def test_check_finds_what_is_wrong() -> None:
     assert "no verifier 'nobody'" in problems
 
 
-@pytest.mark.parametrize("old, new", [("judged", "extract_answer"), ("Step", "EnvironmentStep")])
+@pytest.mark.parametrize(
+    ("old", "new"), [("judged", "extract_answer"), ("Step", "EnvironmentStep")]
+)
 def test_the_first_names_still_import_with_a_warning(old: str, new: str) -> None:
     import reflect.tasksets
 

@@ -273,7 +273,7 @@ def test_a_hundred_thousand_rollouts_are_read_in_seconds(store):
         )
     court, began = LessonTrials(HERE), time.process_time()
     with store.read() as s:
-        version, contrast = court.hear(s, db.get(s, lesson.id))
+        _version, contrast = court.hear(s, db.get(s, lesson.id))
         cold = time.process_time() - began
         again = court.hear(s, db.get(s, lesson.id))[1]
         warm = time.process_time() - began - cold

@@ -156,7 +156,7 @@ def test_evidence_begins_anew_with_another_verifier_and_the_lesson_stays(store, 
 def test_a_verdict_of_an_old_version_says_so(store, capsys):
     lesson = lesson_of(store, scope="dialect")
     practised(store, lesson.id, 0.35)  # its run has no measure, as those of before it was recorded
-    code, out, _ = told(capsys, "trial", "--db", str(store.path), "--json")
+    _code, out, _ = told(capsys, "trial", "--db", str(store.path), "--json")
     (row,) = json.loads(out)
     assert (row["verdict"], row["measure"], row["status"]) == ("accept", "", "active")
     assert row["missing"] == "a new trial: measured with another verifier or system prompt"
