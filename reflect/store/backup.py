@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from sqlmodel import Session, col, select
 
@@ -19,48 +19,38 @@ from reflect.records import Lesson, LessonLink, LessonVersion, Trial
 from reflect.store import lessons as db
 from reflect.store.database import Store
 
+Row = TypeVar("Row", LessonVersion, Trial, LessonLink)
 Whole = tuple[Lesson, list[LessonVersion], list[Trial], list[LessonLink]]
 
 
 def whole(s: Session, profile: str, scope: str | None = None) -> Iterator[Whole]:
     """Every lesson by id with its versions, oldest first, the trials that no adapter had a part in,
-    and the links to others of these lessons in whose place it stands."""
-    mine: list[Any] = [
-        Lesson.profile == profile,
-        *([] if scope is None else [Lesson.scope == scope]),
-    ]
-    versions = s.exec(
-        select(LessonVersion)
-        .join(Lesson)
-        .where(*mine)
-        .order_by(col(LessonVersion.lesson_id), col(LessonVersion.version))
-    )
-    trials = s.exec(
-        select(Trial)
-        .join(Lesson)
-        .where(*mine, col(Trial.adapter_id).is_(None))
-        .order_by(col(Trial.lesson_id), col(Trial.id))
-    )
-    history = {
-        lesson_id: list(rows)
-        for lesson_id, rows in groupby(versions, key=lambda row: row.lesson_id)
-    }
-    measured = {
-        lesson_id: list(rows) for lesson_id, rows in groupby(trials, key=lambda row: row.lesson_id)
-    }
-    joined = s.exec(
-        select(LessonLink).order_by(
-            col(LessonLink.lesson_id), col(LessonLink.other_id), col(LessonLink.kind)
+    and the links to others of these lessons that it replaces."""
+    mine = [col(Lesson.profile) == profile]
+    mine += [] if scope is None else [col(Lesson.scope) == scope]
+    versions = _by_lesson(
+        s.exec(
+            select(LessonVersion)
+            .join(Lesson)
+            .where(*mine)
+            .order_by(col(LessonVersion.lesson_id), col(LessonVersion.version))
         )
     )
-    links = {
-        lesson_id: list(rows) for lesson_id, rows in groupby(joined, key=lambda row: row.lesson_id)
-    }
-    every = db.listing(s, profile, scope=scope)
-    ids = {lesson.id for lesson in every}
-    for lesson in every:
-        mine = [x for x in links.get(lesson.id or 0, []) if x.other_id in ids]
-        yield lesson, history[lesson.id or 0], measured.get(lesson.id or 0, []), mine
+    bare = select(Trial).join(Lesson).where(*mine, col(Trial.adapter_id).is_(None))
+    trials = _by_lesson(s.exec(bare.order_by(col(Trial.lesson_id), col(Trial.id))))
+    order = (col(LessonLink.lesson_id), col(LessonLink.other_id), col(LessonLink.kind))
+    links = _by_lesson(s.exec(select(LessonLink).order_by(*order)))
+    lessons = db.listing(s, profile, scope=scope)
+    ids = {lesson.id for lesson in lessons}
+    for lesson in lessons:
+        key = lesson.id or 0
+        own = [link for link in links.get(key, []) if link.other_id in ids]
+        yield lesson, versions[key], trials.get(key, []), own
+
+
+def _by_lesson(rows: Iterable[Row]) -> dict[int, list[Row]]:
+    """lesson id -> its rows, which come in order of the lessons."""
+    return {key: list(group) for key, group in groupby(rows, key=lambda row: row.lesson_id)}
 
 
 def put(
@@ -108,7 +98,7 @@ def backup(store: Store, path: Path | None = None) -> Path:
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with (
-            store._in_plain_words(),
+            store.translate_errors(),
             closing(sqlite3.connect(store.path, timeout=30)) as connection,
         ):
             connection.execute("VACUUM INTO ?", (str(part),))

@@ -35,7 +35,7 @@ class Store:
         self.url = self._dialect.url
         self.path = self._dialect.path if isinstance(self._dialect, SQLite) else None
         self._engines = self._dialect.engines()
-        with self._in_plain_words():
+        with self.translate_errors():
             self._dialect.prepare()
             self._bring_up_to_date()
 
@@ -43,7 +43,7 @@ class Store:
     def read(self) -> Iterator[Session]:
         """A session that sees one moment of the database and cannot write. Rows stay readable after
         it."""
-        with self._in_plain_words(), Session(self._engines["read"], expire_on_commit=False) as s:
+        with self.translate_errors(), Session(self._engines["read"], expire_on_commit=False) as s:
             yield s
 
     @contextmanager
@@ -51,13 +51,11 @@ class Store:
         """A transaction: all of the block or, when anything is raised in it, nothing. One writer at
         a time."""
         with (
-            self._in_plain_words(),
+            self.translate_errors(),
             Session(self._engines["write"], expire_on_commit=False) as s,
             s.begin(),
         ):
-            # take the lock now, not at the first statement: what is read here is still true at the
-            # end
-            s.connection()
+            s.connection()  # takes the lock now, so that reads stay true until the end
             yield s
 
     def close(self) -> None:
@@ -68,13 +66,11 @@ class Store:
         with self._engines["read"].connect() as c:
             if _revision(c, self._dialect) == REVISIONS[-1]:
                 return
-        from reflect.store.migrations import (
-            upgrade,
-        )  # alembic costs 0.2 s to import: only when there is work
+        # Importing alembic takes 0.2 s: only when there is work.
+        from reflect.store.migrations import upgrade
 
-        with self._engines[
-            "migrate"
-        ].begin() as c:  # one transaction: a killed migration leaves what was there before
+        # One transaction: a killed migration changes nothing.
+        with self._engines["migrate"].begin() as c:
             revision = _revision(c, self._dialect)
             if revision != REVISIONS[-1]:  # another process may have been faster
                 before = self._dialect.orphans(c)
@@ -82,14 +78,15 @@ class Store:
                 self._dialect.settle(c, before)
 
     @contextmanager
-    def _in_plain_words(self) -> Iterator[None]:
-        """Database errors as one sentence and the next step. A broken constraint is our bug, and
-        stays as it is."""
+    def translate_errors(self) -> Iterator[None]:
+        """Database errors as StoreErrors. A broken constraint is our bug, and stays as it is."""
         try:
             yield
         except (DBAPIError, sqlite3.Error) as e:
-            if told := self._dialect.explain(e.orig if isinstance(e, DBAPIError) and e.orig else e):
-                raise told from e
+            if error := self._dialect.explain(
+                e.orig if isinstance(e, DBAPIError) and e.orig else e
+            ):
+                raise error from e
             raise
 
 
@@ -117,25 +114,21 @@ def _dialect(text: str) -> Dialect:
     )
 
 
-def _revision(connection: Connection, found: Dialect) -> str | None:
+def _revision(connection: Connection, database: Dialect) -> str | None:
     """The revision of the database, None when it is empty. StoreError when its tables are not
     ours."""
-    tables = found.tables(connection)
-    if tables and not {"alembic_version", "lesson"} <= tables:  # others use alembic too
-        raise StoreError(
-            f"{found.name} is a database of another program.", "Name another one with --db."
-        )
+    tables, name = database.tables(connection), database.name
     if not tables:
         return None
-    revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    if not {"alembic_version", "lesson"} <= tables:  # others use alembic too
+        what = f"{name} is a database of another program."
+        raise StoreError(what, "Name another one with --db.")
+    query = "SELECT version_num FROM alembic_version"
+    revision = connection.exec_driver_sql(query).scalar()
     if revision is None:
-        raise StoreError(
-            f"{found.name} does not say its version.",
-            "Put back a copy of it, or name another one with --db.",
-        )
+        hint = "Put back a copy of it, or name another one with --db."
+        raise StoreError(f"{name} does not say its version.", hint)
     if revision not in REVISIONS:
-        raise NewerDatabase(
-            f"{found.name} was written by a newer reflect (revision {revision}).",
-            "Update reflect, then try again.",
-        )
+        what = f"{name} was written by a newer reflect (revision {revision})."
+        raise NewerDatabase(what, "Update reflect, then try again.")
     return str(revision)

@@ -1,17 +1,17 @@
-"""What people give rollouts. The newest grade is the rollout's reward and feedback; all that stood
-before stays in `Rollout.parts["grades"]`, oldest first: {by, at, reward, feedback}, and `error`
+"""Grades that people give rollouts. The newest is the rollout's reward and feedback; earlier ones stay in `Rollout.parts["grades"]`, oldest first: {by, at, reward, feedback}, and `error`
 where the verifier had broken."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from sqlmodel import Session, col, select
 
 from reflect.errors import UnknownName, UsageError
 from reflect.records import Rollout, TaskRow, now
 from reflect.store import runs, trials
+from reflect.store.rows import save
+from reflect.types import Json
 
 GRADES = "grades"  # in `Rollout.parts`
 
@@ -46,26 +46,19 @@ def give(s: Session, rollout_id: int, reward: float, feedback: str | None, by: s
         raise UsageError(
             f"Rollout {rollout_id} has no answer: {row.error}.", "There is nothing to grade."
         )
-    history: list[dict[str, Any]] = list(row.parts.get(GRADES, []))
+    history: list[Json] = list(row.parts.get(GRADES, []))
     if not history and (row.reward is not None or row.error):
-        first = {
-            "by": "verifier",
-            "at": row.created.isoformat(),
-            "reward": row.reward,
-            "feedback": row.feedback,
-        }
-        history.append(first | ({"error": row.error} if row.error else {}))
+        first = {"by": "verifier", "at": row.created.isoformat(), "reward": row.reward}
+        first |= {"feedback": row.feedback} | ({"error": row.error} if row.error else {})
+        history.append(first)
     row.reward, row.error, row.error_kind = reward, None, None
     row.feedback = row.feedback if feedback is None else feedback.strip()
     history.append({"by": by, "at": now().isoformat(), "reward": reward, "feedback": row.feedback})
     row.parts = {**row.parts, GRADES: history}
-    s.add(row)
-    s.flush()
+    save(s, row)
     run = runs.get_run(s, row.run_id)
-    words = {name: getattr(run, name) for name in ("model_fingerprint", "adapter_id", "measure")}
-    for holder in trials.holders(
-        s, words
-    ):  # the evidence is another now: it is heard from its beginning
+    same = {name: getattr(run, name) for name in ("model_fingerprint", "adapter_id", "measure")}
+    for holder in trials.holders(s, same):  # the evidence has changed: read it from the beginning
         runs.note(s, holder.id, checkpoints=None)
     return row
 

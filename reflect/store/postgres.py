@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     import psycopg
 
 WRITER = int.from_bytes(b"reflect", "big")  # the key of the writers' lock
-SILENT_SECONDS = (
-    60  # a writer that says nothing for so long (a laptop that was closed) loses the lock
-)
+SILENT_SECONDS = 60  # a writer that is idle for so long (a closed laptop) loses the lock
 OPTIONS = {  # for SQLAlchemy, per kind of transaction
     "read": {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True},
     # Not REPEATABLE READ: its one moment would begin before the lock is ours.
@@ -110,14 +108,12 @@ class Postgres:
         """Nothing: a server brings what it needs."""
 
     def engines(self) -> dict[str, Engine]:
-        settings: dict[str, Any] = {
+        defaults = {"connect_timeout": "10", "application_name": "reflect"}
+        settings: dict[str, object] = {
             "client_encoding": "utf8",
-            # a plan made for rare words is no plan for common ones; poolers are spared
-            "prepare_threshold": None,
+            "prepare_threshold": None,  # a plan made for rare words is no plan for common ones
+            **{name: value for name, value in defaults.items() if name not in self._url.query},
         }
-        for name, value in (("connect_timeout", "10"), ("application_name", "reflect")):
-            if name not in self._url.query:
-                settings[name] = value
         try:
             engine = create_engine(
                 self._url,
@@ -140,11 +136,8 @@ class Postgres:
         }
 
     def tables(self, connection: Connection) -> set[str]:
-        return set(
-            connection.exec_driver_sql(
-                "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
-            ).scalars()
-        )
+        query = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
+        return set(connection.exec_driver_sql(query).scalars())
 
     def orphans(self, connection: Connection) -> set[tuple[str, int, str]]:
         return set()  # the server keeps foreign keys while it migrates too
@@ -162,61 +155,42 @@ class Postgres:
             return None
         if not isinstance(e, psycopg.Error):
             return None
-        return self._told(e) if e.sqlstate else self._unreached(e)
-
-    def _told(self, e: psycopg.Error) -> StoreError | None:
-        """An answer of the server, by its SQLSTATE."""
+        if not e.sqlstate:
+            return self._unreached(e)
+        seconds = f"{dialect.LOCK_SECONDS:.0f}"
+        facts = {"name": self.name, "said": _first_line(e), "seconds": seconds}
         for state, (what, hint) in ANSWERS.items():
-            if (e.sqlstate or "").startswith(state):
-                words = {
-                    "name": self.name,
-                    "said": _first_line(e),
-                    "seconds": f"{dialect.LOCK_SECONDS:.0f}",
-                }
-                return StoreError(what.format(**words), hint)
+            if e.sqlstate.startswith(state):
+                return StoreError(what.format(**facts), hint)
         return None
 
     def _unreached(self, e: psycopg.Error) -> StoreError | None:
-        """No server, or one that does not let us in: the driver has only words for it, in the
-        server's language."""
+        """No connection: the driver has no code for the cause, only a message in the server's
+        language."""
         import psycopg
 
-        name, whole = self.name, _first_line(e)
-        outside = re.match(r"connection (failed|is bad|timeout)|failed to resolve", whole)
-        said = re.sub(
-            r"^connection (failed|is bad): (connection to server .*? failed: )?(FATAL: +)?",
-            "",
-            whole,
-        )
-        if "password" in said:
-            return StoreError(
-                f"{name} was not opened: {said}.",
-                "Put the password into ~/.pgpass or PGPASSWORD, or into the URL.",
-            )
-        if f'database "{self._url.database}" does not exist' in said:
-            return StoreError(
-                f"There is no database {name}.",
-                f"Make it on its server: createdb {self._url.database}",
-            )
+        name, database, whole = self.name, self._url.database, _first_line(e)
+        opening = r"^connection (failed|is bad): (connection to server .*? failed: )?(FATAL: +)?"
+        cause = re.sub(opening, "", whole)
+        if "password" in cause:
+            hint = "Put the password into ~/.pgpass or PGPASSWORD, or into the URL."
+            return StoreError(f"{name} was not opened: {cause}.", hint)
+        if f'database "{database}" does not exist' in cause:
+            hint = f"Make it on its server: createdb {database}"
+            return StoreError(f"There is no database {name}.", hint)
         if "FATAL" in whole:
-            return StoreError(
-                f"{name} was not opened: {said}.", "Check the user and the name of the database."
-            )
-        if "connection option" in said:
-            return StoreError(
-                f"{name} has a part that PostgreSQL does not know: {said}.",
-                "Leave it out of the URL.",
-            )
-        if outside:
-            return StoreError(
-                f"No server answers for {name}: {said}.",
-                "Start it, or check the host and port in --db.",
-            )
+            hint = "Check the user and the name of the database."
+            return StoreError(f"{name} was not opened: {cause}.", hint)
+        if "connection option" in cause:
+            what = f"{name} has a part that PostgreSQL does not know: {cause}."
+            return StoreError(what, "Leave it out of the URL.")
+        if re.match(r"connection (failed|is bad|timeout)|failed to resolve", whole):
+            hint = "Start it, or check the host and port in --db."
+            return StoreError(f"No server answers for {name}: {cause}.", hint)
         if not isinstance(e, psycopg.OperationalError):
             return None
-        return StoreError(
-            f"The connection to {name} broke: {said}.", f"Check the server and the network, {AGAIN}"
-        )
+        hint = f"Check the server and the network, {AGAIN}"
+        return StoreError(f"The connection to {name} broke: {cause}.", hint)
 
 
 def _first_line(e: BaseException) -> str:
@@ -224,22 +198,20 @@ def _first_line(e: BaseException) -> str:
 
 
 # -- JSON
-# --------------------------------------------------------------------------------------------------------------
 # PostgreSQL's has no NaN and no Infinity, which a training that went wrong may well report.
 
 
-def _dumps(value: Any) -> str:
+def _dumps(value: object) -> str:
     return json.dumps(_spelled(value), ensure_ascii=False)
 
 
-def _loads(text: str) -> Any:
+def _loads(text: str) -> object:
     return json.loads(
-        text,
-        object_hook=lambda found: float(found["$float"]) if list(found) == ["$float"] else found,
+        text, object_hook=lambda x: float(x["$float"]) if list(x) == ["$float"] else x
     )
 
 
-def _spelled(value: Any) -> Any:
+def _spelled(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return {"$float": str(value)}
     if isinstance(value, dict):
@@ -248,10 +220,9 @@ def _spelled(value: Any) -> Any:
 
 
 # -- hooks
-# -------------------------------------------------------------------------------------------------------------
 
 
-def _on_connect(connection: psycopg.Connection, record: Any) -> None:
+def _on_connect(connection: psycopg.Connection, record: object) -> None:
     from psycopg.types.string import StrDumper
 
     class Text(StrDumper):

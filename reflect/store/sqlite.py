@@ -12,9 +12,9 @@ import json
 import shutil
 import sqlite3
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
@@ -25,12 +25,47 @@ from reflect.errors import StoreError
 from reflect.store import dialect
 from reflect.store.dialect import AGAIN
 
-# What each kind of transaction says before its first statement. Migrations rebuild tables, which
-# foreign keys forbid.
+# The statements that begin each kind of transaction. Migrations rebuild tables, which foreign keys
+# forbid.
 BEGIN = {
     "read": ("PRAGMA query_only=ON", "BEGIN"),
     "write": ("BEGIN IMMEDIATE",),
     "migrate": ("PRAGMA foreign_keys=OFF", "BEGIN IMMEDIATE"),
+}
+
+ERRORS = {  # code of SQLite, or how it begins -> the message, the next step
+    "SQLITE_FULL": (
+        "The disk is full, so the last step was not saved in {path}.",
+        f"Free some space, {AGAIN}",
+    ),
+    "SQLITE_NOTADB": (
+        "{path} is not a database.",
+        "Name another file with --db, or move this one away.",
+    ),
+    "SQLITE_CORRUPT": (
+        "The database {path} is damaged ({error}).",
+        "Put back a copy of it; `reflect doctor` says more.",
+    ),
+    "SQLITE_READONLY": (
+        "The database {path} cannot be written.",
+        "Check who may write the file and its folder.",
+    ),
+    "SQLITE_CANTOPEN": (
+        "The database {path} cannot be opened.",
+        "Check that its folder exists and may be written.",
+    ),
+    "SQLITE_PERM": (
+        "The database {path} may not be opened.",
+        "Check who may read and write the file.",
+    ),
+    "SQLITE_BUSY": (
+        "Another process has been writing {path} for more than {seconds} seconds.",
+        f"Wait for it or stop it, {AGAIN}",
+    ),
+    "SQLITE_IOERR": (
+        "The disk refused to read or write {path} ({error}).",
+        f"Check the disk and its free space, {AGAIN}",
+    ),
 }
 
 
@@ -78,17 +113,12 @@ class SQLite:
         return {kind: engine.execution_options(begin=kind) for kind in dialect.KINDS}
 
     def tables(self, connection: Connection) -> set[str]:
-        return set(
-            connection.exec_driver_sql(
-                "SELECT name FROM sqlite_master WHERE type = 'table'"
-            ).scalars()
-        )
+        query = "SELECT name FROM sqlite_master WHERE type = 'table'"
+        return set(connection.exec_driver_sql(query).scalars())
 
     def orphans(self, connection: Connection) -> set[tuple[str, int, str]]:
-        return {
-            (row[0], row[1], row[2])
-            for row in connection.exec_driver_sql("PRAGMA foreign_key_check")
-        }
+        rows = connection.exec_driver_sql("PRAGMA foreign_key_check")
+        return {(row[0], row[1], row[2]) for row in rows}
 
     def settle(self, connection: Connection, before: set[tuple[str, int, str]]) -> None:
         if new := self.orphans(connection) - before:
@@ -100,55 +130,21 @@ class SQLite:
     def explain(self, e: BaseException) -> StoreError | None:
         if not isinstance(e, sqlite3.Error):
             return None
-        path, name = self.path, getattr(e, "sqlite_errorname", None) or ""
-        if name.startswith("SQLITE_IOERR") and shutil.disk_usage(path.parent).free < 2**16:
+        name = getattr(e, "sqlite_errorname", None) or ""
+        if name.startswith("SQLITE_IOERR") and shutil.disk_usage(self.path.parent).free < 2**16:
             # where there is no room even for its shared memory, SQLite calls it an I/O error
             name = "SQLITE_FULL"
-        known = {
-            "SQLITE_FULL": (
-                f"The disk is full, so the last step was not saved in {path}.",
-                f"Free some space, {AGAIN}",
-            ),
-            "SQLITE_NOTADB": (
-                f"{path} is not a database.",
-                "Name another file with --db, or move this one away.",
-            ),
-            "SQLITE_CORRUPT": (
-                f"The database {path} is damaged ({e}).",
-                "Put back a copy of it; `reflect doctor` says more.",
-            ),
-            "SQLITE_READONLY": (
-                f"The database {path} cannot be written.",
-                "Check who may write the file and its folder.",
-            ),
-            "SQLITE_CANTOPEN": (
-                f"The database {path} cannot be opened.",
-                "Check that its folder exists and may be written.",
-            ),
-            "SQLITE_PERM": (
-                f"The database {path} may not be opened.",
-                "Check who may read and write the file.",
-            ),
-            "SQLITE_BUSY": (
-                f"Another process has been writing {path} for more than {dialect.LOCK_SECONDS:.0f} seconds.",
-                f"Wait for it or stop it, {AGAIN}",
-            ),
-            "SQLITE_IOERR": (
-                f"The disk refused to read or write {path} ({e}).",
-                f"Check the disk and its free space, {AGAIN}",
-            ),
-        }
-        for prefix, words in known.items():
-            if name == prefix or name.startswith(prefix + "_"):
-                return StoreError(*words)
+        for code, (what, hint) in ERRORS.items():
+            if name == code or name.startswith(code + "_"):
+                facts = {"path": self.path, "error": e, "seconds": f"{dialect.LOCK_SECONDS:.0f}"}
+                return StoreError(what.format(**facts), hint)
         return None
 
 
 # -- hooks
-# -------------------------------------------------------------------------------------------------------------
 
 
-def _on_connect(connection: sqlite3.Connection, record: Any) -> None:
+def _on_connect(connection: sqlite3.Connection, record: object) -> None:
     connection.isolation_level = None  # Python's own BEGIN comes too late, and never for a SELECT
     connection.execute(f"PRAGMA busy_timeout={dialect.LOCK_SECONDS * 1000:.0f}")
     connection.execute("PRAGMA foreign_keys=ON")
@@ -162,7 +158,7 @@ def _on_begin(connection: Connection) -> None:
     _patiently(lambda: connection.exec_driver_sql(begin))
 
 
-def _patiently(act: Any) -> None:
+def _patiently(act: Callable[[], object]) -> None:
     """Try again while the database is busy: SQLite does not wait for one that another process is
     just opening, closing or recovering, whatever its busy_timeout."""
     deadline = time.monotonic() + dialect.LOCK_SECONDS

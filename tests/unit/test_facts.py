@@ -5,27 +5,34 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 from sqlmodel import select
+from test_night_sleep import SMALL, statuses, teach
 from test_store import version_5
 from test_trial import HERE, lesson_of, practised
 from test_trust import SAYS, group
 
+from reflect.config import Settings
 from reflect.errors import AdapterError, ContextTooLong, ModelError, ReflectError, UnknownName
 from reflect.export import lines
+from reflect.gate.checks import Check
+from reflect.gate.exam import judge
 from reflect.lessons import outcome
 from reflect.lessons.edit_format import Edit
+from reflect.models.local import LocalModel
+from reflect.night.sleep import sleep
 from reflect.records import LessonVersion, Rollout, Run
 from reflect.serve.local_chat import api_error
-from reflect.store import Store, database, legacy, migrations, runs, trials
+from reflect.store import Store, database, legacy, migrations, nights, runs, trials
 from reflect.store import lessons as db
 from reflect.tasksets.base import Taskset
 from reflect.training import deadline, teacher_data
 from reflect.trials.lesson_trial import LessonTrials
-from reflect.types import QuarantineReason, RolloutErrorKind, StopReason
+from reflect.types import CheckKind, QuarantineReason, RolloutErrorKind, StopReason
 
 OTHER = "Ein ganz anderer Satz"
 
@@ -114,8 +121,59 @@ def test_a_pause_names_the_stage_and_not_the_progress_text() -> None:
     assert (told.value.reason, told.value.stage) == (StopReason.DEADLINE, None)
 
 
+@pytest.mark.parametrize(("harm_above", "ok"), [(0.9, True), (0.0, False)])
+def test_the_gate_decides_by_kinds_whatever_its_lines_say(harm_above: float, ok: bool) -> None:
+    def examine(scale: float) -> dict[str, Any]:
+        harm = Check(OTHER, scale <= harm_above, scale, 0.0, OTHER)
+        gain = Check(OTHER, scale >= 0.5, scale, 0.0, OTHER, CheckKind.GAIN)
+        return {"ok": harm.ok and gain.ok, "reasons": [OTHER], "checks": [vars(harm), vars(gain)]}
+
+    assert judge(examine)["ok"] is ok
+
+
+@pytest.mark.slow  # two nights of half a minute
+@pytest.mark.parametrize(("wrong", "status"), [(False, "promoted"), (True, "nothing")])
+def test_a_night_decides_the_same_whatever_errors_reasons_and_checks_say(
+    scrambled: None,
+    monkeypatch: pytest.MonkeyPatch,
+    pocket: LocalModel,
+    tmp_path: Path,
+    wrong: bool,
+    status: str,
+) -> None:
+    begin = Check.__init__
+
+    def other_text(
+        self: Check, name: str, ok: bool, value: float, limit: float, text: str, *kind: Any
+    ) -> None:
+        begin(self, name, ok, value, limit, OTHER, *kind)
+
+    monkeypatch.setattr(Check, "__init__", other_text)
+    settings = Settings(db=str(tmp_path / "lessons.db"))
+    store = Store(settings.db)
+    ids = teach(store, wrong=wrong)
+    report = sleep(pocket, store, settings, **SMALL)
+    assert report.status == status
+    assert set(statuses(store)) == ({"candidate"} if wrong else {"distilled"})
+    if not wrong:
+        with store.write() as s:
+            assert nights.rollback(s).now is None
+            assert {t.kind for t in nights.trials(s, ids[0])} == {"preflight", "probe"}
+        assert set(statuses(store)) == {"candidate"}
+
+
 # -- databases and files of before
 # -------------------------------------------------------------------------------------
+
+
+OUTSIDE = "it was learned from attempts that read bytes from outside"
+VERSIONS = (  # author, status, sentence -> quarantine, closing
+    ("model", "quarantined", OUTSIDE, (QuarantineReason.OUTSIDE, False)),
+    ("human", "quarantined", OUTSIDE, (QuarantineReason.PERSON, False)),
+    ("human", "candidate", OUTSIDE, (None, False)),
+    ("night", "distilled", "in the weights of one", (None, False)),
+    ("rollback", "active", "exported without the weights that held it", (None, True)),
+)
 
 
 def test_a_database_of_before_gets_its_facts_from_its_sentences(where: str) -> None:
@@ -147,8 +205,40 @@ def test_a_database_of_before_gets_its_facts_from_its_sentences(where: str) -> N
                 ),
                 words,
             )
+        c.execute(text("INSERT INTO task VALUES ('t', 's', 't', 'practice', '{}')"))
+        for index, error in enumerate(("judge: no number", "model: gone", "gone", None)):
+            c.execute(
+                text(
+                    'INSERT INTO rollout (run_id, task_key, "index", messages, feedback, parts, prompt_tokens,'
+                    " completion_tokens, finish, seed, model, error, trust, bundle_shown, bundle_probability, created)"
+                    " VALUES (1, 't', :i, '[]', '', '{}', 0, 0, 'stop', 0, 'm', :error, 'clean', true, 1.0,"
+                    " '2026-01-01 00:00:00+00:00')"
+                ),
+                {"i": index, "error": error},
+            )
+        same = {"tags": "[]", "trust": "clean", "at": "2026-01-01 00:00:00+00:00"}
+        c.execute(
+            text(
+                'INSERT INTO lesson (profile, version, "when", "do", scope, tags, status, pinned, trust, tokens,'
+                " created, updated) VALUES ('default', 5, 'a', 'b', '', :tags, 'active', false, :trust, 0, :at, :at)"
+            ),
+            same,
+        )
+        for number, (author, status, reason, *_) in enumerate(VERSIONS, 1):
+            c.execute(
+                text(
+                    'INSERT INTO lesson_version (lesson_id, version, author, reason, "when", "do", scope, tags, status,'
+                    " pinned, trust, tokens, created) VALUES (1, :number, :author, :reason, 'a', 'b', '', :tags,"
+                    " :status, false, :trust, 0, :at)"
+                ),
+                same | {"number": number, "author": author, "status": status, "reason": reason},
+            )
     older.dispose()
     with Store(where).read() as s:
+        kinds = [row.error_kind for row in s.exec(select(Rollout).order_by("id"))]
+        assert kinds == [RolloutErrorKind.JUDGE, RolloutErrorKind.MODEL, None, None]
+        versions = [(row.quarantine, row.closing) for row in db.history(s, 1)]
+        assert versions == [facts for *_, facts in VERSIONS]
         first, second, third = s.exec(select(Run).order_by("id"))
         assert (first.checkpoints, first.config, first.from_traffic) == (
             heard,
