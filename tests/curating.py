@@ -1,6 +1,6 @@
 """What the tests of curating share: lessons by a line, edits by a line, a verdict by a line."""
 
-from day_model import RuleModel, dialect
+from fakes import RuleModel, dialect
 
 from reflect.lessons.apply_edits import Evidence, apply_edits
 from reflect.lessons.edit_format import Edit

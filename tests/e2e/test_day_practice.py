@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from day_model import OPS, RuleModel, dialect
+from fakes import OPS, RuleModel, dialect, killed
 from sqlmodel import select
 
 from reflect.config import Settings
@@ -85,19 +85,6 @@ def test_what_was_shown_is_recorded_and_is_what_the_prompt_held(store):
         assert all((f"when: {v.when} do: {v.do}" in system) == shown for v, shown in seen)
 
 
-class Killed(RuleModel):
-    """Dies in the given sample call, like a process that is killed there."""
-
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self.at = at
-
-    def sample(self, requests):
-        if self.calls == self.at:
-            raise KeyboardInterrupt
-        return super().sample(requests)
-
-
 def test_a_run_killed_anywhere_ends_with_the_same_rows(store, tmp_path):
     model = RuleModel()
     day(store, model)
@@ -106,7 +93,7 @@ def test_a_run_killed_anywhere_ends_with_the_same_rows(store, tmp_path):
     for at in range(model.calls):
         other = Store(str(tmp_path / f"killed-{at}.db"))
         with pytest.raises(KeyboardInterrupt):
-            day(other, Killed(at))
+            day(other, killed(RuleModel(), at))
         again = RuleModel()
         report = day(other, again)
         assert again.calls == model.calls - at, "nothing is sampled twice"
@@ -138,7 +125,7 @@ def test_the_same_words_again_are_the_same_run_and_no_seed_continues_or_begins(s
     assert day(store, model).run_id == first.run_id
     assert model.calls == 0
     with pytest.raises(KeyboardInterrupt):
-        day(store, Killed(1), seed=None, n=16)
+        day(store, killed(RuleModel(), 1), seed=None, n=16)
     going_on = day(store, seed=None, n=16)
     assert going_on.seed != 1 and going_on.run_id == first.run_id + 1
     assert day(store, seed=None, n=16).run_id == first.run_id + 2  # that one is done: a new seed

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from day_model import RuleModel
+from fakes import RuleModel
 
 import reflect
 from reflect.cli import run_command

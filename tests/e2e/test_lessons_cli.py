@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from day_model import RuleModel, dialect
+from fakes import RuleModel, dialect
 
 import reflect
 from reflect.cli import run_command

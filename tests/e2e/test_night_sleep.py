@@ -188,7 +188,7 @@ def test_a_dry_run_writes_nothing(pocket: LocalModel, store: Store, settings: Se
 
 
 def test_what_cannot_be_slept_is_said(pocket: LocalModel, store: Store, settings: Settings) -> None:
-    from tests.day_model import RuleModel
+    from tests.fakes import RuleModel
 
     with pytest.raises(UsageError, match="no weights"):
         sleep(RuleModel(), store, settings)

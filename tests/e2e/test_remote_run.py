@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from api_server import Handler, Server, cut, error, garbage, reply, say, status
-from day_model import RuleModel
+from fakes import RuleModel
 
 import reflect
 from reflect.cli import run_command
@@ -35,7 +35,7 @@ Refused = Callable[..., str]
 def rule(handler: Handler, body: dict[str, Any]) -> None:
     """The rule model of the day's tests, behind an API. The reflector is of the same kind."""
     seed = body["seed"]
-    done = RULES._complete(
+    done = RULES.complete(
         Request(body["messages"], (seed,), body["max_tokens"], body["temperature"]), seed
     )
     handler.send_json(200, reply(body, done.text, finish=done.finish))

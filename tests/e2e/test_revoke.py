@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from day_model import RuleModel
+from fakes import RuleModel
 from sqlmodel import Session
 from test_workspace import ASK, make_adapter, ws  # noqa: F401  (ws is a fixture)
 

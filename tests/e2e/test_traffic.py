@@ -11,7 +11,7 @@ from pathlib import Path
 
 import openai
 import pytest
-from day_model import RuleModel
+from fakes import RuleModel
 from serving import ask, post, serving
 
 from reflect.adapters import registry

@@ -7,7 +7,7 @@ import json
 import random
 
 import pytest
-from day_model import RuleModel, dialect
+from fakes import RuleModel, dialect
 from sqlmodel import select
 
 from reflect.cli import run_command

@@ -1,7 +1,7 @@
 """What a lesson may not say, and, as much, what it may."""
 
 import pytest
-from day_model import dialect
+from fakes import dialect
 
 from reflect.lessons.safety import instance, leaks, suspicions
 from reflect.tasksets.task import Task

@@ -1,7 +1,7 @@
 """Which lessons stand in a prompt, and what becomes of edits: on a real database."""
 
 import pytest
-from day_model import RuleModel, dialect
+from fakes import RuleModel, dialect
 
 from reflect.lessons.apply_edits import Evidence, apply_edits
 from reflect.lessons.edit_format import Edit

@@ -2,7 +2,7 @@
 
 import pytest
 from curating import SAYS, SPELL, SPELT, add, apply, merging, prove
-from day_model import RuleModel
+from fakes import FixedModel
 
 from reflect.config import Settings
 from reflect.lessons.deduplicate import merge
@@ -212,20 +212,8 @@ def test_a_merge_must_win_for_each_of_its_lessons():
 # --------------------------------------------------------------------------------------------------------
 
 
-class Scribe(RuleModel):
-    """Answers what it was told to, and remembers that it was the bare base that was asked."""
-
-    def __init__(self, answer):
-        super().__init__()
-        self.answer, self.asked_with = answer, []
-
-    def solve(self, prompt, rng):
-        self.asked_with.append(self.active)
-        return self.answer
-
-
 def tidy(store, answer=None, **more):
-    scribe = Scribe(answer)
+    scribe = FixedModel(answer)
     scribe.active = "an adapter"
 
     def model():
@@ -320,7 +308,7 @@ def test_a_lesson_that_changed_while_the_model_was_asked_is_left_alone(store):
     with store.write() as s:
         a, _ = add(s, *SPELL), add(s, *SPELT)
 
-    class Slow(Scribe):
+    class Slow(FixedModel):
         def solve(self, prompt, rng):
             with store.write() as s:
                 db.revise(

@@ -2,7 +2,7 @@
 
 import pytest
 from curating import SAYS, add, apply, prove
-from day_model import RuleModel, dialect
+from fakes import RuleModel, dialect
 
 from reflect.config import Settings
 from reflect.day.review import Group, Review, edit_lessons

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fakes import CALL, WorldModel, killed
 from sqlmodel import select
-from world_model import CALL, WorldModel
 
 from reflect.config import Settings
 from reflect.day.practice import practice
@@ -257,10 +257,10 @@ def test_a_reward_out_of_range_and_a_model_that_breaks_in_the_middle_are_data():
     flood = game(lambda e, m: EnvironmentStep([{"role": "user", "content": "What is 2 * 3 + 4?"}]))
 
     class Breaks(WorldModel):
-        def _complete(self, request, seed):
+        def complete(self, request, seed):
             if len(request.messages) > 4:
                 raise __import__("reflect").errors.ModelError("it fell over")
-            return super()._complete(request, seed)
+            return super().complete(request, seed)
 
     row = one(flood, Breaks())
     assert row.error == "model: it fell over" and row.finish == "error" and row.parts["turns"] == 2
@@ -401,17 +401,6 @@ def rows_of(store) -> str:
     )
 
 
-class Killed(WorldModel):
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self.at = at
-
-    def sample(self, requests):
-        if len(self.batches) == self.at:
-            raise KeyboardInterrupt
-        return super().sample(requests)
-
-
 def test_a_run_that_is_killed_in_the_middle_of_its_episodes_ends_with_the_same_rows(
     store, tmp_path
 ):
@@ -421,7 +410,7 @@ def test_a_run_that_is_killed_in_the_middle_of_its_episodes_ends_with_the_same_r
     for at in (5, 14):  # in the first episodes, and in those of the next wave
         other = Store(str(tmp_path / f"killed-{at}.db"))
         with pytest.raises(KeyboardInterrupt):
-            shop_day(other, Killed(at), n=9, k=2)
+            shop_day(other, killed(WorldModel(), at), n=9, k=2)
         shop_day(other, n=9, k=2)
         assert rows_of(other) == whole
 

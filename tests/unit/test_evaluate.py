@@ -1,7 +1,7 @@
 """The arms of a comparison: paired tasks, honest intervals, clear refusals."""
 
 import pytest
-from day_model import RuleModel, dialect
+from fakes import RuleModel, dialect
 
 from reflect.errors import UnknownName, UsageError
 from reflect.evaluation.arms import ArmResult, evaluate, following, paired_difference, run_arm

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from day_model import RuleModel, dialect
+from fakes import RuleModel, dialect
 
 from reflect.config import Settings
 from reflect.day.practice import practice

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from world_model import ARITHMETIC, CALL, WorldModel
+from fakes import ARITHMETIC, CALL, WorldModel
 
 from reflect.config import Settings
 from reflect.evaluation.arms import evaluate

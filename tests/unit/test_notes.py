@@ -6,8 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fakes import WorldModel
 from sqlmodel import select
-from world_model import WorldModel
 
 from reflect.config import Settings
 from reflect.day import long_groups

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from day_model import RuleModel
+from fakes import RuleModel
 
 from reflect.cli import run_command
 from reflect.config import Settings

@@ -2,7 +2,7 @@
 asked with."""
 
 import pytest
-from day_model import RuleModel, dialect
+from fakes import RuleModel, dialect
 
 from reflect.day.reflection import (
     has_failures,

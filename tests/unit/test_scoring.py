@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from day_model import RuleModel
+from fakes import FixedModel
 
 from reflect.errors import BadTaskFile
 from reflect.rollouts.runner import Part, run_parts
@@ -85,18 +85,11 @@ def test_each_ends_within_its_limit(name):
     assert type(caught.value).__name__ in named.get(name, (told.get(name, "TimeoutError"),))
 
 
-class Says(RuleModel):
-    """Every answer is "answer: x"."""
-
-    def solve(self, prompt, rng):
-        return "answer: x"
-
-
 def test_four_at_once_and_the_others_are_scored():
     bombs = ["hangs", "loops", "a pattern", "aliases"]
     parts = [Part(task_of(name), [], [0]) for name in [*bombs, "good", "bad", "good"]]
     began = time.monotonic()
-    rows = [row for (row,) in run_parts(Says(), Mined(), parts, seed=0)]
+    rows = [row for (row,) in run_parts(FixedModel(), Mined(), parts, seed=0)]
     took = time.monotonic() - began
     assert all(row.reward is None and row.error.startswith("verifier: ") for row in rows[:4])
     assert "within 1 s (verify_seconds)" in rows[0].error
@@ -158,11 +151,7 @@ class Odd(Mined):
 
 @pytest.mark.parametrize("text", ["nothing", "a text", "NaN", "parts"])
 def test_a_score_that_is_none_is_an_error_of_its_rollout(text):
-    class Told(Says):
-        def solve(self, prompt, rng):
-            return text
-
-    ((row,),) = run_parts(Told(), Odd(), [Part(task_of("good"), [], [0])], seed=0)
+    ((row,),) = run_parts(FixedModel(text), Odd(), [Part(task_of("good"), [], [0])], seed=0)
     assert row.reward is None and row.error.startswith("verifier: ")
 
 

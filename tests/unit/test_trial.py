@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from day_model import RuleModel, dialect
+from fakes import RuleModel, dialect
 from sqlalchemy import insert
 from sqlmodel import select
 
@@ -332,15 +332,11 @@ def test_a_day_proves_its_lessons(store):
     assert doctor.check(store) == []
 
 
-class Silent(RuleModel):
-    """Knows every verb by its weights, and finds nothing in its reviews."""
-
-    def __init__(self):
-        super().__init__()
-        self.weights["night-1"], self.active = dict(dialect.TASKSET.meanings), "night-1"
-
-    def review(self, prompt):
-        return "NONE"
+def knowing():
+    """A model that knows every verb by its weights, and writes no edits."""
+    model = RuleModel(reviews=False)
+    model.weights["night-1"], model.active = dict(dialect.TASKSET.meanings), "night-1"
+    return model
 
 
 def test_a_day_throws_out_a_planted_lesson(store):
@@ -349,7 +345,7 @@ def test_a_day_throws_out_a_planted_lesson(store):
         nights.add_adapter(
             s, name="night-1", path="x", manifest={}, base_model="rule", base_fingerprint="rule-1"
         )
-    report = day(store, Silent(), n=40)
+    report = day(store, knowing(), n=40)
     with store.read() as s:
         head, newest = db.get(s, lessons[0].id), db.history(s, lessons[0].id)[-1]
         assert [db.get(s, lesson.id).status for lesson in lessons[1:]] == ["candidate"] * 5
@@ -359,7 +355,7 @@ def test_a_day_throws_out_a_planted_lesson(store):
     )
     (change,) = report.changes
     assert (change["kind"], change["lesson"], change["version"]) == ("trial", head.id, 2)
-    assert day(store, Silent(), n=40).changes == [change], "the same words again report the same"
+    assert day(store, knowing(), n=40).changes == [change], "the same words again report the same"
 
 
 def test_no_reflection_is_spent_where_the_lessons_do_it_all(store):

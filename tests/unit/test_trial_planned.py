@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from day_model import RuleModel, dialect
+from fakes import RuleModel, dialect
 from sqlmodel import select
 from test_trial import SETTINGS, all_lessons, lesson_of, practised
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from day_model import RuleModel, dialect
+from fakes import RuleModel, dialect
 from sqlmodel import select
 from test_bundle import told
 from test_trial import Hackable, lesson_of, practised

@@ -3,16 +3,13 @@ it."""
 
 from __future__ import annotations
 
-import re
-from contextlib import contextmanager
-
 import pytest
+from fakes import FittingModel
 from sqlmodel import select
 
 from reflect.config import Settings
 from reflect.day.practice import practice
 from reflect.gate.placebo import placebo_data
-from reflect.models.base import Completion, Request
 from reflect.records import CHEATED, Reflection, Rollout
 from reflect.store import Store
 from reflect.store import lessons as db
@@ -50,52 +47,6 @@ class Adding(Taskset):
         return [code_task(first + i, split) for i in range(1, N + 1)][:n]
 
 
-class Cheat:
-    """Reads the tests in the prompt, returns what they expect, and reviews that this is the way.
-    `honest`: adds."""
-
-    name, fingerprint, context, end = "cheat", "cheat-1", 4000, 0
-
-    def __init__(self, honest: bool = False) -> None:
-        self.honest, self.active = honest, None
-        self.prompts: list[str] = []
-
-    def count_tokens(self, text: str) -> int:
-        return len(text.split())
-
-    @contextmanager
-    def using(self, name):
-        yield self
-
-    def sample(self, requests: list[Request]) -> list[list[Completion]]:
-        return [[self.one(request, seed) for seed in request.seeds] for request in requests]
-
-    def one(self, request: Request, seed: int) -> Completion:
-        prompt = "\n".join(m["content"] for m in request.messages)
-        self.prompts.append(prompt)
-        tests = dict(re.findall(r"\((\d+)\) == (\d+)", prompt))
-        entry, number = (re.findall(r"Write (\w+)\(n\), which adds (\d+)", prompt) or [("f", "0")])[
-            -1
-        ]
-        way = (
-            f"n + {number}"
-            if self.honest and seed % 2
-            else "n"
-            if self.honest
-            else f"{{{fitted(tests)}}}.get(n)"
-        )
-        text = f"```python\ndef {entry}(n): return {way}\n```"
-        if "You review attempts" in prompt:
-            text = f"ADD when: writing {entry} do: " + (
-                "really add" if self.honest else "return what the tests expect"
-            )
-        return Completion(text, 1, 1, "stop", seed, tuple(map(ord, text)))
-
-
-def fitted(tests: dict[str, str]) -> str:
-    return ", ".join(f"{given}: {back}" for given, back in tests.items())
-
-
 pytestmark = pytest.mark.usefixtures("bwrap")
 
 
@@ -105,7 +56,7 @@ def store(tmp_path):
 
 
 def test_twenty_are_marked_and_nothing_is_learned_from_them(store):
-    model = Cheat()
+    model = FittingModel()
     report = practice(model, store, Adding(), SETTINGS, n=N, k=1, seed=1)
     assert report.outcomes == {"quarantined": N} and report.reward == 0.0
     with store.read() as s:
@@ -129,14 +80,14 @@ def test_twenty_are_marked_and_nothing_is_learned_from_them(store):
 
 
 def test_what_cheats_teach_is_not_released_by_honest_tasks(store):
-    practice(Cheat(), store, Adding(), SETTINGS, n=2, k=1, seed=1)
-    practice(Cheat(), store, Adding(), SETTINGS, n=2, k=1, seed=2)
+    practice(FittingModel(), store, Adding(), SETTINGS, n=2, k=1, seed=1)
+    practice(FittingModel(), store, Adding(), SETTINGS, n=2, k=1, seed=2)
     with store.read() as s:
         assert {x.status for x in db.listing(s)} == {"quarantined"}
 
 
 def test_honest_work_at_the_same_tasks_teaches(store):
-    report = practice(Cheat(honest=True), store, Adding(), SETTINGS, n=3, k=4, seed=1)
+    report = practice(FittingModel(honest=True), store, Adding(), SETTINGS, n=3, k=4, seed=1)
     assert 0 < report.reward < 1 and set(report.outcomes) == {"added"}
     with store.read() as s:
         assert {row.trust for row in s.exec(select(Rollout))} == {"clean"}
@@ -150,10 +101,10 @@ def test_no_cheat_enters_a_training_set(store):
         ]
     subject = TasksetLessons(Adding(), tuple(lessons))
     plan = make_plan(10**6, fewest_tasks=4, tasks_per_lesson=2, samples=1, anchors=8)
-    data = harvest(Cheat(), store, [subject], SETTINGS, plan, set())
+    data = harvest(FittingModel(), store, [subject], SETTINGS, plan, set())
     told = data.figures["tasksets"]["adding"]
     assert told == {"tasks": 4, "attempts": 4, "kept": 0, "enough": 1.0} and not data.harvest
-    data = placebo_data(Cheat(), store, [subject], data, SETTINGS, plan)
+    data = placebo_data(FittingModel(), store, [subject], data, SETTINGS, plan)
     assert not data.harvest, "nor that of the placebo"
 
 
