@@ -1,11 +1,11 @@
 """Pack the k complete rollouts of one task, with rewards and feedback, into one context.
 
-The common prefix (the task) is printed once, by the template. When the budget does not hold the
-whole group, what tools gave back is trimmed before the model's own words; the best, the worst and
-the median attempt stay whole longest; and what is cut goes from the middle, before the ends. What
-was cut is said in the text and in the record.
+The template prints the common prefix (the task) once. If the budget does not hold the whole group,
+tool output is trimmed before the model's own words; the best, the worst and the median attempt stay
+whole longest; and cuts are made in the middle, before the ends. The text and the record say what
+was cut.
 
-A group that overflows the budget many times over is not packed as it is: see
+A group that is several times longer than the budget is not packed as it is: see
 `reflect.day.long_groups`.
 """
 
@@ -17,13 +17,18 @@ from dataclasses import dataclass
 
 from reflect.rollouts.transcript import Turn
 
-LEAST = 80  # characters of a tool's output that stay in any case
+LEAST = 80  # characters of one tool output that are always kept
+TOOL_SHARES = (0.5, 0.25, 0.1)  # of tool output, tried in order
+OTHER_SHARES = (0.5, 0.25, 0.1, 0.0)  # of an attempt that is not best, worst or median
+KEY_SHARES = (0.5, 0.25, 0.1, 0.03, 0.01)  # of the best, the worst and the median attempt
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One rollout as the reflector sees it. `reward` is None for a rollout that broke. `turns` are
-    those of a rollout that has several; its `text` is empty."""
+    """One rollout as the reflector sees it: its text, or its turns if it has several.
+
+    `reward` is None for a rollout that failed.
+    """
 
     text: str
     reward: float | None
@@ -31,15 +36,14 @@ class Attempt:
     turns: tuple[Turn, ...] = ()
 
     def words(self, keep: float = 1.0, tools: float = 1.0) -> str:
-        """Its text, `keep` of it and `tools` of what came back to the model."""
+        """The share `keep` of its text, with the share `tools` of the tool output."""
         if not self.turns:
             return _trim(self.text, keep)
-        blocks = [turn.text(_short(turn.back, tools)) for turn in self.turns]
+        blocks = [turn.text(_shorten(turn.back, tools)) for turn in self.turns]
         n = max(2, int(len(blocks) * keep))
         if n >= len(blocks):
-            return "\n".join(
-                blocks if keep == 1.0 else [_trim(block, max(keep, 0.25)) for block in blocks]
-            )
+            share = max(keep, 0.25)
+            return "\n".join(blocks if keep == 1.0 else [_trim(b, share) for b in blocks])
         head = (n + 1) // 2
         cut = f"[{len(blocks) - n} turns cut]"
         return "\n".join([*blocks[:head], cut, *blocks[len(blocks) - (n - head) :]])
@@ -47,9 +51,11 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Packed:
+    """A packed group. `cut` says in words what was cut; "" if nothing was."""
+
     text: str
     tokens: int
-    cut: str  # in words; "" when nothing was cut
+    cut: str
 
     @property
     def hash(self) -> str:
@@ -57,10 +63,8 @@ class Packed:
 
 
 def reward_text(reward: float | None) -> str:
-    """0, 1, 0.5 or 0.33; "none" for a broken rollout."""
-    if reward is None:
-        return "none"
-    return f"{reward:.2f}".rstrip("0").rstrip(".")
+    """0, 1, 0.5 or 0.33; "none" for a failed rollout."""
+    return "none" if reward is None else f"{reward:.2f}".rstrip("0").rstrip(".")
 
 
 def _block(number: int, attempt: Attempt, text: str) -> str:
@@ -71,20 +75,17 @@ def _block(number: int, attempt: Attempt, text: str) -> str:
 
 
 def _trim(text: str, keep: float) -> str:
-    """Keep the first and last words, `keep` of all of them, and say how many went from the
-    middle."""
+    """The first and last words, a share `keep` of all, and how many are missing between them."""
     words = text.split(" ")
     n = max(8, int(len(words) * keep))
     if n >= len(words):
         return text
-    head = n // 2
-    return " ".join(
-        [*words[:head], f"[{len(words) - n} words cut]", *words[len(words) - (n - head) :]]
-    )
+    head, cut = n // 2, f"[{len(words) - n} words cut]"
+    return " ".join([*words[:head], cut, *words[len(words) - (n - head) :]])
 
 
-def _short(text: str, keep: float) -> str:
-    """Both ends of what a tool gave back, `keep` of its characters; a short one stays."""
+def _shorten(text: str, keep: float) -> str:
+    """Both ends of a tool output, a share `keep` of its characters; a short one stays."""
     n = max(LEAST, int(len(text) * keep))
     if n >= len(text):
         return text
@@ -92,63 +93,56 @@ def _short(text: str, keep: float) -> str:
 
 
 def pack(attempts: Sequence[Attempt], budget: int, count: Callable[[str], int]) -> Packed:
-    """Pack a group into at most `budget` tokens as `count` counts them.
+    """Pack a group into at most `budget` tokens, as `count` counts them.
 
-    What tools gave back is trimmed first. Then the attempts that are neither best, worst nor median
-    are trimmed harder and harder, then dropped; only then are those three trimmed. Where trimming
-    words is not enough (a word without end, endless feedback) the middle of the whole text goes.
+    Tool output is trimmed first. Then the attempts that are neither best, worst nor median are
+    trimmed harder and harder, then dropped; only then are those three trimmed. If that is not
+    enough (a word without end, endless feedback) the middle of the whole text is cut.
     """
+    numbers = range(len(attempts))
     order = sorted(
-        range(len(attempts)),
-        key=lambda i: (attempts[i].reward is None, -(attempts[i].reward or 0.0), i),
+        numbers, key=lambda i: (attempts[i].reward is None, -(attempts[i].reward or 0.0), i)
     )
-    key = {order[0], order[-1], order[len(order) // 2]} if order else set()
-    keep = dict.fromkeys(range(len(attempts)), 1.0)
+    key = sorted({order[0], order[-1], order[len(order) // 2]}) if order else []
+    others = [i for i in numbers if i not in key]
+    keep = dict.fromkeys(numbers, 1.0)
     tools = dict(keep)
 
     def build() -> Packed:
         kept = [(i, a) for i, a in enumerate(attempts) if keep[i] > 0]
         text = "\n".join(_block(i + 1, a, a.words(keep[i], tools[i])) for i, a in kept)
-        dropped = [str(i + 1) for i in keep if keep[i] == 0]
-        shorter = [str(i + 1) for i, a in kept if a.turns and a.words(1.0, tools[i]) != a.words()]
-        trimmed = [str(i + 1) for i, a in kept if a.words(keep[i]) != a.words()]
-        said = []
-        if shorter:
-            said.append(f"tool output of attempts {', '.join(shorter)}")
-        if trimmed:
-            said.append(f"the middle of attempts {', '.join(trimmed)}")
-        if dropped:
-            said.append(f"attempts {', '.join(dropped)}")
-        return Packed(text, count(text), "; ".join(said))
+        shorter = [i for i, a in kept if a.turns and a.words(1.0, tools[i]) != a.words()]
+        trimmed = [i for i, a in kept if a.words(keep[i]) != a.words()]
+        cuts = {
+            "tool output of attempts": shorter,
+            "the middle of attempts": trimmed,
+            "attempts": [i for i in numbers if keep[i] == 0],
+        }
+        cut = [f"{what} {', '.join(str(i + 1) for i in ids)}" for what, ids in cuts.items() if ids]
+        return Packed(text, count(text), "; ".join(cut))
 
     packed = build()
-    for members in ([i for i in range(len(attempts)) if i not in key], sorted(key)):
-        for share in (0.5, 0.25, 0.1):
-            turned = [i for i in members if attempts[i].turns]
-            if packed.tokens <= budget or not turned:
-                break
-            tools |= dict.fromkeys(turned, share)
-            packed = build()
-    for members in ([i for i in range(len(attempts)) if i not in key], sorted(key)):
-        for share in (
-            (0.5, 0.25, 0.1, 0.0)
-            if members and members[0] not in key
-            else (0.5, 0.25, 0.1, 0.03, 0.01)
-        ):
+    for members in (others, key):
+        with_turns = [i for i in members if attempts[i].turns]
+        for share in TOOL_SHARES if with_turns else ():
+            if packed.tokens > budget:
+                tools |= dict.fromkeys(with_turns, share)
+                packed = build()
+    for members, shares in ((others, OTHER_SHARES), (key, KEY_SHARES)):
+        for share in shares:
             if packed.tokens <= budget:
                 return packed
-            for i in members:
-                keep[i] = share
+            keep |= dict.fromkeys(members, share)
             packed = build()
     return packed if packed.tokens <= budget else _squeeze(packed, budget, count)
 
 
 def _squeeze(packed: Packed, budget: int, count: Callable[[str], int]) -> Packed:
-    """The last resort: cut characters from the middle, half of what is left at a time, until it
+    """The last resort: cut from the middle of the text, half of the rest at a time, until it
     fits."""
     text, half = packed.text, len(packed.text) // 2
     while half and count(text) > budget:
         half //= 2
         text = f"{packed.text[:half]}\n[cut]\n{packed.text[len(packed.text) - half :]}"
-    said = "; ".join(filter(None, [packed.cut, "the middle of what remained"]))
-    return Packed(text, count(text), said)
+    cut = "; ".join(filter(None, [packed.cut, "the middle of what remained"]))
+    return Packed(text, count(text), cut)

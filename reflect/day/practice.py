@@ -1,39 +1,40 @@
-"""The day: roll out groups of attempts, score them, review each group, edit the lessons; wave by
-wave.
+"""Practice by day: for each task, k rollouts with the selected lessons in the system prompt, scored
+by the verifier; a reflection over each group; lesson edits, saved in the database. Every rollout is
+a trial of the lessons that it saw or missed.
 
-A wave is a few tasks that run in one batch. Its lessons are chosen from the database as the
-previous wave left it, its rollouts are saved in one transaction, with the verdicts that fall by
-them, its reflections and their edits in another. A run that was killed continues with the first
-wave that is not complete, and ends with the same rows as one that was not. So does one whose model
-answers nothing more (the budget is spent, the server is gone): what was answered is saved, and only
-what was not is asked for again.
+Tasks run in waves, each in one batch. A wave selects its lessons from the database as the previous
+wave left it. Its rollouts and the verdicts that follow from them are saved in one transaction, its
+reflections and their edits in another. So a killed run continues with its first incomplete wave,
+and ends with the same rows as an uninterrupted one. So does a run whose model stops answering (the
+budget is spent, the server is gone): its answers are saved, and only missing ones are asked for.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from sqlmodel import Session
 
 from reflect.config import Settings
+from reflect.day.learning import edit_lessons, reflect_on
+from reflect.day.reflection import Group
 from reflect.day.report import Report, report
-from reflect.day.review import Group, edit_lessons, review
-from reflect.day.run_budget import RunBudget, server_of, stopped
+from reflect.day.run import RunBudget, open_run, stopped
 from reflect.errors import ModelHalted, UsageError
 from reflect.lessons.selection import lessons_for
-from reflect.models.base import Model, SamplingOptions, active_adapter
-from reflect.records import Exposure, Run
-from reflect.rollouts.runner import HALTED, RolloutsStopped, run_parts
+from reflect.models.base import Model, SamplingOptions
+from reflect.records import Exposure, Lesson, Rollout, Run
+from reflect.rollouts.context import RunContext, TasksetContext
+from reflect.rollouts.runner import RolloutsStopped, run_parts
 from reflect.rollouts.stepwise import PerTurnLessons
-from reflect.store import Store, nights, runs, trials
+from reflect.store import Store, runs
+from reflect.store import trials as trials_db
 from reflect.tasksets import isolation
-from reflect.tasksets.base import Taskset, has_environment
+from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import Task
-from reflect.trials.bundle import Bundle, draw
+from reflect.trials.bundle import Assignment, Bundle, draw
 from reflect.trials.checkpoints import save_checkpoint
 from reflect.trials.lesson_trial import (
     LazyAssignment,
@@ -43,10 +44,9 @@ from reflect.trials.lesson_trial import (
     shown_to,
     withhold,
 )
-from reflect.trials.reward_version import reward_version
-from reflect.types import Progress
+from reflect.types import Finish, LessonStatus, Progress, RunStatus
 
-WAVE = 8  # tasks that run, and are reviewed, together
+WAVE = 8  # tasks that run, and are reflected on, together
 
 
 def practice(
@@ -63,240 +63,228 @@ def practice(
     reflector: Model | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Practise n tasks k times each and learn from them, with the adapter that the model has on.
+    """Practise n tasks k times each with the model's active adapter, and learn from them.
 
-    `seed=None` continues the newest unfinished run of the same words, or begins a new one. A run
-    that is done already is only reported. Fewer than n tasks are practised where the taskset has
-    fewer; none is a UsageError. `reflector` reviews the attempts, by default the model itself.
-    ModelHalted where one of them answers nothing more.
+    `seed=None` continues the newest unfinished run with the same arguments, or starts a new one. A
+    finished run is only reported. A taskset with fewer than n tasks gives what it has; none is a
+    UsageError. `reflector` reflects on the rollouts, by default the model itself. Raises
+    ModelHalted if one of them stops answering.
     """
     began = time.monotonic()
     isolation.limit(settings.verify_seconds, settings.verify_memory)
-    flags: dict[str, Any] = {"learn": learn, "use_lessons": use_lessons, "reflector": reflector}
-    run, tasks = open_run(model, store, taskset, settings, n=n, k=k, seed=seed, **flags)
-    purse = RunBudget(run, model, reflector)
-    waves = [tasks[i : i + WAVE] for i in range(0, len(tasks), WAVE)]
-    tell = progress or (lambda done, total, what: None)
-    court, bundle = (
-        LessonTrials(TrialScope(run.model_fingerprint, run.adapter_id, run.measure)),
-        Bundle(run),
-    )
+    start = TasksetContext(model, store, taskset, settings, progress=progress)
+    run, tasks = open_run(start, n, k, seed, learn, use_lessons, reflector)
+    context = start.in_run(run, reflector)
+    budget, trials = RunBudget(context), RunTrials(run)
+    waves = waves_of(tasks)
     done = 0
-    for wave in waves if run.status != "done" else []:
-        tell(done, len(tasks), "rollouts")
+    for wave in waves if run.status != RunStatus.DONE else ():
+        context.report(done, len(tasks), "rollouts")
         try:
-            groups = roll_out(
-                model,
-                store,
-                taskset,
-                settings,
-                run,
-                wave,
-                use_lessons,
-                bundle,
-                court if learn else None,
-            )
+            groups = roll_out(context, wave, trials, learn=learn, use_lessons=use_lessons)
             if learn:
-                tell(done + len(wave) // 2, len(tasks), "reflections")
-                reviews = review(reflector or model, store, settings, run, groups)
-                edit_lessons(model, store, settings, run, reviews, groups)
+                context.report(done + len(wave) // 2, len(tasks), "reflections")
+                edit_lessons(context, reflect_on(context, groups), groups)
         except ModelHalted as e:
-            purse.note(store)
-            raise stopped(store, run, e) from e
-        purse.note(store)
+            budget.save()
+            raise stopped(context, e) from e
+        budget.save()
         done += len(wave)
     with store.write() as s:
-        if run.status != "done":
-            save_checkpoint(s, runs.get_run(s, run.id), court.states() | bundle.states())
+        if run.status != RunStatus.DONE:
+            save_checkpoint(s, runs.get_run(s, run.id), trials.states())
         runs.finish_run(s, run.id)
-    tell(len(tasks), len(tasks), "done")
+    context.report(len(tasks), len(tasks), "done")
     return report(store, run, waves, time.monotonic() - began)
 
 
-# -- the stages of a wave
-# ----------------------------------------------------------------------------------------------
+def learn_from_grades(context: TasksetContext, run_id: int) -> Report:
+    """Learn from a finished run whose rollouts people have graded: the same stages as in practice,
+    after the rollouts. Update the lesson trials with the present rewards, then reflect on each
+    group that has no reflection. A second call reflects only on what was graded in the meantime.
+
+    Raises UsageError for an unfinished run, and for a run without any reward.
+    """
+    began = time.monotonic()
+    with context.store.read() as s:
+        run, tasks = runs.get_run(s, run_id), tasks_of(s, run_id)
+        rewards = [row.reward for row in runs.rollouts(s, run_id)]
+    if run.status != RunStatus.DONE:
+        hint = f"Finish it: reflect runs resume {run_id}"
+        raise UsageError(f"Run {run_id} is not finished.", hint)
+    if all(reward is None for reward in rewards):
+        hint = f"See: reflect grade list --run {run_id}"
+        raise UsageError(f"No rollout of run {run_id} has a grade.", hint)
+    mine, trials, move = context.in_run(run), RunTrials(run), not context.settings.require_approval
+    waves = waves_of(tasks)
+    for number, wave in enumerate(waves):
+        context.report(number * WAVE, len(tasks), "reflections")
+        groups = load_groups(mine, wave)
+        with context.store.write() as s:
+            shown = [lesson.id or 0 for group in groups for lesson in group.shown]
+            trials.update(s, shown, move=move)
+        edit_lessons(mine, reflect_on(mine, groups), groups)
+    return report(context.store, run, waves, time.monotonic() - began)
+
+
+def waves_of(tasks: Sequence[Task]) -> list[Sequence[Task]]:
+    return [tasks[i : i + WAVE] for i in range(0, len(tasks), WAVE)]
+
+
+def tasks_of(s: Session, run_id: int | None) -> list[Task]:
+    """The tasks of a run's rollouts, in the order in which these were saved."""
+    keys = dict.fromkeys(row.task_key for row in runs.rollouts(s, run_id))
+    return [Task(**runs.task(s, key).content) for key in keys]
+
+
+class RunTrials:
+    """The trials that the rollouts of a run decide: of each lesson, and of all lessons together."""
+
+    def __init__(self, run: Run) -> None:
+        self.run_id = run.id
+        scope = TrialScope(run.model_fingerprint, run.adapter_id, run.measure)
+        self.lessons, self.bundle = LessonTrials(scope), Bundle(run)
+
+    def update(self, s: Session, lesson_ids: Sequence[int], *, move: bool) -> None:
+        """Record the effects of these lessons, and of all together. `move`: a verdict changes the
+        status of its lesson."""
+        self.lessons.judge(s, lesson_ids, self.run_id, move=move)
+        self.bundle.judge(s, move=move)
+
+    def states(self) -> dict[str, object]:
+        """The estimates so far, for `save_checkpoint`."""
+        return self.lessons.states() | self.bundle.states()
+
+
+# -- the rollouts of a wave
+
+
+class PlannedGroup(NamedTuple):
+    """The rollouts of one task that are to be made."""
+
+    task: Task
+    lessons: list[Lesson]
+    """The lessons selected for the prompt."""
+    missing: list[int]
+    """Index of each rollout that is not saved yet."""
+    bundles: list[Assignment] = []
+    """By rollout: are all lessons withheld together?"""
+    exposures: list[list[Exposure]] = []
+    """By rollout: which lessons are withheld?"""
 
 
 def roll_out(
-    model: Model,
-    store: Store,
-    taskset: Taskset,
-    settings: Settings,
-    run: Run,
+    context: RunContext,
     wave: Sequence[Task],
-    use_lessons: bool,
-    bundle: Bundle,
-    court: LessonTrials | None = None,
-) -> list[Group]:
-    """Choose lessons, withhold some or all of them here and there, sample and score all groups of
-    the wave in one batch; save them in one transaction with what they say of the bundle, and the
-    verdicts of the court, if there is one."""
-    with store.read() as s:
-        saved = runs.groups(s, run.id, [task.key for task in wave])
-        missing = [task for task in wave if len(saved[task.key]) < run.k]
-        chosen = {
-            task.key: lessons_for(model, s, taskset, task, settings) if use_lessons else []
-            for task in missing
-        }
-    drawn: dict[str, list[list[Exposure]]] = {}
-    draws = {}
-    for key, lessons in chosen.items():
-        draws[key] = [draw(lessons, settings, run.seed, key, index) for index in range(run.k)]
-        drawn[key] = [
-            LazyAssignment(one, settings, run.seed, key, index)
-            if isinstance(lessons, PerTurnLessons)
-            else one.applied(withhold(lessons, settings, run.seed, key, index))
-            for index, one in enumerate(draws[key])
-        ]
-    have = {(row.task_key, row.index) for rows in saved.values() for row in rows}
-    parts = [
-        part._replace(indices=wanted)
-        for task in missing
-        for part in parts_of(task, chosen[task.key], drawn[task.key])
-        if (wanted := [i for i in part.indices if (task.key, i) not in have])
-    ]
-    stop = None
-    try:
-        fresh = run_parts(
-            model, taskset, parts, seed=run.seed, options=SamplingOptions.of(settings)
-        )
-    except RolloutsStopped as e:
-        fresh, stop = e.rollouts, e.why
-    order = {task.key: number for number, task in enumerate(missing)}
-    rows = sorted(
-        (row for part in fresh for row in part), key=lambda row: (order[row.task_key], row.index)
-    )
-    for row in rows:
-        row.run_id, row.adapter_id = run.id or 0, run.adapter_id
-        if row.finish == HALTED:  # it says nothing of any lesson
-            drawn[row.task_key][row.index] = []
-        else:
-            row.bundle_shown, row.bundle_probability = draws[row.task_key][row.index]
-    with store.write() as s:
-        runs.save_rollouts(s, rows, [drawn[row.task_key][row.index] for row in rows])
-        if court and rows and not stop:
-            seen = {lesson.id or 0 for lessons in chosen.values() for lesson in lessons}
-            seen |= trials.lessons_of(s, run.id, [task.key for task in wave]) if have else set()
-            court.judge(s, sorted(seen), run.id, move=not settings.require_approval)
-        if rows and not stop:
-            bundle.judge(s, move=court is not None and not settings.require_approval)
-    if stop:
-        raise stop
-    return groups_of(model, store, taskset, settings, run, wave)
-
-
-def groups_of(
-    model: Model, store: Store, taskset: Taskset, settings: Settings, run: Run, wave: Sequence[Task]
-) -> list[Group]:
-    """The groups of these tasks as the run has saved them."""
-    slept = ("distilled",) if run.adapter_id else ()
-    with store.read() as s:
-        shown = shown_to(s, run.id, [task.key for task in wave])
-        held = {
-            task.key: lessons_for(model, s, taskset, task, settings, slept) if slept else []
-            for task in wave
-        }
-        made = runs.groups(s, run.id, [task.key for task in wave])
-        return [
-            Group(task, shown[task.key][0], held[task.key], made[task.key], shown[task.key][1])
-            for task in wave
-        ]
-
-
-# -- the run
-# -----------------------------------------------------------------------------------------------------------
-
-
-def open_run(
-    model: Model,
-    store: Store,
-    taskset: Taskset,
-    settings: Settings,
+    trials: RunTrials,
     *,
-    n: int,
-    k: int,
-    seed: int | None,
     learn: bool = True,
     use_lessons: bool = True,
-    reflector: Model | None = None,
-) -> tuple[Run, list[Task]]:
-    """The run of these words, continued or begun, and its tasks. What an interrupted one has not
-    asked for is open."""
-    if n < 1 or k < 1:
-        raise UsageError(
-            f"A run needs at least one task and one rollout of each, not n={n} and k={k}."
-        )
-    names = ["temperature", "max_tokens", "reflect_tokens", "lesson_budget", "lesson_limit"]
-    names += [
-        "require_approval",
-        "trials",
-        "withhold_candidate",
-        "withhold_active",
-        "withhold_bundle",
-    ]
-    names += ["max_turns", "episode_tokens", "episode_seconds"] if has_environment(taskset) else []
-    config = settings.stored(names)
-    config |= {"learn": learn, "use_lessons": use_lessons}
-    config |= (
-        {"reflector": reflector.name, "reflector_fingerprint": reflector.fingerprint}
-        if reflector
-        else {}
-    )
-    config |= {"judge": settings.judge} if settings.judge else {}
-    meaning = reward_version(taskset)
+) -> list[Group]:
+    """The complete groups of a wave. Rollouts that are saved already are not made again."""
+    planned = select(context, wave, use_lessons)
+    planned = assign(context, planned)
+    rows, halted = run_rollouts(context, planned)
+    save(context, planned, rows, None if halted else trials, learn)
+    if halted:
+        raise halted
+    return load_groups(context, wave)
 
-    with store.write() as s:
-        adapter = active_adapter(model)
-        adapter_id = nights.get_adapter(s, adapter).id if adapter else None
-        words = [
-            taskset.name,
-            settings.profile,
-            n,
-            k,
-            model.fingerprint,
-            adapter_id,
-            meaning,
-            config,
+
+def select(context: RunContext, wave: Sequence[Task], use_lessons: bool) -> list[PlannedGroup]:
+    """Select the lessons of each task that has rollouts to make."""
+    run, model, planned = context.run, context.model, []
+    with context.store.read() as s:
+        saved = runs.groups(s, run.id, [task.key for task in wave])
+        for task in wave:
+            have = {row.index for row in saved[task.key]}
+            missing = [index for index in range(run.k) if index not in have]
+            lessons: list[Lesson] = []
+            if missing and use_lessons:
+                lessons = lessons_for(model, s, context.taskset, task, context.settings)
+            planned.append(PlannedGroup(task, lessons, missing))
+    return planned
+
+
+def assign(context: RunContext, planned: Sequence[PlannedGroup]) -> list[PlannedGroup]:
+    """Draw which lessons are withheld from which rollout. A hash draws: a continued run draws the
+    same."""
+    settings, run = context.settings, context.run
+    assigned = []
+    for group in planned:
+        lessons, key = group.lessons, group.task.key
+        bundles = [draw(lessons, settings, run.seed, key, index) for index in range(run.k)]
+        exposures = [
+            LazyAssignment(bundle, settings, run.seed, key, index)
+            if isinstance(lessons, PerTurnLessons)
+            else bundle.applied(withhold(lessons, settings, run.seed, key, index))
+            for index, bundle in enumerate(bundles)
         ]
+        assigned.append(group._replace(bundles=bundles, exposures=exposures))
+    return assigned
 
-        def tasks_and_key(seed: int) -> tuple[list[Task], str]:
-            tasks = list({task.key: task for task in taskset.tasks("practice", n, seed)}.values())
-            text = json.dumps([*words, seed, [task.key for task in tasks]], sort_keys=True)
-            return tasks, hashlib.sha256(text.encode()).hexdigest()[:32]
 
-        if seed is None:
-            seed = _open_seed(s, taskset.name, settings.profile, tasks_and_key)
-        tasks, key = tasks_and_key(seed)
-        if not tasks:
-            raise UsageError(
-                f"The taskset {taskset.name} has no practice tasks.",
-                "Give some the split 'practice'.",
-            )
-        runs.save_tasks(s, taskset.name, tasks)
-        run = runs.start_run(
-            s,
-            key=key,
-            taskset=taskset.name,
-            profile=settings.profile,
-            n=n,
-            k=k,
-            seed=seed,
-            model=model.name,
-            model_fingerprint=model.fingerprint,
-            adapter_id=adapter_id,
-            measure=meaning,
-            config=config | server_of(model, reflector),
+def run_rollouts(
+    context: RunContext, planned: Sequence[PlannedGroup]
+) -> tuple[list[Rollout], ModelHalted | None]:
+    """Sample and score the missing rollouts in one batch, in order; and why the model stopped
+    answering, if it did."""
+    parts = [
+        part._replace(indices=indices)
+        for group in planned
+        for part in parts_of(group.task, group.lessons, group.exposures)
+        if (indices := [i for i in part.indices if i in group.missing])
+    ]
+    options, halted = SamplingOptions.of(context.settings), None
+    try:
+        groups = run_parts(
+            context.model, context.taskset, parts, seed=context.run.seed, options=options
         )
-        runs.reopen(s, run.id, HALTED)
-    return run, tasks
+    except RolloutsStopped as e:
+        groups, halted = e.rollouts, e.why
+    place = {group.task.key: number for number, group in enumerate(planned)}
+    rows = [row for group in groups for row in group]
+    return sorted(rows, key=lambda row: (place[row.task_key], row.index)), halted
 
 
-def _open_seed(
-    s: Session, taskset: str, profile: str, tasks_and_key: Callable[[int], tuple[Any, str]]
-) -> int:
-    """The seed of the newest unfinished run that was asked for in the same words, else the next
-    free one."""
-    for run in runs.unfinished(s, taskset, profile):
-        if tasks_and_key(run.seed)[1] == run.key:
-            return run.seed
-    return runs.next_seed(s, taskset, profile)
+def save(
+    context: RunContext,
+    planned: Sequence[PlannedGroup],
+    rows: Sequence[Rollout],
+    trials: RunTrials | None,
+    learn: bool,
+) -> None:
+    """Save the rollouts with their exposures and update the trials, in one transaction. A rollout
+    that was not made says nothing about any lesson."""
+    groups = {group.task.key: group for group in planned}
+    exposures: list[list[Exposure]] = []
+    for row in rows:
+        group = groups[row.task_key]
+        row.run_id, row.adapter_id = context.run.id or 0, context.run.adapter_id
+        exposures.append([] if row.finish == Finish.HALTED else group.exposures[row.index])
+        if row.finish != Finish.HALTED:
+            row.bundle_shown, row.bundle_probability = group.bundles[row.index]
+    with context.store.write() as s:
+        earlier = trials_db.lessons_of(s, context.run.id, list(groups)) if learn else set()
+        runs.save_rollouts(s, rows, exposures)
+        if rows and trials:
+            lessons = {lesson.id or 0 for group in planned for lesson in group.lessons}
+            move = learn and not context.settings.require_approval
+            trials.update(s, sorted(lessons | earlier) if learn else (), move=move)
+
+
+def load_groups(context: RunContext, wave: Sequence[Task]) -> list[Group]:
+    """The groups of these tasks as the run has saved them."""
+    model, settings, keys = context.model, context.settings, [task.key for task in wave]
+    distilled = (LessonStatus.DISTILLED,) if context.run.adapter_id else ()
+    with context.store.read() as s:
+        shown = shown_to(s, context.run.id, keys)
+        rows = runs.groups(s, context.run.id, keys)
+        groups = []
+        for task in wave:
+            held: list[Lesson] = []
+            if distilled:
+                held = lessons_for(model, s, context.taskset, task, settings, distilled)
+            lessons, missed = shown[task.key]
+            groups.append(Group(task, lessons, held, rows[task.key], missed))
+        return groups

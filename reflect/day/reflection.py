@@ -1,5 +1,4 @@
-"""The reflection: show a packed group and the lessons it was given to the model, read back lesson
-edits.
+"""The prompt of a reflection: a packed group of rollouts, and the lessons that they saw.
 
 The answer is a line format that a small model can write and a parser cannot misread:
 
@@ -16,6 +15,7 @@ It fails closed: a line that cannot be read is reported, never guessed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from reflect import prompts
@@ -25,40 +25,72 @@ from reflect.prompts import sanitize_block
 from reflect.records import Lesson, Rollout
 from reflect.rollouts.transcript import Turn, last_words, turns_of
 from reflect.tasksets.task import Message, Task
+from reflect.types import Trust
 
 MARGIN = 48  # tokens kept free for the chat template around the prompt
 
 
+@dataclass(frozen=True)
+class Group:
+    """The rollouts of one task and the lessons that they saw."""
+
+    task: Task
+    shown: list[Lesson]
+    """The lessons in the prompt that are still in use."""
+    held: list[Lesson]
+    """The lessons for this task that the adapter holds."""
+    rollouts: list[Rollout]
+    missed: frozenset[int] = frozenset()
+    """Index of each rollout from which a lesson was withheld."""
+
+    @property
+    def complete(self) -> list[Rollout]:
+        """The rollouts that saw all lessons; all rollouts if none did. They show what the lessons
+        are worth."""
+        return [row for row in self.rollouts if row.index not in self.missed] or self.rollouts
+
+    @property
+    def attempts(self) -> list[Rollout]:
+        """The rollouts that the reflection reads: the complete ones. If all of these failed, the
+        others too: one may have succeeded without the lesson."""
+        return self.complete if any(row.reward for row in self.complete) else self.rollouts
+
+    @property
+    def trust(self) -> Trust:
+        """CHEATED if a rollout was fitted to the tests, else UNTRUSTED if one read bytes from
+        outside."""
+        worst = {row.trust for row in self.rollouts}
+        return next(
+            (kind for kind in (Trust.CHEATED, Trust.UNTRUSTED) if kind in worst), Trust.CLEAN
+        )
+
+
 class SummarizedGroup(NamedTuple):
-    """Notes in the place of attempts, and what they do not tell, in words."""
+    """Notes in the place of rollouts, and what is missing in them, in words."""
 
     attempts: list[Attempt]
     cut: str
 
 
 def has_failures(rollouts: Sequence[Rollout]) -> bool:
-    """Is there anything to review? Not when every reward is 1, and not when nothing could be
-    scored."""
-    rewards = [r.reward for r in rollouts if r.reward is not None]
-    return any(reward < 1.0 for reward in rewards)
+    """Is any reward below 1?"""
+    return any(r.reward is not None and r.reward < 1.0 for r in rollouts)
 
 
 def majority_success(rollouts: Sequence[Rollout]) -> bool:
-    """Did the group earn more than half of what there was? An attempt without a reward earned
-    nothing."""
+    """Is the mean reward above one half? A rollout without a reward counts as 0."""
     return sum(r.reward or 0.0 for r in rollouts) > len(rollouts) / 2
 
 
 def rewards_differ(rollouts: Sequence[Rollout]) -> bool:
-    """Did some attempts go better than others? Only then does the group show a way, and not just
-    dead ends."""
+    """Did some rollouts do better than others? Only then does the group show a way that works."""
     return len({r.reward for r in rollouts if r.reward is not None}) > 1
 
 
 def attempts_of(rollouts: Sequence[Rollout]) -> list[Attempt]:
-    """The rollouts as the reflector reads them; those in which the model gave no answer at all are
-    left out."""
-    return [_attempt(r) for r in rollouts if r.messages[-1]["role"] == "assistant" or turns_of(r)]
+    """The rollouts as the reflector reads them, without those in which the model never answered."""
+    answered = (r for r in rollouts if r.messages[-1]["role"] == "assistant" or turns_of(r))
+    return [_attempt(r) for r in answered]
 
 
 def _attempt(row: Rollout) -> Attempt:
@@ -66,57 +98,42 @@ def _attempt(row: Rollout) -> Attempt:
         Turn(t.number, sanitize_block(t.words), sanitize_block(t.back), sanitize_block(t.feedback))
         for t in turns_of(row)
     )
-    return Attempt(
-        "" if turns else sanitize_block(last_words(row)),
-        row.reward,
-        sanitize_block(row.feedback),
-        turns,
-    )
+    text = "" if turns else sanitize_block(last_words(row))
+    return Attempt(text, row.reward, sanitize_block(row.feedback), turns)
 
 
 def reflection_messages(
-    model: Model,
-    task: Task,
-    lessons: Sequence[Lesson],
-    rollouts: Sequence[Rollout],
-    *,
-    max_tokens: int,
-    noted: SummarizedGroup | None = None,
+    model: Model, group: Group, max_tokens: int, notes: SummarizedGroup | None = None
 ) -> tuple[list[Message], Packed]:
-    """The prompt of one reflection and what was packed into it, within the model's context.
+    """The prompt of one reflection, within the model's context, and what was packed into it.
 
-    `lessons` are those that the rollouts saw. The answer key and the verifier are never part of it.
-    `noted`: notes on the attempts, in the place of attempts that are far too long (see
-    `reflect.day.long_groups`).
+    It never contains the answer key or the verifier. `notes` replace rollouts that are far too
+    long: see `reflect.day.long_groups`.
     """
-    attempts = noted.attempts if noted else attempts_of(rollouts)
-    room = room_for(model, task, lessons, max_tokens) - (
-        model.count_tokens(noted.cut) if noted else 0
-    )
-    room -= (
-        MARGIN if any(attempt.turns for attempt in attempts) else 0
-    )  # more may be cut, which takes words to say
-    packed = pack(attempts, max(room, 1), model.count_tokens)
-    if noted:
-        packed = Packed(
-            packed.text, packed.tokens, "; ".join(filter(None, [noted.cut, packed.cut]))
-        )
-    return [{"role": "user", "content": _prompt(task, lessons, packed.text, packed.cut)}], packed
+    attempts = notes.attempts if notes else attempts_of(group.attempts)
+    budget = group_budget(model, group, max_tokens)
+    if notes:
+        budget -= model.count_tokens(notes.cut)
+    if any(attempt.turns for attempt in attempts):
+        budget -= MARGIN  # more may be cut, and the prompt says what
+    packed = pack(attempts, max(budget, 1), model.count_tokens)
+    if notes:
+        cut = "; ".join(filter(None, [notes.cut, packed.cut]))
+        packed = Packed(packed.text, packed.tokens, cut)
+    return [{"role": "user", "content": _prompt(group, packed.text, packed.cut)}], packed
 
 
-def room_for(model: Model, task: Task, lessons: Sequence[Lesson], max_tokens: int) -> int:
+def group_budget(model: Model, group: Group, max_tokens: int) -> int:
     """Tokens that the packed group may have in the prompt of its reflection."""
-    beside = model.count_tokens(_prompt(task, lessons, "", "the middle of some attempts"))
-    return model.context - max_tokens - MARGIN - beside
+    rest = model.count_tokens(_prompt(group, "", "the middle of some attempts"))
+    return model.context - max_tokens - MARGIN - rest
 
 
-def _prompt(task: Task, lessons: Sequence[Lesson], packed: str, cut: str) -> str:
-    rows = [
-        {"id": x.id, "when": prompts.sanitize_line(x.when), "do": prompts.sanitize_line(x.do)}
-        for x in lessons
-    ]
-    asked = sanitize_block(task.text)
-    fence = prompts.nonce(asked, packed)
+def _prompt(group: Group, packed: str, cut: str) -> str:
+    line = prompts.sanitize_line
+    lessons = [{"id": x.id, "when": line(x.when), "do": line(x.do)} for x in group.shown]
+    task = sanitize_block(group.task.text)
+    fence = prompts.nonce(task, packed)
     return prompts.render(
-        "reflect", task=asked, lessons=rows, attempts=packed, cut=cut, fence=fence
+        "reflect", task=task, lessons=lessons, attempts=packed, cut=cut, fence=fence
     )

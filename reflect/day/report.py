@@ -1,5 +1,5 @@
-"""What a run did, read back from its rows: the same for a run that was interrupted and one that was
-not."""
+"""The report of a run, read from its rows: the same for an interrupted run and an uninterrupted
+one."""
 
 from __future__ import annotations
 
@@ -11,65 +11,63 @@ from typing import Any
 from reflect.records import LessonVersion, Rollout, Run
 from reflect.store import Store, lessons, runs, trials
 from reflect.tasksets.task import Task
+from reflect.types import TrialVerdict
 
 
 @dataclass(frozen=True)
 class Report:
-    """One run in figures. `outcomes` counts what became of the edits: added, superseded, revised,
-    retired, known, quarantined, merged, kept, defended, outvoted, refused, alarm and problem (see
-    `evidence.Outcome`), and the verdicts accepted and rejected. The rewards are those of rollouts
-    that saw all their lessons; where a wave has none, of all."""
+    """One run in figures."""
 
     run_id: int
     taskset: str
-    n: int  # tasks
+    n: int
+    """Number of tasks."""
     k: int
     seed: int
     rollouts: int
-    errors: int  # rollouts that broke, and have no reward
-    withheld: int  # rollouts that missed a lesson, to measure it
-    reward: float  # mean over the scored rollouts
-    rewards: list[float]  # the same per wave, in order: the learning curve
+    errors: int
+    """Rollouts that failed, and have no reward."""
+    withheld: int
+    """Rollouts from which a lesson was withheld, to measure its effect."""
+    reward: float
+    """Mean reward of the rollouts that saw all their lessons; in a wave without any, of all."""
+    rewards: list[float]
+    """The same per wave, in order: the learning curve."""
     reflections: int
     outcomes: dict[str, int]
-    changes: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # each edit with its outcome, then the verdicts
-    bundle: dict[str, Any] = field(
-        default_factory=dict
-    )  # all lessons together, see `reflect.trials.bundle`
-    spent: dict[str, Any] = field(
-        default_factory=dict
-    )  # on models behind an API, see `reflect.models.budget`
-    ungraded: int = 0  # rollouts that wait for a person's grade
+    """Number of edits by outcome (see `reflect.lessons.outcome.Outcome`), and of verdicts:
+    accepted, rejected."""
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """Each edit with its outcome, then the verdicts."""
+    bundle: dict[str, Any] = field(default_factory=dict)
+    """The effect of all lessons together: see `reflect.trials.bundle`."""
+    spent: dict[str, Any] = field(default_factory=dict)
+    """Usage of models behind an API: see `reflect.models.budget`."""
+    ungraded: int = 0
+    """Rollouts that wait for a person's grade."""
     seconds: float = 0.0
 
 
 def report(store: Store, run: Run, waves: Sequence[Sequence[Task]], seconds: float = 0.0) -> Report:
     """Sum up a run whose tasks ran in `waves`."""
+    keys = [task.key for wave in waves for task in wave]
     with store.read() as s:
-        keys = [task.key for wave in waves for task in wave]
-        made, found = runs.groups(s, run.id, keys), runs.reflections_of(s, run.id, keys)
-        rows = [[row for task in wave for row in made[task.key]] for wave in waves]
+        groups, reflected = runs.groups(s, run.id, keys), runs.reflections_of(s, run.id, keys)
         missed = trials.missed(s, run.id)
-        verdicts = [
-            verdict_row(trial.verdict, version) for trial, version in trials.moves(s, run.id)
-        ]
+        verdicts = [verdict_row(trial.verdict, moved) for trial, moved in trials.moves(s, run.id)]
         now = runs.get_run(s, run.id)
-        bundle, spent = now.bundle, now.spent or {}
-        gone = [pair for harm in bundle.get("harm", ()) for pair in harm["retired"]]
-        verdicts += [
-            verdict_row("reject", lessons.version(s, lesson_id, number))
-            for lesson_id, number in gone
-        ]
-    reflections = [found[key] for key in keys if key in found]
+        for harm in now.bundle.get("harm", ()):
+            retired = [lessons.version(s, *pair) for pair in harm["retired"]]
+            verdicts += [verdict_row(TrialVerdict.REJECT, version) for version in retired]
+    rows = [[row for task in wave for row in groups[task.key]] for wave in waves]
     every = [row for wave in rows for row in wave]
-    changes = [edit for reflection in reflections for edit in reflection.edits] + verdicts
     seen = [[row for row in wave if row.id not in missed] or wave for wave in rows]
+    reflections = [reflected[key] for key in keys if key in reflected]
+    changes = [edit for reflection in reflections for edit in reflection.edits] + verdicts
     return Report(
         run_id=run.id or 0,
         taskset=run.taskset,
-        n=sum(map(len, waves)),
+        n=len(keys),
         k=run.k,
         seed=run.seed,
         rollouts=len(every),
@@ -80,18 +78,18 @@ def report(store: Store, run: Run, waves: Sequence[Sequence[Task]], seconds: flo
         reflections=len(reflections),
         outcomes=dict(Counter(edit["outcome"] for edit in changes)),
         changes=changes,
-        bundle=bundle,
-        spent=spent,
+        bundle=now.bundle,
+        spent=now.spent or {},
         ungraded=sum(row.reward is None and row.error is None for row in every),
         seconds=seconds,
     )
 
 
 def verdict_row(verdict: str, version: LessonVersion) -> dict[str, Any]:
-    """A verdict that moved a lesson to this version, in the shape of an edit."""
+    """A verdict that moved a lesson to this version, in the form of an edit."""
     return {
         "kind": "trial",
-        "outcome": {"accept": "accepted"}.get(verdict, "rejected"),
+        "outcome": "accepted" if verdict == TrialVerdict.ACCEPT else "rejected",
         "lesson": version.lesson_id,
         "version": version.version,
         "when": version.when,
@@ -102,6 +100,6 @@ def verdict_row(verdict: str, version: LessonVersion) -> dict[str, Any]:
 
 
 def mean_reward(rows: Sequence[Rollout]) -> float:
-    """The mean over the scored rollouts, 0.0 when there is none."""
-    scored = [row.reward for row in rows if row.reward is not None]
-    return sum(scored) / len(scored) if scored else 0.0
+    """The mean of the rewards, 0.0 if there is none."""
+    rewards = [row.reward for row in rows if row.reward is not None]
+    return sum(rewards) / len(rewards) if rewards else 0.0

@@ -1,15 +1,15 @@
-"""Learn from what a server answered: exchanges that were rewarded become the rollouts of a run.
+"""Learn from what a server answered: exchanges with a reward become the rollouts of a run.
 
-A group is what was asked in the same words; of what was asked once, what was asked in like words
-(see `groups`). Each group is reviewed as the groups of practice are, and what it teaches takes the
-same way: guards, quarantine, trials. Each exchange is reflected on once.
+A group has the exchanges that asked the same; exchanges that asked something once are grouped with
+similar ones (see `groups`). Each group is reflected on as in practice, and its edits take the same
+way: protections, quarantine, trials. Each exchange is reflected on once.
 
-What is trusted, and what not: the words of an exchange and its reward are a client's. Unless the
-server was told that its clients are its own, a group teaches lessons that wait in quarantine, it
-changes and retires none, and its rewards move no lesson; its evidence is kept apart from that of
-trusted traffic.
+Trust: the text of an exchange and its reward come from a client. Unless the server was configured
+to trust its clients, the lessons of a group wait in quarantine, its edits change and retire no
+lesson, and its rewards move no lesson; its evidence is kept apart from that of trusted traffic.
 
-Not covered: whether a reward is true. Who may send feedback to a trusted server can teach it.
+Not covered: whether a reward is true. A client that may send feedback to a trusted server can teach
+it.
 """
 
 from __future__ import annotations
@@ -23,28 +23,31 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from reflect.config import Settings
-from reflect.day.practice import WAVE
+from reflect.day.learning import edit_lessons, reflect_on
+from reflect.day.practice import RunTrials, load_groups, tasks_of, waves_of
+from reflect.day.reflection import Group
 from reflect.day.report import Report, report
-from reflect.day.review import Group, edit_lessons, review
-from reflect.lessons.selection import lessons_for
-from reflect.models.base import Message, Model
+from reflect.models.base import Model
 from reflect.records import Exchange, Exposure, Rollout, Run
+from reflect.rollouts.context import TasksetContext
 from reflect.store import Store, exchanges, runs
 from reflect.tasksets.base import Taskset
-from reflect.tasksets.task import Task
-from reflect.trials.bundle import Bundle
-from reflect.trials.lesson_trial import LessonTrials, TrialScope, shown_to
-from reflect.types import Progress
+from reflect.tasksets.task import Message, Task
+from reflect.types import Progress, Trust
 
 MOST = 32  # exchanges of one task in a group; more wait for the next run
-ALIKE = 0.5  # share of the words of two tasks that stand in both
-KEPT = ("reflect_tokens", "lesson_budget", "lesson_limit", "require_approval")
+ALIKE = 0.5  # share of the words of two tasks that both have
+SETTINGS = ("reflect_tokens", "lesson_budget", "lesson_limit", "require_approval")
+SAME_RUN = ("taskset", "trust", "measure", "model", "model_fingerprint", "adapter_id")
+COPIED = set(
+    "messages reward feedback prompt_tokens completion_tokens finish seed model "
+    "adapter_id trust bundle_shown bundle_probability created".split()
+)
 
 
 @dataclass(frozen=True)
 class GroupedTask(Task):
-    """A task that stands for a group of like ones. To a review its text is what each attempt was
-    asked."""
+    """A task that stands for a group of similar ones. A reflection reads the text of each."""
 
     texts: tuple[str, ...] = field(default=(), compare=False)
 
@@ -54,114 +57,112 @@ class GroupedTask(Task):
     @property
     def text(self) -> str:
         first, *others = self.texts
-        return "\n".join(
-            [first, *(f"Task of attempt {i}: {text}" for i, text in enumerate(others, 2))]
-        )
+        numbered = (f"Task of attempt {i}: {text}" for i, text in enumerate(others, 2))
+        return "\n".join([first, *numbered])
 
 
 def learn(
     model: Model, store: Store, settings: Settings, *, progress: Progress | None = None
 ) -> list[Report]:
-    """Reflect on all rewarded exchanges of the profile that no run has reflected on: a run for each
-    model, adapter and taskset that they belong to. Runs that were interrupted are finished first.
-    [] when nothing waits."""
+    """Reflect on all exchanges of the profile that have a reward and no reflection: one run for
+    each model, adapter and taskset. Interrupted runs are finished first. [] when none waits."""
     with store.read() as s:
-        left = [run for run in runs.unfinished(s, profile=settings.profile) if run.from_traffic]
-    made = [finish(model, store, settings, run, progress) for run in reversed(left)]
-    with store.read() as s:
-        rows = exchanges.waiting(s, settings.profile)
+        unfinished = runs.unfinished(s, profile=settings.profile)
+        waiting = exchanges.waiting(s, settings.profile)
     parts: dict[tuple[str, ...], list[Exchange]] = {}
-    for row in rows:
-        words = (
-            row.taskset,
-            row.trust,
-            row.measure,
-            row.model,
-            row.model_fingerprint,
-            str(row.adapter_id),
-        )
-        parts.setdefault(words, []).append(row)
-    for mine in parts.values():
-        if run := _begin(store, settings, groups(mine, settings.k)):
-            made.append(finish(model, store, settings, run, progress))
-    return made
+    for row in waiting:
+        key = tuple(str(getattr(row, name)) for name in SAME_RUN)
+        parts.setdefault(key, []).append(row)
+    reports = [
+        finish(model, store, settings, run, progress)
+        for run in reversed(unfinished)
+        if run.from_traffic
+    ]
+    for rows in parts.values():
+        if run := _start(store, settings, groups(rows, settings.k)):
+            reports.append(finish(model, store, settings, run, progress))
+    return reports
 
 
 def finish(
     model: Model, store: Store, settings: Settings, run: Run, progress: Progress | None = None
 ) -> Report:
-    """Review the groups of a run that have no review yet, wave by wave."""
+    """Reflect on the groups of a run that have no reflection yet, wave by wave."""
     began = time.monotonic()
-    tell = progress or (lambda done, total, what: None)
+    taskset = Taskset()
+    taskset.name = run.taskset
+    context = TasksetContext(model, store, taskset, settings, progress=progress).in_run(run)
     with store.read() as s:
-        asked = {row.seed: task_of(row).text for row in exchanges.of_run(s, run.id)}
-    found = _groups_of(model, store, settings, run)
-    waves = [found[i : i + WAVE] for i in range(0, len(found), WAVE)]
-    for number, wave in enumerate(waves):
-        tell(number * WAVE, len(found), "reflections")
-        wave = [_as_it_stands(store, run, group, asked) for group in wave]
-        edit_lessons(model, store, settings, run, review(model, store, settings, run, wave), wave)
+        texts = {row.seed: task_of(row).text for row in exchanges.of_run(s, run.id)}
+        tasks = tasks_of(s, run.id)
+    waves, done = waves_of(tasks), 0
+    for wave in waves:
+        context.report(done, len(tasks), "reflections")
+        wave_groups = [_with_texts(group, texts) for group in load_groups(context, wave)]
+        edit_lessons(context, reflect_on(context, wave_groups), wave_groups)
+        done += len(wave)
     with store.write() as s:
         runs.finish_run(s, run.id)
-    return report(
-        store, run, [[group.task for group in wave] for wave in waves], time.monotonic() - began
-    )
+    return report(store, run, waves, time.monotonic() - began)
+
+
+def _with_texts(group: Group, texts: Mapping[int, str]) -> Group:
+    """The group with the text of each task that its reflection reads (`texts`: by seed), if they
+    differ."""
+    asked = tuple(texts[row.seed] for row in group.attempts)
+    if len(set(asked)) < 2:
+        return group
+    values = {f.name: getattr(group.task, f.name) for f in fields(Task)}
+    return replace(group, task=GroupedTask(**values, texts=asked))
 
 
 # -- groups
-# ------------------------------------------------------------------------------------------------------------
 
 
 def task_of(row: Exchange) -> Task:
-    """What was asked. Nobody knows its answer."""
-    words = json.dumps(row.asked, sort_keys=True, ensure_ascii=False)
-    name = f"asked-{hashlib.sha256(words.encode()).hexdigest()[:12]}"
-    return Task(
-        id=name, messages=row.asked, verifier="traffic", answer="", untrusted=row.trust != "clean"
-    )
+    """The task that a client asked for. Its answer is unknown."""
+    content = json.dumps(row.asked, sort_keys=True, ensure_ascii=False)
+    name = f"asked-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    outside = row.trust != Trust.CLEAN
+    return Task(id=name, messages=row.asked, verifier="traffic", answer="", untrusted=outside)
 
 
 def groups(rows: Sequence[Exchange], k: int) -> list[list[Exchange]]:
-    """Exchanges of one task together, at most MOST; those whose task came once in groups of like
-    tasks, at most k.
+    """Exchanges of one task together, at most MOST; those of tasks that came once in groups of
+    similar tasks, at most k.
 
-    Tasks are alike when their words are the same but for numbers, else when half of the words of
-    both stand in both.
+    Tasks are similar if their words are the same but for numbers, else if both have half of the
+    words of both.
     """
     same: dict[str, list[Exchange]] = {}
     for row in rows:
         same.setdefault(task_of(row).key, []).append(row)
-    made = [mine[:MOST] for mine in same.values() if len(mine) > 1]
+    grouped = [mine[:MOST] for mine in same.values() if len(mine) > 1]
     forms: dict[str, list[Exchange]] = {}
     for mine in same.values():
         if len(mine) == 1:
             forms.setdefault(form(mine[0].asked), []).append(mine[0])
     loose: list[tuple[set[str], list[Exchange]]] = []
-    for words, mine in forms.items():
+    for text, mine in forms.items():
+        words = set(text.split())
+        near = (group for first, group in loose if len(words & first) >= ALIKE * len(words | first))
         if len(mine) > 1:
-            made += _shares(mine, k)
-            continue
-        said = set(words.split())
-        near = next(
-            (group for first, group in loose if len(said & first) >= ALIKE * len(said | first)),
-            None,
-        )
-        if near is None:
-            loose.append((said, mine))
+            grouped += _shares(mine, k)
+        elif (group := next(near, None)) is not None:
+            group += mine
         else:
-            near += mine
+            loose.append((words, mine))
     for _, mine in loose:
-        made += _shares(mine, k)
-    return sorted(made, key=lambda group: group[0].id or 0)
+        grouped += _shares(mine, k)
+    return sorted(grouped, key=lambda group: group[0].id or 0)
 
 
 def form(asked: Sequence[Message]) -> str:
     """The user's words without case, punctuation and the values of numbers."""
     text = " ".join(str(m.get("content") or "") for m in asked if m.get("role") == "user")
     words = ["#" if word.isdecimal() else word for word in re.findall(r"\w+", text.lower())]
-    return " ".join(
-        word for i, word in enumerate(words) if word != "#" or i == 0 or words[i - 1] != "#"
-    )
+    pairs = zip(words, ["", *words], strict=False)
+    return " ".join(word for word, before in pairs if (word, before) != ("#", "#"))
 
 
 def _shares(rows: list[Exchange], k: int) -> list[list[Exchange]]:
@@ -171,103 +172,51 @@ def _shares(rows: list[Exchange], k: int) -> list[list[Exchange]]:
 
 
 # -- the run
-# -----------------------------------------------------------------------------------------------------------
 
 
-def _begin(store: Store, settings: Settings, found: Sequence[Sequence[Exchange]]) -> Run | None:
-    """The rollouts of these groups, with what they say of lessons, in one transaction; their
-    exchanges are then taken. None where another process was faster."""
+def _start(store: Store, settings: Settings, found: Sequence[Sequence[Exchange]]) -> Run | None:
+    """Save the rollouts of these groups and the effects that they show, in one transaction, and
+    mark their exchanges as taken. None if another process has taken all of them."""
     first = found[0][0]
-    trusted = first.trust == "clean"
+    trusted = first.trust == Trust.CLEAN
     with store.write() as s:
         free = {row.id for row in exchanges.waiting(s, settings.profile)}
-        found = [mine for group in found if (mine := [row for row in group if row.id in free])]
-        if not found:
+        open_groups = [mine for group in found if (mine := [r for r in group if r.id in free])]
+        if not open_groups:
             return None
-        ids = [row.id for group in found for row in group]
+        rows = [row for group in open_groups for row in group]
+        content = f"traffic/{[row.id for row in rows]}"
         run = runs.start_run(
             s,
-            key=hashlib.sha256(f"traffic/{ids}".encode()).hexdigest()[:32],
+            key=hashlib.sha256(content.encode()).hexdigest()[:32],
             taskset=first.taskset,
             profile=settings.profile,
-            n=len(found),
-            k=0,  # as many as there were
+            n=len(open_groups),
+            k=0,  # the groups differ in size
             seed=0,
             model=first.model,
             model_fingerprint=first.model_fingerprint,
             adapter_id=first.adapter_id,
             measure=first.measure if trusted else f"{first.measure}-untrusted",
-            config=settings.stored(KEPT),
+            config=settings.stored(SETTINGS),
         )
         run.from_traffic = True
-        runs.save_tasks(s, run.taskset, [task_of(row) for group in found for row in group])
-        rows = [
-            (
-                _rollout(run, task_of(group[0]).key, index, row),
-                [Exposure(rollout_id=0, **one) for one in row.exposures],
+        runs.save_tasks(s, run.taskset, [task_of(row) for row in rows])
+        rollouts = [
+            Rollout(
+                run_id=run.id or 0,
+                task_key=task_of(group[0]).key,
+                index=index,
+                **row.model_dump(include=COPIED),
             )
-            for group in found
+            for group in open_groups
             for index, row in enumerate(group)
         ]
-        runs.save_rollouts(s, [row for row, _ in rows], [exposures for _, exposures in rows])
-        for row in (row for group in found for row in group):
-            taken = s.get(Exchange, row.id)
-            assert taken is not None
-            taken.run_id = run.id
-            s.add(taken)
+        exposures = [[Exposure(rollout_id=0, **one) for one in row.exposures] for row in rows]
+        runs.save_rollouts(s, rollouts, exposures)
+        for row in rows:
+            s.get_one(Exchange, row.id).run_id = run.id
         s.flush()
-        move = trusted and not settings.require_approval
-        seen = [exposure.lesson_id for _, exposures in rows for exposure in exposures]
-        LessonTrials(TrialScope(run.model_fingerprint, run.adapter_id, run.measure)).judge(
-            s, seen, run.id, move=move
-        )
-        Bundle(run).judge(s, move=move)
+        lessons = [exposure.lesson_id for mine in exposures for exposure in mine]
+        RunTrials(run).update(s, lessons, move=trusted and not settings.require_approval)
     return run
-
-
-def _rollout(run: Run, task_key: str, index: int, row: Exchange) -> Rollout:
-    words = row.model_dump(
-        include={
-            "messages",
-            "reward",
-            "feedback",
-            "prompt_tokens",
-            "completion_tokens",
-            "finish",
-            "seed",
-            "model",
-        }
-        | {"adapter_id", "trust", "bundle_shown", "bundle_probability", "created"}
-    )
-    return Rollout(run_id=run.id or 0, task_key=task_key, index=index, **words)
-
-
-def _groups_of(model: Model, store: Store, settings: Settings, run: Run) -> list[Group]:
-    """The groups of a run as its rows have them."""
-    scope = Taskset()
-    scope.name = run.taskset
-    with store.read() as s:
-        by: dict[str, list[Rollout]] = {}
-        for row in runs.rollouts(s, run.id):
-            by.setdefault(row.task_key, []).append(row)
-        found = []
-        for key, rows in by.items():
-            task = Task(**runs.task(s, key).content)
-            slept = ("distilled",) if run.adapter_id else ()
-            held = lessons_for(model, s, scope, task, settings, slept) if slept else []
-            found.append(Group(task, [], held, sorted(rows, key=lambda row: row.index)))
-    return found
-
-
-def _as_it_stands(store: Store, run: Run, group: Group, asked: Mapping[int, str]) -> Group:
-    """With the lessons that its attempts saw and that still stand, for an earlier wave may have
-    changed them, and with what each of the attempts that are reviewed was asked (`asked`: by the
-    seed of the attempt)."""
-    with store.read() as s:
-        shown, missed = shown_to(s, run.id, [group.task.key])[group.task.key]
-    now = replace(group, shown=shown, missed=missed)
-    texts = tuple(asked[row.seed] for row in now.reviewed)
-    if len(set(texts)) < 2:
-        return now
-    words = {f.name: getattr(group.task, f.name) for f in fields(group.task)}
-    return replace(now, task=GroupedTask(**words, texts=texts))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from reflect.errors import UsageError
+from reflect.rollouts.context import TasksetContext
 from reflect.store import grades, runs
 from reflect.tasksets.files import FileRow, rows_of
 from reflect.tasksets.task import Task
@@ -121,17 +122,17 @@ class Grades:
         return len(rows)
 
     def review(self, run_id: int, *, progress: Progress | None = None) -> Report:
-        """Reflect on a graded run with the settings that it was started with: see
-        `reflect.day.human_grades`."""
-        from reflect.day.human_grades import review_run
+        """Learn from a graded run with the settings that it was started with: see
+        `reflect.day.practice.learn_from_grades`."""
+        from reflect.day.practice import learn_from_grades
 
         run = self.context.read(runs.get_run, run_id)
         ws = WorkspaceContext(
             self.context.settings.restored(run.config, model=run.model, profile=run.profile)
         )
-        return review_run(
-            ws.model, ws.store, ws.taskset(run.taskset), ws.settings, run_id, progress
-        )
+        taskset = ws.taskset(run.taskset)
+        shared = TasksetContext(ws.model, ws.store, taskset, ws.settings, progress=progress)
+        return learn_from_grades(shared, run_id)
 
 
 def _ungraded(row: Rollout, task: Task) -> UngradedRow:

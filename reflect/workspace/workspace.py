@@ -177,17 +177,17 @@ class Workspace:
     def resume(self, run_id: int | None = None, *, progress: Progress | None = None) -> Report:
         """Finish a run with the settings that it was started with, by default the newest unfinished
         run."""
-        from reflect.day.resume import begun, unchanged
+        from reflect.day.run import ensure_unchanged, resume
         from reflect.trials.reward_version import reward_version
 
-        resumed = begun(self.store, self.settings, run_id)
+        resumed = resume(self.store, self.settings, run_id)
         run, ws = resumed.run, Workspace(resumed.settings)
         if run.from_traffic:
             from reflect.day.traffic import finish
 
             return finish(ws.model, ws.store, ws.settings, run, progress)
         taskset = ws.taskset(run.taskset)
-        unchanged(run, ws.model, ws.reflector, reward_version(taskset))
+        ensure_unchanged(run, ws.model, ws.reflector, reward_version(taskset))
         return ws.run(taskset, n=run.n, k=run.k, seed=run.seed, progress=progress, **resumed.flags)
 
     def prompt(self, taskset: str | Path | Taskset, task: str | Task | None = None) -> Prompt:

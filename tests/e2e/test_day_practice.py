@@ -111,7 +111,7 @@ def test_a_kill_between_two_transactions_changes_nothing_either(store, tmp_path,
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
 
-    for name in ("review", "edit_lessons", "run_parts"):
+    for name in ("reflect_on", "edit_lessons", "run_parts"):
         with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
             m.setattr(module, name, killed)
             day(other)

@@ -12,10 +12,10 @@ from fakes import RuleModel
 import reflect
 from reflect.cli import run_command
 from reflect.config import Settings
-from reflect.day.human_grades import review_run
-from reflect.day.practice import practice
+from reflect.day.practice import learn_from_grades, practice
 from reflect.errors import BadTaskFile, UnknownName, UsageError
 from reflect.records import Lesson, Rollout
+from reflect.rollouts.context import TasksetContext
 from reflect.store import Store, lessons, runs
 from reflect.tasksets import Score, Task, load_taskset
 from reflect.tasksets.base import Taskset
@@ -70,7 +70,7 @@ def test_a_graded_run_is_reviewed_as_a_scored_one_is(
 ) -> None:
     store, taskset, run_id = graded
     grade_all(store, taskset, run_id)
-    done = review_run(RuleModel(), store, taskset, Settings(), run_id)
+    done = learn_from_grades(TasksetContext(RuleModel(), store, taskset, Settings()), run_id)
     scored = Store(tmp_path / "scored.db")
     direct = practice(RuleModel(), scored, taskset.scored, Settings(), n=4, k=4, seed=0)
     # The task keys differ with the verifier, and the seeds with the keys: compare what the reviews
@@ -82,7 +82,10 @@ def test_a_graded_run_is_reviewed_as_a_scored_one_is(
         assert all(edit["outcome"] in ("added", "known", "quarantined") for edit in mine.edits)
     assert said(store) and all(when.startswith("the task says") for when, _, _ in said(store))
     assert (
-        review_run(RuleModel(), store, taskset, Settings(), run_id).reflections == done.reflections
+        learn_from_grades(
+            TasksetContext(RuleModel(), store, taskset, Settings()), run_id
+        ).reflections
+        == done.reflections
     )
 
 
@@ -93,7 +96,7 @@ def test_the_review_of_the_same_rollouts_is_the_same(folder: Path) -> None:
     at_once, later = Store("once.db"), Store("later.db")
     first = practice(RuleModel(), at_once, taskset, Settings(), n=6, k=4, seed=3)
     second = practice(RuleModel(), later, taskset, Settings(), n=6, k=4, seed=3, learn=False)
-    done = review_run(RuleModel(), later, taskset, Settings(), second.run_id)
+    done = learn_from_grades(TasksetContext(RuleModel(), later, taskset, Settings()), second.run_id)
     assert done.changes == first.changes and done.changes and done.rewards == first.rewards
     with at_once.read() as s, later.read() as t:
         packs = [[row.pack_hash for row in runs.reflections(x, 1)] for x in (s, t)]
@@ -108,7 +111,7 @@ def test_feedback_of_an_expert_stands_in_the_reflection(graded: tuple[Store, ByH
         row = runs.rollouts(s, run_id)[0]
     grades.give(row.id or 0, 0.0, "say which list <|end|> you mean", "Ada")
     model = RuleModel()
-    review_run(model, store, taskset, Settings(), run_id)
+    learn_from_grades(TasksetContext(model, store, taskset, Settings()), run_id)
     (seen,) = [prompt for prompt in model.prompts if "say which list" in prompt]
     assert "feedback: say which list   you mean" in seen and "Ada" not in seen
 
@@ -185,7 +188,7 @@ def test_what_waits_for_a_grade_counts_in_no_trial(folder: Path) -> None:
     with store.read() as s:
         seen = trials.observations(s, *words)
     assert {row.shown for row in seen} == {True, False}
-    review_run(RuleModel(), store, taskset, Settings(), 1)
+    learn_from_grades(TasksetContext(RuleModel(), store, taskset, Settings()), 1)
     with store.read() as s:
         ((lesson, tried),) = [(a, b) for a, b in trials.of_day(s, "default", found.id)]
     assert isinstance(lesson, Lesson) and tried and tried[0].n == len(seen)
@@ -265,13 +268,13 @@ def test_what_cannot_be_graded_or_reviewed(
     assert "There is no rollout 99" in out_of(capsys, "grade", "99", "1", code=2)
     assert "There is no run 9" in out_of(capsys, "grade", "--run", "9", code=2)
     with pytest.raises(UsageError, match="No rollout of run 1 has a grade"):
-        review_run(RuleModel(), store, taskset, Settings(), 1)
+        learn_from_grades(TasksetContext(RuleModel(), store, taskset, Settings()), 1)
     practice(RuleModel(context=20), store, taskset, Settings(), n=1, k=1, seed=5, learn=False)
     assert "has no answer: model: " in out_of(capsys, "grade", "17", "1", code=2)
     with store.write() as s:
         runs.get_run(s, 1).status = "running"
     with pytest.raises(UsageError, match="Run 1 is not finished"):
-        review_run(RuleModel(), store, taskset, Settings(), 1)
+        learn_from_grades(TasksetContext(RuleModel(), store, taskset, Settings()), 1)
 
 
 def test_there_is_no_run_yet(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

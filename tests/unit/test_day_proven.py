@@ -5,10 +5,12 @@ from curating import SAYS, add, apply, prove
 from fakes import RuleModel, dialect
 
 from reflect.config import Settings
-from reflect.day.review import Group, Review, edit_lessons
+from reflect.day.learning import GroupReflection, edit_lessons
+from reflect.day.reflection import Group
 from reflect.lessons.edit_format import Edit
 from reflect.lessons.protection import EditTransaction
 from reflect.records import Exposure, Reflection, Rollout
+from reflect.rollouts.context import TasksetContext
 from reflect.store import Store, runs
 from reflect.store import lessons as db
 from reflect.store.lessons import link, links, successor
@@ -287,7 +289,7 @@ def test_a_wave_that_loses_too_much_is_one_outcome_and_changes_nothing(store):
             db.revise(
                 s, row.id, author="human", status="candidate"
             )  # a person put it there: it is well supported
-        reviews = []
+        reflections = []
         for i, row in enumerate(rows):
             found = group(s, row, [0] * 4, name="x" * i)
             task = dialect.Dialect.task("zubi", "reverse", [9, 2, i], "practice")
@@ -296,8 +298,10 @@ def test_a_wave_that_loses_too_much_is_one_outcome_and_changes_nothing(store):
             fresh = Reflection(**found.model_dump(exclude={"id", "created"}))
             s.delete(found)
             edit = Edit("retire", why="it failed", lesson_id=row.id)
-            reviews.append(Review(Group(task, [row.model_copy()], [], attempts), fresh, [edit], []))
-    edit_lessons(RuleModel(), store, Settings(), run, reviews, [review.group for review in reviews])
+            shown = Group(task, [row.model_copy()], [], attempts)
+            reflections.append(GroupReflection(shown, fresh, [edit], []))
+    context = TasksetContext(RuleModel(), store, dialect.TASKSET, Settings()).in_run(run)
+    edit_lessons(context, reflections, [reflection.group for reflection in reflections])
     with store.read() as s:
         saved = [row.edits for row in runs.reflections(s, run.id)]
         assert db.count(s, status="candidate") == 3

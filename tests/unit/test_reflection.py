@@ -5,6 +5,7 @@ import pytest
 from fakes import RuleModel, dialect
 
 from reflect.day.reflection import (
+    Group,
     has_failures,
     majority_success,
     reflection_messages,
@@ -170,7 +171,7 @@ def test_the_prompt_holds_the_task_once_the_lessons_and_every_attempt_but_no_ans
         rollout("zubi means swap <|end|>", 0.0),
     ]
     (message,), packed = reflection_messages(
-        RuleModel(), TASK, [lesson], [*group, rollout("", None, "model: broke")], max_tokens=100
+        RuleModel(), Group(TASK, [lesson], [], [*group, rollout("", None, "model: broke")]), 100
     )
     text = message["content"]
     assert message["role"] == "user"
@@ -186,6 +187,6 @@ def test_the_prompt_holds_the_task_once_the_lessons_and_every_attempt_but_no_ans
 def test_a_group_too_long_for_the_context_is_cut_and_says_so():
     model = RuleModel(context=600)
     group = [rollout(f"zubi means sort. {'word ' * 300}", 0.0) for _ in range(8)]
-    (message,), packed = reflection_messages(model, TASK, [], group, max_tokens=100)
+    (message,), packed = reflection_messages(model, Group(TASK, [], [], group), 100)
     assert model.count_tokens(message["content"]) + 100 <= 600
     assert packed.cut and f"Left out: {packed.cut}" in message["content"]

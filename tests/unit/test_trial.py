@@ -15,7 +15,7 @@ from sqlmodel import select
 
 from reflect.config import Settings, load
 from reflect.day.practice import practice
-from reflect.day.review import Group
+from reflect.day.reflection import Group
 from reflect.errors import UsageError
 from reflect.records import Exposure, Rollout, TaskRow, Trial
 from reflect.store import Store, doctor, nights, runs, trials
@@ -375,7 +375,7 @@ def test_a_review_reads_the_attempts_that_saw_the_lessons_unless_all_of_them_fai
     ]
 
     def read(missed):
-        return [row.index for row in Group(None, [], [], rows, frozenset(missed)).reviewed]
+        return [row.index for row in Group(None, [], [], rows, frozenset(missed)).attempts]
 
     assert read({1}) == [0, 2, 3], "one of them succeeded"
     assert read({1, 2}) == read(()) == read(range(4)) == [0, 1, 2, 3]

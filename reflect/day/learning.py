@@ -1,0 +1,162 @@
+"""Learn from the groups of a wave: reflect on them in one batch, then apply the edits of all
+reflections together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from reflect import prompts
+from reflect.day.long_groups import take_notes
+from reflect.day.reflection import (
+    Group,
+    has_failures,
+    majority_success,
+    reflection_messages,
+    rewards_differ,
+)
+from reflect.errors import ModelError, ModelHalted
+from reflect.lessons.apply_edits import Evidence, Outcome, apply_edits
+from reflect.lessons.edit_format import Edit, parse_edits
+from reflect.lessons.protection import EditTransaction
+from reflect.lessons.voting import ProposedEdits, select_winning_edits
+from reflect.models.base import Request, using
+from reflect.models.partial import ask
+from reflect.records import Reflection
+from reflect.rollouts.context import RunContext
+from reflect.store import runs
+
+PENDING = "waiting"  # outcome of the edits of a saved reflection that are not applied yet
+
+
+@dataclass(frozen=True)
+class GroupReflection:
+    """A reflection whose edits are not applied yet, and what could be read of it."""
+
+    group: Group
+    row: Reflection
+    edits: list[Edit]
+    problems: list[str]
+
+
+def reflect_on(context: RunContext, groups: Sequence[Group]) -> list[GroupReflection]:
+    """Reflect, in one batch, on each group that has failures and no reflection yet.
+
+    If the model stops answering, the answers so far are saved and wait for the rest, because the
+    edits of a wave are applied together.
+    """
+    model, size = context.reflector, context.settings.reflect_tokens
+    with context.store.read() as s:
+        rows = runs.reflections_of(s, context.run.id, [group.task.key for group in groups])
+    # Failures of rollouts that missed a lesson call for nothing new if the others all succeed.
+    failed = [group for group in groups if has_failures(group.complete)]
+    reflections, new = [], [group for group in failed if group.task.key not in rows]
+    for group in failed:
+        row = rows.get(group.task.key)
+        if row and _is_pending(row):
+            whole = all(edit.get("ended", True) for edit in row.edits)
+            reflections.append(GroupReflection(group, row, *parse_edits(row.raw, complete=whole)))
+    with using(model, None):  # the base model reflects, so that its edits do not drift with nights
+        notes = take_notes(model, new, size)
+        prompted = [
+            reflection_messages(model, group, size, notes_on)
+            for group, notes_on in zip(new, notes, strict=True)
+        ]
+        answers = ask(
+            model, [Request(messages, (0,), size, temperature=0.0) for messages, _ in prompted]
+        )
+    halted, fresh = None, []
+    for group, (_, packed), (answer,) in zip(new, prompted, answers, strict=True):
+        if isinstance(answer, ModelHalted):
+            halted = answer
+            continue
+        raw, name, whole = "", model.name, False
+        edits: list[Edit] = []
+        if isinstance(answer, ModelError):
+            problems = [answer.message]
+        else:
+            raw, name, whole = answer.text, answer.model or name, answer.finish == "stop"
+            edits, problems = parse_edits(raw, complete=whole)
+        row = Reflection(
+            run_id=context.run.id or 0,
+            task_key=group.task.key,
+            pack_hash=packed.hash,
+            pack_tokens=packed.tokens,
+            cut=packed.cut,
+            prompt_version=prompts.version("reflect"),
+            raw=raw,
+            edits=[{"kind": "problem", "outcome": PENDING, "ended": whole}],
+            model=name,
+        )
+        fresh.append(GroupReflection(group, row, edits, problems))
+    if halted:
+        with context.store.write() as s:
+            for reflection in fresh:
+                runs.save_reflection(s, reflection.row)
+        raise halted
+    place = {group.task.key: number for number, group in enumerate(failed)}
+    return sorted(reflections + fresh, key=lambda r: place[r.row.task_key])
+
+
+def edit_lessons(
+    context: RunContext, reflections: Sequence[GroupReflection], groups: Sequence[Group]
+) -> None:
+    """Save the reflections of a wave and apply those of their edits that win the vote, in one
+    transaction."""
+    run, settings = context.run, context.settings
+    wanted = {r.row.task_key: r.edits for r in reflections}
+    proposed = [
+        ProposedEdits(
+            wanted.get(group.task.key, []),
+            [*group.shown, *group.held],
+            rewards_differ(group.attempts),
+            majority_success(group.complete),
+            group.trust,
+        )
+        for group in groups
+    ]
+    won = dict(zip([g.task.key for g in groups], select_winning_edits(proposed), strict=True))
+    with context.store.write() as s:
+        saved = runs.reflections_of(s, run.id, [r.row.task_key for r in reflections])
+        fresh = []
+        for r in reflections:
+            row = saved.get(r.row.task_key)
+            if row is None or _is_pending(row):  # else another process has applied its edits
+                fresh.append(replace(r, row=row or r.row))
+        s.add_all(r.row for r in fresh)
+        s.flush()
+        transaction = EditTransaction(s, run.profile)
+        for r in fresh:
+            evidence = Evidence(
+                task=r.group.task,
+                scope=run.taskset,
+                profile=run.profile,
+                shown=r.group.shown,
+                held=r.group.held,
+                contrast=rewards_differ(r.group.attempts),
+                reflection_id=r.row.id,
+                review=settings.require_approval,
+                trust=r.group.trust,
+            )
+            count, budget = context.model.count_tokens, settings.lesson_budget
+            outcomes = [
+                apply_edits(s, [edit], evidence, count_tokens=count, budget=budget)[0]
+                if wins
+                else Outcome(edit, "outvoted", "more groups of the same wave speak against it")
+                for edit, wins in zip(r.edits, won[r.row.task_key], strict=True)
+            ]
+            r.row.edits = [outcome.row() for outcome in outcomes]
+            r.row.edits += [
+                {"kind": "problem", "outcome": "problem", "reason": text} for text in r.problems
+            ]
+        if alarm := transaction.close():  # every edit of the wave is undone
+            for r in fresh:
+                undone = "taken back by the shrink alarm"
+                r.row.edits = [Outcome(edit, "refused", undone).row() for edit in r.edits]
+            first = {"kind": "alarm", "outcome": "alarm", "reason": alarm}
+            fresh[0].row.edits = [first, *fresh[0].row.edits]
+
+
+def _is_pending(row: Reflection) -> bool:
+    """Did the run stop after this answer, before its edits were applied?"""
+    return any(edit["outcome"] == PENDING for edit in row.edits)

@@ -1,0 +1,194 @@
+"""A run from its start to its end: opened or continued, resumed by id, its budget, its stop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlmodel import Session
+
+from reflect.config import Settings
+from reflect.errors import ModelError, ModelHalted, UsageError
+from reflect.models.base import MeteredModel, Model, active_adapter
+from reflect.records import Run
+from reflect.rollouts.context import RunContext, TasksetContext
+from reflect.store import Store, nights, runs
+from reflect.tasksets.base import has_environment
+from reflect.tasksets.task import Task
+from reflect.trials.reward_version import reward_version
+from reflect.types import Finish
+
+CONTINUE = "Then run the same command again, or `reflect runs resume`: it goes on where it stopped."
+SAMPLING = ("temperature", "max_tokens", "reflect_tokens", "lesson_budget", "lesson_limit")
+TRIALS = ("require_approval", "trials", "withhold_candidate", "withhold_active", "withhold_bundle")
+FLAGS = ("learn", "use_lessons")
+EPISODES = ("max_turns", "episode_tokens", "episode_seconds")
+
+
+def open_run(
+    context: TasksetContext,
+    n: int,
+    k: int,
+    seed: int | None,
+    learn: bool,
+    use_lessons: bool,
+    reflector: Model | None,
+) -> tuple[Run, list[Task]]:
+    """The run with these arguments, continued or new, and its tasks. Rollouts that an interrupted
+    run did not make are open again. Raises UsageError without a task."""
+    model, taskset, settings = context.model, context.taskset, context.settings
+    if n < 1 or k < 1:
+        raise UsageError(
+            f"A run needs at least one task and one rollout of each, not n={n} and k={k}."
+        )
+    names = (*SAMPLING, *TRIALS, *(EPISODES if has_environment(taskset) else ()))
+    config = settings.stored(names) | {"learn": learn, "use_lessons": use_lessons}
+    if reflector:
+        config |= {"reflector": reflector.name, "reflector_fingerprint": reflector.fingerprint}
+    if settings.judge:
+        config["judge"] = settings.judge
+    meaning = reward_version(taskset)
+
+    with context.store.write() as s:
+        adapter = active_adapter(model)
+        adapter_id = nights.get_adapter(s, adapter).id if adapter else None
+        asked = [taskset.name, settings.profile, n, k, model.fingerprint, adapter_id]
+
+        def tasks_and_key(seed: int) -> tuple[list[Task], str]:
+            tasks = list({task.key: task for task in taskset.tasks("practice", n, seed)}.values())
+            content = [*asked, meaning, config, seed, [task.key for task in tasks]]
+            text = json.dumps(content, sort_keys=True)
+            return tasks, hashlib.sha256(text.encode()).hexdigest()[:32]
+
+        if seed is None:
+            seed = _open_seed(s, taskset.name, settings.profile, tasks_and_key)
+        tasks, key = tasks_and_key(seed)
+        if not tasks:
+            raise UsageError(
+                f"The taskset {taskset.name} has no practice tasks.",
+                "Give some the split 'practice'.",
+            )
+        runs.save_tasks(s, taskset.name, tasks)
+        remote = _metered((model, reflector))
+        run = runs.start_run(
+            s,
+            key=key,
+            taskset=taskset.name,
+            profile=settings.profile,
+            n=n,
+            k=k,
+            seed=seed,
+            model=model.name,
+            model_fingerprint=model.fingerprint,
+            adapter_id=adapter_id,
+            measure=meaning,
+            # The server is not part of the key: it may move.
+            config=config | ({"base_url": remote[0].url} if remote else {}),
+        )
+        runs.reopen(s, run.id, Finish.HALTED)
+    return run, tasks
+
+
+def _open_seed(
+    s: Session, taskset: str, profile: str, tasks_and_key: Callable[[int], tuple[list[Task], str]]
+) -> int:
+    """The seed of the newest unfinished run with the same arguments, else the next free one."""
+    for run in runs.unfinished(s, taskset, profile):
+        if tasks_and_key(run.seed)[1] == run.key:
+            return run.seed
+    return runs.next_seed(s, taskset, profile)
+
+
+# -- resuming
+
+
+@dataclass(frozen=True)
+class ResumedRun:
+    """An unfinished run, with the settings and flags that it was started with."""
+
+    run: Run
+    settings: Settings
+    flags: dict[str, bool]
+    """`learn` and `use_lessons` of `practice`."""
+
+
+def resume(store: Store, settings: Settings, run_id: int | None = None) -> ResumedRun:
+    """The run with that id, by default the newest unfinished one of the profile. Raises UsageError
+    if there is none, or if another adapter is active now."""
+    with store.read() as s:
+        rows = [runs.get_run(s, run_id)] if run_id else runs.unfinished(s, profile=settings.profile)
+        if not rows:
+            raise UsageError("No run is unfinished.", "Begin one: reflect run TASKSET")
+        run = rows[0]
+        active = nights.active_adapter(s, run.profile)
+    # The rollouts of a run over traffic are complete, whatever adapter is active.
+    if not run.from_traffic and (active.id if active else None) != run.adapter_id:
+        was = f"adapter {run.adapter_id}" if run.adapter_id else "no adapter"
+        raise UsageError(
+            f"Run {run.id} was begun with {was} on.", "Switch back to it, or begin a new run."
+        )
+    changes: dict[str, object] = {
+        "model": run.model,
+        "profile": run.profile,
+        "reflector": run.config.get("reflector", ""),
+    }
+    if settings.base_url:  # its server has moved
+        changes["base_url"] = settings.base_url
+    flags: dict[str, bool] = {name: run.config[name] for name in FLAGS if name in run.config}
+    return ResumedRun(run, settings.restored(run.config, **changes), flags)
+
+
+def ensure_unchanged(run: Run, model: Model, reflector: Model | None, meaning: str) -> None:
+    """Raises ModelError or UsageError if a model, the verifier or the system prompt is not the one
+    that the run was started with."""
+    before = {run.model: (model, run.model_fingerprint)}
+    if reflector is not None:
+        before[reflector.name] = (reflector, str(run.config.get("reflector_fingerprint")))
+    hint = "Begin a new run: reflect run."
+    for name, (now, fingerprint) in before.items():
+        if now.fingerprint != fingerprint:
+            raise ModelError(f"The model {name} has changed since run {run.id}.", hint)
+    if meaning != run.measure:
+        raise UsageError(
+            f"The verifier of {run.taskset}, or the system prompt, has changed since run {run.id}.",
+            hint,
+        )
+
+
+# -- models behind an API
+
+
+class RunBudget:
+    """The budget of a run, shared by the model and the reflector if they are behind an API. It
+    continues from what the run spent before it was interrupted (`Run.spent`)."""
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        remote = _metered((context.model, context.reflector))
+        self.budget = remote[0].new_budget(context.run.spent) if remote else None
+        if self.budget:
+            for model in remote:
+                model.budget = self.budget
+
+    def save(self) -> None:
+        """Save what is spent so far."""
+        if self.budget:
+            with self.context.store.write() as s:
+                runs.note(s, self.context.run.id, spent=self.budget.shape())
+
+
+def stopped(context: RunContext, why: ModelHalted) -> BaseException:
+    """The error of a run that stopped, with its progress and how to continue. ^C stays ^C."""
+    if isinstance(why.__cause__, KeyboardInterrupt):
+        return why.__cause__
+    run = context.run
+    with context.store.read() as s:
+        made = runs.made(s, run.id, Finish.HALTED)
+    text = f"Run {run.id} stopped after {made} of {run.n * run.k} rollouts. {why.message}"
+    return ModelHalted(text, f"{why.hint} {CONTINUE}".strip())
+
+
+def _metered(models: Sequence[object]) -> list[MeteredModel]:
+    return [model for model in models if isinstance(model, MeteredModel)]
