@@ -167,9 +167,9 @@ class PlannedGroup(NamedTuple):
     """The lessons selected for the prompt."""
     missing: list[int]
     """Index of each rollout that is not saved yet."""
-    bundles: list[Assignment] = []
+    bundles: Sequence[Assignment] = ()
     """By rollout: are all lessons withheld together?"""
-    exposures: list[list[Exposure]] = []
+    exposures: Sequence[list[Exposure]] = ()
     """By rollout: which lessons are withheld?"""
 
 
@@ -257,7 +257,7 @@ def save(
     """Save the rollouts with their exposures and update the trials, in one transaction. A rollout
     that was not made says nothing about any lesson."""
     groups = {group.task.key: group for group in planned}
-    exposures: list[list[Exposure]] = []
+    exposures: Sequence[list[Exposure]] = ()
     for row in rows:
         group = groups[row.task_key]
         row.run_id, row.adapter_id = context.run.id or 0, context.run.adapter_id
