@@ -1,4 +1,4 @@
-"""`load_model(name, settings)`: from the name that a user types to a model that can answer."""
+"""`load_model(name, settings)`: the model for a name."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from reflect.errors import ModelError, UnknownName, UsageError
 if TYPE_CHECKING:
     from reflect.models.base import Model
 
-# Read when torch is loaded. Threads that spin while they wait take the cores from every other
-# process.
+# Read when torch is loaded. Threads that spin while they wait take the cores of other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 POCKET = Path(__file__).parent / "pocket"
-KNOWN = "Known are: pocket, hf:ORG/NAME, the path of a Hugging Face model directory, or openai:NAME behind an API."
-UNTOLD = 4096  # tokens of context where a configuration does not say
+KNOWN = "Known are: pocket, hf:ORG/NAME, the path of a Hugging Face model directory, "
+KNOWN += "or openai:NAME behind an API."
+DEFAULT_CONTEXT = 4096  # tokens, when the configuration has no number
 
 
 def load_model(name: str = "pocket", settings: Settings | None = None) -> Model:
@@ -72,22 +72,23 @@ def find(name: str) -> Path:
 
 
 class Unloaded:
-    """What a local model's files say of it: as `Model` has it, without waiting for torch."""
+    """Context and token counts of a local model from its files, without loading torch."""
 
     def __init__(self, folder: Path, most: int = 0) -> None:
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         config = json.loads((folder / "config.json").read_text())
-        said = int((config.get("text_config") or config).get("max_position_embeddings") or UNTOLD)
-        self.context = min(said, most) if most else said
+        text = config.get("text_config") or config
+        context = int(text.get("max_position_embeddings") or DEFAULT_CONTEXT)
+        self.context = min(context, most) if most else context
 
     def count_tokens(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def unloaded(name: str, most: int = 0) -> Unloaded | None:
-    """None where it must be loaded, or its server asked, to know."""
+    """The files of a local model; None when the model or its server is needed instead."""
     if is_remote(name):
         return None
     folder = find(name)

@@ -1,5 +1,5 @@
-"""The key of a server: read from the environment when it is needed, never kept in a setting, and
-hidden in whatever a server says, for some repeat it in their errors."""
+"""The key of a server: read from the environment when needed, never stored in a setting, and hidden
+in all text of a server, because some servers repeat it in their errors."""
 
 from __future__ import annotations
 

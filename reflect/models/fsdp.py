@@ -76,5 +76,6 @@ def sharded(network: torch.nn.Module) -> Iterator[None]:
         )
         raise OutOfStep(
             f"A training step over several processes (FSDP) failed: {why}.",
-            'Run the command again: it continues from the last checkpoint. checkpointing = "on" needs less memory.',
+            "Run the command again: it continues from the last checkpoint. "
+            'checkpointing = "on" needs less memory.',
         ) from e

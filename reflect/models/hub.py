@@ -31,7 +31,8 @@ def download(repo: str, known: str) -> Path:
     except GatedRepoError as e:
         raise ModelError(
             f"The model hf:{repo} is gated: its owner wants you to accept a licence first.",
-            f"Accept it at https://huggingface.co/{repo}, then `hf auth login` (or set HF_TOKEN), and run this again.",
+            f"Accept it at https://huggingface.co/{repo}, then `hf auth login` (or set HF_TOKEN), "
+            "and run this again.",
         ) from e
     except RepositoryNotFoundError as e:
         raise ModelError(

@@ -25,33 +25,26 @@ from reflect.types import Json
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CONTEXT = 4096  # where neither the model nor its tokenizer says how much it reads
-ABSURD = 10**7  # a model that says it reads more than this says nothing: tokenizers write 1e30
-STRETCHED = (
-    "yarn",
-    "dynamic",
-    "linear",
-    "longrope",
-)  # RoPE scalings whose factor lengthens the original context
+CONTEXT = 4096  # when neither the model nor its tokenizer has a number
+ABSURD = 10**7  # larger numbers mean "unknown": tokenizers write 1e30
+STRETCHED = ("yarn", "dynamic", "linear", "longrope")  # RoPE scalings that extend the context
 
 
 def device_of(settings: Settings) -> torch.device:
-    return torch.device(_found() if settings.device == "auto" else settings.device)
-
-
-def _found() -> str:
+    """`auto`: a GPU (of this process, when there are several processes), else mps, else the CPU."""
+    if settings.device != "auto":
+        return torch.device(settings.device)
     if torch.cuda.is_available():
-        return (
-            f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
-        )  # one of several processes
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+        rank = os.environ.get("LOCAL_RANK")
+        return torch.device("cuda" if rank is None else f"cuda:{rank}")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def dtype_of(settings: Settings, device: torch.device) -> torch.dtype:
     """`auto`: bfloat16 on a GPU that has it, float16 on one that has not, float32 elsewhere."""
     if settings.dtype != "auto":
-        found: torch.dtype = getattr(torch, settings.dtype)
-        return found
+        dtype: torch.dtype = getattr(torch, settings.dtype)
+        return dtype
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
@@ -62,28 +55,29 @@ def load(name: str, folder: Path, settings: Settings) -> tuple[Any, Any]:
     missing."""
     device = device_of(settings)
     dtype = dtype_of(settings, device)
-    how: Json = {"dtype": dtype}
+    options: Json = {"dtype": dtype}
     shared = distributed.share_layers(settings.device_map)
     if shared and settings.quantize:
         why = "Weights in four bits cannot be shared between processes."
         raise ModelError(why, 'Leave out FSDP (device_map = "fsdp", --use_fsdp), or quantize.')
     if settings.quantize:
-        how["quantization_config"] = _four_bit(dtype)
+        options["quantization_config"] = _four_bit(dtype)
     if settings.device_map and not shared:
-        how["device_map"] = "auto" if settings.device_map == "fsdp" else settings.device_map
+        options["device_map"] = "auto" if settings.device_map == "fsdp" else settings.device_map
     elif device.type == "cuda":
-        how["device_map"] = device  # straight to the GPU, not through as much memory of the machine
+        options["device_map"] = (
+            device  # straight to the GPU, not through as much memory of the machine
+        )
     check_memory(name, folder, settings, device, dtype)
     transformers.utils.logging.disable_progress_bar()  # stderr has one progress bar, and it is ours
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        found: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, trust_remote_code=False, **how
+        network = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=False, **options
         )
-        network = (found if "device_map" in how else found.to(device)).eval().requires_grad_(False)
-    except (
-        Exception
-    ) as e:  # transformers raises OSError, ValueError, KeyError, ... for a broken folder
+        network = network if "device_map" in options else network.to(device)
+        network = network.eval().requires_grad_(False)
+    except Exception as e:  # transformers raises OSError, ValueError, KeyError for a broken folder
         raise explained(name, folder, e) from e
     if not tokenizer.chat_template:
         raise ModelError(
@@ -97,18 +91,20 @@ def load(name: str, folder: Path, settings: Settings) -> tuple[Any, Any]:
 
 
 def explained(name: str, folder: Path, e: Exception) -> ModelError:
-    """The error of a folder that could not be read, in the user's words."""
+    """The error for a model folder that could not be loaded."""
     if memory.out_of_memory(e):
         return ModelError(f"There was too little memory to load the model {name}.", SMALLER)
     if "trust_remote_code" in str(e) or _own_code(folder):
         return ModelError(
-            f"The model {name} needs code from its own folder, and reflect runs none that comes with a model.",
-            "Take a model whose architecture transformers knows, or a newer transformers.",
+            f"The model {name} needs code from its own folder, "
+            "and reflect runs none that comes with a model.",
+            "Use a model whose architecture transformers knows, or a newer transformers.",
         )
     why = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
     return ModelError(
         f"The model {name} in {folder} cannot be loaded: {why}",
-        "It must be a Hugging Face causal LM directory: config.json, *.safetensors, tokenizer.json.",
+        "It must be a Hugging Face causal LM directory: "
+        "config.json, *.safetensors, tokenizer.json.",
     )
 
 
@@ -121,8 +117,8 @@ def _own_code(folder: Path) -> bool:
 
 
 SMALLER = (
-    'Take a smaller model, dtype = "bfloat16", quantize = "4bit" (a GPU with bitsandbytes), or device_map = "auto" '
-    "(several GPUs)."
+    'Use a smaller model, dtype = "bfloat16", quantize = "4bit" (a GPU with bitsandbytes), '
+    'or device_map = "auto" (several GPUs).'
 )
 
 
@@ -157,18 +153,14 @@ def check_memory(
     if settings.memory:
         have = min(have, settings.memory * memory.GB)
     if need > have:
-        limit = (
-            " (the setting memory)"
-            if settings.memory and have == settings.memory * memory.GB
-            else ""
-        )
+        limited = settings.memory and have == settings.memory * memory.GB
+        limit = " (the setting memory)" if limited else ""
         precision = "4 bits" if settings.quantize else str(dtype).removeprefix("torch.")
         raise ModelError(
             f"The model {name} needs {memory.in_words(need)} of memory in {precision}, "
             f"and there are {memory.in_words(have)}{limit}.",
-            f"Each process samples with the whole model, with FSDP too. {SMALLER}"
-            if shared
-            else SMALLER,
+            ("Each process samples with the whole model, with FSDP too. " if shared else "")
+            + SMALLER,
         )
 
 
@@ -176,14 +168,11 @@ def context_of(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mos
     """Tokens of prompt and answer together: what the config says, else the tokenizer, else CONTEXT;
     at most `most`."""
     config = network.config.get_text_config()
-    said = getattr(config, "max_position_embeddings", None) or 0
+    positions = getattr(config, "max_position_embeddings", None) or 0
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in STRETCHED:
-        said = max(
-            said,
-            int((rope.get("original_max_position_embeddings") or 0) * (rope.get("factor") or 1)),
-        )
-    found = next(
-        (int(x) for x in (said, tokenizer.model_max_length) if x and 0 < x <= ABSURD), CONTEXT
-    )
-    return min(found, most) if most else found
+        original = rope.get("original_max_position_embeddings") or 0
+        positions = max(positions, int(original * (rope.get("factor") or 1)))
+    sizes = (positions, tokenizer.model_max_length)
+    context = next((int(size) for size in sizes if size and 0 < size <= ABSURD), CONTEXT)
+    return min(context, most) if most else context

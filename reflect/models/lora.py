@@ -1,4 +1,4 @@
-"""Named LoRA adapters on one network: made, loaded, switched, scaled, saved and dropped.
+"""Named LoRA adapters on one network: create, load, switch, scale, save and drop.
 
 peft puts its layers *into* the network, so the same `network` object answers with and without
 adapters; with none active each layer runs its own base weights alone, to the last bit.
@@ -36,29 +36,33 @@ class AdapterSet:
         self.active: str | None = None
         self._peft: Any = None  # a PeftModel around `network` while there are adapters
         self._scales: dict[str, float] = {}
-        self._weights: dict[str, list[torch.nn.Parameter]] = {}  # found once
-        self._layers: list[BaseTunerLayer] = []  # found once
+        self._weights: dict[str, list[torch.nn.Parameter]] = {}
+        self._layers: list[BaseTunerLayer] = []
 
     @property
     def names(self) -> list[str]:
         return list(self._scales)
 
     def new(self, name: str, rank: int = 8, alpha: float = 32, seed: int = 0) -> None:
-        """Add an adapter on all linear layers: A uniform, B zero, no dropout, no bias. It changes
-        nothing yet."""
+        """Add an adapter on all linear layers: A uniform, B zero, no dropout, no bias. It has no
+        effect yet."""
         config = LoraConfig(
-            r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules="all-linear", task_type="CAUSAL_LM",
-            # GPT-2 writes its layers so
-            fan_in_fan_out=any(isinstance(m, Conv1D) for m in self.network.modules()),
-            exclude_modules=beside_text(self.network),
-        )  # fmt: skip
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=0.0,
+            bias="none",
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+            fan_in_fan_out=any(isinstance(m, Conv1D) for m in self.network.modules()),  # GPT-2
+            exclude_modules=outside_text(self.network),
+        )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self._add(name, config)
 
     def clone(self, name: str, new: str) -> None:
-        """Add `new` with the rank and the weights of `name`, whose scale goes into its alpha: it
-        says the same."""
+        """Add `new` with the rank and the weights of `name`. The scale of `name` goes into its
+        alpha, so both compute the same."""
         self.known(name)
         config = copy.deepcopy(self._peft.peft_config[name])
         config.lora_alpha *= self._scales[name]
@@ -82,24 +86,27 @@ class AdapterSet:
         except (ValueError, TypeError) as e:
             raise self._mismatch(folder, e) from e
         try:
-            mine = set(
-                get_peft_model_state_dict(
-                    self._peft, adapter_name=name, save_embedding_layers=False
-                )
-            )
-            if mine != set(weights):
-                raise RuntimeError(f"{len(mine ^ set(weights))} weights differ by name")
+            differ = set(self._state(name)) ^ set(weights)
+            if differ:
+                raise RuntimeError(f"{len(differ)} weights differ by name")
             set_peft_model_state_dict(self._peft, weights, adapter_name=name)
         except RuntimeError as e:
             self.drop(name)
             raise self._mismatch(folder, e) from e
+
+    def _state(self, name: str) -> dict[str, torch.Tensor]:
+        state: dict[str, torch.Tensor] = get_peft_model_state_dict(
+            self._peft, adapter_name=name, save_embedding_layers=False
+        )
+        return state
 
     @staticmethod
     def _mismatch(folder: Path | str, why: Exception) -> AdapterMismatch:
         first = str(why).strip().splitlines()[0]
         return AdapterMismatch(
             f"The adapter in {folder} does not fit this model: {first}.",
-            "It was trained for another base model: open that one, or rebuild the adapter with reflect sleep.",
+            "It was trained for another base model: open that one, "
+            "or rebuild the adapter with reflect sleep.",
         )
 
     def _add(self, name: str, config: Any) -> None:
@@ -110,9 +117,7 @@ class AdapterSet:
                 f"'{name}' cannot be the name of an adapter: it is empty or has a dot."
             )
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # peft's own use of transformers, nothing a user can mend
+            warnings.simplefilter("ignore", FutureWarning)  # peft's own use of transformers
             if self._peft is None:
                 self._peft = PeftModel(self.network, config, adapter_name=name)
             else:
@@ -129,9 +134,7 @@ class AdapterSet:
             self.active = None
         del self._scales[name], self._weights[name]
         if self._scales:
-            self._peft.set_adapter(
-                next(iter(self._scales))
-            )  # peft warns when it must choose one by itself
+            self._peft.set_adapter(next(iter(self._scales)))  # else peft chooses, and warns
             self._peft.delete_adapter(name)
         else:
             self._peft.unload()
@@ -146,9 +149,8 @@ class AdapterSet:
             self._switch(name)
 
     def _switch(self, name: str | None) -> None:
-        """What peft's `enable_adapters` and `set_adapter` do, without their walk through all
-        modules and gradients: a training step switches for every batch between the student and its
-        teacher."""
+        """The effect of peft's `enable_adapters` and `set_adapter`, without their walk through all
+        modules: a training step switches between student and teacher for every batch."""
         for layer in self._layers:
             layer._disable_adapters = name is None
             if name is not None:
@@ -156,9 +158,9 @@ class AdapterSet:
         self.active = name
 
     def _settle(self) -> None:
-        """After peft has added or removed layers: it chooses which is on, freezes the others, and
-        may leave some as in training. A training step looks at the teacher in between, so nothing
-        that is off is frozen."""
+        """Undo what peft does when it adds or removes layers: it activates one adapter, freezes the
+        others, and may leave modules in training mode. Inactive adapters stay trainable, because a
+        training step switches to the teacher and back."""
         self._layers = [
             module for module in self.network.modules() if isinstance(module, BaseTunerLayer)
         ]
@@ -183,8 +185,8 @@ class AdapterSet:
         return list(self._weights[name])
 
     def scale(self, name: str, factor: float) -> None:
-        """Set the adapter's strength: 1 as trained, 0 as good as off. Absolute, not on top of the
-        last factor."""
+        """Set the adapter's strength: 1 as trained, 0 no effect. Absolute, not relative to the last
+        factor."""
         self.known(name)
         self._scales[name] = factor
         for module in self.network.modules():
@@ -197,18 +199,15 @@ class AdapterSet:
         self.known(name)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = get_peft_model_state_dict(
-            self._peft, adapter_name=name, save_embedding_layers=False
-        )
-        save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()},
-                  str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})  # fmt: skip
+        weights = {
+            key: value.detach().cpu().contiguous() for key, value in self._state(name).items()
+        }
+        save_file(weights, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
         config = self._peft.peft_config[name]
         saved = copy.copy(config)
         saved.lora_alpha = config.lora_alpha * self._scales[name]
         saved.inference_mode, saved.base_model_name_or_path = True, base
-        saved.target_modules = sorted(
-            config.target_modules
-        )  # peft's set has another order in every process
+        saved.target_modules = sorted(config.target_modules)  # a set differs between processes
         saved.save_pretrained(str(folder))
 
     def known(self, name: str) -> None:
@@ -220,20 +219,18 @@ class AdapterSet:
             )
 
 
-def beside_text(network: PreTrainedModel) -> str | None:
-    """A pattern of the modules outside the language model, such as the eyes of one that sees; None
-    where it is all."""
+def outside_text(network: PreTrainedModel) -> str | None:
+    """A pattern of the modules outside the language model, such as a vision encoder; None without
+    such modules."""
     decoder = network.get_decoder()
     name = next((name for name, module in network.named_modules() if module is decoder), "")
     return rf"(?!{re.escape(name)}\.).*" if name and decoder is not network.base_model else None
 
 
 def merge(network: PreTrainedModel, adapter: Path | str, folder: Path | str) -> None:
-    """Write the network with the PEFT folder `adapter` in its weights, as safetensors in the
-    network's own precision.
-
-    `network` has no adapters yet, and is used up by this. AdapterError, AdapterMismatch.
-    """
+    """Write the network with the PEFT folder `adapter` merged into its weights, as safetensors in
+    the network's own precision. `network` must have no adapters, and cannot be used afterwards.
+    AdapterError, AdapterMismatch."""
     adapters = AdapterSet(network)
     adapters.load("merged", adapter)
     adapters.use("merged")

@@ -1,17 +1,16 @@
-"""A model behind an API that speaks OpenAI's chat completions: a hosted one, vLLM, Ollama,
-llama.cpp, `reflect serve`.
+"""A model behind OpenAI's chat completions API: a hosted one, vLLM, Ollama, llama.cpp,
+`reflect serve`.
 
-Requests go out together, at most `concurrency` at a time, on an event loop of their own thread, so
-that `sample` is an ordinary call. There is one retry loop, the openai client's: it repeats what was
-limited (429, heeding Retry-After), failed (5xx), timed out or was cut off, and nothing else. What
-was answered is never asked again.
+Requests are sent together, at most `concurrency` at a time, on an event loop in a thread of its
+own, so that `sample` is an ordinary call. The openai client retries requests that were rate limited
+(429, with Retry-After), failed (5xx), timed out or lost their connection. An answered request is
+never sent again.
 
-An attempt is one request with its own seed (`samples` = 1), so that a server which heeds seeds
-gives the same answers however they are grouped; with more samples in a request the prompt is paid
-once, and the seed is the first one's.
+With `samples` = 1 each attempt is one request with its own seed, so that a server which supports
+seeds gives the same answers in any grouping. With more samples per request the prompt is paid once,
+and the first seed counts.
 
-Not covered: streaming, pictures, the thoughts that some servers send beside an answer.
-`count_tokens` is an estimate.
+Not covered: streaming, images, separate reasoning fields. `count_tokens` is an estimate.
 """
 
 from __future__ import annotations
@@ -42,24 +41,20 @@ from reflect.types import Json
 
 PREFIX = "openai:"
 DEFAULT_URL = "https://api.openai.com/v1"
-PATIENCE = 8  # requests in a row that may fail before nothing more is asked
-LEFT_OUT = ("seed", "stop", "temperature")  # what a server may decline, and is then asked without
-OF_ITSELF = (
-    "id",
-    "owned_by",
-    "root",
-    "max_model_len",
-    "context_length",
-    "fingerprint",
-)  # what a server says of a model
+PATIENCE = 8  # consecutive failed requests after which no more are sent
+OPTIONAL = ("seed", "stop", "temperature")  # left out when the server does not support them
+# Fields of the server's model list that belong to the fingerprint.
+IDENTITY = ("id", "owned_by", "root", "max_model_len", "context_length", "fingerprint")
+UNSUPPORTED = re.compile(
+    r"unsupported|not supported|does not support|not permitted|unknown", re.IGNORECASE
+)
 
 Answer = Completion | ModelError
 Result = TypeVar("Result")
 
 
 class RemoteModel:
-    """`openai:NAME` at `settings.base_url`. It has no weights here; adapters are those that its
-    server holds."""
+    """`openai:NAME` at `settings.base_url`. Its weights and adapters are on the server."""
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.name = name
@@ -77,47 +72,40 @@ class RemoteModel:
         self.url = checked_url(given or DEFAULT_URL, "base_url")
         self._key = the_key()
         if not given and not self._key:
-            told = f"{name} needs a key, and none is in the environment."
-            raise UsageError(told, f"Set {' or '.join(NAMES)}, or --base-url for another server.")
+            message = f"{name} needs a key, and none is in the environment."
+            hint = f"Set {' or '.join(NAMES)}, or --base-url for another server."
+            raise UsageError(message, hint)
         self.settings = settings
         self.budget = Budget(settings)
-        self.budget.price(
-            self.served, 0, 0
-        )  # is money limited, and has it no price? said before anything is asked
-        self.declined: set[str] = set()  # what this server does not take
+        self.budget.price(self.served, 0, 0)  # fails early when a limited cost has no price
+        self.declined: set[str] = set()  # request fields that this server does not support
         self.active: str | None = None
-        self._halt: ModelHalted | None = None  # why nothing more is asked in this call
-        self._failed = 0  # requests in a row
-        self._next = 0.0  # when the next request may begin
+        self._halt: ModelHalted | None = None  # why no more requests are sent in this call
+        self._failed = 0  # consecutive failed requests
+        self._next = 0.0  # when the next request may start
 
     def new_budget(self, spent: Json | None = None) -> Budget:
-        """A budget by the settings, of which a run has spent this before."""
+        """A budget by the settings; `spent` is what the same run has spent before."""
         return Budget(self.settings, spent)
-
-    # ---- what the server says of itself
 
     @cached_property
     def about(self) -> Json:
-        """model -> what the server says of it; {} where it does not say. ModelHalted where it
-        cannot be asked."""
+        """model -> its entry in the server's model list; {} without a list. ModelHalted when the
+        server cannot be reached."""
         return wait_for(self._models())
 
     async def _models(self) -> Json:
         try:
-            found: Any = await self._client.get("/models", cast_to=object)
+            reply: object = await self._client.get("/models", cast_to=object)
         except Exception as e:
             if getattr(e, "status_code", None) in (400, 404, 405, 501):
                 return {}  # a server without a list
             why = refusal(e, self._server())
-            # From None: a traceback would print the server's own words, and some servers repeat the
-            # key.
+            # From None: a traceback would print the server's text, and some servers repeat the key.
             raise ModelHalted(why.message, why.hint) from None
-        rows = found.get("data") if isinstance(found, dict) else None
-        return {
-            row["id"]: row
-            for row in rows or ()
-            if isinstance(row, dict) and isinstance(row.get("id"), str)
-        }
+        data = reply.get("data") if isinstance(reply, dict) else None
+        rows = [row for row in data or () if isinstance(row, dict)]
+        return {row["id"]: row for row in rows if isinstance(row.get("id"), str)}
 
     @property
     def _card(self) -> Json:
@@ -126,27 +114,24 @@ class RemoteModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the name, the server's host, and what the server says of the model. Another model
-        under the same name is noticed only where the server says so."""
-        facts = {key: self._card[key] for key in OF_ITSELF if self._card.get(key) is not None}
+        """Hash of the name, the server's host, and the server's entry for the model. Another model
+        under the same name is noticed only when that entry differs."""
+        facts = {key: self._card[key] for key in IDENTITY if self._card.get(key) is not None}
         text = json.dumps([self.served, urlsplit(self.url).hostname, facts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
     def context(self) -> int:
         """Tokens of prompt and answer together, by the server, else by the settings."""
-        said = (self._card.get(key) for key in ("max_model_len", "context_length"))
-        return next((n for n in said if isinstance(n, int) and n > 0), self.settings.context)
+        sizes = (self._card.get(key) for key in ("max_model_len", "context_length"))
+        return next((n for n in sizes if isinstance(n, int) and n > 0), self.settings.context)
 
     def count_tokens(self, text: str) -> int:
-        """An estimate that rather says too many: a token for each four bytes of a word, one for
-        each other sign."""
+        """A high estimate: one token per four bytes of a word, one per other character."""
         return sum((len(piece.encode()) + 3) // 4 for piece in re.findall(r"\w+|[^\w\s]", text))
 
-    # ---- adapters that the server holds
-
     def serves(self, adapter: str) -> bool:
-        """Does the server hold an adapter of this name? Asked anew."""
+        """True when the server has an adapter of this name now."""
         return adapter in wait_for(self._models())
 
     def use(self, adapter: str | None) -> None:
@@ -160,62 +145,54 @@ class RemoteModel:
         finally:
             self.active = before
 
-    # ---- asking
-
     def sample(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """One list per request, one completion per seed. The first ModelError where any was not
-        answered: then the others are lost, so ask `answer_each` where that matters."""
-        found = self.answer_each(requests)
-        for row in found:
-            for one in row:
-                if isinstance(one, ModelError):
-                    raise one
-        return [[one for one in row if isinstance(one, Completion)] for row in found]
+        """One list per request, one completion per seed. Raises the first ModelError, and the other
+        answers are lost: use `answer_each` to keep them."""
+        rows = self.answer_each(requests)
+        for answer in (answer for row in rows for answer in row):
+            if isinstance(answer, ModelError):
+                raise answer
+        return [[answer for answer in row if isinstance(answer, Completion)] for row in rows]
 
     def answer_each(self, requests: Sequence[Request]) -> list[list[Answer]]:
-        """For each request one answer or its own error per seed. After a ModelHalted nothing new is
-        asked; what is under way is waited for. It is raised where the server cannot even be asked
-        for its models."""
+        """For each request one answer or its own error per seed. After a ModelHalted no new request
+        is sent; running ones are finished. Raises ModelHalted when the server's model list
+        cannot be read."""
         self._halt, self._failed = None, 0
-        _ = self.context  # asked for here, once: the event loop could not wait for it
-        found: list[list[Answer | None]] = [[None] * len(request.seeds) for request in requests]
+        _ = self.context  # read here, because the event loop cannot wait for itself
+        rows: list[list[Answer | None]] = [[None] * len(request.seeds) for request in requests]
         interrupted: ModelHalted | None = None
         try:
-            wait_for(self._answer_all(requests, found))
-        except (
-            KeyboardInterrupt
-        ) as e:  # what was answered is paid for: it is saved before the command ends
+            wait_for(self._answer_all(requests, rows))
+        except KeyboardInterrupt as e:  # answers that were paid for are still returned
             interrupted = ModelHalted("It was interrupted.")
             interrupted.__cause__ = e
         why = interrupted or self._halt or ModelHalted("It was not asked.")
-        return [[why if one is None else one for one in row] for row in found]
+        return [[why if answer is None else answer for answer in row] for row in rows]
 
     async def _answer_all(
-        self, requests: Sequence[Request], found: list[list[Answer | None]]
+        self, requests: Sequence[Request], rows: list[list[Answer | None]]
     ) -> None:
-        places = asyncio.Semaphore(self.settings.concurrency)
+        limit, size = asyncio.Semaphore(self.settings.concurrency), self.settings.samples
 
-        async def chunk(row: list[Answer | None], request: Request, at: range) -> None:
-            async with places:
-                row[at.start : at.stop] = await self._ask(
-                    request, tuple(request.seeds[i] for i in at)
-                )
+        async def chunk(row: list[Answer | None], request: Request, start: int) -> None:
+            async with limit:
+                seeds = request.seeds[start : start + size]
+                row[start : start + size] = await self._ask(request, tuple(seeds))
 
-        size = self.settings.samples
-        await asyncio.gather(
-            *(
-                chunk(row, request, range(i, min(i + size, len(row))))
-                for request, row in zip(requests, found, strict=True)
-                for i in range(0, len(row), size)
-            )
+        chunks = (
+            chunk(row, request, start)
+            for request, row in zip(requests, rows, strict=True)
+            for start in range(0, len(row), size)
         )
+        await asyncio.gather(*chunks)
 
     async def _ask(self, request: Request, seeds: tuple[int, ...]) -> list[Answer]:
-        """Some attempts in one request; one by one where the server gives only one at a time."""
+        """Several attempts in one request; one by one when the server does not support `n`."""
         if len(seeds) > 1 and "n" in self.declined:
             return [answer for seed in seeds for answer in await self._ask(request, (seed,))]
         size = self._size(request)
-        found: list[Answer] = []
+        answers: list[Answer] = []
         try:
             async with self.budget.room(self.served, size, request.max_tokens * len(seeds)) as hold:
                 await self._pace()
@@ -223,53 +200,48 @@ class RemoteModel:
                     hold.took = (0, 0)
                     raise self._halt
                 try:
-                    # The client sends a retry with the same headers: a server that heeds this one
-                    # charges it once.
-                    once = {"Idempotency-Key": str(uuid.uuid4())}
+                    # A retry has the same headers: a server that supports this one charges once.
+                    headers = {"Idempotency-Key": str(uuid.uuid4())}
                     self.budget.requests += 1
-                    words = self._payload(request, seeds, size)
-                    reply = await self._client.chat.completions.create(**words, extra_headers=once)
-                    found, hold.took = completions(
+                    body = self._payload(request, seeds, size)
+                    create = self._client.chat.completions.create
+                    reply = await create(**body, extra_headers=headers)
+                    answers, hold.took = completions(
                         reply, request, seeds, size, self.count_tokens, self._key
                     )
                 except Exception as e:
                     if getattr(e, "status_code", None) or unreachable(e):
-                        hold.took = (0, 0)  # refused; what broke on the way may have been charged
+                        hold.took = (0, 0)  # refused; a lost connection may have been charged
                     raise
         except ModelHalted as e:  # the budget, or another request
             self._halt = self._halt or e
             return [self._halt] * len(seeds)
-        except Exception as e:  # whatever the client, or what the server wrote, makes of it
+        except Exception as e:  # any error of the client, or of an unreadable reply
             if self._declines(e, len(seeds)):
                 return await self._ask(request, seeds)
             return [self._broken(e, size)] * len(seeds)
         self._failed = 0
-        if len(found) < len(seeds):
+        if len(answers) < len(seeds):
             self.declined.add("n")
-            found += await self._ask(request, seeds[len(found) :])
-        return found
+            answers += await self._ask(request, seeds[len(answers) :])
+        return answers
 
     def _payload(self, request: Request, seeds: Sequence[int], size: int) -> Json:
         adapter = self.active if request.adapter == ACTIVE else request.adapter
         longest = "max_completion_tokens" if "max_tokens" in self.declined else "max_tokens"
-        words: Json = {
+        free = max(self.context - self._size(request), self.context // 4)
+        fields: Json = {
             "model": adapter or self.served,
             "messages": list(request.messages),
-        }
-        room = max(
-            self.context - self._size(request), self.context // 4
-        )  # as a local model: a long answer is cut there
-        words |= {
             "temperature": request.temperature,
             "seed": seeds[0],
-            longest: min(request.max_tokens, room),
+            longest: min(request.max_tokens, free),
         }
-        words |= {"n": len(seeds)} if len(seeds) > 1 else {}
-        words |= (
-            {"stop": list(request.stop[:4])} if request.stop else {}
-        )  # the API takes four; the text is cut at all
-        words |= {"tools": list(request.tools)} if request.tools else {}
-        return {name: value for name, value in words.items() if name not in self.declined}
+        fields |= {"n": len(seeds)} if len(seeds) > 1 else {}
+        # The API takes four stop strings; the reply is cut at all of them.
+        fields |= {"stop": list(request.stop[:4])} if request.stop else {}
+        fields |= {"tools": list(request.tools)} if request.tools else {}
+        return {name: value for name, value in fields.items() if name not in self.declined}
 
     def _size(self, request: Request) -> int:
         text = json.dumps([list(request.messages), list(request.tools)], ensure_ascii=False)
@@ -278,68 +250,57 @@ class RemoteModel:
     async def _pace(self) -> None:
         if self.settings.rate:
             now = time.monotonic()
-            begins = max(self._next, now)
-            self._next = begins + 60 / self.settings.rate
-            await asyncio.sleep(begins - now)
+            start = max(self._next, now)
+            self._next = start + 60 / self.settings.rate
+            await asyncio.sleep(start - now)
 
     def _declines(self, e: Exception, n: int) -> bool:
-        """Does the server refuse a word of the request that it can be asked without? Then it is,
-        from now on, and no attempt is made twice by that: nothing was answered."""
+        """True when the server refuses an optional field of the request: it is left out from now
+        on. No attempt was answered."""
         if getattr(e, "status_code", None) not in (400, 422):
             return False
-        said = words_of(e)
+        message = words_of(e)
         name = str(getattr(e, "param", None) or "")
-        unknown = re.search(
-            r"unsupported|not supported|does not support|not permitted|unknown", said, re.IGNORECASE
-        )
-        if "max_completion_tokens" in said and "max_tokens" not in self.declined:
+        if "max_completion_tokens" in message and "max_tokens" not in self.declined:
             name = "max_tokens"
-        elif n > 1 and (name == "n" or re.search(r"\bn\b", said)):
+        elif n > 1 and (name == "n" or re.search(r"\bn\b", message)):
             name = "n"
-        elif not (unknown and name in LEFT_OUT) or name in self.declined:
+        elif name not in OPTIONAL or name in self.declined or not UNSUPPORTED.search(message):
             return False
         self.declined.add(name)
         return True
 
     def _broken(self, e: Exception, size: int) -> ModelError:
-        """A request that failed; after too many in a row nothing more is asked."""
+        """The error of a failed request. Too many in a row stop further requests."""
         why = refusal(e, self._server(), size)
         self._failed += not isinstance(why, ContextTooLong)
-        if not isinstance(why, ModelHalted) and self._failed >= max(
-            PATIENCE, self.settings.concurrency
-        ):
-            self._halt = self._halt or ModelHalted(
-                f"{self._failed} requests in a row failed. {why.message}", "See to the server."
-            )
-        elif isinstance(why, ModelHalted):
+        if isinstance(why, ModelHalted):
             self._halt = self._halt or why
+        elif self._failed >= max(PATIENCE, self.settings.concurrency):
+            message = f"{self._failed} requests in a row failed. {why.message}"
+            self._halt = self._halt or ModelHalted(message, "Check the server.")
         return why
 
     def _server(self) -> Server:
-        known = self.__dict__.get("about", {})
-        s = self.settings
-        return Server(
-            self.served, self.url, self._key, s.context, s.timeout, s.retries, tuple(known)
-        )
+        known, s = tuple(self.__dict__.get("about", {})), self.settings
+        return Server(self.served, self.url, self._key, s.context, s.timeout, s.retries, known)
 
     @cached_property
-    def _client(self) -> Any:
+    def _client(self) -> Any:  # AsyncOpenAI, whose typed parameters are narrower than ours
         from openai import AsyncOpenAI
 
-        words: Json = {
-            "timeout": self.settings.timeout,
-            "max_retries": self.settings.retries,
-        }
-        words["default_headers"] = {
-            "x-reflect-lessons": "off"
-        }  # to `reflect serve`: the prompt is whole as it stands
-        return AsyncOpenAI(api_key=self._key or "none", base_url=self.url, **words)
+        return AsyncOpenAI(
+            api_key=self._key or "none",
+            base_url=self.url,
+            timeout=self.settings.timeout,
+            max_retries=self.settings.retries,
+            default_headers={"x-reflect-lessons": "off"},  # the prompt already has its lessons
+        )
 
 
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """One event loop for all models behind an API, in a thread of its own: the caller may be in a
-    loop already."""
+    """One event loop for all remote models, in its own thread: the caller may run a loop itself."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="reflect-remote", daemon=True).start()
     return loop

@@ -1,26 +1,26 @@
-"""What a server's errors mean: whether the request was at fault, and the run goes on (ModelError),
-or nothing more can be had from the server for now, and the run stops where it is (ModelHalted)."""
+"""The meaning of a server's errors: ModelError for a failed request, after which the run goes on;
+ModelHalted when the server answers nothing more for now, and the run stops."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from reflect.errors import ContextTooLong, ModelError, ModelHalted
 from reflect.models.credentials import NAMES, hide
 
 TOO_LONG = re.compile(
-    r"context[ _-]?(?:length|window|size)|maximum (?:context|model|sequence|input) len|too (?:long|many tokens)"
-    r"|max_model_len|exceeds? .{0,40}\b(?:context|tokens)\b",
+    r"context[ _-]?(?:length|window|size)|maximum (?:context|model|sequence|input) len"
+    r"|too (?:long|many tokens)|max_model_len|exceeds? .{0,40}\b(?:context|tokens)\b",
     re.IGNORECASE,
 )
-SAID = 300  # letters of a server's own words that are repeated
+LIMIT = re.compile(r"(?:maximum|context|limit|max_model_len)\D{0,60}?(\d{2,})", re.IGNORECASE)
+QUOTED = 300  # maximum characters of a server's message
 
 
 @dataclass(frozen=True)
 class Server:
-    """Whom an error is about. `models`: those that it says it has, as far as it was asked."""
+    """The server of an error. `models`: its model list, when that was read."""
 
     model: str
     url: str
@@ -32,11 +32,10 @@ class Server:
 
 
 def refusal(e: Exception, server: Server, asked_tokens: int = 0) -> ModelError:
-    """The error of the client in the reader's words. `asked_tokens`: an estimate of the prompt's
-    size."""
+    """The error for an exception of the client. `asked_tokens`: an estimate of the prompt."""
     import openai
 
-    status, said = getattr(e, "status_code", None), hide(words_of(e), server.key)
+    status, message = getattr(e, "status_code", None), hide(words_of(e), server.key)
     tries = f"after {server.retries + 1} tries" if server.retries else "at the first try"
     if isinstance(e, openai.APITimeoutError):
         return ModelError(
@@ -44,7 +43,7 @@ def refusal(e: Exception, server: Server, asked_tokens: int = 0) -> ModelError:
         )
     if isinstance(e, openai.APIConnectionError):
         if unreachable(e):
-            hint = "Start it, or mend the address (base_url, --base-url)."
+            hint = "Start it, or correct the address (base_url, --base-url)."
             return ModelHalted(f"No server answers at {server.url}.", hint)
         return ModelError(f"{server.url} cut the connection, {tries}.")
     if status == 401:
@@ -53,7 +52,9 @@ def refusal(e: Exception, server: Server, asked_tokens: int = 0) -> ModelError:
             f"{server.url} {what} (401).", f"Set {' or '.join(NAMES)} to one of its keys."
         )
     if status == 403:
-        return ModelHalted(f"{server.url} forbids this (403): {said}", "Use another key or model.")
+        return ModelHalted(
+            f"{server.url} forbids this (403): {message}", "Use another key or model."
+        )
     if status == 404:
         has = (
             f" It has {listed(server.models)}."
@@ -66,15 +67,15 @@ def refusal(e: Exception, server: Server, asked_tokens: int = 0) -> ModelError:
         )
     if status == 429:
         hint = "Wait, ask less at a time (rate, concurrency), or see to the account."
-        return ModelHalted(f"{server.url} takes no more requests (429) {tries}: {said}", hint)
+        return ModelHalted(f"{server.url} takes no more requests (429) {tries}: {message}", hint)
     if status in (400, 413, 422) and (
-        status == 413 or TOO_LONG.search(f"{getattr(e, 'code', '')} {said}")
+        status == 413 or TOO_LONG.search(f"{getattr(e, 'code', '')} {message}")
     ):
-        return too_long(*lengths(said, asked_tokens, server.context), server.model)
+        return too_long(*lengths(message, asked_tokens, server.context), server.model)
     if status is not None and status < 500:
-        return ModelError(f"{server.url} refuses the request ({status}): {said}")
+        return ModelError(f"{server.url} refuses the request ({status}): {message}")
     if status is not None:
-        return ModelError(f"{server.url} failed ({status}) {tries}: {said}")
+        return ModelError(f"{server.url} failed ({status}) {tries}: {message}")
     return ModelError(
         f"{server.url} answered with something that is no completion ({type(e).__name__})."
     )
@@ -82,26 +83,22 @@ def refusal(e: Exception, server: Server, asked_tokens: int = 0) -> ModelError:
 
 def too_long(tokens: str, context: int, model: str) -> ContextTooLong:
     """The prompt does not fit: it has `tokens`, and prompt and answer share `context` tokens."""
-    told = f"The prompt has {tokens} tokens, the model {model} reads {context} with its answer."
-    return ContextTooLong(
-        told, "Shorten the task, lower lesson_budget or max_tokens, or use a longer context."
-    )
+    message = f"The prompt has {tokens} tokens, the model {model} reads {context} with its answer."
+    hint = "Shorten the task, lower lesson_budget or max_tokens, or use a longer context."
+    return ContextTooLong(message, hint)
 
 
-def lengths(said: str, asked: int, context: int) -> tuple[str, int]:
-    """(tokens of the prompt, tokens of the context): by the server's own numbers where its sentence
-    has them."""
-    most = re.search(
-        r"(?:maximum|context|limit|max_model_len)\D{0,60}?(\d{2,})", said, re.IGNORECASE
-    )
+def lengths(message: str, asked: int, context: int) -> tuple[str, int]:
+    """(tokens of the prompt, tokens of the context), from the server's message when it has them."""
+    most = LIMIT.search(message)
     limit = int(most[1]) if most else context
-    numbers = [int(x) for x in re.findall(r"\b\d{2,9}\b", said)]
+    numbers = [int(x) for x in re.findall(r"\b\d{2,9}\b", message)]
     larger = [x for x in numbers if x > limit]
     return (str(min(larger)), limit) if larger else (f"about {asked}", limit)
 
 
 def unreachable(e: BaseException) -> bool:
-    """Was there never a connection? Then nothing was asked."""
+    """True when there was no connection, so that nothing was sent."""
     seen: BaseException | None = e
     while seen is not None:
         if type(seen).__name__ in ("ConnectError", "UnsupportedProtocol", "InvalidURL", "gaierror"):
@@ -112,11 +109,11 @@ def unreachable(e: BaseException) -> bool:
 
 def words_of(e: Exception) -> str:
     """The server's own message, in one short line."""
-    body: Any = getattr(e, "body", None)
+    body: object = getattr(e, "body", None)
     inner = body.get("error", body) if isinstance(body, dict) else body
-    said = inner.get("message") if isinstance(inner, dict) else inner
-    line = " ".join(str(said or getattr(e, "message", "") or type(e).__name__).split())
-    return f"{line.rstrip('.')}." if len(line) <= SAID else line[: SAID - 3] + "..."
+    text = inner.get("message") if isinstance(inner, dict) else inner
+    line = " ".join(str(text or getattr(e, "message", "") or type(e).__name__).split())
+    return f"{line.rstrip('.')}." if len(line) <= QUOTED else line[: QUOTED - 3] + "..."
 
 
 def listed(names: tuple[str, ...], most: int = 6) -> str:

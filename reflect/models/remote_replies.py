@@ -1,10 +1,9 @@
-"""A server's reply, read with care: servers that speak the API nearly as it is written are the
-rule."""
+"""Reads a server's reply. Many servers follow the API only approximately, so nothing is assumed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from reflect.errors import ModelError
 from reflect.models.base import Completion, Request
@@ -13,22 +12,21 @@ from reflect.types import Json
 
 
 class NoCompletion(ValueError):
-    """What came back is no chat completion."""
+    """The reply is not a chat completion."""
 
 
 def completions(
-    reply: Any,
+    reply: object,
     request: Request,
     seeds: Sequence[int],
     size: int,
     count: Callable[[str], int],
     key: str,
 ) -> tuple[list[Completion | ModelError], tuple[int, int]]:
-    """(an answer for each of the first seeds, as many as the server gave; tokens in and out that it
-    counts).
+    """(answers for the first seeds, as many as the server gave; its counts of tokens in and out).
 
-    `size`: an estimate of the prompt's tokens, for a server that counts none. NoCompletion for what
-    cannot be read.
+    `size`: an estimate of the prompt's tokens, for a server without counts. Raises NoCompletion
+    when the reply cannot be read.
     """
     choices = getattr(reply, "choices", None)
     if not isinstance(choices, list) or not choices:
@@ -40,30 +38,21 @@ def completions(
     usage = getattr(reply, "usage", None)
     tokens_in = _number(getattr(usage, "prompt_tokens", None), size)
     tokens_out = _number(getattr(usage, "completion_tokens", None), sum(shares))
-    model = reply.model if isinstance(getattr(reply, "model", None), str) else ""
-    found: list[Completion | ModelError] = []
+    model = getattr(reply, "model", None)
+    answers: list[Completion | ModelError] = []
+    name = hide(model, key) if isinstance(model, str) else ""
     for seed, share, (text, calls, finish) in zip(seeds, shares, read, strict=False):
         if finish == "content_filter":
-            found.append(ModelError("The server withheld the answer (content filter)."))
+            answers.append(ModelError("The server withheld the answer (content filter)."))
             continue
         ended: Literal["stop", "length", "tool_calls"] = "length" if finish == "length" else "stop"
+        ended = "tool_calls" if calls else ended
         out = round(tokens_out * share / sum(shares))
-        name = hide(model, key)
-        found.append(
-            Completion(
-                text,
-                tokens_in,
-                out,
-                "tool_calls" if calls else ended,
-                seed,
-                calls=calls,
-                model=name,
-            )
-        )
-    return found, (tokens_in, tokens_out)
+        answers.append(Completion(text, tokens_in, out, ended, seed, calls=calls, model=name))
+    return answers, (tokens_in, tokens_out)
 
 
-def _choice(choice: Any, stop: Sequence[str], key: str) -> tuple[str, tuple[Json, ...], Any]:
+def _choice(choice: object, stop: Sequence[str], key: str) -> tuple[str, tuple[Json, ...], object]:
     """(text up to the first stop, tool calls, why it ended)."""
     message = getattr(choice, "message", None)
     text = getattr(message, "content", None) or ""
@@ -80,20 +69,20 @@ def _choice(choice: Any, stop: Sequence[str], key: str) -> tuple[str, tuple[Json
     )
 
 
-def _call(call: Any, number: int, key: str) -> Json:
-    """One tool call, as the API has it. Its arguments stay text: whether they are JSON is for who
-    runs the tool."""
+def _call(call: object, number: int, key: str) -> Json:
+    """One tool call in the API's form. The arguments stay text: the tool's caller parses
+    them."""
     function = getattr(call, "function", None)
     name, arguments = getattr(function, "name", None), getattr(function, "arguments", None)
     if not isinstance(name, str) or not isinstance(arguments, str | None):
         raise NoCompletion("a tool call has no name")
-    made = {"name": name, "arguments": hide(arguments or "{}", key)}
+    named = {"name": name, "arguments": hide(arguments or "{}", key)}
     return {
         "id": str(getattr(call, "id", None) or f"call_{number}"),
         "type": "function",
-        "function": made,
+        "function": named,
     }
 
 
-def _number(value: Any, otherwise: int) -> int:
+def _number(value: object, otherwise: int) -> int:
     return value if isinstance(value, int) and value >= 0 else otherwise

@@ -1,11 +1,11 @@
-"""Tool calls in what a model wrote, in the three ways in which open models write them.
+"""Tool calls in a model's answer, in the three formats of open models.
 
-    Hermes, Qwen    <tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>, any number of them
-    Llama 3         {"name": "add", "parameters": {"a": 1}}, the whole answer; several with a semicolon between them
-    Mistral         [TOOL_CALLS][{"name": "add", "arguments": {"a": 1}}], or [TOOL_CALLS]add[ARGS]{"a": 1}
+    Hermes, Qwen    <tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>, any number
+    Llama 3         {"name": "add", "parameters": {"a": 1}}, the whole answer; several with ";"
+    Mistral         [TOOL_CALLS][{"name": "add", "arguments": {"a": 1}}]
+                    [TOOL_CALLS]add[ARGS]{"a": 1}
 
-It fails closed: where any call cannot be read, none is made, and the answer stays the text that it
-is.
+When any call cannot be parsed, there are no calls, and the answer stays text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from reflect.types import Json
 
@@ -31,12 +31,11 @@ class Call(NamedTuple):
 
 
 def read_calls(text: str, offered: Collection[str]) -> tuple[str, list[Call]]:
-    """(the text beside the calls, the calls). (text, []) when there are none, or when one of them
-    cannot be read.
+    """(the text without the calls, the calls). (text, []) without a call, or when one cannot be
+    parsed.
 
-    `offered`: the names of the tools. A bare JSON object is a call only when it names one of these;
-    what stands between a format's own marks is a call of whatever it names (who runs the tools says
-    that there is no such tool).
+    `offered`: the names of the tools. A bare JSON object is a call only when it names one of these.
+    Within a format's own marks any name is a call; an unknown tool fails when it is run.
     """
     try:
         if "<tool_call>" in text or "</tool_call>" in text:
@@ -48,9 +47,9 @@ def read_calls(text: str, offered: Collection[str]) -> tuple[str, list[Call]]:
         return text, []
 
 
-def shaped(calls: Sequence[Call], salt: str) -> tuple[Json, ...]:
-    """The calls as the API has them. The ids are hashes, so that the same answer has the same ids;
-    nine letters, since Mistral's template takes no others."""
+def api_calls(calls: Sequence[Call], salt: str) -> tuple[Json, ...]:
+    """The calls in the API's form. The ids are hashes, so that the same answer has the same ids.
+    They have nine letters, because Mistral's template takes no others."""
     return tuple(
         {
             "id": hashlib.sha256(f"{salt}/{i}/{call}".encode()).hexdigest()[:9],
@@ -101,8 +100,8 @@ def _bare(text: str, offered: Collection[str]) -> tuple[str, list[Call]]:
     return before.strip(), calls
 
 
-def _call(row: Any) -> Call:
-    """ValueError for what is no call."""
+def _call(row: object) -> Call:
+    """ValueError when the row is not a call."""
     if not isinstance(row, dict):
         raise ValueError("no object")
     name, arguments = row.get("name"), row.get("arguments", row.get("parameters", {}))

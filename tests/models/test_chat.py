@@ -13,7 +13,7 @@ from reflect.errors import ModelError
 from reflect.models import load_model
 from reflect.models.base import Completion, Request
 from reflect.models.local import LocalModel
-from reflect.models.tool_calls import read_calls, shaped
+from reflect.models.tool_calls import api_calls, read_calls
 
 ADD = {
     "type": "function",
@@ -74,10 +74,10 @@ def test_what_cannot_be_read_stays_text(text: str) -> None:
 
 def test_the_same_calls_have_the_same_ids() -> None:
     calls = read_calls(f"<tool_call>{ONE}</tool_call><tool_call>{ONE}</tool_call>", {"add"})[1]
-    made = shaped(calls, "7/20")
+    made = api_calls(calls, "7/20")
     assert (
-        made == shaped(calls, "7/20")
-        and made[0]["id"] != made[1]["id"] != shaped(calls, "8/20")[1]["id"]
+        made == api_calls(calls, "7/20")
+        and made[0]["id"] != made[1]["id"] != api_calls(calls, "8/20")[1]["id"]
     )
     assert all(len(call["id"]) == 9 and call["id"].isalnum() for call in made)
     assert made[0]["function"] == {"name": "add", "arguments": '{"a": 1}'}
