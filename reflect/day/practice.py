@@ -257,7 +257,7 @@ def save(
     """Save the rollouts with their exposures and update the trials, in one transaction. A rollout
     that was not made says nothing about any lesson."""
     groups = {group.task.key: group for group in planned}
-    exposures: Sequence[list[Exposure]] = ()
+    exposures: list[list[Exposure]] = []
     for row in rows:
         group = groups[row.task_key]
         row.run_id, row.adapter_id = context.run.id or 0, context.run.adapter_id
