@@ -13,9 +13,10 @@ held ends with one more version, in which it is text.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from enum import StrEnum
+from typing import Annotated
 
 from pydantic import (
     AfterValidator,
@@ -28,10 +29,19 @@ from pydantic import (
 )
 
 from reflect.errors import UsageError
-from reflect.records import LESSON_STATUSES, Lesson, LessonLink, LessonVersion, Trial
+from reflect.records import Lesson, LessonLink, LessonVersion, Trial
 from reflect.store import legacy
 from reflect.store.lessons import CONTENT
-from reflect.types import Author, LinkKind, TrialKind, TrialVerdict, Trust, values
+from reflect.types import (
+    Author,
+    Json,
+    LessonStatus,
+    LinkKind,
+    TrialKind,
+    TrialVerdict,
+    Trust,
+    values,
+)
 
 FORMAT, VERSION = "reflect lessons", 1
 AS_TEXT = "exported without the weights that held it"  # the reason of the closing version
@@ -41,9 +51,9 @@ def _utc(time: datetime) -> datetime:
     return time.astimezone(UTC)
 
 
-def _one_of(known: Sequence[str]) -> Callable[[str], str]:
+def _one_of(known: type[StrEnum]) -> Callable[[str], str]:
     def check(value: str) -> str:
-        if value not in known:
+        if value not in values(known):
             raise ValueError(f"'{value}' is none of {', '.join(known)}")
         return value
 
@@ -70,15 +80,15 @@ class VersionLine(Line):
 
     version: Id
     parent: Id | None
-    author: Annotated[str, AfterValidator(_one_of(values(Author)))]
+    author: Annotated[str, AfterValidator(_one_of(Author))]
     reason: str
     when: Words
     do: Words
     scope: str
     tags: list[str]
-    status: Annotated[str, AfterValidator(_one_of(LESSON_STATUSES))]
+    status: Annotated[str, AfterValidator(_one_of(LessonStatus))]
     pinned: bool
-    trust: Annotated[str, AfterValidator(_one_of(values(Trust)))]
+    trust: Annotated[str, AfterValidator(_one_of(Trust))]
     tokens: Annotated[int, Field(ge=0, lt=2**63)]
     created: Time
     quarantine: Annotated[str | None, Field(exclude_if=lambda v: v is None)] = None
@@ -92,7 +102,7 @@ class VersionLine(Line):
         self.closing = self.closing or legacy.closing(self.author, self.status, self.reason)
         return self
 
-    def content(self) -> dict[str, Any]:
+    def content(self) -> Json:
         return {name: getattr(self, name) for name in CONTENT}
 
 
@@ -100,12 +110,12 @@ class TrialLine(Line):
     """A measured effect on the bare base model, as in `Trial`."""
 
     version: Id
-    kind: Annotated[str, AfterValidator(_one_of(values(TrialKind)))]
+    kind: Annotated[str, AfterValidator(_one_of(TrialKind))]
     effect: float
     low: float
     high: float
     n: Annotated[int, Field(ge=0, lt=2**63)]
-    verdict: Annotated[str, AfterValidator(_one_of(values(TrialVerdict)))]
+    verdict: Annotated[str, AfterValidator(_one_of(TrialVerdict))]
     model_fingerprint: str
     measure: str = ""  # files of before it was recorded have none
     moved: Id | None  # the version that its verdict made
@@ -116,7 +126,7 @@ class LinkLine(Line):
     """The lesson stands where the lesson `other` of the same file stood, as in `LessonLink`."""
 
     other: Id
-    kind: Annotated[str, AfterValidator(_one_of(values(LinkKind)))]
+    kind: Annotated[str, AfterValidator(_one_of(LinkKind))]
     why: str
     created: Time
 
@@ -168,16 +178,11 @@ def line_of(
 def as_text(history: list[VersionLine]) -> list[VersionLine]:
     """The history, closed by a version of status active when it ends in the weights."""
     last = history[-1]
-    if last.status != "distilled":
+    if last.status != LessonStatus.DISTILLED:
         return history
-    words = {
-        "version": last.version + 1,
-        "parent": last.version,
-        "author": "rollback",
-        "reason": AS_TEXT,
-        "closing": True,
-    }
-    return [*history, last.model_copy(update=words | {"status": "active"})]
+    facts = {"author": Author.ROLLBACK, "reason": AS_TEXT, "closing": True}
+    facts |= {"version": last.version + 1, "parent": last.version, "status": LessonStatus.ACTIVE}
+    return [*history, last.model_copy(update=facts)]
 
 
 def dump(lines: Iterable[LessonLine]) -> str:
@@ -189,17 +194,16 @@ def dump(lines: Iterable[LessonLine]) -> str:
 def load(data: bytes, name: str) -> list[LessonLine]:
     """The lessons of a file. UsageError that names file, line and field for the first thing that is
     wrong."""
-    found: list[LessonLine] = []
-    stood: dict[int, int] = {}  # id -> line
+    lines: dict[int, LessonLine] = {}  # by id
+    numbers: dict[int, int] = {}  # id -> number of its line
     head = False
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         where = f"{name}, line {number}"
         try:
             text = raw.decode().strip()
         except UnicodeDecodeError as e:
-            raise UsageError(
-                f"{where} is not UTF-8 text.", "Export the lessons again, or mend that line."
-            ) from e
+            hint = "Export the lessons again, or fix that line."
+            raise UsageError(f"{where} is not UTF-8 text.", hint) from e
         if not text:
             continue
         if not head:
@@ -209,17 +213,15 @@ def load(data: bytes, name: str) -> list[LessonLine]:
         try:
             line = LessonLine.model_validate_json(text)
         except ValidationError as e:
-            raise UsageError(
-                _told(e, where), "Nothing was imported. Mend that line, or export again."
-            ) from e
-        if line.id in stood:
-            told = f"{where}, id: lesson {line.id} stands in line {stood[line.id]} already."
-            raise UsageError(told, "Nothing was imported. Take one of the two away.")
-        stood[line.id] = number
-        found.append(line)
+            hint = "Nothing was imported. Fix that line, or export again."
+            raise UsageError(_first_problem(e, where), hint) from e
+        if line.id in lines:
+            what = f"{where}, id: lesson {line.id} is in line {numbers[line.id]} already."
+            raise UsageError(what, "Nothing was imported. Remove one of the two.")
+        lines[line.id], numbers[line.id] = line, number
     if not head:
         raise UsageError(f"{name} is empty.", "Nothing was imported.")
-    return found
+    return list(lines.values())
 
 
 def _header(text: str, where: str, name: str) -> None:
@@ -239,7 +241,7 @@ def _header(text: str, where: str, name: str) -> None:
         raise UsageError(told, "Update reflect, then try again.")
 
 
-def _told(e: ValidationError, where: str) -> str:
+def _first_problem(e: ValidationError, where: str) -> str:
     """The first problem: `lessons.jsonl, line 4, versions[0].status: ...`."""
     first = e.errors(include_url=False)[0]
     field = "".join(
@@ -249,5 +251,5 @@ def _told(e: ValidationError, where: str) -> str:
     return f"{where}{f', {field}' if field else ''}: {said}."
 
 
-def _fields(row: Any, shape: type[BaseModel]) -> dict[str, Any]:
+def _fields(row: object, shape: type[BaseModel]) -> Json:
     return {name: getattr(row, name, None) for name in shape.model_fields}

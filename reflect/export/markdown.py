@@ -18,9 +18,8 @@ from pathlib import Path
 from reflect.errors import UsageError
 from reflect.export import files
 from reflect.prompts import sanitize_line
-from reflect.records import SHOWN_STATUSES, Lesson
+from reflect.records import HELD_STATUSES, Lesson
 
-STATUSES = (*SHOWN_STATUSES, "distilled")  # what stands in prompts or in weights
 BEGIN, END = "<!-- reflect lessons: begin -->", "<!-- reflect lessons: end -->"
 NOTE = "<!-- Written by `reflect lessons export --format agents`: a change between these lines is lost. -->"
 MARK = "reflect lessons export"  # in the metadata of a skill: we wrote it
@@ -33,7 +32,8 @@ Scopes = list[tuple[str, list[Lesson]]]
 def by_scope(lessons: Iterable[Lesson]) -> Scopes:
     """(scope, its lessons by id), the general ones first; without those that may not be shown."""
     shown = sorted(
-        (row for row in lessons if row.status in STATUSES), key=lambda row: (row.scope, row.id or 0)
+        (row for row in lessons if row.status in HELD_STATUSES),
+        key=lambda row: (row.scope, row.id or 0),
     )
     return [(scope, list(rows)) for scope, rows in groupby(shown, key=lambda row: row.scope)]
 
@@ -83,21 +83,14 @@ def with_block(data: bytes, new: str, name: str) -> bytes:
     try:
         data.decode()
     except UnicodeDecodeError as e:
-        raise UsageError(
-            f"{name} is not UTF-8 text, so nothing was written.", "Save it as UTF-8 first."
-        ) from e
+        what = f"{name} is not UTF-8 text, so nothing was written."
+        raise UsageError(what, "Save it as UTF-8 first.") from e
     newline = b"\r\n" if b"\r\n" in data else b"\n"
     fresh = new.encode().replace(b"\n", newline)
     begins, ends = (_lines_with(data, marker.encode()) for marker in (BEGIN, END))
     if not begins and not ends:
-        gap = (
-            b""
-            if not data or data == b"\xef\xbb\xbf"
-            else newline
-            if data.endswith(b"\n")
-            else newline * 2
-        )
-        return data + gap + fresh + newline
+        gap = newline if data.endswith(b"\n") else newline * 2
+        return data + (gap if data.removeprefix(b"\xef\xbb\xbf") else b"") + fresh + newline
     if len(begins) != 1 or len(ends) != 1 or begins[0] > ends[0]:
         found = sorted([*((at, "begin") for at in begins), *((at, "end") for at in ends)])
         lines = ", ".join(f"{word} in line {len(data[:at].split(newline))}" for at, word in found)
@@ -120,15 +113,11 @@ def write_block(path: Path, lessons: Iterable[Lesson]) -> list[Path]:
     """Update the block in the file, which is made when missing; [path], or [] when it was so
     already."""
     data = path.read_bytes() if path.is_file() else b""
-    return (
-        [path]
-        if files.write(path, with_block(data, block(lessons), str(path)), overwrite=True)
-        else []
-    )
+    new = with_block(data, block(lessons), str(path))
+    return [path] if files.write(path, new, overwrite=True) else []
 
 
 # -- SKILL.md
-# ----------------------------------------------------------------------------------------------------------
 
 
 def skills(lessons: Iterable[Lesson]) -> dict[str, str]:

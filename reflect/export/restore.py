@@ -30,7 +30,7 @@ from reflect.prompts import sanitize_line
 from reflect.records import Lesson, LessonVersion, Rule, Trial
 from reflect.store import backup, forbidden_rules
 from reflect.store import lessons as db
-from reflect.types import QuarantineReason
+from reflect.types import Author, LessonStatus, QuarantineReason, Trust
 
 Key = tuple[str, str]
 Origin = tuple[datetime, str, str]  # of a lesson: when it was first written, and its first words
@@ -38,8 +38,7 @@ Origin = tuple[datetime, str, str]  # of a lesson: when it was first written, an
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of a line: + new, ~ gone on, = here already, ? new but quarantined, ! left
-    out."""
+    """The outcome of a line: + new, ~ continued, = here already, ? new but quarantined, ! left out."""
 
     sign: str
     lesson_id: int | None
@@ -50,7 +49,7 @@ class Imported:
 
 @dataclass
 class Here:
-    """What stands in the database: lessons by their words, histories by their beginning."""
+    """The lessons of the database by their text, and histories by their beginning."""
 
     texts: dict[Key, Lesson] = field(default_factory=dict)
     origins: dict[Origin, tuple[Lesson, list[VersionLine], list[TrialLine]]] = field(
@@ -94,7 +93,6 @@ def origin(one: LessonLine) -> Origin:
 
 
 # -- a stranger's
-# ------------------------------------------------------------------------------------------------------
 
 
 def _strange(
@@ -107,7 +105,7 @@ def _strange(
 ) -> Imported:
     head = one.head
     when, do = sanitize_line(head.when), sanitize_line(head.do)
-    if head.status == "retired":
+    if head.status == LessonStatus.RETIRED:
         return Imported("!", None, when, do, "it is retired there")
     if not when or not do:
         return Imported("!", None, when, do, "it has no readable text")
@@ -117,24 +115,23 @@ def _strange(
         return Imported("!", None, when, do, rule)
     tokens = count_tokens(format_lesson(when, do))
     if tokens > MAX_TOKENS:
-        return Imported(
-            "!", None, when, do, f"{tokens} tokens are too long for a lesson (at most {MAX_TOKENS})"
-        )
+        why = f"{tokens} tokens are too long for a lesson (at most {MAX_TOKENS})"
+        return Imported("!", None, when, do, why)
     doubts = [f"it names {what}" for what in safety.suspicions(f"{head.when} {head.do}")]
-    if head.status == "quarantined":
+    if head.status == LessonStatus.QUARANTINED:
         doubts.append("it is quarantined there")
     why = "; ".join(doubts)
     lesson = db.add(
         s,
         when=when,
         do=do,
-        author="human",  # who ran the import; whoever wrote it first is of no use here
+        author=Author.HUMAN,  # the person who ran the import
         reason=f"imported from {source}{f': {why}' if why else ''}",
         scope=sanitize_line(head.scope),
         tags=[tag for tag in map(sanitize_line, head.tags) if tag],
-        status="quarantined" if doubts else "candidate",
+        status=LessonStatus.QUARANTINED if doubts else LessonStatus.CANDIDATE,
         quarantine=QuarantineReason.IMPORTED if doubts else None,
-        trust="untrusted",
+        trust=Trust.UNTRUSTED,
         profile=profile,
         tokens=tokens,
     )
@@ -143,7 +140,6 @@ def _strange(
 
 
 # -- one's own
-# ---------------------------------------------------------------------------------------------------------
 
 
 def _own(s: Session, one: LessonLine, here: Here, profile: str, source: str) -> Imported:
@@ -181,13 +177,8 @@ def _go_on(
     lesson.version, lesson.updated = more[-1].version, one.updated
     backup.extend(s, lesson, _versions(more), _trials(trials))
     why = _quarantine(s, lesson, one, source)
-    return Imported(
-        "?" if why else "~",
-        lesson.id,
-        lesson.when,
-        lesson.do,
-        why or f"now version {lesson.version}",
-    )
+    outcome = why or f"now version {lesson.version}"
+    return Imported("?" if why else "~", lesson.id, lesson.when, lesson.do, outcome)
 
 
 def _link(s: Session, lines: Sequence[LessonLine], done: Sequence[Imported]) -> None:
@@ -204,20 +195,21 @@ def _link(s: Session, lines: Sequence[LessonLine], done: Sequence[Imported]) -> 
 
 
 def _quarantine(s: Session, lesson: Lesson, one: LessonLine, source: str) -> str:
-    """Set a suspicious lesson aside that nobody vouches for; why, or ""."""
+    """Quarantine a suspicious lesson that no person wrote or approved; why, or ""."""
     doubts = safety.suspicions(f"{lesson.when} {lesson.do}")
     vouched = any(
-        v.author == "human" and (v.when, v.do) == (one.head.when, one.head.do) for v in one.versions
+        v.author == Author.HUMAN and (v.when, v.do) == (one.head.when, one.head.do)
+        for v in one.versions
     )
-    if not doubts or vouched or lesson.status in ("quarantined", "retired"):
+    if not doubts or vouched or lesson.status in (LessonStatus.QUARANTINED, LessonStatus.RETIRED):
         return ""
     why = "; ".join(f"it names {what}" for what in doubts)
     db.revise(
         s,
         lesson.id,
-        author="human",
+        author=Author.HUMAN,
         reason=f"imported from {source}: {why}",
-        status="quarantined",
+        status=LessonStatus.QUARANTINED,
         quarantine=QuarantineReason.IMPORTED,
     )
     return why

@@ -288,7 +288,7 @@ def test_profiles_are_apart(book: Lessons) -> None:
         (lambda text: text.replace('"author":"human"', '"author":"nobody"', 1), "line 2, versions[0].author"),
         (lambda text: text.replace('"version":2,"parent":1', '"version":3,"parent":1', 1), "line 2: versions must be"),
         (lambda text: text.replace('"tokens":', '"cost":', 1), "line 2, versions[0].tokens: Field required"),
-        (lambda text: text.replace('{"id":2', '{"id":1'), "line 3, id: lesson 1 stands in line 2 already"),
+        (lambda text: text.replace('{"id":2', '{"id":1'), "line 3, id: lesson 1 is in line 2 already"),
         (lambda text: text.replace('"id":2', '"id":-2'), "line 3, id"),
         (lambda text: re.sub('"created":"[^"]*Z"', '"created":"2026-01-31T22:15:07"', text, count=1), "2, created"),
         (lambda text: text.replace('"n":24', '"n":24,"x":1', 1), "line 2, trials[0].x: Extra inputs"),
