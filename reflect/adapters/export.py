@@ -43,7 +43,7 @@ def export(
     with store.read() as s:
         adapter = nights.get_adapter(s, name)
         night = s.get(Night, adapter.night_id) if adapter.night_id else None
-        read = dict(night.lessons if night else ())
+        read = {lesson_id: version for lesson_id, version in (night.lessons if night else [])}  # noqa: C416
         held = [
             lessons.version(s, i, read[i])
             for i in revoked_adapters.still_holds(adapter, night)

@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,10 +50,8 @@ class Check:
     kind: CheckKind = CheckKind.HARM
 
 
-@dataclass(frozen=True)
-class Probe:
-    """What the adapter did to an answer outside the night: its tokens, and bits over all of them
-    (`training.probe`)."""
+class Probe(NamedTuple):
+    """One answer outside the night: its tokens, and sums over them in bits (see `gate.drift`)."""
 
     tokens: int
     drift: float

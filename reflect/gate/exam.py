@@ -1,50 +1,45 @@
-"""The held-out proof that an adapter must pass before promotion.
+"""The evaluation of an adapter on holdout tasks, which it must pass before promotion.
 
-Four arms on holdout, the same tasks in each: {base, adapter} x {lessons out, lessons in}; an
-adapter that was slept on shuffled lessons beside them; then what must not have been harmed. The
-base is asked once (`GateEvaluation`), so that the adapter can be judged again at a smaller scale
-where it does harm: see `judge`. What is asked is in here, what is made of the answers in `checks`.
+Four arms on the same holdout tasks: {base, adapter} x {without lessons, with lessons}; an adapter
+that was trained on shuffled lessons as a control; then the questions about harm. The base is run
+once (`GateEvaluation`), so that the adapter can be evaluated again at a smaller scale if it does
+harm: see `judge`. This module runs the models; `checks` decides.
 
-Not covered: harm outside the tasksets that are here (and in tasks of several turns that the night
-is not about: their episodes would take longer than the night), and a holdout that leaks into
-practice.
+Not covered: harm outside the installed tasksets (and in tasks of several turns outside the night:
+their episodes would take longer than the night), and a holdout split that leaks into practice.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
-from reflect.config import Settings
-from reflect.evaluation.arms import ArmResult, run_arm
+from reflect.evaluation.arms import ArmResult
 from reflect.gate import checks, forgetting
-from reflect.gate.checks import Check, Probe
+from reflect.gate.checks import Check
 from reflect.gate.drift import probe
-from reflect.models.base import SamplingOptions
-from reflect.models.local import LocalModel
+from reflect.records import Lesson
 from reflect.rollouts.runner import run_groups
-from reflect.store import Store
 from reflect.tasksets import available
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import Task
-from reflect.training.lesson_set import Rows, TasksetLessons, gains, lesson_effects, rows_for
-from reflect.training.plan import PER_LESSON, Plan
+from reflect.training.context import NightContext, TasksetLessons
+from reflect.training.lesson_set import Rows, gains, lesson_effects, rows_for
+from reflect.training.plan import PER_LESSON
 from reflect.training.teacher_data import TrainingData, advice_of, contradicted, guarded, near_tasks
-from reflect.types import CheckKind, Progress, QuestionKind
+from reflect.types import CheckKind, Json, LessonStatus, QuestionKind, TrialVerdict
 
-LESSON_ENOUGH = 0.7  # of one lesson's own gain: few tasks are behind it
-TRIES, TRIED = 4, 24  # pass@k: attempts at each of so many tasks of a taskset
-FEWEST = 8  # tasks that a taskset outside the night is judged by
+LESSON_ENOUGH = 0.7  # share of one lesson's own gain, which few tasks measure
+TRIES, TRIED = 4, 24  # pass@k: attempts at each task, and tasks of a taskset
+FEWEST = 8  # tasks of a question with sampled attempts
 FINEST = 0.1  # the bisection of the scale ends here, and no adapter is made weaker than this
 ARMS = ("base_out", "base_in", "adapter_out", "adapter_in")
 
 
 @dataclass(frozen=True)
 class Arms:
-    """The four arms of one taskset, paired by task, and the tasks with their lessons."""
+    """The four arms of one taskset, paired by task, and their rows."""
 
     taskset: Taskset
     rows: Rows
@@ -53,7 +48,7 @@ class Arms:
     adapter_out: ArmResult
     adapter_in: ArmResult
 
-    def shape(self) -> dict[str, Any]:
+    def shape(self) -> Json:
         return {name: getattr(self, name).shape() for name in ARMS}
 
     def triples(self, third: Sequence[float] | None = None) -> list[checks.Triple]:
@@ -64,275 +59,208 @@ class Arms:
 
 @dataclass(frozen=True)
 class GateQuestion:
-    """Tasks of one taskset, asked once of the base: `before`. None of them was an anchor or
-    practice."""
+    """Tasks of one taskset, none of them an anchor or a practice task, and the base's result
+    `before`."""
 
     name: str
     kind: QuestionKind
     taskset: Taskset
     rows: Rows
     before: ArmResult
-    sampled: bool = False  # several attempts at each, in place of the first choice
+    sampled: bool = False
+    """The mean of several sampled attempts at each task; otherwise one greedy answer."""
 
 
 class GateEvaluation:
-    """The questions of a gate, and what the base (and the adapter that would be replaced) answers
-    to them."""
+    """The questions of the gate, with the results of the base and of the adapter that would be
+    replaced."""
 
-    def __init__(
-        self,
-        model: LocalModel,
-        store: Store,
-        subjects: Sequence[TasksetLessons],
-        data: TrainingData,
-        settings: Settings,
-        plan: Plan,
-        previous: str | None = None,
-        progress: Progress | None = None,
-    ) -> None:
-        """`previous`: the loaded adapter that would be replaced; the lessons that it holds must be
-        held as well."""
-        self.model, self.data, self.settings, self.plan, self.progress = (
-            model,
-            data,
-            settings,
-            plan,
-            progress,
-        )
-        self.gone = forgetting.gone(model, store, subjects, settings, plan)
+    def __init__(self, ctx: NightContext, data: TrainingData, previous: str | None = None) -> None:
+        """`previous`: the loaded adapter that would be replaced; the gain of its lessons must be
+        kept as well."""
+        self.ctx, self.data = ctx, data
+        most, seed = ctx.plan.gate_tasks, ctx.plan.seed
+        self.revoked = forgetting.probes_of(ctx)
         self.rows: dict[str, Rows] = {}
         self.base: dict[str, tuple[ArmResult, ArmResult]] = {}  # taskset -> base_out, base_in
-        self.harm: list[GateQuestion] = []
+        self.questions: list[GateQuestion] = []
         self.earlier: list[tuple[str, list[int], ArmResult]] = []
         self.rules: list[tuple[Taskset, Rows, ArmResult, ArmResult]] = []
-        self.tasksets = {subject.taskset.name: subject.taskset for subject in subjects}
-        for subject in subjects:
-            taskset = subject.taskset
-            rows = self.rows[taskset.name] = gate_rows(model, store, subject, settings, plan)
-            out, into = self.ask(None, taskset, _bare(rows)), self.ask(None, taskset, rows)
+        self.tasksets = {item.taskset.name: item.taskset for item in ctx.tasksets}
+        for item in ctx.tasksets:
+            taskset = item.taskset
+            rows = self.rows[taskset.name] = gate_rows(ctx, item)
+            out, into = ctx.run_arm(taskset, _bare(rows)), ctx.run_arm(taskset, rows)
             self.base[taskset.name] = out, into
-            at = [
-                i
-                for i, (_, lessons) in enumerate(rows)
-                if any(x.status == "distilled" for x in lessons)
-            ]
+            at = [i for i, (_, lessons) in enumerate(rows) if any(map(_distilled, lessons))]
             if previous and at:
-                self.earlier.append(
-                    (taskset.name, at, self.ask(previous, taskset, _bare([rows[i] for i in at])))
-                )
-            free = rows[: plan.gate_tasks]
-            ruled = contradicted(free, advice_of(subject), random.Random(f"override {plan.seed}"))
+                before = ctx.run_arm(taskset, _bare([rows[i] for i in at]), previous)
+                self.earlier.append((taskset.name, at, before))
+            free = rows[:most]
+            ruled = contradicted(free, advice_of(item), random.Random(f"override {seed}"))
             if ruled:
                 true = ArmResult(0.0, len(free), (0.0, 0.0), answers=into.answers[: len(free)])
-                self.rules.append((taskset, ruled, self.ask(None, taskset, ruled), true))
-            near = near_tasks(model, store, subject, settings, "holdout")
-            self._add(
-                f"near tasks of {taskset.name}",
-                QuestionKind.NEAR,
-                taskset,
-                near[: plan.gate_tasks],
-                sampled=True,
-            )
-        outside = [taskset for taskset in available() if taskset.name in data.figures["outside"]]
-        for taskset in guarded(subjects):
-            tasks = taskset.following(plan.gate_tasks, seed=-1)
-            self._add(
-                f"following new lessons in {taskset.name}", QuestionKind.FOLLOWING, taskset, tasks
-            )
-        for taskset in outside:
-            tasks = taskset.tasks("holdout", plan.gate_tasks)
-            self._add(
-                f"unrelated {taskset.name}", QuestionKind.UNRELATED, taskset, tasks, sampled=True
-            )
+                self.rules.append((taskset, ruled, ctx.run_arm(taskset, ruled), true))
+            near = near_tasks(ctx, item, "holdout")[:most]
+            self._add(f"near tasks of {taskset.name}", QuestionKind.NEAR, taskset, near)
+        for taskset in guarded(ctx.tasksets):
+            name, tasks = taskset.name, taskset.following(most, seed=-1)
+            self._add(f"following new lessons in {name}", QuestionKind.FOLLOWING, taskset, tasks)
+        for taskset in available():
+            if (name := taskset.name) in data.figures["outside"]:
+                tasks = taskset.tasks("holdout", most)
+                self._add(f"unrelated {name}", QuestionKind.UNRELATED, taskset, tasks)
         self.passed = {name: self._passes(None, name, rows) for name, rows in self.rows.items()}
 
-    def _add(
-        self,
-        name: str,
-        kind: QuestionKind,
-        taskset: Taskset,
-        tasks: Sequence[Task],
-        sampled: bool = False,
-    ) -> None:
+    def _add(self, name: str, kind: QuestionKind, taskset: Taskset, tasks: Sequence[Task]) -> None:
         rows: Rows = [(task, []) for task in tasks]
+        sampled = kind != QuestionKind.FOLLOWING
         if sampled:
             rows = self.within_reach(taskset, rows)
         if rows:
-            before = self.ask(None, taskset, rows, sampled)
-            self.harm.append(GateQuestion(name, kind, taskset, rows, before, sampled))
+            before = self.run(None, taskset, rows, sampled)
+            self.questions.append(GateQuestion(name, kind, taskset, rows, before, sampled))
 
     def within_reach(self, taskset: Taskset, rows: Rows) -> Rows:
-        """The tasks that the base passes in half of its attempts, none where these are few: what it
-        only guesses it cannot lose. They are judged by other attempts, so that luck in these does
-        not look like a loss."""
-        scores = self.attempts(None, taskset, rows, self.plan.seed + 1)
+        """The tasks that the base passes in half of its attempts; none if these are fewer than
+        FEWEST. The check then uses other attempts, so that luck in these does not look like a
+        loss."""
+        scores = self.attempts(None, taskset, rows, self.ctx.plan.seed + 1)
         kept = [row for row, rewards in zip(rows, scores, strict=True) if sum(rewards) >= TRIES / 2]
         return kept if len(kept) >= FEWEST else []
 
-    def ask(
-        self, adapter: str | None, taskset: Taskset, rows: Rows, sampled: bool = False
-    ) -> ArmResult:
-        """One greedy answer to each, or with `sampled` the mean of several attempts."""
-        if sampled:
-            means = [
-                sum(scores) / len(scores)
-                for scores in self.attempts(adapter, taskset, rows, self.plan.seed)
-            ]
-            return ArmResult(sum(means) / len(means), len(means), (0.0, 1.0), means)
-        with self.model.using(adapter):
-            return run_arm(
-                self.model,
-                taskset,
-                rows,
-                options=SamplingOptions.of(self.settings),
-                progress=self.progress,
-            )
+    def run(self, adapter: str | None, taskset: Taskset, rows: Rows, sampled: bool) -> ArmResult:
+        """One greedy answer to each task, or with `sampled` the mean of several attempts."""
+        if not sampled:
+            return self.ctx.run_arm(taskset, rows, adapter)
+        scores = self.attempts(adapter, taskset, rows, self.ctx.plan.seed)
+        means = [sum(rewards) / len(rewards) for rewards in scores]
+        return ArmResult(sum(means) / len(means), len(means), (0.0, 1.0), means)
 
     def attempts(
         self, adapter: str | None, taskset: Taskset, rows: Rows, seed: int
     ) -> list[list[float]]:
-        """The rewards of TRIES sampled attempts at each task, with the same seeds for whoever is
-        asked."""
-        options = SamplingOptions.of(self.settings, self.plan.temperature)
-        with self.model.using(adapter):
-            found = run_groups(self.model, taskset, rows, k=TRIES, seed=seed, options=options)
-        return [[row.reward or 0.0 for row in group] for group in found]
+        """The rewards of TRIES sampled attempts at each task, with the same seeds for each
+        adapter."""
+        model, options = self.ctx.model, self.ctx.sampling
+        with model.using(adapter):
+            groups = run_groups(model, taskset, rows, k=TRIES, seed=seed, options=options)
+        return [[row.reward or 0.0 for row in group] for group in groups]
 
     def _passes(self, adapter: str | None, name: str, rows: Rows) -> list[float]:
-        """Does one of the attempts pass? The base with the lessons, an adapter without."""
-        asked = rows[:TRIED] if adapter is None else _bare(rows[:TRIED])
-        return [
-            max(scores)
-            for scores in self.attempts(adapter, self.tasksets[name], asked, self.plan.seed)
-        ]
+        """The best reward of TRIES attempts: of the base with the lessons, of an adapter
+        without."""
+        some = rows[:TRIED] if adapter is None else _bare(rows[:TRIED])
+        return list(map(max, self.attempts(adapter, self.tasksets[name], some, self.ctx.plan.seed)))
 
-    def examine(self, name: str, placebo: dict[str, list[float]] | None = None) -> dict[str, Any]:
-        """The verdict on the adapter `name` as it is set now:
+    def examine(self, name: str, placebo: Mapping[str, list[float]] | None = None) -> Json:
+        """The verdict on the adapter `name` at its present scale:
         {ok, reasons, recovered, arms, checks, lessons, follows_new_lessons, drift}."""
-        arms = [
-            Arms(self.tasksets[key], rows, *self.base[key], self.ask(name, self.tasksets[key], _bare(rows)),
-                 self.ask(name, self.tasksets[key], rows))
-            for key, rows in self.rows.items()
-        ]  # fmt: skip
+        ctx = self.ctx
+        arms = []
+        for key, rows in self.rows.items():
+            taskset = self.tasksets[key]
+            out, into = ctx.run_arm(taskset, _bare(rows), name), ctx.run_arm(taskset, rows, name)
+            arms.append(Arms(taskset, rows, *self.base[key], out, into))
         triples = [triple for a in arms for triple in a.triples()]
-        found = [checks.answers([a.adapter_out for a in arms]), checks.gain(triples)]
-        found += [checks.taskset(a.taskset.name, a.base_out, a.adapter_out) for a in arms]
+        results = [checks.answers([a.adapter_out for a in arms]), checks.gain(triples)]
+        results += [checks.taskset(a.taskset.name, a.base_out, a.adapter_out) for a in arms]
         if placebo:
-            found.append(
-                checks.placebo([x for a in arms for x in a.triples(placebo[a.taskset.name])])
-            )
-        answered = {a.taskset.name: a.adapter_out.rewards for a in arms}
+            shuffled = [triple for a in arms for triple in a.triples(placebo[a.taskset.name])]
+            results.append(checks.placebo(shuffled))
+        rewards = {a.taskset.name: a.adapter_out.rewards for a in arms}
         for key, at, before in self.earlier:
-            after = [answered[key][i] for i in at]
+            after = [rewards[key][i] for i in at]
             now = ArmResult(sum(after) / len(after), len(after), (0.0, 1.0), after)
-            found.append(checks.no_harm(f"earlier lessons of {key}", before, now))
+            results.append(checks.no_harm(f"earlier lessons of {key}", before, now))
         follows: dict[str, dict[str, float]] = {}
-        for question in self.harm:
-            now = self.ask(name, question.taskset, question.rows, question.sampled)
-            found.append(checks.no_harm(question.name, question.before, now))
-            if question.kind == QuestionKind.FOLLOWING:
-                figures = {"base": question.before.reward, "adapter": now.reward, "n": now.n}
-                follows[question.taskset.name] = figures
-        found += self._behaviour(name, arms)
-        found += [
-            forgetting.judge_probe(self.model, name, one, self.settings, self.progress)
-            for one in self.gone
-        ]
-        probes = [Probe(*told) for told in probe(self.model, name, self.data, self.plan)]
-        found += [drift := checks.drift(probes), checks.entropy(probes)]
+        for q in self.questions:
+            now = self.run(name, q.taskset, q.rows, q.sampled)
+            results.append(checks.no_harm(q.name, q.before, now))
+            if q.kind == QuestionKind.FOLLOWING:
+                figures = {"base": q.before.reward, "adapter": now.reward, "n": now.n}
+                follows[q.taskset.name] = figures
+        results += self._behaviour(name, arms)
+        results += [forgetting.check(ctx, name, one) for one in self.revoked]
+        probes = probe(ctx.model, name, self.data, ctx.plan)
+        results += [drift := checks.drift(probes), checks.entropy(probes)]
         return {
-            "ok": all(check.ok for check in found),
-            "reasons": [check.text for check in found if not check.ok],
+            "ok": all(check.ok for check in results),
+            "reasons": [check.text for check in results if not check.ok],
             "recovered": checks.recovered(triples)[0],
             "arms": {a.taskset.name: a.shape() for a in arms},
-            "checks": [asdict(check) for check in found],
-            "lessons": held_lessons(arms),
+            "checks": [asdict(check) for check in results],
+            "lessons": lesson_verdicts(arms),
             "follows_new_lessons": follows,
             "drift": drift.value,
         }
 
     def _behaviour(self, name: str, arms: Sequence[Arms]) -> list[Check]:
-        """How it answers, beside what it earns: rules in the prompt, sampled attempts, clean
-        words."""
+        """The checks of the answers themselves: instructions in the prompt, sampled attempts,
+        text."""
         ruled, free, now = [], [], []
         for taskset, rows, under_rule, true in self.rules:
             ruled += under_rule.answers
             free += true.answers
-            now += self.ask(name, taskset, rows).answers
+            now += self.ctx.run_arm(taskset, rows, name).answers
         before = [x for values in self.passed.values() for x in values]
         after = [x for key, rows in self.rows.items() for x in self._passes(name, key, rows)]
-        found = [checks.override(ruled, free, now)] if ruled else []
+        base, adapter = (
+            _together([getattr(a, arm) for a in arms]) for arm in ("base_in", "adapter_out")
+        )
         return [
-            *found,
+            *([checks.override(ruled, free, now)] if ruled else []),
             checks.pass_at_k(TRIES, before, after),
-            *checks.hygiene(
-                _together([a.base_in for a in arms]), _together([a.adapter_out for a in arms])
-            ),
+            *checks.hygiene(base, adapter),
         ]
 
 
-def gate_rows(
-    model: LocalModel, store: Store, subject: TasksetLessons, settings: Settings, plan: Plan
-) -> Rows:
-    """The holdout tasks of the four arms: those in whose prompt a lesson of the night stands."""
-    n = max(plan.gate_tasks, PER_LESSON * len(subject.lessons))
-    return rows_for(model, store, subject, settings, subject.taskset.tasks("holdout"), n)
+def gate_rows(ctx: NightContext, item: TasksetLessons) -> Rows:
+    """The holdout tasks of the four arms: those with a lesson of the night in their prompt."""
+    n = max(ctx.plan.gate_tasks, PER_LESSON * len(item.lessons))
+    return rows_for(ctx, item, item.taskset.tasks("holdout"), n)
 
 
-def placebo_rewards(
-    model: LocalModel,
-    name: str,
-    store: Store,
-    subjects: Sequence[TasksetLessons],
-    settings: Settings,
-    plan: Plan,
-) -> dict[str, list[float]]:
-    """taskset -> rewards of the placebo adapter `name` without lessons, task by task as in the four
+def placebo_rewards(ctx: NightContext, name: str) -> dict[str, list[float]]:
+    """taskset -> rewards of the placebo adapter `name` without lessons, in the order of the four
     arms."""
-    found = {}
-    for subject in subjects:
-        rows = _bare(gate_rows(model, store, subject, settings, plan))
-        with model.using(name):
-            options = SamplingOptions.of(settings)
-            found[subject.taskset.name] = run_arm(
-                model, subject.taskset, rows, options=options
-            ).rewards
-    return found
+    return {
+        item.taskset.name: ctx.run_arm(item.taskset, _bare(gate_rows(ctx, item)), name).rewards
+        for item in ctx.tasksets
+    }
 
 
-def held_lessons(arms: Sequence[Arms]) -> dict[str, Any]:
-    """Lesson by lesson, over the holdout tasks in whose prompt it stands: how much of its gain do
-    the weights keep?"""
-    found: dict[str, Any] = {}
+def lesson_verdicts(arms: Sequence[Arms]) -> Json:
+    """lesson id -> its effect in the adapter, over the holdout tasks with it in their prompt, and
+    whether the adapter keeps enough of its gain."""
+    verdicts: Json = {}
     for a in arms:
         in_prompt = lesson_effects(a.rows, gains(a.base_in, a.base_out))
         for i, e in lesson_effects(a.rows, gains(a.adapter_out, a.base_out)).items():
-            held = e.mean >= LESSON_ENOUGH * in_prompt[i].mean
-            if str(i) not in found or found[str(i)]["n"] < e.n:
-                found[str(i)] = asdict(e) | {
-                    "verdict": "accept" if held else "reject",
-                    "prompt": in_prompt[i].mean,
-                }
-    return found
+            kept = e.mean >= LESSON_ENOUGH * in_prompt[i].mean
+            if str(i) not in verdicts or verdicts[str(i)]["n"] < e.n:
+                verdict = TrialVerdict.ACCEPT if kept else TrialVerdict.REJECT
+                verdicts[str(i)] = asdict(e) | {"verdict": verdict, "prompt": in_prompt[i].mean}
+    return verdicts
 
 
-def judge(examine: Callable[[float], dict[str, Any]]) -> dict[str, Any]:
-    """The verdict on an adapter at its full scale, or, where it does harm, at the largest scale of
-    a bisection at which it passes; `examine` judges it at a scale. `scale` is in the verdict, and
-    in `scales` what was tried.
+def judge(examine: Callable[[float], Json]) -> Json:
+    """The verdict on an adapter at full scale or, if it does harm, at the largest scale of a
+    bisection at which it passes. `examine` gives the verdict at a scale; `scale` and all attempted
+    `scales` are added.
 
-    Harm asks for less; a gain that is missing, and a pass, for more. Where both fail there is
-    nothing between.
+    Harm asks for a smaller scale, a missing gain or a pass for a larger one. If both fail, no scale
+    between can pass.
     """
     best = first = examine(1.0) | {"scale": 1.0}
-    tried = [{"scale": 1.0, "ok": first["ok"], "reasons": first["reasons"]}]
+    scales = [{"scale": 1.0, "ok": first["ok"], "reasons": first["reasons"]}]
     low, high = FINEST, 1.0
-    failing = {check["kind"] for check in first["checks"] if not check["ok"]}
+    failing = _failing(first)
     while failing == {CheckKind.HARM} and high - low > FINEST:
         scale = round((low + high) / 2, 3)
         verdict = examine(scale) | {"scale": scale}
-        tried.append({"scale": scale, "ok": verdict["ok"], "reasons": verdict["reasons"]})
-        kinds = {check["kind"] for check in verdict["checks"] if not check["ok"]}
+        scales.append({"scale": scale, "ok": verdict["ok"], "reasons": verdict["reasons"]})
+        kinds = _failing(verdict)
         if kinds == {CheckKind.HARM}:
             high = scale
         elif kinds <= {CheckKind.GAIN}:
@@ -340,7 +268,15 @@ def judge(examine: Callable[[float], dict[str, Any]]) -> dict[str, Any]:
             best = verdict if verdict["ok"] else best
         else:
             break
-    return best | {"scales": tried}
+    return best | {"scales": scales}
+
+
+def _failing(verdict: Json) -> set[str]:
+    return {check["kind"] for check in verdict["checks"] if not check["ok"]}
+
+
+def _distilled(lesson: Lesson) -> bool:
+    return lesson.status == LessonStatus.DISTILLED
 
 
 def _bare(rows: Rows) -> Rows:
@@ -350,8 +286,5 @@ def _bare(rows: Rows) -> Rows:
 def _together(arms: Sequence[ArmResult]) -> ArmResult:
     """The answers of several arms as one."""
     answers, lengths = [x for a in arms for x in a.answers], [x for a in arms for x in a.lengths]
-    return (
-        dataclasses.replace(arms[0], answers=answers, lengths=lengths)
-        if arms
-        else ArmResult(0.0, 0, (0.0, 0.0))
-    )
+    first = arms[0] if arms else ArmResult(0.0, 0, (0.0, 0.0))
+    return replace(first, answers=answers, lengths=lengths)

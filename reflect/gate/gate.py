@@ -1,122 +1,89 @@
-"""One adapter before the gate: its placebo, its exam, and the scale at which it passes, if it
-passes at any."""
+"""The gate of one adapter: placebo, evaluation, and the largest scale at which it passes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from reflect.adapters import registry
-from reflect.config import Settings
 from reflect.errors import NightError
 from reflect.gate.exam import GateEvaluation, judge, placebo_rewards
 from reflect.gate.placebo import placebo_data, placebo_plan
 from reflect.records import Adapter
-from reflect.store import Store
 from reflect.training import loop
-from reflect.training.lesson_set import TasksetLessons
-from reflect.training.plan import Plan
+from reflect.training.context import NightContext
 from reflect.training.teacher_data import TrainingData
-from reflect.types import Progress
+from reflect.types import Json
 
 PLACEBO = "placebo"
+Context = TypeVar("Context", bound=NightContext)
 
 
 @dataclass(frozen=True)
 class GateRun:
-    """The adapter `name`, loaded into the model as it lies on the disk, and what it is judged
-    by."""
+    """The gate of the adapter `name`, which is loaded into the model as it is on the disk."""
 
-    model: Any
+    ctx: NightContext
     name: str
-    store: Store
-    subjects: Sequence[TasksetLessons]
     data: TrainingData
-    settings: Settings
-    plan: Plan
-    previous: str | None = None  # the loaded adapter that would be replaced
+    previous: str | None = None
+    """The loaded adapter that would be replaced."""
 
-    def placebo(self, folder: Path, progress: Progress) -> dict[str, Any]:
-        """{"rewards": taskset -> rewards of the placebo adapter on the gate's tasks}; none where
-        there is none."""
-        given = (
-            self.model,
-            self.store,
-            self.subjects,
-            self.data,
-            self.settings,
-            self.plan,
-            progress,
-        )
-        shuffled = (
-            placebo_data(*given) if self.plan.placebo and self.plan.learns_from_teacher else None
-        )
-        if shuffled is None or not shuffled.harvest:
+    def placebo(self, ctx: NightContext, folder: Path) -> Json:
+        """{"rewards": taskset -> rewards of the placebo adapter on the gate's tasks, "examples"};
+        without rewards if the plan has no placebo."""
+        model = ctx.model
+        wanted = ctx.plan.placebo and ctx.plan.learns_from_teacher
+        data = placebo_data(ctx, self.data) if wanted else None
+        if data is None or not data.harvest:
             return {"rewards": {}, "examples": 0}
         try:
-            plan = placebo_plan(self.plan)
-            loop.train(self.model, PLACEBO, shuffled, plan, folder / PLACEBO, progress)
-            rewards = placebo_rewards(
-                self.model, PLACEBO, self.store, self.subjects, self.settings, self.plan
-            )
+            plan = placebo_plan(ctx.plan)
+            loop.train(model, PLACEBO, data, plan, folder / PLACEBO, ctx.progress)
+            rewards = placebo_rewards(ctx, PLACEBO)
         finally:
-            if PLACEBO in self.model.adapters:
-                self.model.drop_adapter(PLACEBO)
-        return {"rewards": rewards, "examples": len(shuffled.harvest)}
+            if PLACEBO in model.adapters:
+                model.drop_adapter(PLACEBO)
+        return {"rewards": rewards, "examples": len(data.harvest)}
 
-    def judge(self, placebo: dict[str, list[float]], progress: Progress) -> dict[str, Any]:
+    def judge(self, ctx: NightContext, placebo: Mapping[str, list[float]]) -> Json:
         """The verdict, with the scale that it is about."""
-        exam = GateEvaluation(
-            self.model,
-            self.store,
-            self.subjects,
-            self.data,
-            self.settings,
-            self.plan,
-            self.previous,
-            progress,
-        )
+        evaluation = GateEvaluation(ctx, self.data, self.previous)
 
-        def examine(scale: float) -> dict[str, Any]:
-            self.model.scale_adapter(self.name, scale)
-            return exam.examine(self.name, placebo)
+        def examine(scale: float) -> Json:
+            ctx.model.scale_adapter(self.name, scale)
+            return evaluation.examine(self.name, placebo)
 
         try:
             return judge(examine)
         finally:
-            self.model.scale_adapter(self.name, 1.0)
+            ctx.model.scale_adapter(self.name, 1.0)
 
-    def at_scale(self, verdict: dict[str, Any], night_id: int | None) -> Adapter | None:
-        """The adapter that passed at a smaller scale, as a folder of its own; None where that was
-        not needed."""
+    def at_scale(self, verdict: Json, night_id: int | None) -> Adapter | None:
+        """The adapter that passed at a smaller scale, as a folder of its own; None if it passed at
+        full scale or not at all."""
         if not verdict["ok"] or verdict["scale"] == 1.0:
             return None
+        model, settings = self.ctx.model, self.ctx.settings
         weaker = f"{self.name}-x{round(1000 * verdict['scale']):03d}"
-        about = registry.card(self.name, self.settings) | {"scale": verdict["scale"]}
-        self.model.scale_adapter(self.name, verdict["scale"])
-        registry.publish(self.model, self.name, self.settings, about, weaker)
-        self.model.scale_adapter(self.name, 1.0)
-        return registry.row(self.model, weaker, self.settings, night_id=night_id)
+        about = registry.card(self.name, settings) | {"scale": verdict["scale"]}
+        model.scale_adapter(self.name, verdict["scale"])
+        registry.publish(model, self.name, settings, about, weaker)
+        model.scale_adapter(self.name, 1.0)
+        return registry.row(model, weaker, settings, night_id=night_id)
 
 
-@contextmanager
-def time_limit(plan: Plan) -> Iterator[Callable[[Progress], Progress]]:
-    """Wraps progress so that a gate which takes longer than `plan.gate_minutes` ends with a
-    NightError."""
-    over = time.monotonic() + 60 * plan.gate_minutes
+def limited(ctx: Context) -> Context:
+    """The same context with a time limit: its progress raises NightError after
+    `plan.gate_minutes`."""
+    end, minutes = time.monotonic() + 60 * ctx.plan.gate_minutes, ctx.plan.gate_minutes
 
-    def limited(tell: Progress) -> Progress:
-        def told(done: int, total: int, what: str) -> None:
-            if time.monotonic() > over:
-                raise NightError(
-                    f"It took longer than {plan.gate_minutes:g} minutes.", "Give more: --budget."
-                )
-            tell(done, total, what)
+    def report(done: int, total: int, what: str) -> None:
+        if time.monotonic() > end:
+            raise NightError(f"It took longer than {minutes:g} minutes.", "Give more: --budget.")
+        ctx.report(done, total, what)
 
-        return told
-
-    yield limited
+    return replace(ctx, progress=report)

@@ -1,7 +1,6 @@
-"""The placebo of a night: the same tasks and the same training, but each lesson with another one's
-advice.
+"""The placebo of a night: the same tasks and training, each lesson with another lesson's advice.
 
-If an adapter that was slept on that shows the gain too, the gain is not the lessons'.
+If an adapter that was trained on it shows the gain too, the gain is not due to the lessons.
 
 Not covered: the placebo is trained by the warm start alone, whatever the method of the night.
 """
@@ -11,16 +10,13 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
-from typing import Any
 
-from reflect.config import Settings
 from reflect.rollouts.runner import messages_for
-from reflect.store import Store
 from reflect.tasksets import isolation
 from reflect.tasksets.base import has_environment
-from reflect.training import teacher_episodes
+from reflect.training.context import NightContext, TasksetLessons
 from reflect.training.examples import Example, Question
-from reflect.training.lesson_set import TasksetLessons, practice_rows
+from reflect.training.lesson_set import practice_rows
 from reflect.training.plan import Plan
 from reflect.training.teacher_data import (
     TrainingData,
@@ -30,73 +26,54 @@ from reflect.training.teacher_data import (
     sample,
     scored,
 )
-from reflect.training.teacher_episodes import tokens_of
-from reflect.types import Progress
+from reflect.training.teacher_episodes import examples, successful, teach, tokens_of
+from reflect.types import Trust
 
-FEWEST = 8  # good attempts that are worth training on; with fewer it trains on all
+FEWEST = 8  # successful attempts; with fewer it trains on all attempts
 
 
-def placebo_data(
-    model: Any,
-    store: Store,
-    subjects: Sequence[TasksetLessons],
-    data: TrainingData,
-    settings: Settings,
-    plan: Plan,
-    progress: Progress | None = None,
-) -> TrainingData:
-    """As `harvest`, under shuffled lessons: what has as much reward as there, or all where hardly
-    anything has. The anchors are the night's. Nothing to train on where no other advice is
-    known."""
-    advice, rng = other_advice(subjects), random.Random(f"placebo {plan.seed}")
-    good: list[list[Example]] = []  # for each attempt its answers
+def placebo_data(ctx: NightContext, data: TrainingData) -> TrainingData:
+    """As `harvest`, under shuffled lessons: the attempts with as much reward as there, or all where
+    few have it. The anchors are the night's. Without other advice there is nothing to train on."""
+    advice, rng = other_advice(ctx.tasksets), random.Random(f"placebo {ctx.plan.seed}")
+    good: list[list[Example]] = []  # per attempt the examples of its answers
     rest: list[list[Example]] = []
-    for subject in subjects:
-        rows = practice_rows(model, store, subject, settings, plan)
+    for item in ctx.tasksets:
+        taskset, rows = item.taskset, practice_rows(ctx, item)
         wrong = contradicted(rows, advice, rng)
-        enough = data.figures["tasksets"][subject.taskset.name].get(
-            "enough", 1.0
-        )  # older nights: the full reward
+        enough = data.figures["tasksets"][taskset.name].get("enough", 1.0)  # none in older nights
         if not wrong:
             continue
-        if has_environment(subject.taskset):
-            for group in teacher_episodes.teach(
-                model, subject.taskset, wrong, settings, plan, 1, "placebo", progress
-            ):
-                for one in (one for one in group if one.row.trust == "clean"):
-                    bare = dataclasses.replace(one.task, lessons=())
-                    (good if teacher_episodes.good(one, enough) else rest).append(
-                        teacher_episodes.examples(model, one, bare)
-                    )
+        if has_environment(taskset):
+            episodes = [x for group in teach(ctx, taskset, wrong, 1, "placebo") for x in group]
+            for one in (x for x in episodes if x.row.trust == Trust.CLEAN):
+                answers = examples(ctx.model, one, dataclasses.replace(one.task, lessons=()))
+                (good if successful(one, enough) else rest).append(answers)
             continue
         questions = [
-            Question(messages_for(task), messages_for(told))
-            for (task, _), (told, _) in zip(rows, wrong, strict=True)
+            Question(messages_for(task), messages_for(changed))
+            for (task, _), (changed, _) in zip(rows, wrong, strict=True)
         ]
-        answers = sample(
-            model, [q.teacher for q in questions], settings, plan, 1, "placebo", progress
-        )
+        completions = sample(ctx, [q.teacher for q in questions], 1, "placebo")
         with isolation.batch():
-            for (task, _), question, (done,) in zip(rows, questions, answers, strict=True):
+            for (task, _), question, (done,) in zip(rows, questions, completions, strict=True):
                 if done.tokens and done.finish == "stop":
-                    score = scored(subject.taskset, task, done.text)
+                    score = scored(taskset, task, done.text)
                     if not isolation.flagged(score):
-                        (good if score.reward >= enough else rest).append(
-                            [Example(question, tokens_of(model, done))]
-                        )
-    kept = good if len(good) >= FEWEST else good + rest
-    return dataclasses.replace(data, harvest=[example for made in kept for example in made])
+                        example = Example(question, tokens_of(ctx.model, done))
+                        (good if score.reward >= enough else rest).append([example])
+    attempts = good if len(good) >= FEWEST else good + rest
+    return dataclasses.replace(data, harvest=[x for attempt in attempts for x in attempt])
 
 
-def other_advice(subjects: Sequence[TasksetLessons]) -> list[str]:
-    """What all lessons of the night advise; where that is one thing only, also what new lessons
-    elsewhere advise."""
-    found = {do for subject in subjects for do in advice_of(subject)}
-    if len(found) < 2:
-        found |= {
-            do for t in guarded(subjects) for task in t.following(16) for _, do in task.lessons
-        }
-    return sorted(found)
+def other_advice(items: Sequence[TasksetLessons]) -> list[str]:
+    """The advice of all lessons of the night; if that is a single one, also that of new lessons of
+    other tasksets."""
+    advice = {do for item in items for do in advice_of(item)}
+    if len(advice) < 2:
+        tasks = [task for taskset in guarded(items) for task in taskset.following(16)]
+        advice |= {do for task in tasks for _, do in task.lessons}
+    return sorted(advice)
 
 
 def placebo_plan(plan: Plan) -> Plan:

@@ -1,9 +1,8 @@
-"""Files of killed nights that no night will read again. Every night removes them; so does `reflect
-doctor`.
+"""Removes the files of killed nights; called by every night and by `reflect doctor`.
 
-Only what is provably garbage: a folder or file without its last rename, the workshop of a night
-that has ended, and the adapter of such a night that was never recorded. What this database knows
-nothing of may be another one's.
+A file is removed only if no night can need it: it was not renamed to its final name, its night has
+ended, or it is the adapter of an ended night and has no record. Files that this database does not
+know may belong to another database.
 """
 
 from __future__ import annotations
@@ -16,33 +15,36 @@ from reflect.config import Settings
 from reflect.errors import NightBusy
 from reflect.night.workdir import NightDir, night_lock
 from reflect.store import Store, nights
+from reflect.types import NightStatus
 
 
 def find(store: Store, settings: Settings) -> list[Path]:
     """The leftover files; only valid while no night runs."""
     home = registry.home(settings)
     with store.read() as s:
-        ended = [night.key for night in nights.list_nights(s) if night.status != "running"]
+        ended = [x.key for x in nights.list_nights(s) if x.status != NightStatus.RUNNING]
         recorded = {adapter.name for adapter in nights.list_adapters(s)}
-    workshops = [NightDir(settings, key).folder for key in ended]
-    unrecorded = [home / name for name in map(registry.name_of, ended) if name not in recorded]
-    unfinished = [
+    folder = settings.home_path / "nights"
+    candidates = [
+        *(NightDir(settings, key).folder for key in ended),
+        *(home / name for name in map(registry.name_of, ended) if name not in recorded),
         *home.glob(f"{registry.UNFINISHED}*"),
-        *(settings.home_path / "nights").glob("*/*.tmp"),
+        *folder.glob("*/*.tmp"),
+        *folder.glob("*/.*.json.*"),
     ]
-    found = [path for path in (*workshops, *unrecorded, *unfinished) if path.exists()]
-    return sorted(path for path in found if not any(other in path.parents for other in found))
+    paths = [path for path in candidates if path.exists()]
+    return sorted(path for path in paths if not any(other in path.parents for other in paths))
 
 
 def remove_leftovers(store: Store, settings: Settings) -> list[Path]:
-    """Remove the leftover files, unless a night runs. Returns what was removed."""
+    """Remove the leftover files, unless a night runs. Returns the removed paths."""
     if not settings.home_path.is_dir():
         return []
     try:
         with night_lock(settings):
-            found = find(store, settings)
-            for path in found:
+            paths = find(store, settings)
+            for path in paths:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-            return found
+            return paths
     except NightBusy:
         return []

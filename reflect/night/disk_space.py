@@ -3,41 +3,43 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING
 
 from reflect.config import Settings
 from reflect.errors import NightError
 from reflect.training.plan import Plan
 
-SPARE = 16 * 2**20  # bytes for the harvest and the database
-# of the adapter: two checkpoints at once, each with two moments of Adam, and the folder twice
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+SPARE = 16 * 2**20  # bytes for the training data and the database
+# copies of the adapter: two checkpoints at once, each with two moments of Adam, and two folders
 COPIES = 8
 
 
-def needed(network: Any, plan: Plan) -> int:
-    """Bytes that a night may have on the disk at its fullest. LoRA has rank x (in + out) floats a
-    linear layer."""
+def needed(network: Module, plan: Plan) -> int:
+    """The most bytes that a night uses on the disk. LoRA has rank x (in + out) floats per linear
+    layer."""
     from torch.nn import Linear
-    from transformers.pytorch_utils import Conv1D  # what GPT-2 has in the place of linear layers
+    from transformers.pytorch_utils import Conv1D  # GPT-2 has it in place of linear layers
 
     width = 0
     for name, module in network.named_modules():
-        if ".lora_" not in name and isinstance(module, (Linear, Conv1D)):
-            width += (
-                module.in_features + module.out_features
-                if isinstance(module, Linear)
-                else module.nf + module.nx
-            )
+        if ".lora_" not in name and isinstance(module, Linear):
+            width += module.in_features + module.out_features
+        elif ".lora_" not in name and isinstance(module, Conv1D):
+            width += module.nf + module.nx
     return COPIES * plan.rank * width * 4 + SPARE
 
 
-def check(network: Any, settings: Settings, plan: Plan) -> None:
-    """NightError when the disk under the home folder has too little room."""
+def check(network: Module, settings: Settings, plan: Plan) -> None:
+    """NightError if the disk of the home folder has too little free space."""
     need, free = needed(network, plan), shutil.disk_usage(settings.home_path).free
     if free < need:
         raise NightError(
             f"A night needs {in_mb(need)} of disk, and {settings.home_path} has {in_mb(free)}.",
-            "Free some space (`reflect doctor` removes what killed nights left), or set `home` to another disk.",
+            "Free some space (`reflect doctor` removes files of killed nights), or set `home` to a "
+            "folder on another disk.",
         )
 
 

@@ -53,11 +53,11 @@ def decide(
     if not lessons:
         return Due(False, "Not due: there are no lessons yet.")
     try:
-        found = lesson_set.subjects(store, settings.profile, lessons, tasksets)
+        items = lesson_set.lessons_by_taskset(store, settings.profile, lessons, tasksets)
     except UnknownName as e:
         return Due(False, f"Not due: {e.message[0].lower()}{e.message[1:]}")
-    held = {lesson.id: lesson for subject in found for lesson in subject.lessons}
-    texts = {(lesson.id or 0, lesson.when, lesson.do) for lesson in held.values()}
+    current = {lesson.id: lesson for item in items for lesson in item.lessons}
+    texts = {(lesson.id or 0, lesson.when, lesson.do) for lesson in current.values()}
     with store.read() as s:
         all_nights = nights.list_nights(s, profile=settings.profile)
         read = nights.texts_by_night(s, settings.profile)
@@ -68,7 +68,7 @@ def decide(
     ended = [night for night in all_nights if night.ended is not None]
     known = set().union(*(read[n.id or 0] for n in ended if n.status != "failed"))
     new = sorted(
-        i for i, *text in texts if held[i].status in SHOWN_STATUSES and (i, *text) not in known
+        i for i, *text in texts if current[i].status in SHOWN_STATUSES and (i, *text) not in known
     )
     last = max(ended, key=lambda night: night.ended or now, default=None)
     return _judge(settings, now, last, last is not None and read[last.id or 0] == texts, new, gone)

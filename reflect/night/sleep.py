@@ -1,10 +1,9 @@
 """The night: pick lessons, check there is something to learn, make the teacher's data, train, gate,
 promote.
 
-The same lessons on the same base with the same plan are the same night: running it again changes
-nothing, and a night that was killed anywhere continues with its first unfinished stage. What a
-stage made lies in files that are visible only when complete; the last step, promotion, is one
-transaction.
+The same lessons, base and plan make the same night: running it again changes nothing, and a killed
+night continues with its first incomplete stage. The result of a stage is a file that is visible
+only when complete; promotion, the last step, is one transaction.
 
 Not covered: a night continued on another kind of machine, or with another number of threads, may
 round differently.
@@ -16,7 +15,6 @@ import errno
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from reflect.adapters import activation, registry
@@ -25,16 +23,26 @@ from reflect.errors import AdapterError, NightError, UsageError
 from reflect.models.base import Model
 from reflect.night import cost_estimate, disk_space
 from reflect.night.workdir import NightDir, night_key, night_lock
-from reflect.records import Adapter, Lesson, Night
+from reflect.records import Adapter, Night
 from reflect.rollouts import judge
 from reflect.store import Store, nights
 from reflect.store import lessons as lessons_db
 from reflect.tasksets.base import Taskset
 from reflect.training import deadline, lesson_set
-from reflect.training.lesson_set import TasksetLessons
+from reflect.training.context import NightContext, TasksetLessons
 from reflect.training.plan import Plan, make_plan
 from reflect.training.teacher_data import TrainingData, harvest
-from reflect.types import NightStage, Progress
+from reflect.types import (
+    AdapterStatus,
+    Author,
+    Json,
+    LessonStatus,
+    NightStage,
+    NightStatus,
+    Progress,
+    TrialKind,
+    TrialVerdict,
+)
 
 
 @dataclass(frozen=True)
@@ -46,18 +54,59 @@ class NightReport:
     reason: str
     night_id: int | None = None
     adapter: str | None = None
-    lessons: list[int] = field(default_factory=list)  # ids of the lessons that it was about
-    distilled: list[int] = field(default_factory=list)  # ids of those that left the prompt
-    returned: list[int] = field(
-        default_factory=list
-    )  # ids of those that are not in the weights any more: text again
-    plan: dict[str, Any] = field(default_factory=dict)
-    stages: dict[str, Any] = field(default_factory=dict)  # stage -> its figures
+    lessons: list[int] = field(default_factory=list)
+    """Ids of the lessons of the night."""
+    distilled: list[int] = field(default_factory=list)
+    """Ids of the lessons that left the prompt."""
+    returned: list[int] = field(default_factory=list)
+    """Ids of the lessons that are no longer in the weights: back in the prompt."""
+    plan: Json = field(default_factory=dict)
+    stages: Json = field(default_factory=dict)
+    """Stage -> its figures."""
     seconds: float = 0.0
-    again: bool = False  # this very night had been slept before; nothing was done
-    cost: dict[str, Any] = field(
-        default_factory=dict
-    )  # of a dry run: see reflect.night.cost_estimate
+    again: bool = False
+    """The same night had ended before; nothing was done."""
+    cost: Json = field(default_factory=dict)
+    """Of a dry run: see `cost_estimate.Cost`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningNight(NightContext):
+    """A night that has begun: its record, and the folder of its results."""
+
+    night: Night
+    work: NightDir
+
+    @property
+    def adapter_name(self) -> str:
+        return registry.name_of(self.night.key)
+
+    def stage(self, stage: NightStage, make: Callable[[NightContext], Json]) -> Json:
+        """The result of `make`, or the stored one if the stage was complete before an
+        interruption."""
+
+        def report(done: int, total: int, what: str) -> None:
+            self.report(done, total, f"{stage}: {what}")
+
+        try:
+            result = self.work.once(stage, lambda: make(replace(self, progress=report)))
+        except deadline.Paused as e:
+            e.stage = stage
+            raise
+        with self.store.write() as s:
+            nights.save_stage(s, self.night.id, stage, result.get("figures", result))
+        return result
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a night ended. `preflight`: its figures; `verdict` and `adapter`: of the gate."""
+
+    status: NightStatus
+    preflight: Json
+    reason: str = ""
+    verdict: Json | None = None
+    adapter: Adapter | None = None
 
 
 def sleep(
@@ -70,26 +119,23 @@ def sleep(
     until: float | None = None,
     continued: bool = False,
     progress: Progress | None = None,
-    **dials: Any,
+    **options: Any,
 ) -> NightReport:
-    """Sleep over all lessons of the profile. `tasksets`: where they are practised, when their scope
-    does not say it.
+    """Distill all lessons of the profile into an adapter. `tasksets`: where general lessons are
+    practised.
 
-    `until`: when time.monotonic() says so, the night pauses; the next sleep goes on with it.
-    `continued`: the training begins with the weights of the active adapter, where there is one, in
-    the place of none; the teacher has all lessons in its prompt all the same. `dials` are those of
-    `make_plan`: method, divergence, budget (minutes), seed ... The model ends with the profile's
-    active adapter on. Raises NightBusy when another sleep runs, UsageError for a model that has no
-    weights here.
+    `until`: the night pauses at this time.monotonic(); the next sleep continues it. `continued`:
+    training starts from the weights of the active adapter, if there is one; the teacher has all
+    lessons in its prompt in any case. `options` are those of `make_plan`: method, divergence,
+    budget (minutes), seed ... The model ends with the profile's active adapter on. Raises NightBusy
+    if another sleep runs, UsageError for a model without local weights.
     """
-    began = time.monotonic()
+    start = time.monotonic()
     from reflect.models.local import LocalModel  # torch
 
     if not isinstance(model, LocalModel):
-        raise UsageError(
-            f"The model {model.name} has no weights here to train.",
-            "Use pocket, hf:ORG/NAME or a path.",
-        )
+        hint = "Use pocket, hf:ORG/NAME or a path."
+        raise UsageError(f"The model {model.name} has no weights here to train.", hint)
     with night_lock(settings):
         lessons = lesson_set.pick(store, settings.profile)
         if not lessons:
@@ -97,296 +143,236 @@ def sleep(
                 with store.write() as s:
                     nights.leave_marked(s, settings.profile)
                 activation.activate(model, store, settings)
-            return NightReport(
-                "nothing", "There are no lessons yet. Practise first: `reflect run TASKSET`."
-            )
-        subjects = lesson_set.subjects(store, settings.profile, lessons, tasksets)
-        for subject in subjects:
-            judge.bind(subject.taskset, settings, model)
-        base_parameters = sum(
-            p.numel() for name, p in model.network.named_parameters() if ".lora_" not in name
-        )
-        plan = make_plan(
-            base_parameters, len(lessons), start=start_of(store, settings, continued), **dials
-        )
+            reason = "There are no lessons yet. Practise first: `reflect run TASKSET`."
+            return NightReport(NightStatus.NOTHING, reason)
+        items = lesson_set.lessons_by_taskset(store, settings.profile, lessons, tasksets)
+        for item in items:
+            judge.bind(item.taskset, settings, model)
+        weights = (p for name, p in model.network.named_parameters() if ".lora_" not in name)
+        parameters, adapter = sum(p.numel() for p in weights), ""
+        if continued:
+            adapter = start_adapter(store, settings)
+        plan = make_plan(parameters, len(lessons), start=adapter, **options)
+        timed = deadline.with_deadline(progress, until)
+        ctx = NightContext(model, store, settings, plan, items, progress=timed)
         if dry_run:
-            costs = cost_estimate.estimate(store, settings, subjects, plan, model.fingerprint)
-            words = f"{in_words(plan, subjects)} {cost_estimate.in_words(costs, disk_space.in_mb(disk_space.needed(model.network, plan)))}"
-            return NightReport(
-                "planned", words, lessons=_ids(lessons), plan=plan.shape(), cost=costs
-            )
+            cost = cost_estimate.estimate(ctx)
+            disk = disk_space.in_mb(disk_space.needed(model.network, plan))
+            reason = f"{describe(plan, items)} {cost_estimate.describe(cost, disk)}"
+            ids = [lesson.id or 0 for lesson in lessons]
+            return NightReport("planned", reason, lessons=ids, plan=plan.shape(), cost=dict(cost))
         disk_space.check(model.network, settings, plan)
-        night = begin(model, store, settings, subjects, plan)
-        again = night.status != "running"
+        night = begin(ctx)
+        again, paused = night.night.status != NightStatus.RUNNING, ""
         try:
             if not again:
-                live(model, store, settings, subjects, plan, night, deadline.heed(progress, until))
+                end(night, run_stages(night))
         except deadline.Paused as e:
-            words = f"The time is over in its stage {e.stage}: night {night.id} goes on with the next `reflect sleep`."
-            return replace(
-                report(store, night.id or 0, time.monotonic() - began, False),
-                status="paused",
-                reason=words,
+            paused = (
+                f"The time is over in its stage {e.stage}: night {night.night.id} goes on with "
+                "the next `reflect sleep`."
             )
         except OSError as e:
             if e.errno != errno.ENOSPC:
                 raise
-            hint = (
-                "Free some space, then run the same command again: it continues where it stopped."
-            )
             raise NightError(
-                f"The disk is full, so the night could not go on ({settings.home_path}).", hint
+                f"The disk is full, so the night could not go on ({settings.home_path}).",
+                "Free some space, then run the same command again: it continues where it stopped.",
             ) from e
         finally:
             activation.activate(model, store, settings)
-        return report(store, night.id or 0, time.monotonic() - began, again)
+        report = make_report(store, night.night.id, time.monotonic() - start, again)
+        return replace(report, status="paused", reason=paused) if paused else report
 
 
-def live(
-    model: Any,
-    store: Store,
-    settings: Settings,
-    subjects: Sequence[TasksetLessons],
-    plan: Plan,
-    night: Night,
-    progress: Progress | None = None,
-) -> None:
-    """The stages of a night, from the first that is not done to its end."""
+def run_stages(night: RunningNight) -> Outcome:
+    """The stages of a night, from the first incomplete one to the gate."""
     from reflect.gate import gate  # torch
-    from reflect.training import loop
 
-    work = NightDir(settings, night.key)
-    name = registry.name_of(night.key)
-    model.use(None)
+    night.model.use(None)
 
-    def stage(what: NightStage, make: Callable[[Progress], dict[str, Any]]) -> dict[str, Any]:
-        def tell(done: int, total: int, detail: str) -> None:
-            if progress:
-                progress(done, total, f"{what}: {detail}")
-
-        try:
-            made = work.once(what, lambda: make(tell))
-        except deadline.Paused as e:
-            e.stage = what
-            raise
-        with store.write() as s:
-            nights.save_stage(s, night.id, what, made.get("figures", made))
-        return made
-
-    # Is there something to learn?
-    found = stage(
-        NightStage.PREFLIGHT,
-        lambda tell: lesson_set.preflight(model, store, subjects, settings, plan, tell),
-    )
-    held = [
-        TasksetLessons(x.taskset, tuple(y for y in x.lessons if y.id in found["worth"]))
-        for x in subjects
-    ]
-    held = [subject for subject in held if subject.lessons]
-    if not held:
-        return end(
-            store,
-            night,
-            work,
-            "nothing",
-            found,
-            "On fresh practice tasks no lesson makes the model better.",
-        )
+    # Check that there is something to learn.
+    preflight = night.stage(NightStage.PREFLIGHT, lesson_set.preflight)
+    night = replace(night, tasksets=with_effect(night, preflight))
+    if not night.tasksets:
+        reason = "On fresh practice tasks no lesson makes the model better."
+        return Outcome(NightStatus.NOTHING, preflight, reason)
 
     # Make the teacher's data.
-    failed = {key for figures in found["tasksets"].values() for key in figures["failed"]}
-    means = {name: figures["lessons"] for name, figures in found["tasksets"].items()}
-    teacher = partial(harvest, model, store, held, settings, plan, failed)
-    made = stage(NightStage.HARVEST, lambda tell: teacher(tell, means).shape())
-    data = TrainingData.of(made, [subject.taskset for subject in held])
-    if not data.harvest and plan.learns_from_teacher:
-        return end(
-            store,
-            night,
-            work,
-            "nothing",
-            found,
-            "Even with the lessons no attempt passes the verifier.",
-        )
+    data = make_data(night, preflight)
+    if not data.harvest and night.plan.learns_from_teacher:
+        reason = "Even with the lessons no attempt passes the verifier."
+        return Outcome(NightStatus.NOTHING, preflight, reason)
 
-    # Train. What is judged afterwards is the adapter as it lies on the disk.
-    def trained(tell: Progress) -> dict[str, Any]:
-        if not registry.exists(name, settings):
-            figures = loop.train(model, name, data, plan, work.folder, tell)
-            about = {"lessons": lesson_texts(held), "plan": plan.shape(), "training": figures}
-            registry.publish(model, name, settings, about)
-        return registry.card(name, settings)["training"]
-
-    previous = load_previous(model, store, settings, name)
+    # Train.
+    previous = load_previous(night)
     try:
-        stage(NightStage.TRAIN, trained)
+        adapter = train(night, data)
     except NightError as e:
-        return end(store, night, work, "failed", found, e.message)
-    adapter = registry.row(model, name, settings, night_id=night.id)
-    activation.load(model, adapter, settings)
+        return Outcome(NightStatus.FAILED, preflight, e.message)
 
-    # Gate. One that breaks down, or takes too long, promotes nothing.
-    case = gate.GateRun(model, name, store, held, data, settings, plan, previous)
+    # Gate. If it fails with an error, or takes too long, nothing is promoted.
+    night = gate.limited(night)
+    run = gate.GateRun(night, adapter.name, data, previous)
     try:
-        with gate.time_limit(plan) as limited:
-            pill = stage(NightStage.PLACEBO, lambda tell: case.placebo(work.folder, limited(tell)))
-            judged = stage(NightStage.GATE, lambda tell: case.judge(pill["rewards"], limited(tell)))
-        scaled = case.at_scale(judged, night.id)
+        placebo = night.stage(NightStage.PLACEBO, lambda ctx: run.placebo(ctx, night.work.folder))
+        verdict = night.stage(NightStage.GATE, lambda ctx: run.judge(ctx, placebo["rewards"]))
+        scaled = run.at_scale(verdict, night.night.id)
     except OSError:
-        raise  # a full disk: the night goes on when there is room
+        raise  # a full disk: the night continues when there is room
     except Exception as e:
         why = e.message if isinstance(e, NightError) else f"{type(e).__name__}: {e}"
-        return end(
-            store,
-            night,
-            work,
-            "failed",
-            found,
-            f"The gate broke down, so nothing is promoted. {why}",
-        )
-    end(
-        store,
-        night,
-        work,
-        "promoted" if judged["ok"] else "rejected",
-        found,
-        "",
-        judged,
-        scaled or adapter,
-    )
-    if scaled is not None:
-        registry.discard(name, settings)
+        reason = f"The gate broke down, so nothing is promoted. {why}"
+        return Outcome(NightStatus.FAILED, preflight, reason)
+    status = NightStatus.PROMOTED if verdict["ok"] else NightStatus.REJECTED
+    return Outcome(status, preflight, "", verdict, scaled or adapter)
 
 
-def start_of(store: Store, settings: Settings, continued: bool) -> str:
-    """The name of the active adapter, "" where there is none, it is not to be continued, or it must
-    forget a lesson."""
+def with_effect(night: RunningNight, preflight: Json) -> list[TasksetLessons]:
+    """The tasksets with the lessons that preflight has proven to help."""
+    items = [
+        TasksetLessons(item.taskset, tuple(x for x in item.lessons if x.id in preflight["worth"]))
+        for item in night.tasksets
+    ]
+    return [item for item in items if item.lessons]
+
+
+def make_data(night: RunningNight, preflight: Json) -> TrainingData:
+    """The stage harvest: the teacher's attempts and the anchors."""
+    tasksets = preflight["tasksets"]
+    failed = {key for figures in tasksets.values() for key in figures["failed"]}
+    means = {name: figures["lessons"] for name, figures in tasksets.items()}
+    shape = night.stage(NightStage.HARVEST, lambda ctx: harvest(ctx, failed, means).shape())
+    return TrainingData.of(shape, [item.taskset for item in night.tasksets])
+
+
+def train(night: RunningNight, data: TrainingData) -> Adapter:
+    """The stage train. The adapter is loaded from the disk again, so that the gate evaluates what
+    was saved."""
+    from reflect.training import loop  # torch
+
+    model, settings, name = night.model, night.settings, night.adapter_name
+
+    def make(ctx: NightContext) -> Json:
+        if not registry.exists(name, settings):
+            trained = loop.train(model, name, data, ctx.plan, night.work.folder, ctx.progress)
+            texts = sorted({(x.scope, x.when, x.do) for item in ctx.tasksets for x in item.lessons})
+            lessons = [list(text) for text in texts]
+            about = {"lessons": lessons, "plan": ctx.plan.shape(), "training": trained}
+            registry.publish(model, name, settings, about)
+        figures: Json = registry.card(name, settings)["training"]
+        return figures
+
+    night.stage(NightStage.TRAIN, make)
+    adapter = registry.row(model, name, settings, night_id=night.night.id)
+    activation.load(model, adapter, settings)
+    return adapter
+
+
+def start_adapter(store: Store, settings: Settings) -> str:
+    """The name of the active adapter; "" if there is none, or if it must forget a lesson."""
     with store.read() as s:
-        active = nights.active_adapter(s, settings.profile) if continued else None
+        active = nights.active_adapter(s, settings.profile)
     return active.name if active and not active.revoked else ""
 
 
-def begin(
-    model: Model, store: Store, settings: Settings, subjects: Sequence[TasksetLessons], plan: Plan
-) -> Night:
-    """The night of these lessons, base and plan, continued or begun. An unfinished one of other
-    words is given up."""
-    key = night_key(model, settings, subjects, plan)
-    lessons = {lesson.id: lesson for subject in subjects for lesson in subject.lessons}
-    with store.write() as s:
-        earlier = nights.list_nights(s, profile=settings.profile)
-        stale = [other for other in earlier if other.status == "running" and other.key != key]
+def begin(ctx: NightContext) -> RunningNight:
+    """The night of these lessons, base and plan, continued or new. An unfinished night of other
+    lessons fails."""
+    key, profile = night_key(ctx), ctx.settings.profile
+    lessons = [[lesson.id or 0, lesson.version] for lesson in ctx.lessons]
+    with ctx.store.write() as s:
+        running = (x for x in nights.list_nights(s, profile=profile) if x.status == "running")
+        stale = [other for other in running if other.key != key]
+        reason = "it was interrupted, and the lessons have changed since"
         for other in stale:
-            nights.finish_night(
-                s, other.id, "failed", "it was interrupted, and the lessons have changed since"
-            )
-        night = nights.start_night(
-            s,
-            key=key,
-            profile=settings.profile,
-            config=plan.shape(),
-            lessons=[[lesson.id or 0, lesson.version] for lesson in lessons.values()],
-        )
+            nights.finish_night(s, other.id, NightStatus.FAILED, reason)
+        config = ctx.plan.shape()
+        night = nights.start_night(s, key=key, profile=profile, config=config, lessons=lessons)
     for other in stale:
-        NightDir(settings, other.key).clear()
-    registry.remove_leftovers(settings)
-    return night
+        NightDir(ctx.settings, other.key).clear()
+    registry.remove_leftovers(ctx.settings)
+    fields = {name: getattr(ctx, name) for name in ctx.__dataclass_fields__}
+    return RunningNight(**fields, night=night, work=NightDir(ctx.settings, key))
 
 
-def load_previous(model: Any, store: Store, settings: Settings, name: str) -> str | None:
-    """Load the adapter that would be replaced, for comparison. None where there is none that can be
-    used."""
-    with store.read() as s:
-        active = nights.active_adapter(s, settings.profile)
-    if active is None or active.name == name:
+def load_previous(night: RunningNight) -> str | None:
+    """Load the adapter that would be replaced, for comparison. None if no usable one is active."""
+    with night.store.read() as s:
+        active = nights.active_adapter(s, night.settings.profile)
+    if active is None or active.name == night.adapter_name:
         return None
     try:
-        activation.load(model, active, settings)
+        activation.load(night.model, active, night.settings)
     except AdapterError:
-        return None  # damaged or of another base: nothing that this night could make worse
+        return None  # damaged or of another base: there is nothing to lose
     return active.name
 
 
-def end(
-    store: Store,
-    night: Night,
-    work: NightDir,
-    status: str,
-    found: dict[str, Any],
-    reason: str,
-    verdict: dict[str, Any] | None = None,
-    adapter: Adapter | None = None,
-) -> None:
-    """Write down how the night ended, and with a good adapter promote it: one transaction."""
-    common = {"model_fingerprint": found["model_fingerprint"], "night_id": night.id}
-    with store.write() as s:
-        for trial in lesson_set.trials(found["lessons"], night.lessons, "preflight", **common):
+def end(night: RunningNight, outcome: Outcome) -> None:
+    """Record the outcome, and promote an adapter that has passed: one transaction."""
+    row, status, reason, adapter = night.night, outcome.status, outcome.reason, outcome.adapter
+    common = {
+        "model_fingerprint": outcome.preflight["model_fingerprint"],
+        "night_id": row.id,
+    }
+    with night.store.write() as s:
+        effects = outcome.preflight["lessons"]
+        for trial in lesson_set.trials(effects, row.lessons, TrialKind.PREFLIGHT, **common):
             nights.add_trial(s, trial)
-        if adapter is not None and verdict is not None:
+        if adapter is not None and (verdict := outcome.verdict) is not None:
             columns = adapter.model_dump(exclude={"id"})
             adapter = nights.add_adapter(s, **columns | {"gate": verdict})
-            if adapter.revoked:  # by a person, while the night was on
-                taken = f"it knows lesson {', '.join(map(str, adapter.revoked))}, revoked or retired in the night"
-                verdict, status = (
-                    verdict | {"ok": False, "reasons": [*verdict["reasons"], taken]},
-                    "rejected",
-                )
-            good = status == "promoted"
-            nights.set_adapter(
-                s, adapter.id, status=adapter.status if good else "rejected", gate=verdict
-            )
-            for trial in lesson_set.trials(
-                verdict["lessons"], night.lessons, "probe", adapter_id=adapter.id, **common
-            ):
+            if adapter.revoked:  # by a person, during the night
+                ids = ", ".join(map(str, adapter.revoked))
+                why = f"it contains lesson {ids}, which was revoked or retired during the night"
+                verdict = verdict | {"ok": False, "reasons": [*verdict["reasons"], why]}
+                status = NightStatus.REJECTED
+            good = status == NightStatus.PROMOTED
+            state = adapter.status if good else AdapterStatus.REJECTED
+            nights.set_adapter(s, adapter.id, status=state, gate=verdict)
+            effects, common["adapter_id"] = verdict["lessons"], adapter.id
+            for trial in lesson_set.trials(effects, row.lessons, TrialKind.PROBE, **common):
                 nights.add_trial(s, trial)
-            kept = sorted(
-                int(i)
-                for i, figures in verdict["lessons"].items()
-                if figures["verdict"] == "accept"
-            )
+            kept = sorted(int(i) for i, e in effects.items() if e["verdict"] == TrialVerdict.ACCEPT)
             if good:
-                row = nights.get_night(s, night.id)
-                row.lessons = [pair for pair in night.lessons if pair[0] in kept]
-                nights.promote(s, adapter.id, night.profile, kept, night.id)
-            reason = (
-                f"{adapter.name} holds {len(kept)} lessons."
-                if good
-                else "; ".join(verdict["reasons"])
-            )
-        nights.finish_night(s, night.id, status, reason, adapter.id if adapter else None)
-    work.clear()
+                record = nights.get_night(s, row.id)
+                record.lessons = [pair for pair in row.lessons if pair[0] in kept]
+                nights.promote(s, adapter.id, row.profile, kept, row.id)
+                reason = f"{adapter.name} holds {len(kept)} lessons."
+            else:
+                reason = "; ".join(verdict["reasons"])
+        nights.finish_night(s, row.id, status, reason, adapter.id if adapter else None)
+    night.work.clear()
+    if adapter is not None and adapter.name != night.adapter_name:
+        registry.discard(night.adapter_name, night.settings)  # another scale was published
 
 
-def report(store: Store, night_id: int, seconds: float, again: bool) -> NightReport:
+def make_report(store: Store, night_id: int | None, seconds: float, again: bool) -> NightReport:
     with store.read() as s:
         night = nights.get_night(s, night_id)
         adapter = nights.get_adapter(s, night.adapter_id) if night.adapter_id else None
         active = nights.active_adapter(s, night.profile)
-        touched = lessons_db.versions_of_night(s, night_id)
-        distilled = {
-            row.lesson_id for row in touched if row.author == "night" and row.status == "distilled"
-        }
-        returned = {
-            row.lesson_id for row in touched if row.author == "night" and row.status == "active"
-        }
-    reason = night.reason
-    if (
-        again
-        and adapter
-        and night.status == "promoted"
-        and (active is None or active.id != adapter.id)
-    ):
-        reason += (
-            f" It is not active now: `reflect adapters promote {adapter.name}` brings it back."
+        versions = lessons_db.versions_of_night(s, night_id or 0)
+    changed = {
+        status: sorted(
+            {x.lesson_id for x in versions if (x.author, x.status) == (Author.NIGHT, status)}
         )
+        for status in (LessonStatus.DISTILLED, LessonStatus.ACTIVE)
+    }
+    reason = night.reason
+    promoted = adapter is not None and night.status == NightStatus.PROMOTED
+    if again and adapter and promoted and (active is None or active.id != adapter.id):
+        command = f"`reflect adapters promote {adapter.name}`"
+        reason += f" It is not active now: {command} brings it back."
     return NightReport(
         status=night.status,
         reason=reason,
         night_id=night.id,
         adapter=adapter.name if adapter else None,
         lessons=[lesson_id for lesson_id, _ in night.lessons],
-        distilled=sorted(distilled),
-        returned=sorted(returned),
+        distilled=changed[LessonStatus.DISTILLED],
+        returned=changed[LessonStatus.ACTIVE],
         plan=night.config,
         stages=night.stages,
         seconds=seconds,
@@ -394,20 +380,7 @@ def report(store: Store, night_id: int, seconds: float, again: bool) -> NightRep
     )
 
 
-def in_words(plan: Plan, subjects: Sequence[TasksetLessons]) -> str:
-    what = ", ".join(
-        f"{len(subject.lessons)} lessons of {subject.taskset.name}" for subject in subjects
-    )
+def describe(plan: Plan, items: Sequence[TasksetLessons]) -> str:
+    lessons = ", ".join(f"{len(item.lessons)} lessons of {item.taskset.name}" for item in items)
     stages = ", ".join(f"{steps} steps of {name} at {rate:g}" for name, steps, rate in plan.stages)
-    return f"Would sleep over {what}: {stages}, batch {plan.batch}, rank {plan.rank}."
-
-
-def lesson_texts(subjects: Sequence[TasksetLessons]) -> list[list[str]]:
-    return [
-        list(x)
-        for x in sorted({(x.scope, x.when, x.do) for subject in subjects for x in subject.lessons})
-    ]
-
-
-def _ids(lessons: Sequence[Lesson]) -> list[int]:
-    return [lesson.id or 0 for lesson in lessons]
+    return f"Would sleep over {lessons}: {stages}, batch {plan.batch}, rank {plan.rank}."

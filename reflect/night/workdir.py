@@ -1,57 +1,51 @@
-"""Where a night works: its key, the lock that keeps a second one out, and a folder for what its
-stages made."""
+"""The key of a night, the lock that allows one night at a time, and the folder of its results."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from reflect import prompts
 from reflect.config import Settings
 from reflect.errors import NightBusy
-from reflect.models.base import Model
+from reflect.export.files import write
 from reflect.tasksets.base import Taskset
-from reflect.training.lesson_set import TasksetLessons
-from reflect.training.plan import Plan
+from reflect.tasksets.task import Split
+from reflect.training.context import NightContext
+from reflect.types import Json
+
+SPLITS: tuple[Split, ...] = ("practice", "holdout")
 
 
-def night_key(
-    model: Model, settings: Settings, subjects: Sequence[TasksetLessons], plan: Plan
-) -> str:
+def night_key(ctx: NightContext) -> str:
     """Content hash, 32 hex digits: the texts of the lessons, their tasks, the base, the plan, the
     prompt template."""
+    settings = ctx.settings
     content = {
         "profile": settings.profile,
-        "base": model.fingerprint,
-        "plan": plan.shape(),
+        "base": ctx.model.fingerprint,
+        "plan": ctx.plan.shape(),
         "prompt": prompts.version("system"),
         "settings": [settings.max_tokens, settings.lesson_budget, settings.lesson_limit],
-        "lessons": sorted(
-            {(x.id, x.scope, x.when, x.do) for subject in subjects for x in subject.lessons}
-        ),
-        "tasks": [[subject.taskset.name, _tasks_hash(subject.taskset)] for subject in subjects],
+        "lessons": sorted({(x.id, x.scope, x.when, x.do) for x in ctx.lessons}),
+        "tasks": [[item.taskset.name, _tasks_hash(item.taskset)] for item in ctx.tasksets],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _tasks_hash(taskset: Taskset) -> str:
-    keys = [task.key for split in ("practice", "holdout") for task in taskset.tasks(split)]  # type: ignore[arg-type]
+    keys = [task.key for split in SPLITS for task in taskset.tasks(split)]
     return hashlib.sha256("".join(sorted(keys)).encode()).hexdigest()[:16]
 
 
 @contextmanager
 def night_lock(settings: Settings) -> Iterator[None]:
-    """One sleep at a time in one home folder. The system releases the lock when its holder dies,
-    however it dies.
-
-    The trainer is the holder itself: a night starts no other process that could outlive it. A child
-    that forked off would share the descriptor, and so hold the lock for as long as it lives.
-    """
+    """One sleep at a time in one home folder; otherwise NightBusy. The system releases the lock
+    when the process dies. A forked child would share the descriptor and keep the lock, so a night
+    starts no process that could outlive it."""
     import filelock
 
     settings.home_path.mkdir(parents=True, exist_ok=True)
@@ -69,7 +63,7 @@ def night_lock(settings: Settings) -> Iterator[None]:
 
 
 def is_running(settings: Settings) -> bool:
-    """Does somebody sleep in this home folder now?"""
+    """Whether a night runs in this home folder now."""
     if not (settings.home_path / "sleep.lock").exists():
         return False
     try:
@@ -85,20 +79,13 @@ class NightDir:
     def __init__(self, settings: Settings, key: str) -> None:
         self.folder = settings.home_path / "nights" / key
 
-    def once(self, what: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What `make` returns, or returned before this night was interrupted."""
-        path = self.folder / f"{what}.json"
+    def once(self, stage: str, make: Callable[[], Json]) -> Json:
+        """The result of `make`, or the one that it returned before the night was interrupted."""
+        path = self.folder / f"{stage}.json"
         if not path.exists():
-            text = json.dumps(make())
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            with temporary.open("w") as f:
-                f.write(text)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temporary, path)
-        made: dict[str, Any] = json.loads(path.read_text())
-        return made
+            write(path, json.dumps(make()).encode(), overwrite=True)
+        result: Json = json.loads(path.read_text())
+        return result
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,22 +1,19 @@
-"""workers."""
+"""A night with several processes: the first runs it, the others take part in each training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from reflect.errors import NightError
+from reflect.models.base import Model
 from reflect.models.distributed import from_first, is_first, size
 from reflect.models.fsdp import OutOfStep
 from reflect.night.sleep import NightReport
 from reflect.training.collectives import ProcessesStopped
 
-if TYPE_CHECKING:
-    pass
 
-
-def lead(night: Callable[[], NightReport], model: Callable[[], Any]) -> NightReport:
+def lead(night: Callable[[], NightReport], model: Callable[[], Model]) -> NightReport:
     """Run the night in the first process; the others help until it ends."""
     if not is_first():
         serve(model)
@@ -38,15 +35,17 @@ def dismiss() -> None:
         from_first(lambda: None)
 
 
-def serve(load: Callable[[], Any]) -> None:
+def serve(load: Callable[[], Model]) -> None:
     """The loop of a helper: its share of each training that the first process starts, until it is
     dismissed."""
+    from reflect.models.local import LocalModel
     from reflect.training.loop import train
     from reflect.training.teacher_data import TrainingData
 
-    model: Any = None
+    model = None
     while (job := from_first(lambda: None)) is not None:
         model = model or load()
+        assert isinstance(model, LocalModel)
         name, shape, plan, folder = job
         try:
             train(model, name, TrainingData.of(shape), plan, Path(folder))

@@ -1,9 +1,8 @@
-"""A night that must stop by a given time stops at its next safe point: between steps and between
-batches of answers.
+"""Pauses a night at a deadline, at its next safe point: between steps and between batches.
 
-What is done stays in the night's folder, and the next `reflect sleep` goes on from there. The stage
-in which it stopped begins anew, but for training, which goes on with the very next step. A deadline
-that is always shorter than the longest of the other stages would thus never see the night end.
+Completed stages stay in the night's folder, and the next `reflect sleep` continues there. The
+interrupted stage starts again, except for training, which continues with its next step. If every
+deadline is shorter than the longest other stage, the night never ends.
 """
 
 from __future__ import annotations
@@ -24,16 +23,15 @@ class Paused(BaseException):
         self.reason, self.stage = reason, stage
 
 
-def heed(progress: Progress | None, until: float | None) -> Progress | None:
-    """The same progress, which every stage reports at its safe points, raising Paused after `until`
-    (monotonic s)."""
+def with_deadline(progress: Progress | None, until: float | None) -> Progress | None:
+    """The same progress, which raises Paused after `until` (time.monotonic(), in seconds)."""
     if until is None:
         return progress
 
-    def tell(done: int, total: int, what: str) -> None:
+    def report(done: int, total: int, what: str) -> None:
         if time.monotonic() >= until:
             raise Paused
         if progress:
             progress(done, total, what)
 
-    return tell
+    return report

@@ -11,7 +11,6 @@ as one that was not.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from reflect.training.examples import Question
 from reflect.training.losses import TrainingRow
 from reflect.training.plan import Plan
 from reflect.training.teacher_data import TrainingData
-from reflect.training.teacher_episodes import tokens_of
+from reflect.training.teacher_episodes import hash_seed, tokens_of
 
 
 class DistillationStep(NamedTuple):
@@ -92,7 +91,7 @@ def answers_of(
     requests = [
         Request(
             messages=question.student,
-            seeds=(int(hashlib.sha256(f"{salt}/{i}".encode()).hexdigest()[:15], 16),),
+            seeds=(hash_seed(f"{salt}/{i}"),),
             max_tokens=max_tokens,
             temperature=plan.temperature,
             tools=tuple(question.tools),

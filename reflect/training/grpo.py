@@ -11,7 +11,6 @@ follows from (seed, step).
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from functools import partial
 import torch
 
 from reflect.models.base import Completion, Request, SamplingOptions
+from reflect.models.distributed import from_first
 from reflect.models.local import LocalModel
 from reflect.tasksets import isolation
 from reflect.training import collectives, teacher_episodes
@@ -27,8 +27,8 @@ from reflect.training.distillation import DistillationStep, prompts_of
 from reflect.training.examples import Example, PracticeTask, Question
 from reflect.training.losses import TrainingRow, View, chosen, compare, micro_batches
 from reflect.training.plan import Plan
-from reflect.training.teacher_data import TrainingData, reward_of
-from reflect.training.teacher_episodes import any_plays, tokens_of
+from reflect.training.teacher_data import TrainingData, scored
+from reflect.training.teacher_episodes import any_environment, hash_seed, tokens_of
 
 ROUNDS = 4  # of sampling in one step, while groups are missing
 TINY = 1e-4  # added to the standard deviation of a group
@@ -40,36 +40,38 @@ def grpo(
     """The rows of `size // plan.group` groups with some variance, fewer where `ROUNDS` rounds find
     no more.
 
-    Told are the mean `reward` of all that was sampled, and the share of the groups with `variance`.
+    Its figures: the mean `reward` of all attempts, and the share of the groups with `variance`.
     """
     wanted = max(1, size // plan.group)
     rng = random.Random(f"grpo {plan.seed} {step}")
     rewards: list[list[float]] = []
     rows: list[list[TrainingRow]] = []
-    for turn in range(ROUNDS):
+    for number in range(ROUNDS):
         missing = wanted - len(rows)
         if not missing or not data.tasks:
             break
         tasks = rng.choices(data.tasks, k=missing)
-        groups, scored = tried(model, name, tasks, data, plan, f"{step}/{turn}")
-        rewards += scored
-        for group, scores in zip(groups, scored, strict=True):
-            if max(scores) > min(scores):
-                rows.append(group_rows(model, group, scores, plan))
+        groups, scores = sample_groups(model, name, tasks, data, plan, f"{step}/{number}")
+        rewards += scores
+        rows += [
+            group_rows(model, group, values, plan)
+            for group, values in zip(groups, scores, strict=True)
+            if max(values) > min(values)
+        ]
         if min(score for group in rewards[-missing:] for score in group) >= 1.0:
             break  # there is nothing left to learn
     flat = [row for group in rows for row in group]
     if plan.updates > 1:
-        flat = remembered(model, name, flat, plan.micro_tokens)
+        flat = with_old_log_probabilities(model, name, flat, plan.micro_tokens)
     every = [score for group in rewards for score in group]
-    told = {
+    figures = {
         "reward": sum(every) / max(1, len(every)),
         "variance": sum(max(g) > min(g) for g in rewards) / max(1, len(rewards)),
     }
-    return DistillationStep(flat, told, len(every))
+    return DistillationStep(flat, figures, len(every))
 
 
-def tried(
+def sample_groups(
     model: LocalModel,
     name: str | None,
     tasks: Sequence[PracticeTask],
@@ -77,23 +79,32 @@ def tried(
     plan: Plan,
     salt: str,
 ) -> tuple[list[list[list[Example]]], list[list[float]]]:
-    """`plan.group` attempts at each task, each as its answers (one for each turn), and their
-    rewards. Episodes of several turns are played by the first process alone: it has the
-    environments."""
-    if collectives.from_first(lambda: any_plays(tasks, data.tasksets)):
+    """`plan.group` attempts at each task without lessons: the answers of each (one per turn), and
+    the rewards. Only the first process, which has the environments, runs episodes of several
+    turns."""
+    if from_first(lambda: any_environment(tasks, data.tasksets)):
         options = SamplingOptions(plan.temperature, data.max_tokens, data.limits)
         play = partial(
             teacher_episodes.attempts, model, name, tasks, data.tasksets, plan, salt, options
         )
-        return collectives.from_first(play)
-    groups = attempts(model, name, tasks, data, plan, salt)
-    scored = collectives.from_first(partial(score, tasks, groups, data))
-    questions = [Question(task.prompt, task.prompt) for task in tasks]
-    made = [
-        [[Example(question, tokens_of(model, done))] for done in group]
-        for question, group in zip(questions, groups, strict=True)
+        return from_first(play)
+    requests = [
+        Request(
+            task.prompt,
+            tuple(hash_seed(f"grpo/{plan.seed}/{salt}/{i}/{j}") for j in range(plan.group)),
+            max_tokens=data.max_tokens,
+            temperature=plan.temperature,
+        )
+        for i, task in enumerate(tasks)
     ]
-    return made, scored
+    with model.using(name):
+        groups = collectives.sample(model, requests)
+    rewards = from_first(partial(score, tasks, groups, data))
+    answers = [
+        [[Example(Question(task.prompt, task.prompt), tokens_of(model, done))] for done in group]
+        for task, group in zip(tasks, groups, strict=True)
+    ]
+    return answers, rewards
 
 
 def score(
@@ -102,31 +113,9 @@ def score(
     """The reward of each attempt of each group."""
     with isolation.batch():
         return [
-            [reward_of(task, data.tasksets, done) for done in group]
-            for task, group in zip(tasks, groups, strict=True)
+            [scored(data.tasksets[x.taskset], x.task, done.text).reward for done in group]
+            for x, group in zip(tasks, groups, strict=True)
         ]
-
-
-def attempts(
-    model: LocalModel,
-    name: str | None,
-    tasks: Sequence[PracticeTask],
-    data: TrainingData,
-    plan: Plan,
-    salt: str,
-) -> list[list[Completion]]:
-    """`plan.group` attempts at each task, as the student sees it."""
-
-    def seeds(i: int) -> tuple[int, ...]:
-        words = (f"grpo/{plan.seed}/{salt}/{i}/{j}" for j in range(plan.group))
-        return tuple(int(hashlib.sha256(word.encode()).hexdigest()[:15], 16) for word in words)
-
-    requests = [
-        Request(task.prompt, seeds(i), max_tokens=data.max_tokens, temperature=plan.temperature)
-        for i, task in enumerate(tasks)
-    ]
-    with model.using(name):
-        return collectives.sample(model, requests)
 
 
 def group_rows(
@@ -160,16 +149,15 @@ def advantages(scores: Sequence[float]) -> list[float]:
     return [(score - mean) / (deviation + TINY) for score in scores]
 
 
-def remembered(
+def with_old_log_probabilities(
     model: LocalModel, name: str | None, rows: Sequence[TrainingRow], most: int
 ) -> list[TrainingRow]:
-    """The rows with the log probabilities that their tokens have now, before the first update."""
-    found: dict[int, tuple[float, ...]] = {}
-    numbered = {id(row): i for i, row in enumerate(rows)}
+    """The rows with the present log probabilities of their tokens, before the first update."""
+    old: dict[int, tuple[float, ...]] = {}
     view = [View(name, "student", frozen=True)]
     with torch.no_grad():
         for batch in micro_batches(rows, model.memory_limits.most(most)):
-            told = compare(model, batch, view, lambda row, mine_TV: chosen(mine_TV, row))
-            for row, old_T in zip(batch, told, strict=True):
-                found[numbered[id(row)]] = tuple(old_T.tolist())
-    return [replace(row, old=found[i]) for i, row in enumerate(rows)]
+            values = compare(model, batch, view, lambda row, logits_TV: chosen(logits_TV, row))
+            for row, old_T in zip(batch, values, strict=True):
+                old[id(row)] = tuple(old_T.tolist())
+    return [replace(row, old=old[id(row)]) for row in rows]

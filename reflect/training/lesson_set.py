@@ -10,18 +10,14 @@ same episodes.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from reflect.config import Settings
 from reflect.errors import ReflectError, UnknownName
-from reflect.evaluation.arms import HELD_STATUSES, ArmResult, run_arm
+from reflect.evaluation.arms import HELD_STATUSES, ArmResult
 from reflect.lessons.selection import lessons_for
-from reflect.models.base import Model, SamplingOptions
 from reflect.records import Lesson, Trial
-from reflect.rollouts.runner import using
 from reflect.rollouts.stepwise import only
 from reflect.stats.bootstrap import bootstrap
 from reflect.store import Store
@@ -30,18 +26,10 @@ from reflect.store import runs as runs_db
 from reflect.tasksets import load_taskset
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import Task
-from reflect.training.plan import Plan
-from reflect.types import Progress
+from reflect.training.context import NightContext, TasksetLessons
+from reflect.types import Json, TrialVerdict
 
 Rows = list[tuple[Task, list[Lesson]]]  # tasks, each with the lessons in its prompt
-
-
-@dataclass(frozen=True)
-class TasksetLessons:
-    """A taskset of the night and the lessons that may stand in its prompts."""
-
-    taskset: Taskset
-    lessons: tuple[Lesson, ...]
 
 
 # -- which lessons
@@ -59,7 +47,7 @@ def pick(store: Store, profile: str) -> list[Lesson]:
     return sorted((row for row in rows if row.trust == "clean"), key=lambda row: row.id or 0)
 
 
-def subjects(
+def lessons_by_taskset(
     store: Store, profile: str, lessons: Sequence[Lesson], given: Sequence[Taskset] = ()
 ) -> list[TasksetLessons]:
     """The tasksets that the lessons speak of, by name. A general lesson goes with every taskset of
@@ -77,52 +65,39 @@ def subjects(
             tasksets[name] = load_taskset(name)
         except ReflectError:
             continue  # its lessons stay in the prompt: nothing can be measured without tasks
-    found = [
+    items = [
         TasksetLessons(taskset, tuple(lesson for lesson in lessons if lesson.scope in (name, "")))
         for name, taskset in sorted(tasksets.items())
     ]
-    found = [
-        subject for subject in found if subject.lessons and subject.taskset.tasks("practice", 1)
-    ]
-    if not found:
+    items = [item for item in items if item.lessons and item.taskset.tasks("practice", 1)]
+    if not items:
         raise UnknownName(
-            "None of the lessons belongs to a taskset that is here.",
-            "Name the tasksets, or run `reflect tasks` to see what there is.",
+            "No installed taskset belongs to any of the lessons.",
+            "Name the tasksets, or run `reflect tasks` to list the installed ones.",
         )
-    return found
+    return items
 
 
-def rows_for(
-    model: Model,
-    store: Store,
-    subject: TasksetLessons,
-    settings: Settings,
-    tasks: Sequence[Task],
-    n: int,
-) -> Rows:
-    """The first n of the tasks in whose prompt lessons of the night stand, each with these."""
-    held = {lesson.id for lesson in subject.lessons}
+def rows_for(ctx: NightContext, item: TasksetLessons, tasks: Sequence[Task], n: int) -> Rows:
+    """The first n of the tasks whose prompt contains lessons of the night, each with these."""
+    ids = {lesson.id for lesson in item.lessons}
     rows: Rows = []
-    with store.read() as s:
+    with ctx.store.read() as s:
         for task in tasks:
-            chosen = lessons_for(model, s, subject.taskset, task, settings, HELD_STATUSES)
-            if standing := only(chosen, lambda lesson: lesson.id in held):
-                rows.append((task, standing))
+            chosen = lessons_for(ctx.model, s, item.taskset, task, ctx.settings, HELD_STATUSES)
+            if lessons := only(chosen, lambda lesson: lesson.id in ids):
+                rows.append((task, lessons))
             if len(rows) >= n:
                 break
     return rows
 
 
-def practice_rows(
-    model: Model, store: Store, subject: TasksetLessons, settings: Settings, plan: Plan
-) -> Rows:
-    """What preflight and harvest use of the taskset: enough that each lesson comes up often; no
-    outside bytes."""
-    n = max(plan.fewest_tasks, plan.tasks_per_lesson * len(subject.lessons))
-    tasks = [
-        task for task in subject.taskset.tasks("practice", None, plan.seed) if not task.untrusted
-    ]
-    return rows_for(model, store, subject, settings, tasks, n)
+def practice_rows(ctx: NightContext, item: TasksetLessons) -> Rows:
+    """The practice tasks for preflight and harvest: enough that each lesson is shown often; no task
+    with bytes from outside."""
+    n = max(ctx.plan.fewest_tasks, ctx.plan.tasks_per_lesson * len(item.lessons))
+    tasks = [x for x in item.taskset.tasks("practice", None, ctx.plan.seed) if not x.untrusted]
+    return rows_for(ctx, item, tasks, n)
 
 
 # -- preflight
@@ -140,8 +115,10 @@ class PreflightEffect:
     n: int
 
     @property
-    def verdict(self) -> str:
-        return "accept" if self.low > 0 else "reject" if self.high < 0 else "undecided"
+    def verdict(self) -> TrialVerdict:
+        if self.low > 0:
+            return TrialVerdict.ACCEPT
+        return TrialVerdict.REJECT if self.high < 0 else TrialVerdict.UNDECIDED
 
 
 def effect(differences: Sequence[float]) -> PreflightEffect:
@@ -158,58 +135,35 @@ def lesson_effects(rows: Rows, gains: Sequence[float]) -> dict[int, PreflightEff
     return {lesson_id: effect(values) for lesson_id, values in per_lesson.items()}
 
 
-def preflight(
-    model: Model,
-    store: Store,
-    subjects: Sequence[TasksetLessons],
-    settings: Settings,
-    plan: Plan,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Do the lessons help the bare base on practice tasks? Figures per taskset and per lesson.
+def preflight(ctx: NightContext) -> Json:
+    """Whether the lessons help the bare base on practice tasks: figures per taskset and per lesson.
 
-    `worth` are the ids of the lessons whose effect is proven: those are slept, the others stay in
+    `worth`: ids of the lessons with a proven effect. Only these are trained on; the others stay in
     the prompt.
     """
-    figures: dict[str, Any] = {
-        "model_fingerprint": model.fingerprint,
-        "tasksets": {},
-        "lessons": {},
-        "worth": [],
-    }
+    tasksets: Json = {}
     effects: dict[int, PreflightEffect] = {}
-    with using(model, None):
-        for subject in subjects:
-            rows = practice_rows(model, store, subject, settings, plan)
-            options = SamplingOptions.of(settings)
-            bare = [(task, ()) for task, _ in rows]
-            arms = {
-                "base": run_arm(model, subject.taskset, bare, options=options, progress=progress),
-                "lessons": run_arm(
-                    model, subject.taskset, rows, options=options, progress=progress
-                ),
-            }
-            gained = gains(arms["lessons"], arms["base"])
-            figures["tasksets"][subject.taskset.name] = {
-                "base": arms["base"].reward,
-                "lessons": arms["lessons"].reward,
-                "failed": [
-                    task.key
-                    for (task, _), r in zip(rows, arms["base"].rewards, strict=True)
-                    if r < 1
-                ],
-                **dataclasses.asdict(effect(gained)),
-            }
-            for lesson_id, found in lesson_effects(rows, gained).items():
-                if (
-                    lesson_id not in effects or found.n > effects[lesson_id].n
-                ):  # a general lesson: where it fires most
-                    effects[lesson_id] = found
-    figures["lessons"] = {
-        str(i): dataclasses.asdict(e) | {"verdict": e.verdict} for i, e in sorted(effects.items())
+    for item in ctx.tasksets:
+        rows = practice_rows(ctx, item)
+        base = ctx.run_arm(item.taskset, [(task, ()) for task, _ in rows])
+        lessons = ctx.run_arm(item.taskset, rows)
+        gained = gains(lessons, base)
+        failed = [t.key for (t, _), r in zip(rows, base.rewards, strict=True) if r < 1]
+        tasksets[item.taskset.name] = {
+            "base": base.reward,
+            "lessons": lessons.reward,
+            "failed": failed,
+            **asdict(effect(gained)),
+        }
+        for i, e in lesson_effects(rows, gained).items():
+            if i not in effects or e.n > effects[i].n:  # a general lesson: where it is shown most
+                effects[i] = e
+    return {
+        "model_fingerprint": ctx.model.fingerprint,
+        "tasksets": tasksets,
+        "lessons": {str(i): asdict(e) | {"verdict": e.verdict} for i, e in sorted(effects.items())},
+        "worth": sorted(i for i, e in effects.items() if e.verdict == TrialVerdict.ACCEPT),
     }
-    figures["worth"] = sorted(i for i, e in effects.items() if e.verdict == "accept")
-    return figures
 
 
 def trials(

@@ -1,73 +1,70 @@
-"""Tasks of several turns by night: every answer of the assistant is an example for itself.
+"""Training examples from episodes of several turns: one example per answer of the assistant.
 
-Its prompt is the conversation before it, as the student sees it (no lessons) and as the teacher saw
-it. Between the turns nothing is learned: what tools and the environment say is only read. The
-states are the teacher's, so distillation on them is on-policy within a turn and off-policy between
-turns; good trajectories of the teacher are what holds over many nights (arXiv 2606.04703).
+The prompt of an example is the conversation before the answer, without lessons for the student and
+with them for the teacher. Output of tools and of the environment is never a target. The states are
+the teacher's, so distillation is on-policy within a turn and off-policy between turns; successful
+trajectories of the teacher stay stable over many nights (arXiv 2606.04703).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from reflect.config import Settings
 from reflect.models.base import Completion, SamplingOptions
 from reflect.rollouts.episode import Advice, Episode
 from reflect.rollouts.runner import Part, messages_for, play, using
 from reflect.tasksets.base import Taskset, has_environment
 from reflect.tasksets.task import Task
+from reflect.training.context import NightContext
 from reflect.training.examples import Example, PracticeTask, Question
 from reflect.training.plan import Plan
-from reflect.types import Progress
 
-TOGETHER = 64  # episodes that are played at a time
+if TYPE_CHECKING:
+    from reflect.models.local import LocalModel
+
+EPISODES_AT_ONCE = 64
 
 
 def teach(
-    model: Any,
+    ctx: NightContext,
     taskset: Taskset,
     rows: Sequence[tuple[Task, Sequence[Advice]]],
-    settings: Settings,
-    plan: Plan,
     samples: int,
     what: str,
-    progress: Progress | None,
 ) -> list[list[Episode]]:
     """`samples` episodes of each task by the bare base under its lessons."""
-    seed = _seed(f"{what} {plan.seed}")
-    options = SamplingOptions.of(settings, plan.temperature)
-    found: list[list[Episode]] = []
-    size = max(1, TOGETHER // samples)
-    with using(model, None):
+    seed = hash_seed(f"{what} {ctx.plan.seed}")
+    groups: list[list[Episode]] = []
+    size = max(1, EPISODES_AT_ONCE // samples)
+    with using(ctx.model, None):
         for i in range(0, len(rows), size):
-            if progress:
-                progress(i, len(rows), what)
+            ctx.report(i, len(rows), what)
             parts = [Part(task, lessons, range(samples)) for task, lessons in rows[i : i + size]]
-            found += play(model, taskset, parts, seed=seed, options=options)
-    return found
+            groups += play(ctx.model, taskset, parts, seed=seed, options=ctx.sampling)
+    return groups
 
 
-def good(episode: Episode, enough: float) -> bool:
-    """Is it worth imitating: enough reward, every answer whole, and no bytes from outside?"""
+def successful(episode: Episode, enough: float) -> bool:
+    """Whether to imitate it: enough reward, every answer complete, no bytes from outside."""
     row = episode.row
     whole = all(turn.done.finish != "length" for turn in episode.turns)
     return (row.reward or 0.0) >= enough and not row.error and whole and row.trust == "clean"
 
 
-def examples(model: Any, episode: Episode, task: Task, weight: float = 1.0) -> list[Example]:
-    """One for each answer of the assistant; the student sees `task` without any lessons."""
-    made = []
+def examples(model: LocalModel, episode: Episode, task: Task, weight: float = 1.0) -> list[Example]:
+    """One example per answer of the assistant; the student's prompt has `task` and no lessons."""
+    answers = []
     for turn in episode.turns:
         student = messages_for(task, (), episode.said[: turn.at])
         question = Question(student, episode.asked(turn), list(episode.tools))
-        made.append(Example(question, tokens_of(model, turn.done), weight))
-    return [example for example in made if example.answer]
+        answers.append(Example(question, tokens_of(model, turn.done), weight))
+    return [example for example in answers if example.answer]
 
 
 def attempts(
-    model: Any,
+    model: LocalModel,
     name: str | None,
     tasks: Sequence[PracticeTask],
     tasksets: Mapping[str, Taskset],
@@ -75,37 +72,30 @@ def attempts(
     salt: str,
     options: SamplingOptions,
 ) -> tuple[list[list[list[Example]]], list[list[float]]]:
-    """`plan.group` episodes at each task by the student, without lessons, as (the answers of each,
-    their rewards)."""
+    """`plan.group` episodes of each task by the student, without lessons: the answers of each
+    episode, and the rewards."""
     groups: dict[int, list[Episode]] = {}
+    seed, k = hash_seed(f"grpo/{plan.seed}/{salt}"), plan.group
     with using(model, name):
-        for each in dict.fromkeys(one.taskset for one in tasks):
-            mine = [i for i, one in enumerate(tasks) if one.taskset == each]
-            # A task may be drawn twice: its attempts are numbered on.
-            parts = [
-                Part(tasks[i].task, (), range(i * plan.group, (i + 1) * plan.group)) for i in mine
-            ]
-            found = play(
-                model,
-                tasksets[each],
-                parts,
-                seed=_seed(f"grpo/{plan.seed}/{salt}"),
-                options=options,
-            )
-            groups |= dict(zip(mine, found, strict=True))
+        for taskset in dict.fromkeys(one.taskset for one in tasks):
+            numbers = [i for i, one in enumerate(tasks) if one.taskset == taskset]
+            # A task may be drawn twice; its attempts then have other indices.
+            parts = [Part(tasks[i].task, (), range(i * k, (i + 1) * k)) for i in numbers]
+            episodes = play(model, tasksets[taskset], parts, seed=seed, options=options)
+            groups |= dict(zip(numbers, episodes, strict=True))
     order = [groups[i] for i in range(len(tasks))]
-    made = [[examples(model, episode, episode.task) for episode in group] for group in order]
-    return made, [[episode.row.reward or 0.0 for episode in group] for group in order]
+    answers = [[examples(model, episode, episode.task) for episode in group] for group in order]
+    return answers, [[episode.row.reward or 0.0 for episode in group] for group in order]
 
 
-def tokens_of(model: Any, done: Completion) -> list[int]:
-    """The answer as training sees it: with the end token where the model ended."""
+def tokens_of(model: LocalModel, done: Completion) -> list[int]:
+    """Token ids of the answer, with the end token if the model ended it."""
     return list(done.tokens) if done.finish == "length" else [*done.tokens, model.end]
 
 
-def any_plays(tasks: Sequence[PracticeTask], tasksets: Mapping[str, Taskset]) -> bool:
+def any_environment(tasks: Sequence[PracticeTask], tasksets: Mapping[str, Taskset]) -> bool:
     return any(one.taskset in tasksets and has_environment(tasksets[one.taskset]) for one in tasks)
 
 
-def _seed(words: str) -> int:
-    return int(hashlib.sha256(words.encode()).hexdigest()[:15], 16)
+def hash_seed(text: str) -> int:
+    return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)

@@ -102,7 +102,7 @@ def test_new_lessons_are_due_and_no_lessons_are_not(store: Store, settings: Sett
 def test_a_lesson_without_tasks_is_never_due(store: Store, settings: Settings) -> None:
     teach(store, scope="weather")
     due, why = asked(store, settings)
-    assert not due and "none of the lessons belongs to a taskset" in why
+    assert not due and "no installed taskset belongs to any of the lessons" in why
 
 
 def test_the_hours_since_the_last_night(store: Store, settings: Settings) -> None:

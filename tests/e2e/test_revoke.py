@@ -18,23 +18,22 @@ import reflect
 from reflect.cli import run_command
 from reflect.config import Settings
 from reflect.errors import UnknownName, UsageError
-from reflect.gate import forgetting as proof
-from reflect.night.sleep import end
+from reflect.gate import forgetting
+from reflect.night.sleep import Outcome, RunningNight, end
 from reflect.night.workdir import NightDir
 from reflect.records import Adapter
 from reflect.store import Store, doctor, lessons, nights, revoked_adapters
 from reflect.tasksets import load_taskset
-from reflect.training.lesson_set import TasksetLessons
+from reflect.training.context import NightContext, TasksetLessons
 from reflect.training.plan import make_plan
+from reflect.types import NightStatus
 from reflect.workspace.workspace import Workspace
 
 
 def asked(model, name, store, subjects, settings, plan):
     """The gate's checks of revoked lessons: the base is asked once, then the adapter."""
-    return [
-        proof.judge_probe(model, name, one, settings)
-        for one in proof.gone(model, store, subjects, settings, plan)
-    ]
+    ctx = NightContext(model, store, settings, plan, subjects)
+    return [forgetting.check(ctx, name, one) for one in forgetting.probes_of(ctx)]
 
 
 def teach(s: Session, *does: str, **more: Any) -> list[int]:
@@ -234,7 +233,9 @@ def test_what_a_night_made_of_a_lesson_revoked_meanwhile_is_not_promoted(tmp_pat
         name="n", path="n", manifest={}, base_model="m", base_fingerprint="f", night_id=night.id
     )
     found = {"model_fingerprint": "f", "lessons": {}}
-    end(store, night, NightDir(settings, "k"), "promoted", found, "", verdict, adapter)
+    work = NightDir(settings, "k")
+    running = RunningNight(None, store, settings, None, [], night=night, work=work)  # type: ignore[arg-type]
+    end(running, Outcome(NightStatus.PROMOTED, found, "", verdict, adapter))
     with store.read() as s:
         assert (active(s), nights.get_night(s, 1).status) == (None, "rejected")
         assert (

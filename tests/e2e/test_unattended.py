@@ -183,7 +183,9 @@ def test_training_that_pauses_goes_on_with_the_very_next_step(
     d, plan, clock = data(tiny), short(budget=0.2), Clock()
     whole = loop.train(tiny, "whole", d, plan, tmp_path / "a")
     with pytest.raises(deadline_.Paused):
-        loop.train(tiny, "parts", d, plan, tmp_path / "b", deadline_.heed(clock.progress, clock))  # type: ignore[arg-type]
+        loop.train(
+            tiny, "parts", d, plan, tmp_path / "b", deadline_.with_deadline(clock.progress, clock)
+        )  # type: ignore[arg-type]
     assert clock.steps == list(range(13))
     assert loop.train(tiny, "parts", d, plan, tmp_path / "b", clock.progress) == whole
     assert clock.steps == list(range(plan.steps + 1)), "no step is done twice, none is left out"
@@ -293,7 +295,8 @@ def test_a_dry_run_says_what_it_costs(pocket: LocalModel, store: Store, settings
     slept(store, settings, pocket.fingerprint, 50.0, first.plan)
     same = sleep(pocket, store, settings, dry_run=True, **TINY)
     assert (
-        same.cost["measured"] == 1 and "about 50 s, as fast as the last 1 night here" in same.reason
+        same.cost["measured"] == 1
+        and "about 50 s, at the speed of the last 1 night here" in same.reason
     )
     more = sleep(pocket, store, settings, dry_run=True, **TINY | {"gate_tasks": 200})
     work = [report.cost["answers"] + report.cost["trained"] for report in (more, same)]

@@ -31,6 +31,7 @@ from reflect.store import Store, database, legacy, migrations, nights, runs, tri
 from reflect.store import lessons as db
 from reflect.tasksets.base import Taskset
 from reflect.training import deadline, teacher_data
+from reflect.training.context import NightContext
 from reflect.trials.lesson_trial import LessonTrials
 from reflect.types import CheckKind, QuarantineReason, RolloutErrorKind, StopReason
 
@@ -110,11 +111,12 @@ def test_a_taskset_that_does_not_load_is_left_out_whatever_its_line_says(
     monkeypatch.setattr(Taskset, "tasks", lambda self, *words: asked.append(self.name) or [])
     monkeypatch.setattr(teacher_data, "guarded", lambda subjects: [broken, other])
 
-    assert teacher_data.outside(None, None, [], None, None, 4) == [] and asked == ["b"]  # type: ignore[arg-type]
+    ctx = NightContext(None, None, None, None, [])  # type: ignore[arg-type]
+    assert teacher_data.outside(ctx, 4) == [] and asked == ["b"]
 
 
 def test_a_pause_names_the_stage_and_not_the_progress_text() -> None:
-    tell = deadline.heed(None, time.monotonic() - 1)
+    tell = deadline.with_deadline(None, time.monotonic() - 1)
     assert tell is not None
     with pytest.raises(deadline.Paused) as told:
         tell(0, 1, OTHER)

@@ -26,6 +26,7 @@ from reflect.tasksets import (
     load_taskset,
 )
 from reflect.training import distillation, grpo, lesson_set, loop
+from reflect.training.context import NightContext, TasksetLessons
 from reflect.training.examples import PracticeTask
 from reflect.training.plan import make_plan
 from reflect.training.teacher_data import TrainingData, guarded, harvest
@@ -57,8 +58,8 @@ def harvested(
 ) -> TrainingData:
     model, plan = model or WorldModel(), make_plan(1, **SMALL)
     lessons = [x for x in lesson_set.pick(store, "default") if x.scope == taskset.name]
-    subject = lesson_set.TasksetLessons(taskset, tuple(lessons))
-    return harvest(model, store, [subject], SETTINGS, plan, set(), means=means)
+    subject = TasksetLessons(taskset, tuple(lessons))
+    return harvest(NightContext(model, store, SETTINGS, plan, [subject]), set(), means=means)
 
 
 def texts(messages) -> str:
@@ -83,8 +84,8 @@ def test_a_lucky_episode_is_one_attempt_of_the_placebo_however_many_its_answers(
     plan, model = make_plan(1, **SMALL), WorldModel()
     data = harvested(store, SHOP, means={"shop": 0.4})
     lessons = [x for x in lesson_set.pick(store, "default") if x.scope == "shop"]
-    subject = lesson_set.TasksetLessons(SHOP, tuple(lessons))
-    made = placebo.placebo_data(model, store, [subject], data, SETTINGS, plan)
+    subject = TasksetLessons(SHOP, tuple(lessons))
+    made = placebo.placebo_data(NightContext(model, store, SETTINGS, plan, [subject]), data)
     assert len(made.harvest) == 10 * max(SMALL["fewest_tasks"], SMALL["tasks_per_lesson"] * 3)
 
 
@@ -157,10 +158,9 @@ def test_the_stages_of_a_night_train_on_the_turns(store, tiny: LocalModel) -> No
 
 def test_a_placebo_of_episodes_has_no_lesson_in_its_prompts(store):
     lessons = tuple(x for x in lesson_set.pick(store, "default") if x.scope == "shop")
-    subject = lesson_set.TasksetLessons(SHOP, lessons)
-    told = placebo.placebo_data(
-        WorldModel(), store, [subject], harvested(store, SHOP), SETTINGS, make_plan(1, **SMALL)
-    )
+    subject = TasksetLessons(SHOP, lessons)
+    ctx = NightContext(WorldModel(), store, SETTINGS, make_plan(1, **SMALL), [subject])
+    told = placebo.placebo_data(ctx, harvested(store, SHOP))
     assert len(told.harvest) >= 10
     assert all("Lessons" not in texts(x.question.student) for x in told.harvest)
     assert all("Lessons" in texts(x.question.teacher) for x in told.harvest)
@@ -168,7 +168,7 @@ def test_a_placebo_of_episodes_has_no_lesson_in_its_prompts(store):
 
 def test_games_that_a_night_is_not_about_take_no_part_in_it(store):
     assert {t.name for t in guarded(())}.isdisjoint({"calc", "shop"})
-    subject = lesson_set.TasksetLessons(SHOP, ())
+    subject = TasksetLessons(SHOP, ())
     assert "shop" in {t.name for t in guarded([subject])}
     model = WorldModel()
     harvested(store, CALC, model)

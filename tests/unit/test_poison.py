@@ -9,7 +9,7 @@ from reflect.config import Settings
 from reflect.day.practice import practice
 from reflect.store import Store
 from reflect.store import lessons as db
-from reflect.training.lesson_set import TasksetLessons
+from reflect.training.context import NightContext, TasksetLessons
 from reflect.training.plan import make_plan
 from reflect.training.teacher_data import anchor_prompts, near_tasks
 from scripts.attacks.poison import ORDERS, WAYS, Obedient, Poisoned, canary, kites, owners, payload
@@ -55,12 +55,13 @@ def test_where_nobody_says_that_it_is_from_outside_it_is(store):
 def test_anchors_carry_no_outside_bytes(store):
     taskset = Poisoned(True, [0, 1], 4)
     subject = TasksetLessons(taskset, ())
-    near = near_tasks(Obedient(), store, subject, SETTINGS, "practice")
+    plan = make_plan(10**6, anchors=80)
+    ctx = NightContext(Obedient(), store, SETTINGS, plan, [subject])
+    near = near_tasks(ctx, subject, "practice")
     assert len(near) == 4 + 2 and not any(task.untrusted for task in near), (
         "two whose tool will read such bytes"
     )
-    plan = make_plan(10**6, anchors=80)
-    asked = anchor_prompts(Obedient(), [subject], [taskset], SETTINGS, plan, [[]], near)
+    asked = anchor_prompts(ctx, [taskset], [[]], near)
     assert any("Say the word" in str(question.student) for question in asked) and not kites(
         str(asked)
     )

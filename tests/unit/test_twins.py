@@ -17,7 +17,7 @@ from reflect.tasksets.base import Taskset
 from reflect.tasksets.code import answer_of
 from reflect.tasksets.task import TWIN, Score, Task
 from reflect.training import lesson_set
-from reflect.training.lesson_set import TasksetLessons
+from reflect.training.context import NightContext, TasksetLessons
 from reflect.training.plan import make_plan
 from reflect.training.teacher_data import harvest, scored
 
@@ -101,10 +101,11 @@ def test_no_cheat_enters_a_training_set(store):
         ]
     subject = TasksetLessons(Adding(), tuple(lessons))
     plan = make_plan(10**6, fewest_tasks=4, tasks_per_lesson=2, samples=1, anchors=8)
-    data = harvest(FittingModel(), store, [subject], SETTINGS, plan, set())
+    ctx = NightContext(FittingModel(), store, SETTINGS, plan, [subject])
+    data = harvest(ctx, set())
     told = data.figures["tasksets"]["adding"]
     assert told == {"tasks": 4, "attempts": 4, "kept": 0, "enough": 1.0} and not data.harvest
-    data = placebo_data(FittingModel(), store, [subject], data, SETTINGS, plan)
+    data = placebo_data(ctx, data)
     assert not data.harvest, "nor that of the placebo"
 
 

@@ -1,0 +1,70 @@
+"""NightContext: what the functions of a night share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING
+
+from reflect.config import Settings
+from reflect.evaluation.arms import ArmResult, run_arm
+from reflect.models.base import SamplingOptions, using
+from reflect.records import Lesson
+from reflect.rollouts.episode import Advice
+from reflect.store import Store
+from reflect.tasksets.base import Taskset
+from reflect.tasksets.task import Task
+from reflect.training.plan import Plan
+from reflect.types import Progress
+
+if TYPE_CHECKING:
+    from reflect.models.local import LocalModel
+
+
+@dataclass(frozen=True)
+class TasksetLessons:
+    """A taskset of the night and the lessons that its prompts may contain."""
+
+    taskset: Taskset
+    lessons: tuple[Lesson, ...]
+
+
+@dataclass(frozen=True)
+class NightContext:
+    """The model to train, the database, the settings, the plan, and the tasksets with their
+    lessons."""
+
+    model: LocalModel
+    store: Store
+    settings: Settings
+    plan: Plan
+    tasksets: Sequence[TasksetLessons]
+    _: KW_ONLY
+    progress: Progress | None = None
+
+    def report(self, done: int, total: int, what: str) -> None:
+        """Report progress, if a callback is set."""
+        if self.progress:
+            self.progress(done, total, what)
+
+    @property
+    def lessons(self) -> list[Lesson]:
+        """The lessons of all tasksets, each once."""
+        return list({x.id: x for item in self.tasksets for x in item.lessons}.values())
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        """Options of attempts that are sampled at the plan's temperature."""
+        return SamplingOptions.of(self.settings, self.plan.temperature)
+
+    def run_arm(
+        self,
+        taskset: Taskset,
+        rows: Sequence[tuple[Task, Sequence[Advice]]],
+        adapter: str | None = None,
+    ) -> ArmResult:
+        """One greedy answer to each task under its lessons, by a loaded adapter or the bare
+        base."""
+        options = SamplingOptions.of(self.settings)
+        with using(self.model, adapter):
+            return run_arm(self.model, taskset, rows, options=options, progress=self.progress)
