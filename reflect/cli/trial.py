@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -205,6 +205,7 @@ def in_cells(row: dict[str, Any]) -> dict[str, Any]:
 def compare(
     ws: Workspace, lesson_id: int, name: str | None, n: int, effect: float, seed: int, json: bool
 ) -> None:
+    from reflect.rollouts.context import TasksetContext
     from reflect.store import lessons
     from reflect.trials import comparison
 
@@ -215,8 +216,9 @@ def compare(
             f"Lesson {lesson_id} is for every taskset.", "Say where to compare: --taskset TASKSET"
         )
     found = ws.taskset(scope)
+    ctx = TasksetContext(ws.model, ws.store, found, ws.settings)
     options: dict[str, Any] = {"n": n, "k": ws.settings.k, "wanted": effect, "seed": seed}
-    plan = comparison.plan(ws.model, ws.store, found, ws.settings, lesson_id, **options)
+    plan = comparison.plan(ctx, lesson_id, **options)
     told = f"{plan.known} over {plan.known.n} rollouts" if plan.known.n else "no rollouts yet"
     if plan.known.verdict != "undecided":
         print_status(
@@ -229,7 +231,7 @@ def compare(
         f"{len(plan.tasks)} tasks x {plan.k} = {plan.pairs} pairs find one of {plan.smallest:.2f}."
     )
     with progress() as tell:
-        trial = comparison.compare(ws.model, ws.store, found, ws.settings, plan, tell)
+        trial = comparison.compare(replace(ctx, progress=tell), plan)
     if json:
         data = {"needed": plan.needed, "planned": plan.pairs, "smallest": round(plan.smallest, 4)}
         return print_json(shape(trial) | data)
@@ -244,6 +246,7 @@ def compare(
 def together(ws: Workspace, name: str, n: int | None, seed: int, json: bool) -> None:
     """All lessons of a taskset: as its runs have measured them, or compared with none on n tasks
     now."""
+    from reflect.rollouts.context import TasksetContext
     from reflect.store import trials
     from reflect.trials import comparison
     from reflect.trials.bundle import in_words
@@ -262,22 +265,21 @@ def together(ws: Workspace, name: str, n: int | None, seed: int, json: bool) -> 
             )
         return print(f"bundle {name}: {in_words(rows[0].bundle)}")
     with progress() as tell:
-        effect = comparison.compare_bundle(
-            ws.model, ws.store, found, ws.settings, n=n, k=ws.settings.k, seed=seed, progress=tell
-        )
+        ctx = TasksetContext(ws.model, ws.store, found, ws.settings, progress=tell)
+        effect = comparison.compare_bundle(ctx, n=n, k=ws.settings.k, seed=seed)
     if json:
         return print_json({"taskset": found.name, "kind": "paired", **asdict(effect)})
     print(f"bundle {found.name}: {in_words(asdict(effect), 'pairs')}")
 
 
 def aa_report(ws: Workspace, name: str, n: int, seed: int, json: bool) -> None:
+    from reflect.rollouts.context import TasksetContext
     from reflect.trials import comparison
 
     found = ws.taskset(name)
     with progress() as tell:
-        both = comparison.run_twice(
-            ws.model, ws.store, found, ws.settings, n=n, k=ws.settings.k, seed=seed, progress=tell
-        )
+        ctx = TasksetContext(ws.model, ws.store, found, ws.settings, progress=tell)
+        both = comparison.run_twice(ctx, n=n, k=ws.settings.k, seed=seed)
     if json:
         return print_json(asdict(both))
     noise = both.noise

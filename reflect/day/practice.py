@@ -34,16 +34,17 @@ from reflect.store import trials as trials_db
 from reflect.tasksets import isolation
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import Task
-from reflect.trials.bundle import Assignment, Bundle, draw
-from reflect.trials.checkpoints import save_checkpoint
-from reflect.trials.lesson_trial import (
+from reflect.trials.assignment import (
+    Assignment,
     LazyAssignment,
-    LessonTrials,
-    TrialScope,
+    draw,
     parts_of,
     shown_to,
     withhold,
 )
+from reflect.trials.bundle import Bundle
+from reflect.trials.checkpoints import save_checkpoint
+from reflect.trials.lesson_trial import LessonTrials, TrialScope
 from reflect.types import Finish, LessonStatus, Progress, RunStatus
 
 WAVE = 8  # tasks that run, and are reflected on, together
@@ -142,7 +143,7 @@ class RunTrials:
 
     def __init__(self, run: Run) -> None:
         self.run_id = run.id
-        scope = TrialScope(run.model_fingerprint, run.adapter_id, run.measure)
+        scope = TrialScope.of(run)
         self.lessons, self.bundle = LessonTrials(scope), Bundle(run)
 
     def update(self, s: Session, lesson_ids: Sequence[int], *, move: bool) -> None:

@@ -29,8 +29,7 @@ from reflect.rollouts.runner import messages_for
 from reflect.serve.schema import ChatRequest
 from reflect.store import Store, exchanges, nights
 from reflect.tasksets.task import Message, Task
-from reflect.trials.bundle import Assignment, draw
-from reflect.trials.lesson_trial import withhold
+from reflect.trials.assignment import Assignment, draw, withhold
 from reflect.types import Trust
 
 MARGIN = 64  # tokens reserved for the chat template and the start of an answer

@@ -2,7 +2,7 @@
 
 A planned comparison runs the same tasks with the same seeds with the lesson and without it, all
 other lessons as at run time (or with all chosen lessons and with none), and stops at the verdict.
-It costs rollouts that ordinary runs give for nothing, so it is for what is undecided.
+It costs rollouts that ordinary runs give for free, so it is for lessons that are undecided.
 
 Not covered: its rollouts are not kept, and the next comparison starts from nothing: each has its
 own error rate.
@@ -11,15 +11,17 @@ own error rate.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from reflect.config import Settings
+from sqlmodel import Session
+
 from reflect.errors import UsageError
 from reflect.lessons.selection import lessons_for
-from reflect.models.base import Model, SamplingOptions, active_adapter
+from reflect.models.base import SamplingOptions, active_adapter
 from reflect.records import SHOWN_STATUSES, Lesson, Rollout, Trial
+from reflect.rollouts.context import TasksetContext
 from reflect.rollouts.runner import AUDIT, Part, run_parts
 from reflect.rollouts.stepwise import only
 from reflect.stats.confidence import (
@@ -30,13 +32,12 @@ from reflect.stats.confidence import (
     noise_floor,
     resolvable,
 )
-from reflect.store import Store, nights, trials
 from reflect.store import lessons as db
-from reflect.tasksets.base import Taskset
+from reflect.store import nights, trials
 from reflect.tasksets.task import Task
 from reflect.trials.lesson_trial import LessonTrials, TrialScope, audited, record_trial
 from reflect.trials.reward_version import reward_version
-from reflect.types import Progress
+from reflect.types import TrialKind, TrialVerdict
 
 WAVE = 8  # tasks that run together
 
@@ -45,17 +46,23 @@ Rows = list[tuple[Task, list[Lesson]]]  # tasks, each with the lessons in its pr
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """A comparison before it is made. `known`: what ordinary runs say so far."""
+    """A comparison before it is run."""
 
     lesson: Lesson
     version: int
     known: Effect
-    holds: TrialScope
-    tasks: Rows  # those for which the lesson is chosen, with all that are
+    """The effect from ordinary runs so far."""
+    scope: TrialScope
+    tasks: Rows
+    """The tasks for which the lesson is chosen, with all lessons that are."""
     k: int
-    sd: float  # of the difference of a pair
-    wanted: float  # the effect to be found
-    needed: int  # pairs that find it in 90 % of cases
+    """Pairs per task."""
+    sd: float
+    """Standard deviation of the difference of a pair."""
+    wanted: float
+    """The effect to be detected."""
+    needed: int
+    """Pairs that detect it in 90 % of cases."""
 
     @property
     def pairs(self) -> int:
@@ -63,165 +70,120 @@ class ComparisonPlan:
 
     @property
     def smallest(self) -> float:
-        """The effect that this many pairs find in 90 % of cases."""
+        """The effect that this many pairs detect in 90 % of cases."""
         return resolvable(self.pairs, self.sd)
 
 
 def plan(
-    model: Model,
-    store: Store,
-    taskset: Taskset,
-    settings: Settings,
-    lesson_id: int,
-    *,
-    n: int,
-    k: int,
-    wanted: float = 0.1,
-    seed: int = 0,
+    ctx: TasksetContext, lesson_id: int, *, n: int, k: int, wanted: float = 0.1, seed: int = 0
 ) -> ComparisonPlan:
-    """How a lesson would be compared on at most n practice tasks, k pairs each. UsageError for a
-    lesson that does not stand in any prompt."""
-    adapter = active_adapter(model)
-    found: Rows = []
-    with store.read() as s:
+    """Plan to compare a lesson on at most n practice tasks, k pairs each. UsageError for a lesson
+    that is in no prompt."""
+    adapter, name = active_adapter(ctx.model), ctx.taskset.name
+    with ctx.store.read() as s:
         lesson = db.get(s, lesson_id)
         if lesson.status not in SHOWN_STATUSES:
             raise UsageError(
-                f"Lesson {lesson_id} is {lesson.status}: it stands in no prompt.",
+                f"Lesson {lesson_id} is {lesson.status}, so it is in no prompt.",
                 "Approve it first.",
             )
-        holds = TrialScope(
-            model.fingerprint,
-            nights.get_adapter(s, adapter).id if adapter else None,
-            reward_version(taskset),
+        adapter_id = nights.get_adapter(s, adapter).id if adapter else None
+        scope = TrialScope(ctx.model.fingerprint, adapter_id, reward_version(ctx.taskset))
+        version, estimator = LessonTrials(scope).update(s, lesson)
+        rows = (
+            (task, chosen)
+            for task, chosen in _with_lessons(ctx, s, None, seed)
+            if any(x.id == lesson_id for x in chosen)
         )
-        version, contrast = LessonTrials(holds).hear(s, lesson)
-        for task in taskset.tasks("practice", None, seed):
-            chosen = lessons_for(model, s, taskset, task, settings) if len(found) < n else []
-            if any(one.id == lesson_id for one in chosen):
-                found.append((task, chosen))
-    if not found:
+        tasks = list(islice(rows, n))
+    if not tasks:
         raise UsageError(
-            f"Lesson {lesson_id} is chosen for no practice task of {taskset.name}.",
-            "Name the tasks that it is for with --taskset; lesson_limit and lesson_budget may leave it out.",
+            f"Lesson {lesson_id} is chosen for no practice task of {name}.",
+            "Name the tasks that it is for with --taskset; lesson_limit and lesson_budget may "
+            "leave it out.",
         )
-    sd = (
-        math.sqrt(2) * contrast.noise
-    )  # the two of a pair differ in their prompt: they are as good as independent
-    return ComparisonPlan(
-        lesson, version, contrast.result(), holds, found, k, sd, wanted, needed(wanted, sd)
-    )
+    # the prompts of a pair differ, so its rewards are as good as independent
+    sd, known = math.sqrt(2) * estimator.noise, estimator.result()
+    pairs = needed(wanted, sd)
+    return ComparisonPlan(lesson, version, known, scope, tasks, k, sd, wanted, pairs)
 
 
-def compare(
-    model: Model,
-    store: Store,
-    taskset: Taskset,
-    settings: Settings,
-    plan: ComparisonPlan,
-    progress: Progress | None = None,
-) -> Trial:
+def _with_lessons(
+    ctx: TasksetContext, s: Session, n: int | None, seed: int
+) -> Iterator[tuple[Task, list[Lesson]]]:
+    """The practice tasks, each with the lessons of its prompt."""
+    for task in ctx.taskset.tasks("practice", n, seed):
+        yield task, lessons_for(ctx.model, s, ctx.taskset, task, ctx.settings)
+
+
+def compare(ctx: TasksetContext, plan: ComparisonPlan) -> Trial:
     """Carry out the plan until there is a verdict or no task is left; the verdict moves the
     lesson."""
-    with store.read() as s:
-        seed = sum(
-            trial.kind == "paired" for trial in nights.trials(s, plan.lesson.id)
-        )  # each time other attempts
+    lesson_id = plan.lesson.id
+    with ctx.store.read() as s:  # each comparison of a lesson has other seeds
+        seed = sum(x.kind == TrialKind.PAIRED for x in nights.trials(s, lesson_id))
     rows = [
-        (task, chosen, only(chosen, lambda lesson: lesson.id != plan.lesson.id))
+        (task, chosen, only(chosen, lambda lesson: lesson.id != lesson_id))
         for task, chosen in plan.tasks
     ]
-    effect = _pairs(model, taskset, settings, rows, plan.k, seed, progress)
-    with store.write() as s:
-        lesson = db.get(s, plan.lesson.id)
-        same = (
-            trials.since(s, lesson) == plan.version
-        )  # else somebody changed it meanwhile: this is about what was
-        return record_trial(s, lesson, effect, "paired", plan.version, plan.holds, move=same)
+    effect = _run_pairs(ctx, rows, plan.k, seed)
+    with ctx.store.write() as s:
+        lesson = db.get(s, lesson_id)
+        unchanged = trials.since(s, lesson) == plan.version  # else the effect is of an old text
+        trial = trials.new_trial(plan.scope.trial(lesson, plan.version, TrialKind.PAIRED))
+        return record_trial(s, trial, lesson, effect, move=unchanged)
 
 
-def compare_bundle(
-    model: Model,
-    store: Store,
-    taskset: Taskset,
-    settings: Settings,
-    *,
-    n: int,
-    k: int,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Effect:
-    """All lessons that are chosen against none, on at most n practice tasks in whose prompt some
-    stand, k pairs each, until there is a verdict. It moves no lesson, and is not kept. UsageError
-    where no task has a lesson."""
-    with store.read() as s:
-        every = (
-            (t, lessons_for(model, s, taskset, t, settings))
-            for t in taskset.tasks("practice", None, seed)
-        )
-        rows: list[tuple[Task, list[Lesson], list[Lesson]]]
-        rows = list(islice(((task, chosen, []) for task, chosen in every if chosen), n))
+def compare_bundle(ctx: TasksetContext, *, n: int, k: int, seed: int = 0) -> Effect:
+    """Compare all chosen lessons with none, on at most n practice tasks that have lessons, k pairs
+    each, until there is a verdict. It moves no lesson, and is not kept. UsageError if no task has a
+    lesson."""
+    with ctx.store.read() as s:
+        some = (row for row in _with_lessons(ctx, s, None, seed) if row[1])
+        none: list[Lesson] = []
+        rows = [(task, chosen, none) for task, chosen in islice(some, n)]
     if not rows:
-        raise UsageError(
-            f"No lesson stands in a prompt of {taskset.name}.",
-            f"Practise: reflect run {taskset.name}",
-        )
-    return _pairs(model, taskset, settings, rows, k, seed, progress)
+        name = ctx.taskset.name
+        raise UsageError(f"No prompt of {name} has a lesson.", f"Practise: reflect run {name}")
+    return _run_pairs(ctx, rows, k, seed)
 
 
-def _pairs(
-    model: Model,
-    taskset: Taskset,
-    settings: Settings,
+def _run_pairs(
+    ctx: TasksetContext,
     rows: Sequence[tuple[Task, Sequence[Lesson], Sequence[Lesson]]],
     k: int,
     seed: int,
-    progress: Progress | None,
 ) -> Effect:
     """The effect of the first lessons of each row against the second, with the same seeds, up to
     the verdict."""
     paired, audit = PairedEstimator(), PairedEstimator()
-    options = SamplingOptions.of(settings)
+    options = SamplingOptions.of(ctx.settings)
     for start in range(0, len(rows), WAVE):
-        if progress:
-            progress(start, len(rows), "pairs")
-        parts = [
-            Part(task, some, range(k))
-            for task, *both in rows[start : start + WAVE]
-            for some in both
-        ]
-        groups = run_parts(model, taskset, parts, seed=seed, options=options)
-        pairs = [
-            pair
-            for with_lessons, without in zip(groups[::2], groups[1::2], strict=True)
-            for pair in zip(with_lessons, without, strict=True)
-        ]
-        if _settled(paired, audit, pairs):
+        ctx.report(start, len(rows), "pairs")
+        wave = rows[start : start + WAVE]
+        parts = [Part(task, lessons, range(k)) for task, *both in wave for lessons in both]
+        groups = run_parts(ctx.model, ctx.taskset, parts, seed=seed, options=options)
+        both = zip(groups[::2], groups[1::2], strict=True)
+        pairs = [pair for group in both for pair in zip(*group, strict=True)]
+        if _decided(paired, audit, pairs):
             break
     return audited(paired.result(), audit if audit.n else None)
 
 
-def _settled(
-    paired: PairedEstimator, audit: PairedEstimator, pairs: Sequence[tuple[Rollout, Rollout]]
+def _decided(
+    paired: PairedEstimator, audit: PairedEstimator, pairs: Sequence[tuple[Rollout, ...]]
 ) -> bool:
-    """Take in the pairs, one after the other, up to the verdict. Is there one, under the hidden
-    metric too?"""
+    """Add the pairs, one after the other, up to the verdict. Is there one, under the hidden metric
+    too?"""
     for pair in pairs:
         paired.update(*(row.reward or 0.0 for row in pair))
         if all(AUDIT in row.parts for row in pair):
             audit.update(*(row.parts[AUDIT] for row in pair))
-        if paired.verdict() == "reject" or (paired.verdict() == "accept" and not _open(audit)):
+        verdict = paired.verdict()
+        pending = audit.n > 0 and audit.verdict() == TrialVerdict.UNDECIDED
+        if verdict == TrialVerdict.REJECT or (verdict == TrialVerdict.ACCEPT and not pending):
             return True
     return False
-
-
-def _open(audit: PairedEstimator) -> bool:
-    """Is there a hidden metric whose verdict is still to come?"""
-    return audit.n > 0 and audit.verdict() == "undecided"
-
-
-# -- identical prompts
-# -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -230,44 +192,30 @@ class AAResult:
 
     taskset: str
     tasks: int
-    k: int  # rollouts of a task in each run
-    first: float  # mean reward
+    k: int
+    """Rollouts of a task in each run."""
+    first: float
+    """Mean reward of the first run."""
     second: float
     noise: NoiseFloor
 
 
-def run_twice(
-    model: Model,
-    store: Store,
-    taskset: Taskset,
-    settings: Settings,
-    *,
-    n: int,
-    k: int,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> AAResult:
-    """n practice tasks with their lessons, k rollouts each, twice. UsageError where there is no
+def run_twice(ctx: TasksetContext, *, n: int, k: int, seed: int = 0) -> AAResult:
+    """Run n practice tasks with their lessons, k rollouts each, twice. UsageError if there is no
     task."""
-    tasks = taskset.tasks("practice", n, seed)
-    if not tasks:
+    name, options = ctx.taskset.name, SamplingOptions.of(ctx.settings)
+    with ctx.store.read() as s:
+        parts = [Part(*row, range(2 * k)) for row in _with_lessons(ctx, s, n, seed)]
+    if not parts:
         raise UsageError(
-            f"The taskset {taskset.name} has no practice tasks.", "Give some the split 'practice'."
+            f"The taskset {name} has no practice tasks.", "Give some the split 'practice'."
         )
-    with store.read() as s:
-        parts = [
-            Part(task, lessons_for(model, s, taskset, task, settings), range(2 * k))
-            for task in tasks
-        ]
-    options = SamplingOptions.of(settings)
     rewards: list[list[float]] = []
     for start in range(0, len(parts), WAVE):
-        if progress:
-            progress(start, len(parts), "rollouts")
-        groups = run_parts(model, taskset, parts[start : start + WAVE], seed=seed, options=options)
+        ctx.report(start, len(parts), "rollouts")
+        wave = parts[start : start + WAVE]
+        groups = run_parts(ctx.model, ctx.taskset, wave, seed=seed, options=options)
         rewards += [[row.reward or 0.0 for row in group] for group in groups]
     first, second = (sum(sum(row[half]) for row in rewards) for half in (slice(k), slice(k, None)))
     size = len(rewards) * k
-    return AAResult(
-        taskset.name, len(rewards), k, first / size, second / size, noise_floor(rewards)
-    )
+    return AAResult(name, len(rewards), k, first / size, second / size, noise_floor(rewards))

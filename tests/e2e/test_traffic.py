@@ -26,7 +26,7 @@ from reflect.serve.schema import parse
 from reflect.store import Store, doctor, exchanges, lessons, nights, runs
 from reflect.tasksets import load_taskset
 from reflect.tasksets.task import Task
-from reflect.trials.lesson_trial import withhold
+from reflect.trials.assignment import withhold
 
 DIALECT = load_taskset("dialect")
 SEEDS = itertools.count()

@@ -15,11 +15,13 @@ from reflect.config import Settings, load
 from reflect.day.practice import practice
 from reflect.errors import UsageError
 from reflect.records import Exposure, Rollout, TaskRow, Trial
+from reflect.rollouts.context import TasksetContext
 from reflect.store import Store, doctor, runs, trials
 from reflect.store import lessons as db
 from reflect.trials import comparison
-from reflect.trials.bundle import Bundle, draw, in_words
-from reflect.trials.lesson_trial import LessonTrials, TrialScope, withhold
+from reflect.trials.assignment import draw, withhold
+from reflect.trials.bundle import Bundle, in_words
+from reflect.trials.lesson_trial import LessonTrials, TrialScope
 from reflect.trials.reward_version import reward_version
 
 SETTINGS = Settings()
@@ -118,7 +120,7 @@ def test_a_day_withholds_bundles_and_their_rollouts_are_no_evidence_on_one_lesso
         assert {x.probability for x in found if not rows[x.rollout_id].bundle_shown} == {0.0}
         assert {x.probability for x in found if rows[x.rollout_id].bundle_shown} <= {0.5, 0.9}
         holds = TrialScope("rule-1", None, reward_version(dialect.TASKSET))
-        heard = [LessonTrials(holds).hear(s, db.get(s, i)) for i in range(1, 7)]
+        heard = [LessonTrials(holds).update(s, db.get(s, i)) for i in range(1, 7)]
         counted = [
             len(trials.observations(s, i, version, **holds.words()))
             for i, (version, _) in enumerate(heard, 1)
@@ -224,11 +226,15 @@ def test_the_commands_show_the_bundle(store, capsys):
 
 def test_a_planned_comparison_of_all_lessons_with_none(store):
     with pytest.raises(UsageError, match="No lesson stands"):
-        comparison.compare_bundle(RuleModel(), store, dialect.TASKSET, SETTINGS, n=4, k=2)
+        comparison.compare_bundle(
+            TasksetContext(RuleModel(), store, dialect.TASKSET, SETTINGS), n=4, k=2
+        )
     with store.write() as s:
         for verb, op in dialect.TASKSET.meanings.items():
             db.add(s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect")
-    effect = comparison.compare_bundle(RuleModel(), store, dialect.TASKSET, SETTINGS, n=8, k=4)
+    effect = comparison.compare_bundle(
+        TasksetContext(RuleModel(), store, dialect.TASKSET, SETTINGS), n=8, k=4
+    )
     assert effect.verdict == "accept" and effect.low > 0 and effect.n <= 32
     with store.read() as s:
         assert s.exec(select(Trial)).all() == [] and {x.status for x in db.listing(s)} == {

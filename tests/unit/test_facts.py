@@ -99,7 +99,7 @@ def test_what_no_judge_could_grade_is_no_evidence_whatever_the_error_says(store:
                 row.reward, row.error, row.error_kind = None, OTHER, kind
         with store.read() as s:
             assert len(trials.observations(s, lesson.id, 1, "rule-1", None)) == counted
-            assert LessonTrials(HERE).hear(s, db.get(s, lesson.id))[1].n == counted
+            assert LessonTrials(HERE).update(s, db.get(s, lesson.id))[1].n == counted
 
 
 def test_a_taskset_that_does_not_load_is_left_out_whatever_its_line_says(

@@ -52,9 +52,11 @@ def found(
             )
     with store.read() as s:
         run = runs.get_run(s, run_id)
-        court = LessonTrials(TrialScope(run.model_fingerprint, run.adapter_id, run.measure))
-        effects = [str(court.hear(s, lesson)[1].result()) for lesson in lessons.listing(s)]
-        return [*effects, str(Bundle(run).hear(s))], read
+        lesson_trials = LessonTrials(TrialScope(run.model_fingerprint, run.adapter_id, run.measure))
+        effects = [
+            str(lesson_trials.update(s, lesson)[1].result()) for lesson in lessons.listing(s)
+        ]
+        return [*effects, str(Bundle(run).update(s))], read
 
 
 def forget(store: Store) -> None:

@@ -204,7 +204,9 @@ def test_what_a_judge_could_not_grade_counts_in_no_trial(asks: str, tmp_path: Pa
     with store.read() as s:
         row = lessons.get(s, lesson.id)
         assert trials.observations(s, lesson.id, 1, "rules", None, reward_version(found)) == []
-        assert LessonTrials(TrialScope("rules", None, reward_version(found))).hear(s, row)[1].n == 0
+        assert (
+            LessonTrials(TrialScope("rules", None, reward_version(found))).update(s, row)[1].n == 0
+        )
 
 
 # -- an answer is only an answer

@@ -13,6 +13,7 @@ from reflect.evaluation.arms import evaluate
 from reflect.gate import placebo
 from reflect.models.local import LocalModel
 from reflect.night.sleep import sleep
+from reflect.rollouts.context import TasksetContext
 from reflect.store import Store
 from reflect.store import lessons as db
 from reflect.tasksets import (
@@ -208,8 +209,8 @@ def test_a_planned_comparison_holds_one_lesson_back_through_whole_episodes(store
     model = WorldModel()
     with store.read() as s:
         lesson = db.listing(s, scope="shop")[0]
-    plan = comparison.plan(model, store, SHOP, SETTINGS, lesson.id, n=24, k=2)
-    trial = comparison.compare(model, store, SHOP, SETTINGS, plan)
+    plan = comparison.plan(TasksetContext(model, store, SHOP, SETTINGS), lesson.id, n=24, k=2)
+    trial = comparison.compare(TasksetContext(model, store, SHOP, SETTINGS), plan)
     assert trial.verdict == "accept" and trial.effect > 0.05
     shown = [r for r in model.requests if lesson.when in texts(r.messages[:1])]
     assert 0 < len(shown) < len(model.requests) / 2

@@ -20,7 +20,8 @@ from reflect.errors import UsageError
 from reflect.records import Exposure, Rollout, TaskRow, Trial
 from reflect.store import Store, doctor, nights, runs, trials
 from reflect.store import lessons as db
-from reflect.trials.lesson_trial import LessonTrials, TrialScope, withhold
+from reflect.trials.assignment import withhold
+from reflect.trials.lesson_trial import LessonTrials, TrialScope
 from reflect.trials.reward_version import reward_version
 
 SETTINGS = Settings()
@@ -41,9 +42,9 @@ def lesson_of(store, status="candidate", **words):
 def practised(
     store, lesson_id, effect, *, tasks=40, k=8, seed=0, fingerprint="rule-1", settings=SETTINGS
 ):
-    """A run of simulated rollouts in which the lesson is worth `effect`; the court sits after every
+    """A run of simulated rollouts in which the lesson is worth `effect`; it is judged after every
     8 tasks."""
-    rng, court = random.Random(f"{seed} {effect}"), LessonTrials(TrialScope(fingerprint))
+    rng, lesson_trials = random.Random(f"{seed} {effect}"), LessonTrials(TrialScope(fingerprint))
     with store.write() as s:
         name = f"{fingerprint}-{lesson_id}-{seed}-{effect}"
         keys = [f"{name}-{i}" for i in range(tasks)]
@@ -65,7 +66,7 @@ def practised(
                                         seed=rng.getrandbits(60)))  # fmt: skip
                     drawn.append(exposures)
             runs.save_rollouts(s, rows, drawn)
-            court.judge(s, [lesson_id], run.id)
+            lesson_trials.judge(s, [lesson_id], run.id)
             if lesson.status != before:
                 break
     with store.write() as s:
@@ -197,7 +198,7 @@ def test_only_the_evidence_on_this_text_model_and_adapter_counts(store):
 
     def heard(holds=HERE):
         with store.read() as s:
-            version, contrast = LessonTrials(holds).hear(s, db.get(s, lesson.id))
+            version, contrast = LessonTrials(holds).update(s, db.get(s, lesson.id))
         return version, contrast.n
 
     assert heard() == (1, 32)
@@ -220,7 +221,7 @@ def test_only_the_evidence_on_this_text_model_and_adapter_counts(store):
 
 
 def test_the_same_draw_counts_once(store):
-    """Two runs of one seed hold the same rollouts: see what the court makes of copies."""
+    """Two runs of one seed hold the same rollouts: copies count once."""
     lesson = lesson_of(store)
     first = practised(store, lesson.id, 0.0, tasks=4)
     with store.write() as s:
@@ -235,14 +236,14 @@ def test_the_same_draw_counts_once(store):
             )
     with store.read() as s:
         assert len(runs.exposures(s, lesson.id)) == 64
-        assert LessonTrials(HERE).hear(s, db.get(s, lesson.id))[1].n == 32
+        assert LessonTrials(HERE).update(s, db.get(s, lesson.id))[1].n == 32
 
 
 def test_rollouts_without_a_choice_are_no_evidence_and_broken_ones_earn_nothing(store):
     lesson = lesson_of(store)
     practised(store, lesson.id, 0.0, tasks=2, settings=Settings(trials=False))
     with store.read() as s:
-        assert LessonTrials(HERE).hear(s, lesson)[1].n == 0 and s.exec(select(Trial)).all() == []
+        assert LessonTrials(HERE).update(s, lesson)[1].n == 0 and s.exec(select(Trial)).all() == []
     practised(store, lesson.id, 0.0, tasks=1, seed=1)
     with store.write() as s:
         for row in s.exec(select(Rollout).where(Rollout.run_id == 2)):
@@ -271,11 +272,11 @@ def test_a_hundred_thousand_rollouts_are_read_in_seconds(store):
             "INSERT INTO exposure (rollout_id, lesson_id, version, shown, probability) VALUES (?, ?, 1, ?, 0.5)",
             [(i + 1, lesson.id, rng.random() < 0.5) for i in range(100_000)],
         )
-    court, began = LessonTrials(HERE), time.process_time()
+    lesson_trials, began = LessonTrials(HERE), time.process_time()
     with store.read() as s:
-        _version, contrast = court.hear(s, db.get(s, lesson.id))
+        _version, contrast = lesson_trials.update(s, db.get(s, lesson.id))
         cold = time.process_time() - began
-        again = court.hear(s, db.get(s, lesson.id))[1]
+        again = lesson_trials.update(s, db.get(s, lesson.id))[1]
         warm = time.process_time() - began - cold
     assert contrast.n == 100_000 and again is contrast
     assert cold < 5 and warm < 0.5  # 0.8 s and 0.002 s on an idle core
@@ -390,7 +391,7 @@ def test_without_learning_rollouts_count_but_no_verdict_falls(store):
         }
         assert (
             LessonTrials(TrialScope("rule-1", None, reward_version(dialect.TASKSET)))
-            .hear(s, db.get(s, 1))[1]
+            .update(s, db.get(s, 1))[1]
             .n
             > 16
         )

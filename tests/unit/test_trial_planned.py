@@ -14,6 +14,7 @@ from reflect.cli.run import in_words
 from reflect.day.report import report
 from reflect.errors import UsageError
 from reflect.records import Rollout
+from reflect.rollouts.context import TasksetContext
 from reflect.store import Store
 from reflect.store import lessons as db
 from reflect.trials import comparison
@@ -31,12 +32,14 @@ def store(tmp_path):
 def test_a_planned_comparison_says_its_size_and_moves_the_lesson(store):
     lesson, *_ = all_lessons(store)
     model = RuleModel()
-    plan = comparison.plan(model, store, dialect.TASKSET, SETTINGS, lesson.id, n=8, k=4, wanted=0.6)
+    plan = comparison.plan(
+        TasksetContext(model, store, dialect.TASKSET, SETTINGS), lesson.id, n=8, k=4, wanted=0.6
+    )
     assert plan.known.n == 0 and plan.pairs == 32 and 10 < plan.needed < 60
     assert plan.smallest > 0.4 and model.calls == 0
     verb = lesson.when.split()[-1]
     assert all(verb in task.text for task, _ in plan.tasks), "it is judged where it fires"
-    trial = comparison.compare(model, store, dialect.TASKSET, SETTINGS, plan)
+    trial = comparison.compare(TasksetContext(model, store, dialect.TASKSET, SETTINGS), plan)
     assert (trial.verdict, trial.kind, trial.moved) == ("accept", "paired", 2) and trial.n <= 32
     with store.read() as s:
         assert db.get(s, lesson.id).status == "active"
@@ -49,15 +52,19 @@ def test_what_cannot_be_compared_is_said(store):
     retired = lesson_of(store, "retired")
     for lesson, words in ((other, "chosen for no practice task"), (retired, "is retired")):
         with pytest.raises(UsageError, match=words):
-            comparison.plan(RuleModel(), store, dialect.TASKSET, SETTINGS, lesson.id, n=2, k=2)
+            comparison.plan(
+                TasksetContext(RuleModel(), store, dialect.TASKSET, SETTINGS), lesson.id, n=2, k=2
+            )
 
 
 def test_a_lesson_that_changed_meanwhile_is_not_moved(store):
     lesson, *_ = all_lessons(store)
-    plan = comparison.plan(RuleModel(), store, dialect.TASKSET, SETTINGS, lesson.id, n=8, k=4)
+    plan = comparison.plan(
+        TasksetContext(RuleModel(), store, dialect.TASKSET, SETTINGS), lesson.id, n=8, k=4
+    )
     with store.write() as s:
         db.revise(s, lesson.id, author="model", do="use something else")
-    trial = comparison.compare(RuleModel(), store, dialect.TASKSET, SETTINGS, plan)
+    trial = comparison.compare(TasksetContext(RuleModel(), store, dialect.TASKSET, SETTINGS), plan)
     with store.read() as s:
         assert (
             trial.verdict == "accept"
@@ -67,7 +74,9 @@ def test_a_lesson_that_changed_meanwhile_is_not_moved(store):
 
 
 def test_identical_prompts_twice(store):
-    found = comparison.run_twice(RuleModel(), store, dialect.TASKSET, SETTINGS, n=12, k=4)
+    found = comparison.run_twice(
+        TasksetContext(RuleModel(), store, dialect.TASKSET, SETTINGS), n=12, k=4
+    )
     assert (found.tasks, found.k) == (12, 4) and abs(found.first - found.second) < 0.4
     # at most 5 % of 200 trials of nothing, but for chance: more than 9.6 % in 1 of 300 were the
     # bound reached

@@ -22,6 +22,7 @@ from reflect.lessons.edit_format import Edit
 from reflect.lessons.release import OUTSIDE
 from reflect.lessons.selection import TRIED, lessons_for, select_lessons
 from reflect.records import Lesson, Reflection, Rollout, Trial
+from reflect.rollouts.context import TasksetContext
 from reflect.store import Store, runs, trials
 from reflect.store import lessons as db
 from reflect.tasksets import load_taskset
@@ -427,8 +428,10 @@ def test_a_planned_comparison_rejects_a_reward_hack(store):
     )
     for lesson, verdict in ((hack, "reject"), (good, "accept")):
         settings = Settings(profile=lesson.profile)
-        plan = comparison.plan(RuleModel(), store, taskset, settings, lesson.id, n=40, k=8)
-        trial = comparison.compare(RuleModel(), store, taskset, settings, plan)
+        plan = comparison.plan(
+            TasksetContext(RuleModel(), store, taskset, settings), lesson.id, n=40, k=8
+        )
+        trial = comparison.compare(TasksetContext(RuleModel(), store, taskset, settings), plan)
         assert trial.verdict == verdict and trial.low > 0, (
             "by the reward alone both would be accepted"
         )
