@@ -155,7 +155,7 @@ class PendingEdit:
         """The refusal of an edit of a lesson that changed after the model saw it."""
         if head.version == shown.version:
             return None
-        versions = f"version {shown.version} was shown, {head.version} stands"
+        versions = f"version {shown.version} was shown, {head.version} is the newest"
         return self.refused(f"lesson {head.id} has changed since ({versions})", head)
 
     def held_back(self, old: Lesson) -> Outcome | None:

@@ -51,25 +51,25 @@ def leaks(text: str, task: Task) -> str | None:
     whole task and any of the answer. That of a code task it gives away if it names the input of a
     case and the expected output.
     """
-    said = words(text)
+    mine = words(text)
     if task.verifier == "code":
-        coded = hardcodes(said, task.answer, words)
+        coded = hardcodes(mine, task.answer, words)
         return "it names what a case of its task gives and expects" if coded else None
     given = words(" ".join(str(m.get("content", "")) for m in task.messages))
-    beside = _without(said, words(task.text))
+    rest = _without(mine, words(task.text))
     for answer in filter(None, _answers(task.answer)):
-        if beside is not None and set(answer) & set(beside):
+        if rest is not None and set(answer) & set(rest):
             return "it names this one task and gives its answer"
         if len(answer) == 1:
             one_letter = len(answer[0]) == 1 and answer[0].isalpha()
-            if answer[0] in said and answer[0] not in given and not one_letter:
+            if answer[0] in mine and answer[0] not in given and not one_letter:
                 return "it holds the answer of the task that taught it"
-        elif _holds(said, answer) and (_numeric(answer) or not _holds(given, answer)):
+        elif _holds(mine, answer) and (_numeric(answer) or not _holds(given, answer)):
             return "it holds the answer of the task that taught it"
         parts = [answer[i : i + 3] for i in range(len(answer) - 2)]
-        if any(_holds(said, part) and not _holds(given, part) for part in parts):
+        if any(_holds(mine, part) and not _holds(given, part) for part in parts):
             return "it holds a part of the answer of the task that taught it"
-        if {w for w in said if _numeric([w])} & set(answer) - set(given):
+        if {w for w in mine if _numeric([w])} & set(answer) - set(given):
             return "it names a number of the answer of the task that taught it"
     return None
 
@@ -80,7 +80,7 @@ def instance(text: str, task: Task, others: Iterable[str]) -> str:
     what they hold too is the form of its tasks and names none. A single word, such as the verb of
     "the task says zubi", is no name either: many tasks may say it.
     """
-    said = words(text)
+    mine = words(text)
     named = re.search(rf"(?<!\w){re.escape(task.id)}(?!\w)", text)
     if named and len(task.id) > 3 and not task.id.isalnum():
         return "its id"
@@ -89,7 +89,7 @@ def instance(text: str, task: Task, others: Iterable[str]) -> str:
     parts["a part of its text"] = [asked[i : i + RUN] for i in range(len(asked) - RUN + 1)]
     numbers = [asked[i : i + NUMBERS] for i in range(len(asked) - NUMBERS + 1)]
     parts["its numbers"] = [part for part in numbers if _numeric(part)]
-    hits = [(name, part) for name, every in parts.items() for part in every if _holds(said, part)]
+    hits = [(name, part) for name, every in parts.items() for part in every if _holds(mine, part)]
     shared = [words(other) for other in others] if hits else []
     own = (name for name, part in hits if not any(_holds(other, part) for other in shared))
     return next(own, "")

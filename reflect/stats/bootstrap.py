@@ -42,5 +42,5 @@ def bootstrap(
     drawn = (rng.random_sample((RESAMPLES, len(data))) * len(data)).astype(np.int64)
     values = statistic(np.stack([column[drawn].mean(axis=1) for column in data.T], axis=-1))
     values = np.sort(values[~np.isnan(values)])
-    beside = round((1 - level) / 2 * len(values))
-    return (float(values[beside]), float(values[-beside - 1])) if len(values) else (0.0, 0.0)
+    tail = round((1 - level) / 2 * len(values))
+    return (float(values[tail]), float(values[-tail - 1])) if len(values) else (0.0, 0.0)

@@ -4,7 +4,7 @@ are valid at every look.
 Each rollout shows the lesson with a probability p that was fixed before (A = 1 shown, 0 withheld)
 and earns a reward R in [0, 1]. With any m that is known before the rollout,
 
-    h = (A - p) (R - m) / max(p, 1 - p)        lies in [-1, 1] and has mean v * tau,  v = min(p, 1 - p),
+    h = (A - p) (R - m) / max(p, 1 - p)    lies in [-1, 1] and has mean v * tau,  v = min(p, 1 - p),
 
 where tau is what the lesson changes in that rollout, whatever the task, the other lessons and the
 past. m is the mean of the group's earlier rollouts, shrunk to the mean of all: it adds no bias, it
@@ -195,7 +195,7 @@ class _Estimator:
 
 
 class EstimatorState(TypedDict):
-    """A saved `WithheldEstimator`. A checkpoint adds the rest (see `reflect.trials.checkpoints`)."""
+    """A saved `WithheldEstimator`; `reflect.trials.checkpoints` adds the rest."""
 
     bets: BetsState
     rewards: float

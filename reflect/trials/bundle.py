@@ -80,7 +80,7 @@ class Bundle:
         run = runs.get_run(s, self.run.id)
         if not effect.n:
             return
-        figures: dict[str, Any] = {
+        figures: dict[str, object] = {
             x: round(getattr(effect, x), 6) for x in ("effect", "low", "high")
         }
         figures |= {"n": effect.n, "verdict": effect.verdict}
