@@ -122,7 +122,7 @@ def test_a_day_withholds_bundles_and_their_rollouts_are_no_evidence_on_one_lesso
         holds = TrialScope("rule-1", None, reward_version(dialect.TASKSET))
         heard = [LessonTrials(holds).update(s, db.get(s, i)) for i in range(1, 7)]
         counted = [
-            len(trials.observations(s, i, version, **holds.words()))
+            len(trials.observations(s, i, version, **holds.columns()))
             for i, (version, _) in enumerate(heard, 1)
         ]
         assert [contrast.n for _, contrast in heard] == counted
@@ -225,7 +225,7 @@ def test_the_commands_show_the_bundle(store, capsys):
 
 
 def test_a_planned_comparison_of_all_lessons_with_none(store):
-    with pytest.raises(UsageError, match="No lesson stands"):
+    with pytest.raises(UsageError, match="has a lesson"):
         comparison.compare_bundle(
             TasksetContext(RuleModel(), store, dialect.TASKSET, SETTINGS), n=4, k=2
         )
