@@ -43,7 +43,7 @@ from reflect.trials.assignment import (
     withhold,
 )
 from reflect.trials.bundle import Bundle
-from reflect.trials.checkpoints import save_checkpoint
+from reflect.trials.checkpoints import States, save_checkpoint
 from reflect.trials.lesson_trial import LessonTrials, TrialScope
 from reflect.types import Finish, LessonStatus, Progress, RunStatus
 
@@ -152,7 +152,7 @@ class RunTrials:
         self.lessons.judge(s, lesson_ids, self.run_id, move=move)
         self.bundle.judge(s, move=move)
 
-    def states(self) -> dict[str, object]:
+    def states(self) -> States:
         """The estimates so far, for `save_checkpoint`."""
         return self.lessons.states() | self.bundle.states()
 
