@@ -150,10 +150,12 @@ class Settings:
 
     @property
     def limits(self) -> Limits:
+        """The limits of one rollout with several turns."""
         return Limits(self.max_turns, self.episode_tokens, self.episode_seconds)
 
     @property
     def home_path(self) -> Path:
+        """The folder of adapters and locks."""
         if self.home:
             return Path(self.home)
         folder = Path.cwd() if "://" in self.db else Path(self.db).resolve().parent

@@ -1,7 +1,7 @@
-"""Every error a user can meet, written for the reader: what happened, then the next command to run.
+"""Errors that a user can meet. Each says what happened, then the next command to run.
 
     ReflectError                 exit 1
-    ├── UsageError               exit 2: the command's words are off
+    ├── UsageError               exit 2: invalid arguments
     │   ├── UnknownName          no such taskset, model, id, arm, status ...
     │   └── BadTaskFile          a task file with a malformed line (says file, line, field)
     ├── StoreError               the database cannot be read or written
@@ -9,7 +9,7 @@
     │   └── Conflict             somebody else changed the same lesson first
     ├── ModelError               a model that cannot be loaded or cannot answer
     │   ├── ContextTooLong       a prompt that does not fit the model's context
-    │   └── ModelHalted          and that will not answer the next request either: wrong key, server gone, budget spent
+    │   └── ModelHalted          no request will be answered: wrong key, unreachable server, spent budget
     ├── AdapterError             an adapter that must not be used
     │   ├── AdapterCorrupt       a file differs from its sha256 manifest
     │   └── AdapterMismatch      it was trained for another base model
@@ -39,64 +39,66 @@ class ReflectError(Exception):
 
 
 class UsageError(ReflectError):
+    """Invalid arguments. The command exits with 2."""
+
     exit_code = 2
 
 
 class UnknownName(UsageError):
-    pass
+    """A taskset, model, id, arm or status that does not exist."""
 
 
 class BadTaskFile(UsageError):
-    pass
+    """A task file with a malformed line; the message says file, line and field."""
 
 
 class StoreError(ReflectError):
-    pass
+    """The database cannot be read or written."""
 
 
 class NewerDatabase(StoreError):
-    pass
+    """The database was written by a newer version of reflect."""
 
 
 class Conflict(StoreError):
-    pass
+    """Somebody else changed the same lesson first."""
 
 
 class ModelError(ReflectError):
-    pass
+    """A model cannot be loaded or cannot answer."""
 
 
 class ContextTooLong(ModelError):
-    pass
+    """A prompt does not fit the context of the model."""
 
 
 class ModelHalted(ModelError):
-    pass
+    """The model will not answer the next request either: wrong key, unreachable server, spent budget."""
 
 
 class AdapterError(ReflectError):
-    pass
+    """An adapter must not be used."""
 
 
 class AdapterCorrupt(AdapterError):
-    pass
+    """A file of the adapter differs from its sha256 manifest."""
 
 
 class AdapterMismatch(AdapterError):
-    pass
+    """The adapter was trained for another base model."""
 
 
 class ServeError(ReflectError):
-    pass
+    """A server cannot start."""
 
 
 class SandboxError(ReflectError):
-    pass
+    """Code cannot be isolated, so it is not run."""
 
 
 class NightError(ReflectError):
-    pass
+    """A night could not be finished."""
 
 
 class NightBusy(NightError):
-    pass
+    """Another sleep holds the lock."""

@@ -107,6 +107,8 @@ class EditOutcome(StrEnum):
 
 
 class RunStatus(StrEnum):
+    """A run that is not finished goes on when its command is repeated."""
+
     RUNNING = "running"
     DONE = "done"
 
@@ -147,6 +149,8 @@ class TrialKind(StrEnum):
 
 
 class TrialVerdict(StrEnum):
+    """What the measured effect of a lesson says about it."""
+
     ACCEPT = "accept"
     REJECT = "reject"
     UNDECIDED = "undecided"
@@ -180,6 +184,8 @@ class StopReason(StrEnum):
 
 
 class AdapterStatus(StrEnum):
+    """Where an adapter is between training and rollback."""
+
     CANDIDATE = "candidate"
     PROMOTED = "promoted"
     REJECTED = "rejected"

@@ -1,0 +1,1 @@
+"""Adapters: the registry on disk, activation, deployment to a server, export."""

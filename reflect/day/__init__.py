@@ -1,0 +1,1 @@
+"""The day: practice on tasks, reflection on groups of attempts, edits of lessons."""

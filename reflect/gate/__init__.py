@@ -1,0 +1,1 @@
+"""The gate: held-out tests that an adapter must pass before promotion."""

@@ -1,0 +1,1 @@
+"""Lessons: selection for a prompt, safety checks, edits, votes, release from quarantine."""

@@ -84,6 +84,7 @@ class Unloaded:
         self.context = min(context, most) if most else context
 
     def count_tokens(self, text: str) -> int:
+        """Tokens of a text, without special tokens."""
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 

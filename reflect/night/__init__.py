@@ -1,0 +1,1 @@
+"""The night: from lessons to a promoted adapter, and when it runs."""

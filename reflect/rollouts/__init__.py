@@ -1,0 +1,1 @@
+"""Rollouts: one attempt at a task, run and scored."""

@@ -1,0 +1,1 @@
+"""Statistics without I/O: confidence sequences, the bootstrap, kappa."""

@@ -1,0 +1,1 @@
+"""Training: teacher data, distillation, GRPO and the training loop."""

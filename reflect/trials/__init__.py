@@ -1,0 +1,1 @@
+"""Trials: random withholding of lessons and their measured effect."""

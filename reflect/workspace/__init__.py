@@ -1,0 +1,1 @@
+"""The Python interface that every surface is a thin layer over."""

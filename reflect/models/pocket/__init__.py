@@ -1,0 +1,1 @@
+"""The built-in pocket model: weights, tokenizer and chat template."""
