@@ -1,8 +1,8 @@
-"""Whether a night is due: decided from the database and the clock, without a model, so it is cheap
-to ask every hour.
+"""Whether a night is due, decided from the database and the clock without a model: cheap enough for
+an hourly check.
 
-Not covered: another computer that sleeps for the same profile of a shared database; its lock is a
-file of its own.
+Not covered: a night of the same profile of a shared database on another computer, which has a lock
+of its own.
 """
 
 from __future__ import annotations
@@ -28,12 +28,10 @@ class Due:
 
     due: bool
     reason: str
-    new: list[int] = field(
-        default_factory=list
-    )  # lessons in prompts whose present text no night has read
-    gone: list[int] = field(
-        default_factory=list
-    )  # lessons that the weights still hold and should not
+    new: list[int] = field(default_factory=list)
+    """Lessons in prompts whose present text no night has read."""
+    gone: list[int] = field(default_factory=list)
+    """Revoked lessons that are still in the weights."""
 
     def __bool__(self) -> bool:
         return self.due
@@ -42,12 +40,11 @@ class Due:
 def decide(
     store: Store, settings: Settings, now: datetime, tasksets: Sequence[Taskset] = ()
 ) -> Due:
-    """Whether a night should begin (or go on) at `now`, given that none is running.
+    """Whether a night should start or continue at `now`, given that none is running.
 
-    It should when one was interrupted; when at least `sleep_lessons` new lessons wait and the last
-    night ended at least `sleep_hours` ago; or, at any hour, when the weights hold a lesson that was
-    taken back. It never should when the last night was over these very texts: it would find the
-    same again.
+    Due: an interrupted night; at least `sleep_lessons` new lessons when the last night ended at
+    least `sleep_hours` ago; or, at any time, a revoked lesson in the weights. Not due: the last
+    night had the same lesson texts, so that its result would be the same.
     """
     lessons = lesson_set.pick(store, settings.profile)
     if not lessons:
