@@ -10,34 +10,32 @@ import functools
 import hashlib
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from reflect import prompts
 from reflect.config import shipped
 from reflect.errors import UsageError
 
+if TYPE_CHECKING:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 ROLE_TOKEN = re.compile(r"<\|[^|<>]{0,40}\|>|</?s>|\[/?INST\]")
 
-RUBRIC = (
-    "task",
-    "reference",
-)  # what a rubric may name: the question, and the answer that the task gives, if any
+# The variables of a rubric: the text of the task, and its reference answer if it has one.
+RUBRIC = ("task", "reference")
 
 
 def sanitize_line(text: str) -> str:
-    """One line of harmless text: control characters and role tokens stripped, white space
-    folded."""
+    """The text on one line, without control characters and role tokens; white space is folded."""
     text = ROLE_TOKEN.sub(" ", text)
     text = "".join(c if c.isprintable() else " " for c in text)
     return " ".join(text.split())
 
 
 def nonce(*texts: str, digits: int = 4) -> str:
-    """A short nonce that depends on what it fences and cannot be guessed by who wrote only a part
-    of it.
+    """A hash of `texts` that occurs in none of them, in `digits` hexadecimal digits.
 
-    Derived, not drawn: the same prompt is the same bytes every time, so that rollback restores it
-    and caches hit.
+    The author of only a part of the texts cannot guess it. It is not random: the same prompt always
+    has the same bytes, so that rollback restores it and caches hit.
     """
     for salt in range(100):
         nonce = hashlib.sha256("\x00".join((str(salt), *texts)).encode()).hexdigest()[:digits]
@@ -57,7 +55,7 @@ def _shipped() -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=8)
-def _environment(folders: tuple[str, ...]) -> Any:
+def _environment(folders: tuple[str, ...]) -> ImmutableSandboxedEnvironment:
     from jinja2 import FileSystemLoader, StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -67,8 +65,8 @@ def _environment(folders: tuple[str, ...]) -> Any:
 
 
 def render(name: str, **values: Any) -> str:
-    """Render prompts/NAME.jinja. A broken or incomplete template is a UsageError that names the
-    file."""
+    """prompts/NAME.jinja with `values` filled in. UsageError, with the name of the file, if the
+    template is broken or a value is missing."""
     from jinja2 import TemplateError
 
     env = _environment(_folders())
@@ -77,22 +75,18 @@ def render(name: str, **values: Any) -> str:
     except TemplateError as e:
         where = getattr(e, "filename", None) or f"prompts/{name}.jinja"
         raise UsageError(
-            f"The prompt template {where} does not render: {e}.", "Mend or remove that file."
+            f"The prompt template {where} does not render: {e}.", "Fix or remove that file."
         ) from e
 
 
 def rubric(text: str, task: str, reference: str) -> str:
-    """A judge's rubric with its variables {{ task }} and {{ reference }} filled in. UsageError when
-    it names another, or is no template: see `unknown_variables`."""
+    """A judge's rubric with its variables {{ task }} and {{ reference }} filled in. UsageError if
+    it names another variable, or is no template: see `rubric_problem`."""
     from jinja2 import TemplateError
 
     try:
-        return (
-            _environment(tuple(_folders()))
-            .from_string(text)
-            .render(task=task, reference=reference)
-            .strip()
-        )
+        template = _environment(_folders()).from_string(text)
+        return template.render(task=task, reference=reference).strip()
     except TemplateError as e:
         raise UsageError(
             f"The rubric does not render: {e}.", f"It may name {', '.join(RUBRIC)}."
@@ -100,11 +94,11 @@ def rubric(text: str, task: str, reference: str) -> str:
 
 
 def rubric_problem(text: str) -> str:
-    """What is wrong with a rubric before any task is graded by it, "" when nothing is."""
+    """The error in a rubric, found before it grades a task; "" if there is none."""
     from jinja2 import TemplateError, meta
 
     try:
-        parsed = _environment(tuple(_folders())).parse(text)
+        parsed = _environment(_folders()).parse(text)
     except TemplateError as e:
         return f"it is no template: {e}"
     unknown = sorted(meta.find_undeclared_variables(parsed) - set(RUBRIC))
@@ -112,15 +106,15 @@ def rubric_problem(text: str) -> str:
 
 
 def version(name: str) -> str:
-    """Hash of the template's text, stored with what it produced."""
+    """The hash of the template's text, 12 hexadecimal digits. Stored with what it produced."""
     env = _environment(_folders())
+    assert env.loader is not None  # see `_environment`
     source, _, _ = env.loader.get_source(env, f"{name}.jinja")
     return hashlib.sha256(source.encode()).hexdigest()[:12]
 
 
 def system_prompt(system: str, lessons: list[dict[str, str]]) -> str:
-    """The system message of a rollout: `lessons` are {when, do}; "" when there is nothing to
-    say."""
+    """The system message of a rollout; "" if it is empty. `lessons`: {when, do}."""
     rows = [{"when": sanitize_line(row["when"]), "do": sanitize_line(row["do"])} for row in lessons]
     mark = nonce(*(row["when"] + row["do"] for row in rows))
     return render("system", system=system, lessons=rows, fence=mark)
@@ -129,7 +123,7 @@ def system_prompt(system: str, lessons: list[dict[str, str]]) -> str:
 def with_lessons(
     messages: list[dict[str, Any]], lessons: list[dict[str, str]]
 ) -> list[dict[str, Any]]:
-    """`messages` with the lessons in its system message (made if there is none)."""
+    """`messages` with the lessons in their system message, which is added if it is missing."""
     system = "\n".join(m["content"] for m in messages if m["role"] == "system")
     rest = [m for m in messages if m["role"] != "system"]
     text = system_prompt(system, lessons)
@@ -137,7 +131,7 @@ def with_lessons(
 
 
 def sanitize_block(text: str) -> str:
-    """Text of a rollout for another prompt: no role tokens, no control characters; its lines
-    stay."""
-    text = prompts.ROLE_TOKEN.sub(" ", text)
+    """The text without role tokens and control characters, for another prompt; it keeps its
+    lines."""
+    text = ROLE_TOKEN.sub(" ", text)
     return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)

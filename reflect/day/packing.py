@@ -59,6 +59,7 @@ class Packed:
 
     @property
     def hash(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of the text."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
 

@@ -129,6 +129,7 @@ def learn_from_grades(context: TasksetContext, run_id: int) -> Report:
 
 
 def waves_of(tasks: Sequence[Task]) -> list[Sequence[Task]]:
+    """The tasks in slices of WAVE, in order."""
     return [tasks[i : i + WAVE] for i in range(0, len(tasks), WAVE)]
 
 

@@ -52,10 +52,12 @@ class GroupedTask(Task):
     texts: tuple[str, ...] = field(default=(), compare=False)
 
     def shape(self) -> dict[str, Any]:
+        """The JSON shape of the task, without `texts`."""
         return {name: value for name, value in super().shape().items() if name != "texts"}
 
     @property
     def text(self) -> str:
+        """The text of each task of the group, numbered from the second one on."""
         first, *others = self.texts
         numbered = (f"Task of attempt {i}: {text}" for i, text in enumerate(others, 2))
         return "\n".join([first, *numbered])

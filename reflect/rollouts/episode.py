@@ -285,10 +285,11 @@ class Episode:
 
 def _messages(rows: Any) -> list[Message]:
     """What an environment says, copied; ValueError where these are no messages."""
-    good = isinstance(rows, list) and rows and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in rows
-    )  # fmt: skip
-    if not good:
+    valid = isinstance(rows, list) and all(
+        isinstance(m, dict) and all(isinstance(m.get(key), str) for key in ("role", "content"))
+        for m in rows
+    )
+    if not rows or not valid:
         raise ValueError(f"{str(rows)[:80]} is no list of messages with role and content")
     return [dict(m) for m in rows]
 

@@ -50,13 +50,12 @@ class Judge:
     wanted."""
 
     def __init__(self, model: Model | Callable[[], Model], name: str = "") -> None:
-        self._model, self.name = (
-            model,
-            name,
-        )  # the name of another model than the one that practises
+        self._model = model
+        self.name = name  # "" for the model that practises
 
     @property
     def model(self) -> Model:
+        """The model that grades, loaded at the first access."""
         if callable(self._model):
             self._model = self._model()
         return self._model
