@@ -2,7 +2,7 @@
 
 stdout is data, stderr is everything else. Exit codes: 0 done (also "nothing to do"), 1 failed, 2
 usage error (invalid arguments), 130 interrupted after saving, 143 by SIGTERM. Nothing slow is
-imported here: `--help` answers at once.
+imported here, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
@@ -42,50 +42,54 @@ from reflect.cli.output import print_status
 from reflect.errors import ReflectError, UsageError
 from reflect.models import distributed
 
-ORDER = (
-    "demo run eval prompt tasks grade judge lessons trial runs sleep nights schedule adapters profiles serve "
-    "doctor init"
-).split()
-
 
 class InOrder(TyperGroup):
     """Commands in the order of use, not by alphabet."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(super().list_commands(ctx), key=ORDER.index)
+        return list(COMMANDS)
 
 
 app = typer.Typer(
     cls=InOrder,
     name="reflect",
     help="An agent that learns from its own practice: text lessons by day, LoRA weights by night.",
-    epilog="Settings: flag > REFLECT_NAME > reflect.toml > default. Data goes to stdout, all else to stderr.",
+    epilog="Settings: flag > REFLECT_NAME > reflect.toml > default. Data goes to stdout, all else "
+    "to stderr.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,  # plain help: it comes at once, and pipes well
+    rich_markup_mode=None,  # plain help: fast, and fit for pipes
     pretty_exceptions_enable=False,
 )
-app.command()(demo.demo)
-app.command()(run.run)
-app.command("eval")(evaluate.evaluate)
-app.command()(prompt.prompt)
-app.add_typer(tasks.app, name="tasks")
-app.add_typer(grade.app, name="grade")
-app.command()(judge.judge)
-app.add_typer(lessons.app, name="lessons")
-app.command()(trial.trial)
-app.add_typer(runs.app, name="runs")
-app.command()(sleep.sleep)
-app.add_typer(nights.app, name="nights")
-app.add_typer(schedule.app, name="schedule")
-app.add_typer(adapters.app, name="adapters")
-app.add_typer(profiles.app, name="profiles")
-app.command()(serve.serve)
-app.command()(doctor.doctor)
-app.command()(init.init)
+COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
+    "demo": demo.demo,
+    "run": run.run,
+    "eval": evaluate.evaluate,
+    "prompt": prompt.prompt,
+    "tasks": tasks.app,
+    "grade": grade.app,
+    "judge": judge.judge,
+    "lessons": lessons.app,
+    "trial": trial.trial,
+    "runs": runs.app,
+    "sleep": sleep.sleep,
+    "nights": nights.app,
+    "schedule": schedule.app,
+    "adapters": adapters.app,
+    "profiles": profiles.app,
+    "serve": serve.serve,
+    "doctor": doctor.doctor,
+    "init": init.init,
+}
+for name, command in COMMANDS.items():
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name=name)
+    else:
+        app.command(name)(command)
 
 
 def version(wanted: bool) -> None:
+    """Print the version and exit."""
     if wanted:
         from reflect import __version__
 
@@ -102,8 +106,9 @@ def reflect(
 ) -> None:
     """An agent that learns from its own practice: text lessons by day, LoRA weights by night."""
     if distributed.size() > 1 and context.invoked_subcommand != "sleep":
+        command = f"`reflect {context.invoked_subcommand}`, which is for one"
         raise UsageError(
-            f"{distributed.size()} processes were started for `reflect {context.invoked_subcommand}`, which is for one.",
+            f"{distributed.size()} processes were started for {command}.",
             "Start it without accelerate or torchrun: only `reflect sleep` shares its work.",
         )
 
@@ -122,10 +127,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         sys.stdout.flush()
     except OSError as e:  # the reader has gone (`| head`), or the disk is full
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # or Python would try, and complain, once more
-        code = broken(e)
+        # Python would flush once more at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = system_error(e)
     sys.exit(code)
 
 
@@ -144,8 +148,7 @@ def run_command(argv: Sequence[str] | None = None) -> int:
             print_status(e.hint)
         return e.exit_code
     except typer.TyperException as e:  # invalid arguments
-        show = getattr(e, "show", None)
-        if show:
+        if show := getattr(e, "show", None):
             show()
         else:
             print_status(f"Error: {e.format_message()}")
@@ -153,22 +156,21 @@ def run_command(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return interrupted()
     except OSError as e:
-        return broken(e)
+        return system_error(e)
 
 
-def broken(e: OSError) -> int:
-    """An error of the operating system, in one sentence."""
+def system_error(e: OSError) -> int:
+    """Print an error of the operating system in one sentence."""
     if e.errno == errno.ENOSPC:
         print_status("Error: The disk is full; what was saved before is whole.")
-        print_status(
-            "Free some space, then run the same command again: it continues where it stopped."
-        )
+        print_status("Free some space, then run the same command: it continues where it stopped.")
     elif e.errno != errno.EPIPE:
         print_status(f"Error: {e.strerror or e}{f': {e.filename}' if e.filename else ''}.")
     return 1
 
 
 def interrupted() -> int:
-    said = "Interrupted" if signals.exit_code() == 130 else "Terminated"
-    print_status(f"\n{said}. What was finished is saved; the same command continues.")
+    """Print that a signal stopped the command. Returns the exit code."""
+    what = "Interrupted" if signals.exit_code() == 130 else "Terminated"
+    print_status(f"\n{what}. What was finished is saved; the same command continues.")
     return signals.exit_code()

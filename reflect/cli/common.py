@@ -1,54 +1,98 @@
-"""Options that many commands share, and groups whose default verb is `list`."""
+"""Options of the commands: those that override settings, and those that many commands share."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
 
 import typer
 from typer.core import TyperGroup
 
 from reflect.cli.output import print_status
-from reflect.workspace.workspace import Workspace
+from reflect.config import Settings
 
-Db = Annotated[
-    str | None,
-    typer.Option("--db", metavar="FILE", help="The lessons database. [default: lessons.db]"),
-]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="NAME",
-        help="pocket, hf:ORG/NAME, a path, or openai:NAME. [default: pocket]",
-    ),
-]
-BaseUrl = Annotated[
-    str | None,
-    typer.Option("--base-url", metavar="URL", help="The server of openai:NAME, with /v1."),
-]
-Profile = Annotated[
-    str | None,
-    typer.Option(
-        "--profile", metavar="NAME", help="Profile: its own lessons and adapter. [default: default]"
-    ),
-]
-JudgeModel = Annotated[
-    str | None,
-    typer.Option(
-        "--judge", metavar="NAME", help="Model that grades by a rubric. [default: the model itself]"
-    ),
-]
+if TYPE_CHECKING:
+    from reflect.workspace.workspace import Workspace
+
+P = ParamSpec("P")
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RunId = Annotated[int, typer.Argument(metavar="ID", help="A run's id.")]
 Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same figures.")]
+TasksetName = Annotated[str, typer.Argument(help="A taskset's name, or a file of tasks.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Replace an existing one.")]
+
+OPTION_NAMES = {  # setting -> its option, if that is not the setting's name
+    "k": ("-k", "--rollouts"),
+    "model": ("--model", "-m"),
+    "n": ("-n", "--tasks"),
+    "require_approval": ("--approval/--no-approval",),
+}
+METAVARS = {"base_url": "URL", "db": "FILE"} | dict.fromkeys(("model", "profile"), "NAME")
+METAVARS |= dict.fromkeys(("judge", "reflector"), "NAME")
+FIELDS = {field.name: field for field in fields(Settings)}
 
 
-def workspace(
-    db: str | None, profile: str | None = None, model: str | None = None, **settings: Any
-) -> Workspace:
+def setting_option(name: str) -> inspect.Parameter:
+    """An option that overrides a setting; its type, bounds and help come from `Settings`."""
+    if name == "review":  # the first name of require_approval, until version 0.2
+        option = typer.Option("--review/--no-review", hidden=True)
+        return _parameter(name, Annotated[bool | None, option])
+    setting = FIELDS[name]
+    kind, text = type(setting.default), setting.metadata["description"]
+    shown = setting.default not in ("", False, 0)
+    option = typer.Option(
+        *OPTION_NAMES.get(name, (f"--{name.replace('_', '-')}",)),
+        metavar=METAVARS.get(name),
+        min=setting.metadata["ge"] if kind in (int, float) else None,
+        help=f"{text[0].upper()}{text[1:]}.{f' [default: {setting.default}]' if shown else ''}",
+    )
+    return _parameter(name, Annotated[kind | None, option])
+
+
+def _parameter(name: str, annotation: object) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=None, annotation=annotation)
+
+
+def with_workspace(
+    settings: str = "",
+) -> Callable[[Callable[Concatenate[Workspace, P], None]], Callable[..., None]]:
+    """Decorate a command: in place of its first parameter, the workspace, the command line has an
+    option for `db` and each of `settings`. Warnings of the workspace are printed at the end."""
+    names = ["db", *settings.split()]
+
+    def decorate(command: Callable[Concatenate[Workspace, P], None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(*args: P.args, **kwargs: P.kwargs) -> None:
+            ws = open_workspace(**{name: kwargs.pop(name, None) for name in names})
+            try:
+                command(ws, *args, **kwargs)
+            finally:
+                for text in ws.complaints:
+                    print_status(f"Warning: {text}")
+
+        signature = inspect.signature(command, locals={"Workspace": object}, eval_str=True)
+        own = [x.replace(kind=x.KEYWORD_ONLY) for x in list(signature.parameters.values())[1:]]
+        own += [setting_option(name) for name in names]
+        own.sort(key=lambda parameter: parameter.name == "json")  # the last one
+        vars(run)["__signature__"] = signature.replace(parameters=own)
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in own}
+        return run
+
+    return decorate
+
+
+def open_workspace(**settings: object) -> Workspace:
+    """A workspace with these settings; those that are None come from the environment or a file."""
     from reflect import config
+    from reflect.workspace.workspace import Workspace
 
-    return Workspace(config.load(db=db, profile=profile, model=model, **settings))
+    return Workspace(config.load(**settings))
 
 
 class DefaultList(TyperGroup):
@@ -60,12 +104,6 @@ class DefaultList(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-def noun(help: str) -> typer.Typer:
+def noun(help: str, cls: type[TyperGroup] = DefaultList) -> typer.Typer:
     """A group of verbs on one noun."""
-    return typer.Typer(help=f"{help} Default verb: list.", cls=DefaultList, rich_markup_mode=None)
-
-
-def complain(ws: Workspace) -> None:
-    """Print the warnings of the workspace on stderr."""
-    for text in ws.complaints:
-        print_status(f"Warning: {text}")
+    return typer.Typer(help=f"{help} Default verb: list.", cls=cls, rich_markup_mode=None)

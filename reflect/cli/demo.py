@@ -1,5 +1,4 @@
-"""reflect demo: a whole day and a whole night, told while they happen. Every figure is measured in
-that run."""
+"""reflect demo: a whole day and night, printed as they happen. Every figure is measured."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from reflect.cli.common import Json, Seed, workspace
+from reflect.cli.common import Json, Seed, open_workspace
 from reflect.cli.output import print_json, print_status
 
 
@@ -18,22 +17,18 @@ def demo(
     tasksets: Annotated[
         list[str] | None,
         typer.Option(
-            "--taskset",
-            metavar="NAME",
-            help="Another taskset; may be given often. [default: letters, dialect]",
+            "--taskset", metavar="NAME", help="Taskset; repeatable. [default: letters, dialect]"
         ),
     ] = None,
-    nights: Annotated[
-        int, typer.Option(min=1, max=20, help="Number of days and nights, each with new lessons.")
-    ] = 1,
+    nights: int = typer.Option(
+        1, min=1, max=20, help="Number of days and nights, each with new lessons."
+    ),
     seed: Seed = 0,
     folder: Annotated[
         Path | None,
         typer.Option("--dir", help="Keep the workspace in this folder. [default: a temporary one]"),
     ] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", metavar="NAME", help="Another model.")
-    ] = "pocket",
+    model: str = typer.Option("pocket", "--model", "-m", metavar="NAME", help="Another model."),
     json: Json = False,
 ) -> None:
     """A whole day and night on the built-in model.
@@ -43,16 +38,15 @@ def demo(
 
     With --json the story goes to stderr and the figures to stdout.
     """
-    from reflect.cli.demo_story import live
+    from reflect.cli.demo_story import play
 
     tell = print_status if json else functools.partial(print, flush=True)
     with tempfile.TemporaryDirectory(prefix="reflect-demo-") as temporary:
         home = folder or Path(temporary)
-        ws = workspace(str(home / "lessons.db"), "default", model, home=str(home / ".reflect"))
-        found = [
-            ws.taskset(name) for name in tasksets or []
-        ]  # its errors come before anything begins
-        figures = live(ws, [taskset.name for taskset in found], nights=nights, seed=seed, tell=tell)
+        db, state = str(home / "lessons.db"), str(home / ".reflect")
+        ws = open_workspace(db=db, profile="default", model=model, home=state)
+        names = [ws.taskset(name).name for name in tasksets or []]
+        figures = play(ws, names, nights=nights, seed=seed, tell=tell)
     if folder:
         tell(f"The workspace is in {folder}: reflect lessons --db {folder / 'lessons.db'}")
     if json:

@@ -1,29 +1,33 @@
-"""The story that `reflect demo` tells: a day, an exam, a night, the same exam in the morning."""
+"""The story of `reflect demo`: a day, an exam, a night, the same exam in the morning."""
 
 from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reflect.cli.output import clock, progress
+from reflect.cli.output import aligned, duration, join, progress
+from reflect.cli.report import check_line
 from reflect.workspace.workspace import FOUR_ARMS, Workspace
 
 if TYPE_CHECKING:
     from reflect.day.report import Report
     from reflect.evaluation.arms import ArmResult
+    from reflect.night.sleep import NightReport
     from reflect.records import Reflection, Rollout
     from reflect.tasksets.task import Task
 
-Tell = Callable[[str], None]
-DAY = {"letters": (24, 8), "dialect": (32, 8), "shop": (48, 3)}  # tasks, and attempts at each
+Arms = dict[str, dict[str, "ArmResult"]]  # taskset -> arm -> result
+DAY = {"letters": (24, 8), "dialect": (32, 8), "shop": (48, 3)}  # tasks, rollouts per task
 ANY_DAY = (32, 8)  # of other tasksets
 EXAM = 96  # holdout tasks of each taskset, the same in every arm
-EPISODES = 32  # the same of tasks of several turns
+EPISODES = 32  # the same for multi-turn tasks
 ABOUT = {
     "letters": "How often is a letter in a word? The model reads whole words, never their letters.",
-    "dialect": "Made-up verbs stand for operations on lists. What a verb means can only be found out by trying.",
+    "dialect": "Made-up verbs stand for operations on lists. What a verb means can only be found "
+    "out by trying.",
 }
 HEADS = {
     "base_out": "base",
@@ -33,226 +37,210 @@ HEADS = {
 }
 
 
-def live(
-    ws: Workspace, names: Sequence[str] = (), *, nights: int, seed: int, tell: Tell
-) -> dict[str, Any]:
-    """Live through so many days and nights in that workspace, and give back the figures. `names`:
-    the tasksets of the days, letters and dialect where there are none."""
-    began = time.monotonic()
-    tell(
-        f"The model: {ws.settings.model}, {parameters(ws) / 1e6:.1f} million weights, with an empty lessons database."
-    )
-    arms: dict[str, dict[str, ArmResult]] = {}  # taskset -> arm -> result
+@dataclass(frozen=True)
+class Story:
+    """One demo: its workspace, the seed, and the function that prints a line."""
+
+    ws: Workspace
+    seed: int
+    tell: Callable[[str], None]
+
+    def day(self, name: str, seed: int) -> int:
+        """Practise, then print a failed and a successful rollout and the lessons. Returns the
+        number of rollouts."""
+        n, k = DAY.get(name.partition(":")[0], ANY_DAY)
+        with progress() as bar:
+            report = self.ws.run(name, n=n, k=k, seed=seed, progress=bar)
+        waves = " ".join(f"{reward:.2f}" for reward in report.rewards)
+        size = f"{report.n} tasks x {k} attempts in {duration(report.seconds)}"
+        self.tell(f"{size}; reward from wave to wave: {waves}.")
+        rows = self.ws.lessons.list(scope=name)
+        lessons = [row for row in rows if row.status in ("candidate", "active")]
+        self.tell_group(report, [(lesson.when, lesson.do) for lesson in lessons])
+        self.tell(f"\nLessons of {name} at the end of the day:")
+        for lesson in lessons:
+            self.tell(f"  {lesson.id}. when: {lesson.when} do: {lesson.do}")
+        return report.rollouts
+
+    def tell_group(self, report: Report, texts: Sequence[tuple[str, str]]) -> None:
+        """Print the first group with a failure, a success and a reflection that wrote one of these
+        lessons."""
+        from reflect.rollouts.transcript import last_words, turns_of
+        from reflect.store import runs
+
+        with self.ws.store.read() as s:
+            rows = runs.rollouts(s, report.run_id)
+            reflections = {row.task_key: row for row in runs.reflections(s, report.run_id)}
+        groups = [[row for row in rows if row.task_key == key] for key in reflections]
+        if not groups:
+            return
+        group = max(groups, key=lambda rows: interest(rows, reflections[rows[0].task_key], texts))
+        task = self.ws.context.read(runs.task, group[0].task_key).content
+        question = " / ".join(m["content"] for m in task["messages"] if m["role"] == "user")
+        self.tell(f"\nOne of the tasks: {question}")
+        for outcome, row in (("failed", failure(group)), ("succeeded", success(group))):
+            if row is not None:
+                feedback = f", {row.feedback}" if row.feedback else ""
+                self.tell(f"An attempt that {outcome} (reward {row.reward:g}{feedback}):")
+                text = "\n".join(turn.text() for turn in turns_of(row)) or last_words(row)
+                self.tell(quoted(text))
+        self.tell(f"The model read its {len(group)} attempts with their rewards, and wrote:")
+        self.tell(quoted(reflections[group[0].task_key].raw))
+
+    def tell_prompts(self, tasks: Sequence[tuple[str, Task]], title: str) -> None:
+        """Print the prompts of tasks, each with its taskset."""
+        for name, task in tasks:
+            self.tell(f"\n{title}, {name}:\n{quoted(str(self.ws.prompt(name, task)))}")
+
+    def night(self) -> NightReport:
+        """Sleep, then print the steps, the checks of the gate and the lessons that left."""
+        with progress() as bar:
+            report = self.ws.sleep(seed=self.seed, progress=bar)
+        steps = report.plan.get("steps")
+        self.tell(
+            f"Slept over {len(report.lessons)} lessons for {duration(report.seconds)}: the model "
+            "with lessons in its prompt taught the one without"
+            f"{f', {steps} steps' if steps else ''}."
+        )
+        for check in report.stages.get("gate", {}).get("checks", []):
+            self.tell(f"  {check_line(check)}")
+        self.tell(f"The night's verdict: {report.status}. {report.reason}")
+        if report.distilled:
+            self.tell(f"Lessons {join(report.distilled)} have left the prompt.")
+        return report
+
+    def exam(self, name: str, arms: Sequence[str]) -> dict[str, ArmResult]:
+        """These arms on the same holdout tasks each time."""
+        from reflect.tasksets.base import has_environment
+
+        n = EPISODES if has_environment(self.ws.taskset(name)) else EXAM
+        with progress() as bar:
+            return {arm: self.ws.arm(name, arm, n=n, seed=self.seed, progress=bar) for arm in arms}
+
+
+def play(
+    ws: Workspace, names: Sequence[str] = (), *, nights: int, seed: int, tell: Callable[[str], None]
+) -> dict[str, object]:
+    """Run days and nights in the workspace. Returns the figures. `names`: the tasksets of the days,
+    by default letters and dialect."""
+    began, story = time.monotonic(), Story(ws, seed, tell)
+    size = f"{parameters(ws) / 1e6:.1f} million weights"
+    tell(f"The model: {ws.settings.model}, {size}, with an empty lessons database.")
+    arms: Arms = {}
     rollouts, mornings = 0, []
     for night in range(1, nights + 1):
-        today = of_day(ws, names, night)
+        today = tasksets_of_day(ws, names, night)
         for name in today:
             about = ABOUT.get(name.partition(":")[0]) or ws.taskset(name).about
             tell(f"\n== Day {night}: {name}\n{about}")
-            rollouts += day(ws, name, seed if name not in arms else seed + night, tell)
-            arms[name] = exam(ws, name, ("base_out", "base_in"), seed)
-            out, into = arms[name]["base_out"], arms[name]["base_in"]
-            words = f"{out.reward:.2f} without lessons, {into.reward:.2f} with them in the prompt."
-            tell(f"On {out.n} tasks never practised: {words}")
-        shown = [example(ws, name) for name in today]
-        told_prompts(ws, shown, "The prompt in the evening", tell)
+            rollouts += story.day(name, seed if name not in arms else seed + night)
+            arms[name] = story.exam(name, ("base_out", "base_in"))
+            base, lessons = arms[name]["base_out"], arms[name]["base_in"]
+            rewards = f"{base.reward:.2f} without lessons, {lessons.reward:.2f} with them"
+            tell(f"On {base.n} tasks never practised: {rewards} in the prompt.")
+        tasks = [(name, example(ws, name)) for name in today]
+        story.tell_prompts(tasks, "The prompt in the evening")
         tell(f"\n== Night {night}")
-        report = sleep(ws, seed, tell)
-        told_prompts(ws, shown, "The same prompt in the morning", tell)
+        report = story.night()
+        story.tell_prompts(tasks, "The same prompt in the morning")
         for name in arms:
-            arms[name] |= exam(ws, name, ("adapter_out", "adapter_in"), seed)
-        told = {
-            "night": night,
-            "status": report.status,
-            "reason": report.reason,
-            "adapter": report.adapter,
-        }
-        mornings.append(told | {"tasksets": shapes(arms)})
-    return finish(ws, arms, mornings, rollouts, began, seed, tell)
+            arms[name] |= story.exam(name, ("adapter_out", "adapter_in"))
+        mornings.append(
+            {
+                "night": night,
+                "status": report.status,
+                "reason": report.reason,
+                "adapter": report.adapter,
+                "tasksets": arms_json(arms),
+            }
+        )
+    return finish(story, arms, mornings, rollouts, began)
 
 
-def of_day(ws: Workspace, names: Sequence[str], night: int) -> list[str]:
-    """The tasksets of a day: the same each day, or their next variants where they have any."""
+def tasksets_of_day(ws: Workspace, names: Sequence[str], night: int) -> list[str]:
+    """The tasksets of a day: the same each day, or their next variants if they have any."""
     if not names:
         return ["letters", "dialect"] if night == 1 else [f"dialect:{night}"]
-    free = [
-        night > 1 and ":" not in name and hasattr(ws.taskset(name), "variant") for name in names
-    ]
-    return [
-        f"{name}:{night}" if another else name for name, another in zip(names, free, strict=True)
-    ]
+
+    def varies(name: str) -> bool:
+        return night > 1 and ":" not in name and hasattr(ws.taskset(name), "variant")
+
+    return [f"{name}:{night}" if varies(name) else name for name in names]
 
 
-# -- the day
-# -----------------------------------------------------------------------------------------------------------
-
-
-def day(ws: Workspace, name: str, seed: int, tell: Tell) -> int:
-    """Practise, then tell one attempt that failed, one that succeeded, and the lesson that came of
-    it."""
-    n, k = DAY.get(name.partition(":")[0], ANY_DAY)
-    with progress() as bar:
-        report = ws.run(name, n=n, k=k, seed=seed, progress=bar)
-    waves = " ".join(f"{reward:.2f}" for reward in report.rewards)
-    tell(
-        f"{report.n} tasks x {k} attempts in {clock(report.seconds)}; reward from wave to wave: {waves}."
-    )
-    standing = [
-        lesson for lesson in ws.lessons.list(scope=name) if lesson.status in ("candidate", "active")
-    ]
-    told_group(ws, report, [(lesson.when, lesson.do) for lesson in standing], tell)
-    tell(f"\nLessons of {name} at the end of the day:")
-    for lesson in standing:
-        tell(f"  {lesson.id}. when: {lesson.when} do: {lesson.do}")
-    return report.rollouts
-
-
-def told_group(ws: Workspace, report: Report, texts: Sequence[tuple[str, str]], tell: Tell) -> None:
-    """The first group that failed and succeeded and became one of the lessons that stand, as it was
-    written."""
-    from reflect.rollouts.transcript import last_words, turns_of
-    from reflect.store import runs
-
-    with ws.store.read() as s:
-        rows = runs.rollouts(s, report.run_id)
-        reviews = {review.task_key: review for review in runs.reflections(s, report.run_id)}
-    groups = [[row for row in rows if row.task_key == key] for key in reviews]
-    if not groups:
-        return
-    group = max(groups, key=lambda group: worth_telling(group, reviews[group[0].task_key], texts))
-    with ws.store.read() as s:
-        task = runs.task(s, group[0].task_key).content
-    tell(
-        f"\nOne of the tasks: {' / '.join(m['content'] for m in task['messages'] if m['role'] == 'user')}"
-    )
-    for what, row in (("failed", worst(group)), ("succeeded", best(group))):
-        if row is not None:
-            tell(
-                f"An attempt that {what} (reward {row.reward:g}{f', {row.feedback}' if row.feedback else ''}):"
-            )
-            tell(quoted("\n".join(turn.text() for turn in turns_of(row)) or last_words(row)))
-    tell(f"The model read its {len(group)} attempts with their rewards, and wrote:")
-    tell(quoted(reviews[group[0].task_key].raw))
-
-
-def worth_telling(
-    group: Sequence[Rollout], review: Reflection, texts: Sequence[tuple[str, str]]
+def interest(
+    group: Sequence[Rollout], reflection: Reflection, texts: Sequence[tuple[str, str]]
 ) -> int:
-    """2 for a group with a failure, a success and a lesson that stands; 1 for a part of that."""
-    wrote = [edit for edit in review.edits if edit["outcome"] in ("added", "superseded", "revised")]
-    stands = any((edit["when"], edit["do"]) in texts for edit in wrote)
-    return (best(group) is not None and worst(group) is not None) + stands
+    """2 for a group with a failure, a success and a reflection that wrote one of the texts; 1 for a
+    part of that."""
+    outcomes = ("added", "superseded", "revised")
+    edits = [(x["when"], x["do"]) for x in reflection.edits if x["outcome"] in outcomes]
+    both = success(group) is not None and failure(group) is not None
+    return both + any(edit in texts for edit in edits)
 
 
-def best(group: Sequence[Rollout]) -> Rollout | None:
+def success(group: Sequence[Rollout]) -> Rollout | None:
+    """The first rollout with reward 1."""
     return next((row for row in group if row.reward == 1), None)
 
 
-def worst(group: Sequence[Rollout]) -> Rollout | None:
+def failure(group: Sequence[Rollout]) -> Rollout | None:
+    """The first rollout with a lower reward."""
     return next((row for row in group if row.reward is not None and row.reward < 1), None)
 
 
 def quoted(text: str) -> str:
+    """Text, wrapped and marked at the left."""
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 110) or [""]]
     return textwrap.indent("\n".join(lines) or "(nothing)", "  | ", lambda line: True)
 
 
-def example(ws: Workspace, name: str) -> tuple[str, Task]:
-    """A holdout task whose prompt holds a lesson, if there is one, with its taskset."""
+def example(ws: Workspace, name: str) -> Task:
+    """A holdout task, if possible with a lesson in its prompt."""
     tasks = ws.taskset(name).tasks("holdout", 8)
-    return name, next((task for task in tasks if ws.prompt(name, task).lessons), tasks[0])
-
-
-def told_prompts(ws: Workspace, shown: Sequence[tuple[str, Task]], what: str, tell: Tell) -> None:
-    for name, task in shown:
-        tell(f"\n{what}, {name}:\n{quoted(str(ws.prompt(name, task)))}")
-
-
-# -- the night
-# ---------------------------------------------------------------------------------------------------------
-
-
-def sleep(ws: Workspace, seed: int, tell: Tell) -> Any:
-    with progress() as bar:
-        report = ws.sleep(seed=seed, progress=bar)
-    steps = report.plan.get("steps")
-    tell(
-        f"Slept over {len(report.lessons)} lessons for {clock(report.seconds)}: the model with lessons in its prompt "
-        f"taught the one without{f', {steps} steps' if steps else ''}."
-    )
-    for check in report.stages.get("gate", {}).get("checks", []):
-        tell(f"  {'ok  ' if check['ok'] else 'FAIL'} {check['text']}")
-    tell(f"The night's verdict: {report.status}. {report.reason}")
-    if report.distilled:
-        tell(f"Lessons {', '.join(map(str, report.distilled))} have left the prompt.")
-    return report
-
-
-def exam(ws: Workspace, name: str, arms: Sequence[str], seed: int) -> dict[str, ArmResult]:
-    """Those arms on the same holdout tasks each time."""
-    from reflect.tasksets.base import has_environment
-
-    n = EPISODES if has_environment(ws.taskset(name)) else EXAM
-    with progress() as bar:
-        return {arm: ws.arm(name, arm, n=n, seed=seed, progress=bar) for arm in arms}
+    return next((task for task in tasks if ws.prompt(name, task).lessons), tasks[0])
 
 
 # -- the morning
-# -------------------------------------------------------------------------------------------------------
 
 
 def finish(
-    ws: Workspace,
-    arms: dict[str, dict[str, ArmResult]],
-    mornings: list[dict[str, Any]],
-    rollouts: int,
-    began: float,
-    seed: int,
-    tell: Tell,
-) -> dict[str, Any]:
-    """The table and the figures."""
-    follows = following(ws, list(arms), seed)
-    tokens = lesson_tokens(ws, arms, seed)
-    figures: dict[str, Any] = {
-        "tasksets": shapes(arms),
-        "recovered": recovered(list(arms.values())),
+    story: Story, arms: Arms, mornings: Sequence[dict[str, object]], rollouts: int, began: float
+) -> dict[str, object]:
+    """Print the table, and return the figures."""
+    ws, tell, nights = story.ws, story.tell, len(mornings)
+    follows = following(ws, list(arms), story.seed)
+    tokens = lesson_tokens(ws, arms, story.seed)
+    gain, seconds = recovered(list(arms.values())), round(time.monotonic() - began, 1)
+    figures: dict[str, object] = {
+        "tasksets": arms_json(arms),
+        "recovered": gain,
         "follows_new_lessons": ratio(follows["adapter"], follows["base"]),
         "following": follows,
         "lesson_tokens": tokens,
         "rollouts": rollouts,
-        "seconds": round(time.monotonic() - began, 1),
-        "seed": seed,
+        "seconds": seconds,
+        "seed": story.seed,
         "model": ws.settings.model,
         "promoted": all(morning["status"] == "promoted" for morning in mornings),
         "nights": mornings,
     }
-    if len(mornings) > 1:
-        first, last = (
-            sum_of_adapter_out(m["tasksets"], mornings[0]["tasksets"])
-            for m in (mornings[0], mornings[-1])
-        )
-        figures["held"] = ratio(last, first)
     tell("\n== The four arms, on holdout\n")
     for line in table_lines(arms):
         tell(line)
-    tell("")
-    tell(
-        f"recovered: {figures['recovered']:.0%} of the gain that the lessons give is in the weights"
-    )
+    tell(f"\nrecovered: {gain:.0%} of the gain that the lessons give is in the weights")
     tell(f"follows new lessons: {follows['adapter']:.2f}, the bare base {follows['base']:.2f}")
-    tell(
-        f"tokens of lessons in a prompt: {tokens['before']:.0f} before, {tokens['after'] + tokens['kept']:.0f} now"
-    )
-    if "held" in figures:
-        tell(
-            f"lessons of the first night, after night {len(mornings)}: {figures['held']:.0%} of what they were"
-        )
-    tell(f"{rollouts} attempts, {clock(figures['seconds'])} in all")
+    now = tokens["after"] + tokens["kept"]
+    tell(f"tokens of lessons in a prompt: {tokens['before']:.0f} before, {now:.0f} now")
+    if nights > 1:
+        held = figures["held"] = held_by_adapter(mornings)
+        tell(f"lessons of the first night, after night {nights}: {held:.0%} of what they were")
+    tell(f"{rollouts} attempts, {duration(seconds)} in all")
     return figures
 
 
-def shapes(arms: dict[str, dict[str, ArmResult]]) -> dict[str, Any]:
-    """The public JSON shape of the arms so far."""
+def arms_json(arms: Arms) -> dict[str, dict[str, object]]:
+    """The arms so far as JSON."""
     return {
         name: {arm: result.shape() for arm, result in results.items()}
         | {"recovered": recovered([results])}
@@ -262,78 +250,74 @@ def shapes(arms: dict[str, dict[str, ArmResult]]) -> dict[str, Any]:
 
 def recovered(arms: Sequence[dict[str, ArmResult]]) -> float:
     """Share of the lessons' gain that the bare adapter has, over all tasks of these tasksets."""
-    out, into, adapter = (
+    base, lessons, adapter = (
         sum(sum(results[arm].rewards) for results in arms)
         for arm in ("base_out", "base_in", "adapter_out")
     )
-    return ratio(adapter - out, into - out)
+    return ratio(adapter - base, lessons - base)
 
 
 def ratio(a: float, b: float) -> float:
+    """a / b, rounded; 0 if b is 0."""
     return round(a / b, 4) if b else 0.0
 
 
-def sum_of_adapter_out(now: dict[str, Any], of: dict[str, Any]) -> float:
-    return sum(float(now[name]["adapter_out"]["reward"]) for name in of)
+def held_by_adapter(mornings: Sequence[Mapping[str, Any]]) -> float:
+    """The adapter's reward after the last night, divided by that after the first, on the tasksets
+    of the first day."""
+    first, last = mornings[0]["tasksets"], mornings[-1]["tasksets"]
+    after, before = (
+        sum(float(tasksets[name]["adapter_out"]["reward"]) for name in first)
+        for tasksets in (last, first)
+    )
+    return ratio(after, before)
 
 
 def following(ws: Workspace, names: Sequence[str], seed: int) -> dict[str, float]:
-    """Mean reward on tasks that bring a lesson never seen before: the bare base and the adapter.
-    Those of dialect, where the tasksets have none."""
-    first = list(dict.fromkeys(name.partition(":")[0] for name in names))
-    first = [name for name in first if ws.taskset(name).following(1)] or ["dialect"]
-    found = {}
-    for who, adapter in (("base", False), ("adapter", True)):
+    """Mean reward on tasks with a new lesson in the prompt: of the bare base and of the adapter.
+    The tasks are those of dialect if the tasksets have none."""
+    names = list(dict.fromkeys(name.partition(":")[0] for name in names))
+    names = [name for name in names if ws.taskset(name).following(1)] or ["dialect"]
+    means = {}
+    for arm, adapter in (("base", False), ("adapter", True)):
         rewards: list[float] = []
-        for name in first:
+        for name in names:
             result = ws.following(name, adapter=adapter, n=EXAM, seed=1000 + seed)
             rewards += result.rewards if result else []
-        found[who] = round(sum(rewards) / len(rewards), 4) if rewards else 0.0
-    return found
+        means[arm] = round(sum(rewards) / len(rewards), 4) if rewards else 0.0
+    return means
 
 
-def lesson_tokens(
-    ws: Workspace, arms: dict[str, dict[str, ArmResult]], seed: int
-) -> dict[str, float]:
-    """Tokens of lessons in one holdout prompt, on average: `before` with all that are held in text,
-    `after` those of the slept ones that still stand in it, `kept` those that were not slept."""
+def lesson_tokens(ws: Workspace, arms: Arms, seed: int) -> dict[str, float]:
+    """Mean tokens of lessons in one holdout prompt: `before` with all lessons as text, `after`
+    those of distilled lessons in the prompt now, `kept` those of the other lessons."""
     after = kept = prompts = 0.0
-    slept = {lesson.id for lesson in ws.lessons.list(status="distilled")}
+    distilled = {lesson.id for lesson in ws.lessons.list(status="distilled")}
     for name in arms:
         for task in ws.taskset(name).tasks("holdout", EXAM, seed):
             prompts += 1
             for lesson in ws.prompt(name, task).lessons:
-                after += lesson.tokens * (lesson.id in slept)
-                kept += lesson.tokens * (lesson.id not in slept)
+                after += lesson.tokens * (lesson.id in distilled)
+                kept += lesson.tokens * (lesson.id not in distilled)
     before = sum(results["base_in"].lesson_tokens for results in arms.values()) / len(arms)
-    return {
-        "before": round(before, 1),
-        "after": round(after / prompts, 1),
-        "kept": round(kept / prompts, 1),
-    }
+    means = {"before": before, "after": after / prompts, "kept": kept / prompts}
+    return {name: round(value, 1) for name, value in means.items()}
 
 
-def table_lines(arms: dict[str, dict[str, ArmResult]]) -> list[str]:
+def table_lines(arms: Arms) -> list[str]:
     """The four arms as aligned text: mean reward and its 95 % interval."""
     rows = [["", *HEADS.values(), "n"]]
     for name, results in arms.items():
-        row = [
-            f"{r.reward:.2f} ({r.ci95[0]:.2f}-{r.ci95[1]:.2f})"
-            for r in (results[arm] for arm in FOUR_ARMS)
-        ]
-        rows.append([name, *row, str(results["base_out"].n)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+        cells = [results[arm] for arm in FOUR_ARMS]
+        rewards = [f"{x.reward:.2f} ({x.ci95[0]:.2f}-{x.ci95[1]:.2f})" for x in cells]
+        rows.append([name, *rewards, str(results["base_out"].n)])
+    return aligned(rows)
 
 
 def parameters(ws: Workspace) -> int:
+    """The number of the model's weights; 0 if it is remote."""
     from reflect.models.local import LocalModel
 
-    return (
-        sum(p.numel() for p in ws.model.network.parameters())
-        if isinstance(ws.model, LocalModel)
-        else 0
-    )
+    if not isinstance(ws.model, LocalModel):
+        return 0
+    return sum(p.numel() for p in ws.model.network.parameters())

@@ -1,16 +1,19 @@
-"""reflect grade: what a person says of a rollout."""
+"""reflect grade: grades given by people."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reflect.cli.common import Db, DefaultList, Json, Profile, workspace
+from reflect.cli.common import DefaultList, Json, RunId, noun, with_workspace
 from reflect.cli.output import print_json, print_status, progress
-from reflect.cli.run import tell_report
+from reflect.cli.report import print_report
+
+if TYPE_CHECKING:
+    from reflect.workspace.grades import GradedRow
+    from reflect.workspace.workspace import Workspace
 
 By = Annotated[
     str | None,
@@ -25,42 +28,35 @@ class GiveByDefault(DefaultList):
         return super().parse_args(ctx, ["give", *args] if args and args[0].isdigit() else args)
 
 
-app = typer.Typer(
-    help="Grades by people, where no program can score. `reflect grade ID REWARD` is `reflect grade give ID REWARD`. "
-    "Default verb: list.",
-    cls=GiveByDefault,
-    rich_markup_mode=None,
+app = noun(
+    "Grades by people, where no program can score. `reflect grade ID REWARD` is `reflect grade "
+    "give ID REWARD`.",
+    GiveByDefault,
 )
 
 
 @app.command("list")
+@with_workspace("profile")
 def list_(
-    run: Annotated[
-        int | None,
-        typer.Option(metavar="ID", help="Run. [default: the newest with ungraded rollouts]"),
-    ] = None,
-    every: Annotated[
-        bool, typer.Option("--all", help="Include rollouts that have a reward.")
-    ] = False,
+    ws: Workspace,
+    run: int | None = typer.Option(
+        None, metavar="ID", help="Run. [default: the newest with ungraded rollouts]"
+    ),
+    every: bool = typer.Option(False, "--all", help="Include rollouts that have a reward."),
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write a file with one JSON object per line."),
     ] = None,
-    db: Db = None,
-    profile: Profile = None,
     json: Json = False,
 ) -> None:
-    """The attempts of a run that wait for a grade."""
-    grades = workspace(db, profile).grades
-    run_id = run or grades.newest()
+    """List the rollouts of a run that wait for a grade."""
+    run_id = run or ws.grades.newest()
     if out:
-        count = grades.save(run_id, out, every)
-        return (
-            print_json({"file": str(out), "rollouts": count})
-            if json
-            else print(f"{out}: {count} rollouts of run {run_id}")
-        )
-    rows = grades.waiting(run_id, every)
+        count = ws.grades.save(run_id, out, every)
+        if json:
+            return print_json({"file": str(out), "rollouts": count})
+        return print(f"{out}: {count} rollouts of run {run_id}")
+    rows = ws.grades.waiting(run_id, every)
     if json:
         return print_json(rows)
     task = None
@@ -68,63 +64,58 @@ def list_(
         if row["task"] != task:
             task = row["task"]
             print(f"-- {task}: {row['prompt']}")
-        given = "" if row["reward"] is None else f", reward {row['reward']:g}"
-        print(f"rollout {row['rollout']}, attempt {row['attempt']}{given}: {row['text']}")
-    print_status(
-        f"Run {run_id}: {len(rows)} to grade."
-        if rows
-        else f"Nothing in run {run_id} waits for a grade."
-    )
-    if rows:
-        print_status('Grade one: reflect grade ID REWARD --feedback "..."')
+        reward = "" if row["reward"] is None else f", reward {row['reward']:g}"
+        print(f"rollout {row['rollout']}, attempt {row['attempt']}{reward}: {row['text']}")
+    if not rows:
+        return print_status(f"Nothing in run {run_id} waits for a grade.")
+    print_status(f"Run {run_id}: {len(rows)} to grade.")
+    print_status('Grade one: reflect grade ID REWARD --feedback "..."')
 
 
 @app.command()
+@with_workspace()
 def give(
+    ws: Workspace,
     rollout: Annotated[int, typer.Argument(metavar="ID", help="A rollout's id.")],
     reward: Annotated[float, typer.Argument(help="From 0 (bad) to 1 (good).")],
-    feedback: Annotated[
-        str | None, typer.Option(help="What is good, what is missing. The review reads it.")
-    ] = None,
+    feedback: str | None = typer.Option(
+        None, help="What is good or missing. The reflection reads it."
+    ),
     by: By = None,
-    db: Db = None,
     json: Json = False,
 ) -> None:
-    """Grade one attempt. What it was given before stays in its record."""
-    _tell([workspace(db).grades.give(rollout, reward, feedback, by)], json, one=True)
+    """Grade one rollout. Its earlier grades stay in its record."""
+    row = ws.grades.give(rollout, reward, feedback, by)
+    return print_json(row) if json else _print_grades([row])
 
 
 @app.command()
+@with_workspace()
 def load(
+    ws: Workspace,
     file: Annotated[
-        Path,
-        typer.Argument(help="What `reflect grade list --out FILE` wrote, with rewards filled in."),
+        Path, typer.Argument(help="A file from `reflect grade list --out FILE`, with rewards.")
     ],
     by: By = None,
-    db: Db = None,
     json: Json = False,
 ) -> None:
-    """Grade from a file, all of it or, when a line is malformed, nothing."""
-    _tell(workspace(db).grades.load(file, by), json)
+    """Grade from a file: all rows, or none if a row is malformed."""
+    rows = ws.grades.load(file, by)
+    return print_json(rows) if json else _print_grades(rows)
 
 
 @app.command()
-def review(
-    run: Annotated[int, typer.Argument(metavar="RUN", help="A run's id.")],
-    db: Db = None,
-    json: Json = False,
-) -> None:
-    """Review a graded run, as `reflect run` would have: edits of lessons from its attempts, grades
-    and feedback."""
-    with progress() as tell:
-        report = workspace(db).grades.review(run, progress=tell)
-    return print_json(asdict(report)) if json else tell_report(report)
+@with_workspace()
+def review(ws: Workspace, run: RunId, json: Json = False) -> None:
+    """Reflect on a graded run, as `reflect run` does: rollouts, grades and feedback become lesson
+    edits."""
+    with progress() as bar:
+        report = ws.grades.review(run, progress=bar)
+    print_report(report, json)
 
 
-def _tell(done: list[dict[str, Any]], json: bool, one: bool = False) -> None:
-    if json:
-        return print_json(done[0] if one else done)
-    for row in done:
+def _print_grades(rows: list[GradedRow]) -> None:
+    for row in rows:
         again = f", graded {len(row['grades'])} times" if len(row["grades"]) > 1 else ""
         print(f"rollout {row['rollout']}: reward {row['reward']:g}{again}")
-    print_status("Then: reflect grade review RUN" if done else "No row has a reward.")
+    print_status("Then: reflect grade review RUN" if rows else "No row has a reward.")

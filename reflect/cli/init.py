@@ -1,4 +1,4 @@
-"""reflect init: a folder to work in."""
+"""reflect init: a working folder."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from reflect.cli.output import print_status
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="The folder; made when missing.")] = Path("."),
-    prompts: Annotated[
-        bool, typer.Option("--prompts", help="Also copy the prompt templates, to edit them.")
-    ] = False,
+    folder: Annotated[Path, typer.Argument(help="The folder; created if missing.")] = Path("."),
+    prompts: bool = typer.Option(False, "--prompts", help="Also copy the prompt templates."),
 ) -> None:
     """Make a working folder: settings, tasks, a database.
 
-    What is there already stays as it is.
+    Existing files stay as they are.
     """
     from reflect.cli.settings_text import toml
     from reflect.config import shipped
@@ -31,7 +29,7 @@ def init(
     for name, text in files.items():
         path = folder / name
         if path.exists():
-            print_status(f"{path} is there already.")
+            print_status(f"{path} exists already.")
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text())
@@ -41,9 +39,8 @@ def init(
     Store(database)
     if new:
         print(database)
-    print_status(
-        f"Next: {'' if folder == Path('.') else f'cd {folder} && '}reflect run example.jsonl"
-    )
+    enter = "" if folder == Path(".") else f"cd {folder} && "
+    print_status(f"Next: {enter}reflect run example.jsonl")
 
 
 def example_tasks() -> str:

@@ -1,65 +1,59 @@
-"""reflect judge: does the judge grade as people do?"""
+"""reflect judge: compare the judge's grades with those of people."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reflect.cli.common import Db, Json, JudgeModel, Model, Seed, workspace
+from reflect.cli.common import Json, Seed, with_workspace
 from reflect.cli.output import print_json, print_status, progress
+from reflect.errors import BadTaskFile
+
+if TYPE_CHECKING:
+    from reflect.workspace.workspace import Workspace
 
 
+@with_workspace("model judge")
 def judge(
+    ws: Workspace,
     file: Annotated[
-        Path,
-        typer.Argument(help="Answers with rewards that people gave: tasks with `text`, `reward`."),
+        Path, typer.Argument(help="Answers with rewards by people: tasks with `text`, `reward`.")
     ],
     seed: Seed = 0,
-    db: Db = None,
-    model: Model = None,
-    judge: JudgeModel = None,
     json: Json = False,
 ) -> None:
     """Measure the judge on a labelled sample: agreement, kappa, and whether the order of two
     answers sways it."""
-    from reflect.errors import BadTaskFile
     from reflect.evaluation.judge_agreement import agree, labelled
     from reflect.rollouts.judge import judge_of
 
     labels = labelled(file)
     if not labels:
-        raise BadTaskFile(
-            f"{file} holds no labelled answer.", "See docs/tasks.md for what a row looks like."
-        )
-    ws = workspace(db, None, model, judge=judge)
-    with progress() as tell:
-        found = agree(judge_of(ws.settings, lambda: ws.model), labels, seed, tell)
+        hint = "See docs/tasks.md for the format of a row."
+        raise BadTaskFile(f"{file} holds no labelled answer.", hint)
+    with progress() as bar:
+        result = agree(judge_of(ws.settings, lambda: ws.model), labels, seed, bar)
     if json:
-        return print_json(found._asdict())
-    print(f"{found.n} answers graded, {found.unreadable} not readable")
-    if found.agreement is not None and found.agreement_ci95:
-        print(
-            f"agreement with people {found.agreement:.2f} ({_between(found.agreement_ci95)}), pass or fail"
-        )
-        told = (
-            "not defined: one side always says the same"
-            if found.kappa is None
-            else f"{found.kappa:.2f}"
-        )
-        print(
-            f"kappa {told}"
-            + (f" ({_between(found.kappa_ci95)})" if found.kappa_ci95 and found.kappa else "")
-        )
-        print(f"judge minus people {found.difference:+.2f}")
-    if found.pairs:
-        print(
-            f"{found.pairs} pairs in both orders: {found.steady:.2f} steady, {found.right:.2f} steady and as people"
-        )
-    for problem in found.problems[:5]:
+        return print_json(result._asdict())
+    print(f"{result.n} answers graded, {result.unreadable} not readable")
+    if result.agreement is not None and result.agreement_ci95:
+        interval = _interval(result.agreement_ci95)
+        print(f"agreement with people {result.agreement:.2f} ({interval}), pass or fail")
+        kappa = "not defined: one side gives the same grade to all answers"
+        if result.kappa is not None:
+            kappa = f"{result.kappa:.2f}"
+            if result.kappa and result.kappa_ci95:
+                kappa += f" ({_interval(result.kappa_ci95)})"
+        print(f"kappa {kappa}")
+        print(f"judge minus people {result.difference:+.2f}")
+    if result.pairs:
+        right = f"{result.steady:.2f} steady, {result.right:.2f} steady and as people"
+        print(f"{result.pairs} pairs in both orders: {right}")
+    for problem in result.problems[:5]:
         print_status(problem)
 
 
-def _between(interval: tuple[float, float]) -> str:
+def _interval(interval: tuple[float, float]) -> str:
     return f"95 %: {interval[0]:.2f} to {interval[1]:.2f}"

@@ -1,66 +1,52 @@
-"""reflect nights: the sleep so far."""
+"""reflect nights: the nights so far."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reflect.cli.common import Db, Json, noun, workspace
-from reflect.cli.output import print_json, shape, table
+from reflect.cli.common import Json, noun, with_workspace
+from reflect.cli.output import join, print_json, print_table
+from reflect.cli.report import print_gate
+
+if TYPE_CHECKING:
+    from reflect.workspace.workspace import Workspace
 
 app = noun("Nights: the sleep so far.")
-ARMS = ("base_out", "base_in", "adapter_out", "adapter_in")
 
 
 @app.command("list")
-def list_(db: Db = None, json: Json = False) -> None:
-    """The nights."""
+@with_workspace()
+def list_(ws: Workspace, json: Json = False) -> None:
+    """List the nights."""
     from reflect.store import nights
 
-    with workspace(db).store.read() as s:
-        rows = nights.list_nights(s)
+    rows = ws.context.read(nights.list_nights)
     if json:
-        return print_json([shape(row) for row in rows])
+        return print_json(rows)
     cells = [
         [r.id, r.profile, r.status, len(r.lessons), r.adapter_id, f"{r.started:%F %R}", r.reason]
         for r in rows
     ]
-    table(cells, ["id", "profile", "status", "lessons", "adapter", "started (UTC)", "reason"])
+    print_table(cells, "id, profile, status, lessons, adapter, started (UTC), reason")
 
 
 @app.command()
+@with_workspace()
 def show(
+    ws: Workspace,
     night_id: Annotated[int, typer.Argument(metavar="ID", help="A night's id.")],
-    db: Db = None,
     json: Json = False,
 ) -> None:
-    """One night: its plan, its lessons, the figures of its stages, the gate."""
+    """Show one night: its plan, its lessons, the figures of its stages, the gate."""
     from reflect.store import nights
 
-    with workspace(db).store.read() as s:
-        night = nights.get_night(s, night_id)
+    night = ws.context.read(nights.get_night, night_id)
     if json:
-        return print_json(shape(night))
+        return print_json(night)
     print(f"night {night.id}: {night.status}. {night.reason}")
-    print(
-        "lessons: "
-        + (
-            ", ".join(f"{lesson_id} (version {version})" for lesson_id, version in night.lessons)
-            or "-"
-        )
-    )
-    print("plan: " + ", ".join(f"{name} {value}" for name, value in night.config.items()))
-    tell_gate(night.stages.get("gate", {}))
-
-
-def tell_gate(gate: dict[str, Any]) -> None:
-    """The gate's report on stdout: the four arms, then each check."""
-    if gate.get("arms"):
-        arms = [
-            [name, *(rewards[arm]["reward"] for arm in ARMS)]
-            for name, rewards in gate["arms"].items()
-        ]
-        table(arms, ["taskset", *ARMS])
-    for check in gate.get("checks", []):
-        print(f"{'ok  ' if check['ok'] else 'FAIL'} {check['text']}")
+    lessons = join(f"{lesson_id} (version {version})" for lesson_id, version in night.lessons)
+    print(f"lessons: {lessons or '-'}")
+    print(f"plan: {join(f'{name} {value}' for name, value in night.config.items())}")
+    print_gate(night.stages.get("gate", {}))

@@ -1,31 +1,29 @@
-"""reflect prompt: exactly what the model will see."""
+"""reflect prompt: the exact prompt of a task."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from reflect.cli.common import Db, Json, Model, Profile, workspace
+from reflect.cli.common import Json, TasksetName, with_workspace
 from reflect.cli.output import print_json
 
+if TYPE_CHECKING:
+    from reflect.workspace.workspace import Workspace
 
+
+@with_workspace("model profile")
 def prompt(
-    taskset: Annotated[str, typer.Argument(help="A taskset's name, or a file of tasks.")],
-    task: Annotated[
-        str | None, typer.Argument(help="A task's id. [default: the first holdout task]")
-    ] = None,
-    db: Db = None,
-    model: Model = None,
-    profile: Profile = None,
+    ws: Workspace,
+    taskset: TasksetName,
+    task: str | None = typer.Argument(None, help="A task's id. [default: the first holdout task]"),
     json: Json = False,
 ) -> None:
-    """Exactly what the model will see of a task."""
-    ws = workspace(db, profile, model)
-    found = ws.prompt(taskset, task)
+    """Print the exact messages that the model receives for a task."""
+    result = ws.prompt(taskset, task)
     if not json:
-        return print(found)
-    tokens = sum(ws.count_tokens(m["content"]) for m in found.messages)
-    lessons = [lesson.id for lesson in found.lessons]
-    data = {"taskset": found.taskset, "task": found.task.id, "messages": found.messages}
-    print_json(data | {"lessons": lessons, "tokens": tokens})
+        return print(result)
+    data: dict[str, object] = {"taskset": result.taskset, "task": result.task.id}
+    data |= {"messages": result.messages, "lessons": [lesson.id for lesson in result.lessons]}
+    print_json(data | {"tokens": sum(ws.count_tokens(m["content"]) for m in result.messages)})

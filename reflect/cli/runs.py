@@ -1,94 +1,86 @@
-"""reflect runs: the days so far."""
+"""reflect runs: the runs so far."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import typer
 
-from reflect.cli.common import BaseUrl, Db, Json, Profile, noun, workspace
-from reflect.cli.output import print_json, progress, shape, table
-from reflect.cli.run import in_words, spent_in_words, tell_report
+from reflect.cli.common import Json, RunId, noun, with_workspace
+from reflect.cli.output import print_json, print_table, progress, to_dict
+from reflect.cli.report import print_changes, print_report, spending_line
 from reflect.errors import UsageError
 
 if TYPE_CHECKING:
     from reflect.records import Run
+    from reflect.workspace.workspace import Workspace
 
 app = noun("Runs: the practice so far.")
 
 
 @app.command("list")
+@with_workspace()
 def list_(
-    limit: Annotated[
-        int, typer.Option("-n", "--limit", min=1, help="Maximum number of runs.")
-    ] = 50,
-    db: Db = None,
+    ws: Workspace,
+    limit: int = typer.Option(50, "-n", "--limit", min=1, help="Maximum number of runs."),
     json: Json = False,
 ) -> None:
-    """The runs, newest first."""
+    """List the runs, newest first."""
     from reflect.store import runs
 
-    with workspace(db).store.read() as s:
-        rows = runs.list_runs(s, limit=limit)
+    rows = ws.context.read(runs.list_runs, limit=limit)
     if json:
-        return print_json([told(row) for row in rows])
+        return print_json([run_json(row) for row in rows])
     cells = [
         [r.id, r.taskset, r.n, r.k, r.seed, r.status, r.model, r.adapter_id, f"{r.started:%F %R}"]
         for r in rows
     ]
-    table(cells, ["id", "taskset", "n", "k", "seed", "status", "model", "adapter", "started (UTC)"])
+    print_table(cells, "id, taskset, n, k, seed, status, model, adapter, started (UTC)")
 
 
 @app.command()
+@with_workspace()
 def show(
-    run_id: Annotated[int, typer.Argument(metavar="ID", help="A run's id.")],
-    rollouts: Annotated[
-        bool, typer.Option("--rollouts", help="Print every rollout in full.")
-    ] = False,
-    db: Db = None,
+    ws: Workspace,
+    run_id: RunId,
+    rollouts: bool = typer.Option(False, "--rollouts", help="Print every rollout in full."),
     json: Json = False,
 ) -> None:
-    """One run: its figures, what it changed, and with --rollouts every attempt."""
+    """Show one run: its figures, its changes of lessons, and with --rollouts every rollout."""
     from reflect.rollouts.transcript import words_of
     from reflect.store import runs
     from reflect.trials import bundle
 
-    with workspace(db).store.read() as s:
+    with ws.store.read() as s:
         run = runs.get_run(s, run_id)
-        attempts = runs.rollouts(s, run_id)
-        keys = list(dict.fromkeys(row.task_key for row in attempts))
-        tasks = {key: runs.task(s, key) for key in keys}
-        reviews = runs.reflections(s, run_id)
+        rows = runs.rollouts(s, run_id)
+        keys = list(dict.fromkeys(row.task_key for row in rows))
+        names = {key: runs.task(s, key).task_id for key in keys}
+        reflections = runs.reflections(s, run_id)
         figures = runs.figures(s, run_id)
     if json:
-        data = {**figures._asdict(), "reflections": [shape(review) for review in reviews]}
-        return print_json(
-            told(run) | data | ({"attempts": [shape(row) for row in attempts]} if rollouts else {})
-        )
-    about = f"{run.taskset}, seed {run.seed}, {run.status}, model {run.model}, adapter {run.adapter_id or '-'}"
-    print(f"run {run.id}: {about}")
-    asked = f" of {run.n * run.k}" if run.k else ""  # a run from traffic has what came
-    print(f"{figures.rollouts}{asked} rollouts, {figures.errors} broken, {len(reviews)} reviews")
-    if reviewed := run.config.get("reflector"):
-        print(f"reviewed by {reviewed}")
-    if spent := run.spent:
-        print(spent_in_words(spent))
+        data = run_json(run) | figures._asdict() | {"reflections": reflections}
+        return print_json(data | ({"attempts": rows} if rollouts else {}))
+    model = f"model {run.model}, adapter {run.adapter_id or '-'}"
+    print(f"run {run.id}: {run.taskset}, seed {run.seed}, {run.status}, {model}")
+    planned = f" of {run.n * run.k}" if run.k else ""  # not known of a run from traffic
+    counts = f"{figures.errors} failed, {len(reflections)} reflections"
+    print(f"{figures.rollouts}{planned} rollouts, {counts}")
+    if reflector := run.config.get("reflector"):
+        print(f"reflected on by {reflector}")
+    if run.spent:
+        print(spending_line(run.spent))
     if text := bundle.in_words(run.bundle):
         print(f"bundle {run.taskset}: {text}")
-    table(
-        [
-            [tasks[key].task_id, *_counts([row.reward for row in attempts if row.task_key == key])]
-            for key in keys
-        ],
-        ["task", "mean", "rewards"],
-    )
-    for review in reviews:
-        for change in review.edits:
-            if text := in_words(change):
-                print(text)
-    for row in attempts if rollouts else ():
-        print(f"\n-- {tasks[row.task_key].task_id}, attempt {row.index + 1}, reward {row.reward}")
+    cells = [
+        [names[key], *_rewards([row.reward for row in rows if row.task_key == key])] for key in keys
+    ]
+    print_table(cells, "task, mean, rewards")
+    for reflection in reflections:
+        print_changes(reflection.edits)
+    for row in rows if rollouts else ():
+        print(f"\n-- {names[row.task_key]}, attempt {row.index + 1}, reward {row.reward}")
         for message in row.messages:
             print(f"{message['role']}: {words_of(message)}")
         print(f"feedback: {row.feedback or row.error or '-'}")
@@ -96,79 +88,64 @@ def show(
             print(f"feedback on turn {turn}: {text}")
 
 
-def told(run: Run) -> dict[str, Any]:
-    """A run as JSON, without what it remembers for the next one (see
-    `reflect.trials.checkpoints`)."""
-    row = shape(run)
+def run_json(run: Run) -> dict[str, object]:
+    """A run as JSON, without its checkpoints (see `reflect.trials.checkpoints`)."""
+    row = to_dict(run)
     row.pop("checkpoints")
     spent, traffic = row.pop("spent"), row.pop("from_traffic")
-    config = (
-        row["config"]
-        | ({"spent": spent} if spent else {})
-        | ({"from_traffic": True} if traffic else {})
-    )
-    return row | {"config": config}
+    extra = ({"spent": spent} if spent else {}) | ({"from_traffic": True} if traffic else {})
+    return row | {"config": run.config | extra}
 
 
-def _counts(rewards: list[float | None]) -> tuple[float | None, str]:
+def _rewards(rewards: Sequence[float | None]) -> tuple[float | None, str]:
     scored = [x for x in rewards if x is not None]
-    return (sum(scored) / len(scored) if scored else None), " ".join(
-        "x" if x is None else f"{x:g}" for x in rewards
-    )
+    text = " ".join("x" if x is None else f"{x:g}" for x in rewards)
+    return sum(scored) / len(scored) if scored else None, text
 
 
 @app.command()
+@with_workspace("base_url")
 def resume(
-    run_id: Annotated[
-        int | None, typer.Argument(metavar="ID", help="[default: the newest unfinished run]")
-    ] = None,
-    db: Db = None,
-    base_url: BaseUrl = None,
+    ws: Workspace,
+    run_id: int | None = typer.Argument(
+        None, metavar="ID", help="[default: the newest unfinished run]"
+    ),
     json: Json = False,
 ) -> None:
     """Finish a run that was interrupted."""
-    ws = workspace(db, base_url=base_url)
-    with progress() as tell:
-        report = ws.resume(run_id, progress=tell)
-    return print_json(asdict(report)) if json else tell_report(report)
+    with progress() as bar:
+        report = ws.resume(run_id, progress=bar)
+    print_report(report, json)
 
 
 @app.command()
+@with_workspace("profile")
 def prune(
-    keep: Annotated[
-        int, typer.Option(min=0, help="Number of newest runs to keep in any case.")
-    ] = 20,
-    days: Annotated[
-        int, typer.Option(min=0, help="Delete unrewarded traffic older than this many days.")
-    ] = 30,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Delete them; without it, only list them.")
-    ] = False,
-    db: Db = None,
-    profile: Profile = None,
+    ws: Workspace,
+    keep: int = typer.Option(20, min=0, help="Number of newest runs to keep in any case."),
+    days: int = typer.Option(
+        30, min=0, help="Delete unrewarded traffic older than this many days."
+    ),
+    yes: bool = typer.Option(False, "--yes", help="Delete them; without it, only list them."),
     json: Json = False,
 ) -> None:
-    """Delete old runs with their rollouts, unless a lesson or an open trial rests on them; and old
+    """Delete old runs with their rollouts, unless a lesson or an open trial uses them; and old
     traffic."""
-    from reflect.store import exchanges as exchanges_
-    from reflect.store import runs
+    from reflect.store import exchanges, runs
 
-    ws = workspace(db, profile)
-    mine = ws.settings.profile
+    profile = ws.settings.profile
     with ws.store.write() if yes else ws.store.read() as s:
-        found = runs.prunable(s, keep, mine)
+        plan = runs.prunable(s, keep, profile)
         if yes:
-            runs.delete_runs(s, found.gone)
-        exchanges = (
-            exchanges_.forget(s, mine, days) if yes else exchanges_.unrewarded(s, mine, days)
-        )
+            runs.delete_runs(s, plan.gone)
+        traffic = (exchanges.forget if yes else exchanges.unrewarded)(s, profile, days)
     if json:
-        return print_json(found._asdict() | {"exchanges": exchanges, "deleted": yes})
-    done = "deleted" if yes else "would be deleted"
-    print(f"{len(found.gone)} runs {done}")
-    if exchanges:
-        print(f"{exchanges} exchanges without a reward in {days} days {done}")
-    if found.kept:
-        print(f"{len(found.kept)} older ones stay: open trials rest on their rollouts")
-    if not yes and (found.gone or exchanges):
+        return print_json(plan._asdict() | {"exchanges": traffic, "deleted": yes})
+    deleted = "deleted" if yes else "would be deleted"
+    print(f"{len(plan.gone)} runs {deleted}")
+    if traffic:
+        print(f"{traffic} exchanges without a reward in {days} days {deleted}")
+    if plan.kept:
+        print(f"{len(plan.kept)} older ones stay: open trials use their rollouts")
+    if not yes and (plan.gone or traffic):
         raise UsageError("Nothing was deleted.", "Say --yes to delete them.")

@@ -13,9 +13,10 @@ from reflect.config import Settings
 
 PAGE = """# Settings
 
-Every setting can be given in `reflect.toml` (`reflect init` writes one with the defaults), as an environment variable
-`REFLECT_NAME` in capitals (`REFLECT_MAX_TOKENS=200`), to `reflect.open(NAME=...)` in Python, and where a command has it
-as a flag. A flag takes precedence over the environment, the environment over `reflect.toml`, and that over the default.
+Every setting can be given in `reflect.toml` (`reflect init` writes one with the defaults), as an
+environment variable `REFLECT_NAME` in capitals (`REFLECT_MAX_TOKENS=200`), to
+`reflect.open(NAME=...)` in Python, and where a command has it as a flag. A flag takes precedence
+over the environment, the environment over `reflect.toml`, and that over the default.
 A value that is out of bounds, not a finite number or of another type is an error (exit code 2).
 
 This page is generated: `python -m reflect.cli.settings_text > docs/settings.md`.
@@ -27,16 +28,14 @@ This page is generated: `python -m reflect.cli.settings_text > docs/settings.md`
 
 def toml() -> str:
     """reflect.toml: each setting with its description and its default, commented out."""
-    lines = [
-        "# Settings of reflect. Uncomment a line to change it. Flags and REFLECT_NAME take precedence.",
-        "",
-    ]
+    text = (
+        "# Settings of reflect. Uncomment a line to change it. Flags and REFLECT_NAME take "
+        "precedence.\n\n"
+    )
     for setting in fields(Settings):
-        lines += [
-            f"## {setting.metadata['description']}",
-            f"# {setting.name} = {json.dumps(setting.default)}",
-        ]
-    return "\n".join(lines) + "\n"
+        text += f"## {setting.metadata['description']}\n"
+        text += f"# {setting.name} = {json.dumps(setting.default)}\n"
+    return text
 
 
 def page() -> str:

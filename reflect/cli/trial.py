@@ -1,293 +1,251 @@
-"""reflect trial: what the lessons are worth."""
+"""reflect trial: the measured effect of lessons."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from reflect.cli.common import BaseUrl, Db, Json, JudgeModel, Model, Profile, Seed, workspace
-from reflect.cli.output import print_json, print_status, progress, shape, table
+from reflect.cli.common import Json, Seed, with_workspace
+from reflect.cli.output import print_json, print_status, print_table, progress, to_dict
 from reflect.errors import UsageError
 
 if TYPE_CHECKING:
     from reflect.records import Lesson, Trial
+    from reflect.stats.confidence import Effect
     from reflect.workspace.workspace import Workspace
 
 OTHER = "measured with another verifier or system prompt"
+FIGURES = "kind version effect low high n verdict moved model_fingerprint adapter_id measure"
 
 
+@with_workspace("k model base_url judge profile")
 def trial(
-    lesson: Annotated[
-        int | None, typer.Argument(metavar="LESSON", help="A lesson's id. [default: all]")
-    ] = None,
-    aa: Annotated[
-        str | None,
-        typer.Option(metavar="TASKSET", help="Run the same prompts twice to measure the noise."),
-    ] = None,
-    bundle: Annotated[
-        str | None, typer.Option(metavar="TASKSET", help="Measure all its lessons together.")
-    ] = None,
-    n: Annotated[
-        int | None, typer.Option("-n", "--tasks", min=1, help="Number of tasks. [--aa: 40]")
-    ] = None,
-    k: Annotated[
-        int | None, typer.Option("-k", "--rollouts", min=1, help="Rollouts per task. [default: 8]")
-    ] = None,
-    effect: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Smallest effect to detect.")
-    ] = 0.1,
-    taskset: Annotated[
-        str | None, typer.Option(help="Tasks to compare on. [default: the lesson's scope]")
-    ] = None,
+    ws: Workspace,
+    lesson: int | None = typer.Argument(
+        None, metavar="LESSON", help="A lesson's id. [default: all]"
+    ),
+    aa: str | None = typer.Option(
+        None, metavar="TASKSET", help="Run the same prompts twice to measure the noise."
+    ),
+    bundle: str | None = typer.Option(
+        None, metavar="TASKSET", help="Measure all its lessons together."
+    ),
+    n: int | None = typer.Option(None, "-n", "--tasks", min=1, help="Number of tasks. [--aa: 40]"),
+    effect: float = typer.Option(0.1, min=0.01, max=1.0, help="Smallest effect to detect."),
+    taskset: str | None = typer.Option(
+        None, help="Tasks to compare on. [default: the lesson's scope]"
+    ),
     seed: Seed = 0,
-    db: Db = None,
-    model: Model = None,
-    base_url: BaseUrl = None,
-    judge: JudgeModel = None,
-    profile: Profile = None,
     json: Json = False,
 ) -> None:
-    """What each lesson changes, measured by withholding it.
+    """Show the effect of each lesson, measured by withholding it.
 
-    Ordinary runs measure it by the way. `reflect trial LESSON --tasks N` compares at once, on the
-    same tasks and seeds with the lesson and without it, if there is no verdict yet. `--bundle
-    TASKSET` asks the same of all its lessons together. `--aa TASKSET` runs identical prompts twice.
+    Ordinary runs measure it too. `reflect trial LESSON --tasks N` compares at once, on the same
+    tasks and seeds with the lesson and without it, if there is no verdict yet. `--bundle TASKSET`
+    measures all its lessons together. `--aa TASKSET` runs identical prompts twice.
     """
-    ws = workspace(db, profile, model, k=k, base_url=base_url, judge=judge)
+    for option, name, hint in (
+        ("--aa", aa, "It measures the noise of a taskset: reflect trial --aa TASKSET"),
+        ("--bundle", bundle, "All lessons of a taskset: reflect trial --bundle TASKSET"),
+    ):
+        if name is not None and lesson is not None:
+            raise UsageError(f"{option} takes no lesson.", hint)
     if aa is not None:
-        if lesson is not None:
-            raise UsageError(
-                "--aa takes no lesson.",
-                "It measures the noise of a taskset: reflect trial --aa TASKSET",
-            )
         return aa_report(ws, aa, n or 40, seed, json)
     if bundle is not None:
-        if lesson is not None:
-            raise UsageError(
-                "--bundle takes no lesson.",
-                "All lessons of a taskset: reflect trial --bundle TASKSET",
-            )
-        return together(ws, bundle, n, seed, json)
+        return compare_bundle(ws, bundle, n, seed, json)
     if n is None:
         return verdicts(ws, lesson, json)
     if lesson is None:
         raise UsageError("Which lesson is to be compared?", "reflect trial LESSON --tasks N")
-    return compare(ws, lesson, taskset, n, effect, seed, json)
+    compare(ws, lesson, taskset, n, effect, seed, json)
 
 
 # -- the verdicts so far
-# -----------------------------------------------------------------------------------------------
 
 
 def verdicts(ws: Workspace, lesson_id: int | None, json: bool) -> None:
+    """The newest trial of each lesson, or of one."""
     from reflect.store import lessons, nights, trials
     from reflect.trials.bundle import in_words
 
     with ws.store.read() as s:
         profile = ws.settings.profile if lesson_id is None else lessons.get(s, lesson_id).profile
         active = nights.active_adapter(s, profile)
-        every = trials.of_day(s, profile, lesson_id)
-        measures = measures_of(ws, {lesson.scope for lesson, _ in every})
+        adapter_id = active.id if active else None
+        lesson_trials = trials.of_day(s, profile, lesson_id)
+        versions = reward_versions(ws, {lesson.scope for lesson, _ in lesson_trials})
         rows = [
-            row_of(
-                lesson,
-                found,
-                trials.since(s, lesson),
-                active.id if active else None,
-                measures.get(lesson.scope),
-            )
-            for lesson, found in every
+            verdict_row(x, found, trials.since(s, x), adapter_id, versions.get(x.scope))
+            for x, found in lesson_trials
         ]
         bundles = trials.newest_bundles(s, profile) if lesson_id is None else []
     if json:
         return print_json(rows)
     for run in bundles:
         print(f"bundle {run.taskset}: {in_words(run.bundle)}")
-    table(
-        [
-            [
-                row["lesson"],
-                row["status"],
-                row["effect"],
-                row["interval"],
-                row["n"],
-                row["verdict"],
-                row["missing"],
-            ]
-            for row in map(in_cells, rows)
-        ],
-        ["lesson", "status", "effect", "95 % interval", "n", "verdict", "missing"],
-    )
+    cells = []
+    for row in rows:
+        effect, interval = None, None
+        if "effect" in row:
+            effect, interval = f"{row['effect']:+.2f}", f"{row['low']:+.2f} to {row['high']:+.2f}"
+        rest = [row["n"], row["verdict"], row["missing"]]
+        cells.append([row["lesson"], row["status"], effect, interval, *rest])
+    print_table(cells, "lesson, status, effect, 95 % interval, n, verdict, missing")
     if not rows:
         print_status("No lesson is on trial. Practise first: reflect run TASKSET")
 
 
-def measures_of(ws: Workspace, scopes: Iterable[str]) -> dict[str, str]:
-    """taskset -> what its rewards mean now; those that are not here are left out, and general
-    lessons have no own."""
+def reward_versions(ws: Workspace, scopes: Iterable[str]) -> dict[str, str]:
+    """Taskset -> version of its reward, for the installed tasksets among the scopes."""
     from reflect.trials.reward_version import reward_version
 
-    found = {}
+    versions = {}
     for scope in filter(None, scopes):
-        with suppress(
-            Exception
-        ):  # somebody's taskset: whatever is wrong with it is for `reflect tasks check`
-            found[scope] = reward_version(ws.taskset(scope))
-    return found
+        with suppress(Exception):  # any error of a user's taskset: `reflect tasks check` shows it
+            versions[scope] = reward_version(ws.taskset(scope))
+    return versions
 
 
-def row_of(
+def verdict_row(
     lesson: Lesson,
-    every: Sequence[Trial],
+    lesson_trials: Sequence[Trial],
     since: int,
     adapter_id: int | None,
-    measure: str | None = None,
+    reward_version: str | None = None,
 ) -> dict[str, Any]:
-    """What is known of a lesson, and what is missing for a verdict on it as it stands now.
+    """The newest figures of a lesson, and what is missing for a verdict on its present text.
 
     An accepted lesson is on trial again from then on, because its effect may change: its verdict is
-    reported with the new estimate (`watch`) until there is another verdict. `measure`: the version
-    of the reward, where it is known.
+    reported with the new estimate (`watch`) until there is another verdict.
     """
     row: dict[str, Any] = {"lesson": lesson.id, "status": lesson.status, "pinned": lesson.pinned}
     row |= {"when": lesson.when, "do": lesson.do}
-    if not every:
+    if not lesson_trials:
         return row | {"verdict": "undecided", "n": 0, "missing": "no rollouts yet"}
-    trial, before = every[-1], [other for other in every if other.moved == since]
+    trial, before = lesson_trials[-1], [x for x in lesson_trials if x.moved == since]
     if before and trial.moved is None and trial.verdict == "undecided":
         watch, trial = trial, before[-1]
         if watch is not trial:
-            row["watch"] = figures(watch)
-    row |= figures(trial)
-    anew = measure is not None and trial.measure != measure
-    if anew and "watch" not in row:
+            row["watch"] = trial_json(watch)
+    row |= trial_json(trial)
+    changed = reward_version is not None and trial.measure != reward_version
+    if changed and "watch" not in row:
         return row | {"missing": f"a new trial: {OTHER}"}
     if trial.moved is None and (trial.version != since or trial.adapter_id != adapter_id):
         return row | {"missing": "a new trial: the lesson or the adapter has changed"}
     if "watch" in row:
-        return row | {
-            "missing": f"{f'{OTHER}; ' if anew else ''}since then {effect_of(watch)} over {watch.n}"
-        }
+        note = f"{OTHER}; " if changed else ""
+        return row | {"missing": f"{note}since then {effect_of(watch)} over {watch.n}"}
     more = effect_of(trial).more()
-    about = "more rollouts" if more is None else f"about {more} more rollouts at this effect"
-    return row | {"missing": about if more != 0 else ""}
+    missing = "more rollouts" if more is None else f"about {more} more rollouts at this effect"
+    return row | {"missing": missing if more != 0 else ""}
 
 
-def figures(trial: Trial) -> dict[str, Any]:
-    names = {"kind", "version", "effect", "low", "high", "n", "verdict", "moved"}
-    names |= {"model_fingerprint", "adapter_id", "measure"}
-    return {name: value for name, value in shape(trial).items() if name in names}
+def trial_json(trial: Trial) -> dict[str, object]:
+    """The figures of a trial."""
+    row = to_dict(trial)
+    return {name: value for name, value in row.items() if name in FIGURES.split()}
 
 
-def effect_of(trial: Trial) -> Any:
+def effect_of(trial: Trial) -> Effect:
+    """The estimate of a trial."""
     from reflect.stats.confidence import Effect
 
     return Effect(trial.effect, trial.low, trial.high, trial.n, trial.verdict)  # type: ignore[arg-type]
 
 
-def in_cells(row: dict[str, Any]) -> dict[str, Any]:
-    known = "effect" in row
-    effect = f"{row['effect']:+.2f}" if known else None
-    return row | {
-        "effect": effect,
-        "interval": f"{row['low']:+.2f} to {row['high']:+.2f}" if known else None,
-    }
-
-
-# -- rollouts spent on a question
-# --------------------------------------------------------------------------------------
+# -- comparisons that spend rollouts
 
 
 def compare(
     ws: Workspace, lesson_id: int, name: str | None, n: int, effect: float, seed: int, json: bool
 ) -> None:
-    from reflect.rollouts.context import TasksetContext
+    """Rollouts with and without the lesson on the same tasks and seeds."""
     from reflect.store import lessons
     from reflect.trials import comparison
 
-    with ws.store.read() as s:
-        scope = name or lessons.get(s, lesson_id).scope
+    scope = name or ws.context.read(lessons.get, lesson_id).scope
     if not scope:
-        raise UsageError(
-            f"Lesson {lesson_id} is for every taskset.", "Say where to compare: --taskset TASKSET"
-        )
-    found = ws.taskset(scope)
-    ctx = TasksetContext(ws.model, ws.store, found, ws.settings)
-    options: dict[str, Any] = {"n": n, "k": ws.settings.k, "wanted": effect, "seed": seed}
-    plan = comparison.plan(ctx, lesson_id, **options)
-    told = f"{plan.known} over {plan.known.n} rollouts" if plan.known.n else "no rollouts yet"
-    if plan.known.verdict != "undecided":
-        print_status(
-            f"Lesson {lesson_id} has its verdict: {plan.known.verdict}, {told}. Nothing is spent on it."
-        )
-        return verdicts(ws, lesson_id, json)
-    print_status(f"Lesson {lesson_id} is undecided: {told}.")
-    print_status(
-        f"An effect of {effect:.2f} needs about {plan.needed} pairs (standard deviation {plan.sd:.2f}); "
-        f"{len(plan.tasks)} tasks x {plan.k} = {plan.pairs} pairs find one of {plan.smallest:.2f}."
+        hint = "Say where to compare: --taskset TASKSET"
+        raise UsageError(f"Lesson {lesson_id} is for every taskset.", hint)
+    taskset, settings = ws.taskset(scope), ws.settings
+    plan = comparison.plan(
+        ws.model,
+        ws.store,
+        taskset,
+        settings,
+        lesson_id,
+        n=n,
+        k=settings.k,
+        wanted=effect,
+        seed=seed,
     )
-    with progress() as tell:
-        trial = comparison.compare(replace(ctx, progress=tell), plan)
+    known = f"{plan.known} over {plan.known.n} rollouts" if plan.known.n else "no rollouts yet"
+    if plan.known.verdict != "undecided":
+        verdict = f"{plan.known.verdict}, {known}. Nothing is spent on it."
+        print_status(f"Lesson {lesson_id} has its verdict: {verdict}")
+        return verdicts(ws, lesson_id, json)
+    print_status(f"Lesson {lesson_id} is undecided: {known}.")
+    print_status(
+        f"An effect of {effect:.2f} needs about {plan.needed} pairs (standard deviation "
+        f"{plan.sd:.2f}); {len(plan.tasks)} tasks x {plan.k} = {plan.pairs} pairs find one of "
+        f"{plan.smallest:.2f}."
+    )
+    with progress() as bar:
+        trial = comparison.compare(ws.model, ws.store, taskset, settings, plan, bar)
     if json:
         data = {"needed": plan.needed, "planned": plan.pairs, "smallest": round(plan.smallest, 4)}
-        return print_json(shape(trial) | data)
-    moved = (
-        f"; lesson {lesson_id} is now {'active' if trial.verdict == 'accept' else 'retired'}"
-        if trial.moved
-        else ""
-    )
+        return print_json(to_dict(trial) | data)
+    status = "active" if trial.verdict == "accept" else "retired"
+    moved = f"; lesson {lesson_id} is now {status}" if trial.moved else ""
     print(f"lesson {lesson_id}: {trial.verdict}, {effect_of(trial)} over {trial.n} pairs{moved}")
 
 
-def together(ws: Workspace, name: str, n: int | None, seed: int, json: bool) -> None:
-    """All lessons of a taskset: as its runs have measured them, or compared with none on n tasks
-    now."""
-    from reflect.rollouts.context import TasksetContext
+def compare_bundle(ws: Workspace, name: str, n: int | None, seed: int, json: bool) -> None:
+    """All lessons of a taskset: as its runs measured them, or compared with none on n tasks now."""
     from reflect.store import trials
     from reflect.trials import comparison
     from reflect.trials.bundle import in_words
 
-    found = ws.taskset(name)
+    taskset, settings = ws.taskset(name), ws.settings
     if n is None:
-        with ws.store.read() as s:
-            rows = trials.newest_bundles(s, ws.settings.profile, found.name)
+        rows = ws.context.read(trials.newest_bundles, settings.profile, taskset.name)
         if json:
-            return print_json(
-                {"taskset": found.name, **(rows[0].bundle | {"run": rows[0].id} if rows else {})}
-            )
+            figures = rows[0].bundle | {"run": rows[0].id} if rows else {}
+            return print_json({"taskset": taskset.name, **figures})
         if not rows:
-            return print_status(
-                f"Nothing is known of the lessons of {name} together. Practise first: reflect run {name}"
-            )
+            hint = f"Practise first: reflect run {name}"
+            return print_status(f"The lessons of {name} were not measured together yet. {hint}")
         return print(f"bundle {name}: {in_words(rows[0].bundle)}")
-    with progress() as tell:
-        ctx = TasksetContext(ws.model, ws.store, found, ws.settings, progress=tell)
-        effect = comparison.compare_bundle(ctx, n=n, k=ws.settings.k, seed=seed)
+    with progress() as bar:
+        effect = comparison.compare_bundle(
+            ws.model, ws.store, taskset, settings, n=n, k=settings.k, seed=seed, progress=bar
+        )
     if json:
-        return print_json({"taskset": found.name, "kind": "paired", **asdict(effect)})
-    print(f"bundle {found.name}: {in_words(asdict(effect), 'pairs')}")
+        return print_json({"taskset": taskset.name, "kind": "paired", **asdict(effect)})
+    print(f"bundle {taskset.name}: {in_words(asdict(effect), 'pairs')}")
 
 
 def aa_report(ws: Workspace, name: str, n: int, seed: int, json: bool) -> None:
-    from reflect.rollouts.context import TasksetContext
+    """Identical prompts twice: the noise of a taskset."""
     from reflect.trials import comparison
 
-    found = ws.taskset(name)
-    with progress() as tell:
-        ctx = TasksetContext(ws.model, ws.store, found, ws.settings, progress=tell)
-        both = comparison.run_twice(ctx, n=n, k=ws.settings.k, seed=seed)
+    taskset, settings = ws.taskset(name), ws.settings
+    with progress() as bar:
+        result = comparison.run_twice(
+            ws.model, ws.store, taskset, settings, n=n, k=settings.k, seed=seed, progress=bar
+        )
     if json:
-        return print_json(asdict(both))
-    noise = both.noise
-    print(
-        f"{both.taskset}: {both.tasks} tasks x {both.k} rollouts, twice: {both.first:.3f} and {both.second:.3f}"
-    )
-    print(
-        f"noise: {noise.noise:.2f} within a task; 95 % of trials of nothing measure less than {noise.floor:.3f}"
-    )
-    print(f"smallest effect that {2 * both.tasks * both.k} rollouts resolve: {noise.smallest:.3f}")
-    print(f"false alarms in 200 trials of nothing: {noise.alarms:.1%}")
+        return print_json(result)
+    noise, size = result.noise, f"{result.tasks} tasks x {result.k} rollouts"
+    print(f"{result.taskset}: {size}, twice: {result.first:.3f} and {result.second:.3f}")
+    floor = f"95 % of trials without an effect measure less than {noise.floor:.3f}"
+    print(f"noise: {noise.noise:.2f} within a task; {floor}")
+    rollouts = 2 * result.tasks * result.k
+    print(f"smallest effect that {rollouts} rollouts resolve: {noise.smallest:.3f}")
+    print(f"false alarms in 200 trials without an effect: {noise.alarms:.1%}")

@@ -459,7 +459,7 @@ def test_export_import_export_on_the_command_line(
     assert out.splitlines()[0].startswith("+ lesson 1: when: counting letters")
     assert (
         out.splitlines()[-1]
-        == "+ 1 new, ~ 0 gone on, = 0 here already, ? 0 quarantined, ! 0 left out"
+        == "+ 1 new, ~ 0 continued, = 0 here already, ? 0 quarantined, ! 0 left out"
     )
     assert cli("export", "--db", "there.db") == text
     assert "up to date" in cli("export", "--out", "a.jsonl", error=True)
@@ -534,7 +534,7 @@ def test_merge_on_the_command_line_and_its_links(cli: Cli, book: Any) -> None:
     out = cli("merge")
     assert out.splitlines() == [
         f"~ lesson {one} merged: when: counting letters in a word do: spell the word",
-        f"- lesson {two} retired: lesson {one} stands for it",
+        f"- lesson {two} retired: replaced by lesson {one}",
     ]
     assert f"merged into lesson {one}: they say the same" in cli("show", str(two))
     assert (

@@ -34,6 +34,8 @@ SLOW = {
     "peft",
     "sqlmodel",
     "sqlalchemy",
+    "pydantic",
+    "psutil",
     "alembic",
     "openai",
     "numpy",

@@ -10,7 +10,7 @@ from sqlmodel import select
 from test_trial import SETTINGS, all_lessons, lesson_of, practised
 
 from reflect.cli import run_command
-from reflect.cli.run import in_words
+from reflect.cli.report import change_line as in_words
 from reflect.day.report import report
 from reflect.errors import UsageError
 from reflect.records import Rollout

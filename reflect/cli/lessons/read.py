@@ -1,153 +1,140 @@
-"""list, show, search, history, diff, stats: lessons to read."""
+"""list, show, search, history, diff, stats: read lessons."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reflect.cli.common import Db, Json, Profile, workspace
-from reflect.cli.lessons.common import HEADER, Id, Scope, cells
-from reflect.cli.output import print_json, print_status, shape, table
+from reflect.cli.common import Json, with_workspace
+from reflect.cli.lessons.common import Id, Scope, print_lessons
+from reflect.cli.output import join, print_json, print_status, print_table, to_dict
 
 if TYPE_CHECKING:
     from reflect.store.lesson_evidence import Cost
+    from reflect.workspace.workspace import Workspace
 
 COLOURS = {"-": "\x1b[31m{}\x1b[0m", "+": "\x1b[32m{}\x1b[0m", "=": "{}"}
 PLAIN = {"-": "[-{}-]", "+": "{{+{}+}}", "=": "{}"}
-
-
-def list_(
-    status: Annotated[
-        str | None, typer.Option(help="candidate, active, distilled, retired or quarantined.")
-    ] = None,
-    scope: Scope = None,
-    limit: Annotated[
-        int | None, typer.Option("-n", "--limit", min=1, help="At most so many. [default: all]")
-    ] = None,
-    db: Db = None,
-    profile: Profile = None,
-    json: Json = False,
-) -> None:
-    """The lessons; a star marks a pinned one, which no review may touch."""
-    rows = workspace(db, profile).lessons.list(status=status, scope=scope, limit=limit)
-    if json:
-        return print_json([shape(row) for row in rows])
-    table([cells(row) for row in rows], HEADER)
-
-
-LINKS = {  # kind -> (from, to)
+LINKS = {  # kind -> (text at the replaced lesson, text at the replacing one)
     "merged": ("merged into", "holds"),
     "supersedes": ("superseded by", "supersedes"),
     "proposed": ("could be replaced by", "is proposed in the place of"),
 }
+COSTS = "id, status, tokens, shown, withheld, paid, effect, n, verdict, tokens/point, when"
 
 
-def show(lesson_id: Id, db: Db = None, profile: Profile = None, json: Json = False) -> None:
-    """One lesson, where it comes from, and which lessons stand in its place or gave it theirs."""
-    ws = workspace(db, profile)
-    row = ws.lessons.get(lesson_id)
-    versions, links = ws.lessons.history(lesson_id), ws.lessons.links(lesson_id)
+@with_workspace("profile")
+def list_(
+    ws: Workspace,
+    status: str | None = typer.Option(
+        None, help="candidate, active, distilled, retired or quarantined."
+    ),
+    scope: Scope = None,
+    limit: int | None = typer.Option(
+        None, "-n", "--limit", min=1, help="Maximum number of lessons. [default: all]"
+    ),
+    json: Json = False,
+) -> None:
+    """List the lessons; a star marks a pinned one, which no reflection changes."""
+    rows = ws.lessons.list(status=status, scope=scope, limit=limit)
+    return print_json(rows) if json else print_lessons(rows)
+
+
+@with_workspace("profile")
+def show(ws: Workspace, lesson_id: Id, json: Json = False) -> None:
+    """Show one lesson, its origin, and the lessons that replace it or that it replaces."""
+    row, versions = ws.lessons.get(lesson_id), ws.lessons.history(lesson_id)
+    links = ws.lessons.links(lesson_id)
     if json:
-        told = {
-            "versions": [shape(version) for version in versions],
-            "links": [shape(link) for link in links],
-        }
-        return print_json(shape(row) | told)
-    for name, value in shape(row).items():
-        print(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
+        return print_json(to_dict(row) | {"versions": versions, "links": links})
+    for name, value in to_dict(row).items():
+        print(f"{name}: {join(value) if isinstance(value, list) else value}")
     first, last = versions[0], versions[-1]
-    print(
-        f"written by: {first.author}"
-        + (f", review {first.reflection_id}" if first.reflection_id else "")
-    )
+    origin = f", reflection {first.reflection_id}" if first.reflection_id else ""
+    print(f"written by: {first.author}{origin}")
     if last is not first:
         print(f"last changed by: {last.author}{f' ({last.reason})' if last.reason else ''}")
     for link in links:
-        mine, other = (
-            link.lesson_id == lesson_id,
-            link.other_id if link.lesson_id == lesson_id else link.lesson_id,
-        )
-        print(f"{LINKS[link.kind][mine]} lesson {other}{f': {link.why}' if link.why else ''}")
+        replaces = link.lesson_id == lesson_id
+        other = link.other_id if replaces else link.lesson_id
+        print(f"{LINKS[link.kind][replaces]} lesson {other}{f': {link.why}' if link.why else ''}")
 
 
+@with_workspace("profile")
 def search(
+    ws: Workspace,
     words: Annotated[list[str], typer.Argument(help="Any text.")],
-    limit: Annotated[int, typer.Option("-n", "--limit", min=1, help="At most so many.")] = 20,
-    db: Db = None,
-    profile: Profile = None,
+    limit: int = typer.Option(20, "-n", "--limit", min=1, help="Maximum number of lessons."),
     json: Json = False,
 ) -> None:
     """Find lessons by their words, best match first."""
-    found = workspace(db, profile).lessons.search(" ".join(words), limit=limit)
+    matches = ws.lessons.search(" ".join(words), limit=limit)
     if json:
-        return print_json([shape(row) | {"score": score} for row, score in found])
-    table([cells(row) for row, _ in found], HEADER)
+        return print_json([to_dict(row) | {"score": score} for row, score in matches])
+    print_lessons(row for row, _ in matches)
 
 
-def history(lesson_id: Id, db: Db = None, profile: Profile = None, json: Json = False) -> None:
-    """Every version of a lesson: who wrote it, when, and why."""
-    versions = workspace(db, profile).lessons.history(lesson_id)
+@with_workspace("profile")
+def history(ws: Workspace, lesson_id: Id, json: Json = False) -> None:
+    """Show every version of a lesson: author, time and reason."""
+    versions = ws.lessons.history(lesson_id)
     if json:
-        return print_json([shape(version) for version in versions])
-    rows = [
+        return print_json(versions)
+    cells = [
         [v.version, f"{v.created:%F %R}", v.author, v.status, v.when, v.do, v.reason]
         for v in versions
     ]
-    table(rows, ["version", "written (UTC)", "by", "status", "when", "do", "reason"])
+    print_table(cells, "version, written (UTC), by, status, when, do, reason")
 
 
+@with_workspace("profile")
 def diff(
+    ws: Workspace,
     lesson_id: Id,
-    old: Annotated[
-        int | None, typer.Argument(metavar="V1", help="A version. [default: the one before]")
-    ] = None,
-    new: Annotated[
-        int | None, typer.Argument(metavar="V2", help="A version. [default: the newest]")
-    ] = None,
-    db: Db = None,
-    profile: Profile = None,
+    old: int | None = typer.Argument(
+        None, metavar="V1", help="A version. [default: the one before]"
+    ),
+    new: int | None = typer.Argument(None, metavar="V2", help="A version. [default: the newest]"),
     json: Json = False,
 ) -> None:
-    """What changed between two versions, word by word: [-gone-] {+new+}, in colour on a
+    """Show the changes between two versions, word by word: [-gone-] {+new+}, in colour on a
     terminal."""
-    found = workspace(db, profile).lessons.diff(lesson_id, old, new)
+    result = ws.lessons.diff(lesson_id, old, new)
     if json:
-        return print_json(
-            {"id": found.lesson_id, "old": found.old, "new": found.new, "fields": found.fields}
-        )
+        data = {"id": result.lesson_id, "old": result.old, "new": result.new}
+        return print_json(data | {"fields": result.fields})
     style = COLOURS if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else PLAIN
-    print(f"lesson {found.lesson_id}, version {found.old} -> {found.new}")
-    for field, pieces in found.fields.items():
+    print(f"lesson {result.lesson_id}, version {result.old} -> {result.new}")
+    for field, pieces in result.fields.items():
         print(f"{field}: {''.join(style[sign].format(text) for sign, text in pieces)}")
-    if not found.fields:
+    if not result.fields:
         print_status("Nothing in it differs.")
 
 
+@with_workspace("profile")
 def stats(
+    ws: Workspace,
     lesson_ids: Annotated[
         list[int] | None, typer.Argument(metavar="[ID...]", help="Only these lessons.")
     ] = None,
     scope: Scope = None,
-    db: Db = None,
-    profile: Profile = None,
     json: Json = False,
 ) -> None:
-    """What each lesson costs and brings: tokens per call, calls, the measured effect, tokens per
-    point of gain.
+    """Show the cost and gain of each lesson: tokens per call, calls, the measured effect, tokens
+    per point of gain.
 
     The effect is the mean reward with the lesson minus without it, from the newest trial of its
-    present text, with its interval. A point is 0.01 of reward. "paid" are the tokens of all calls
-    that showed it.
+    present text, with its interval. A point is 0.01 of reward. "paid": the tokens in all calls that
+    showed it.
     """
-    book = workspace(db, profile).lessons
-    wanted = {book.get(lesson_id).id for lesson_id in lesson_ids or ()}
+    ids = {ws.lessons.get(lesson_id).id for lesson_id in lesson_ids or ()}
     rows = [
         row
-        for row in book.stats()
-        if (not wanted or row.lesson.id in wanted) and (scope is None or row.lesson.scope == scope)
+        for row in ws.lessons.stats()
+        if (not ids or row.lesson.id in ids) and (scope is None or row.lesson.scope == scope)
     ]
     total = {
         "lessons": len(rows),
@@ -158,40 +145,20 @@ def stats(
         "measured": sum(row.trial is not None for row in rows),
     }
     if json:
-        return print_json({"lessons": [figures(row) for row in rows], "total": total})
-    cells = [list(figures(row).values()) for row in rows]
-    table(
-        [
-            [
-                *row[:6],
-                row[6] if row[6] is None else f"{row[6]:+.2f} [{row[7]:+.2f}, {row[8]:+.2f}]",
-                *row[9:],
-            ]
-            for row in cells
-        ],
-        [
-            "id",
-            "status",
-            "tokens",
-            "shown",
-            "withheld",
-            "paid",
-            "effect",
-            "n",
-            "verdict",
-            "tokens/point",
-            "when",
-        ],
-    )
-    print(", ".join(f"{name} {value}" for name, value in total.items()))
+        return print_json({"lessons": [cost_json(row) for row in rows], "total": total})
+    cells = []
+    for row in rows:
+        trial, values = row.trial, list(cost_json(row).values())
+        effect = trial and f"{trial.effect:+.2f} [{trial.low:+.2f}, {trial.high:+.2f}]"
+        cells.append([*values[:6], effect, *values[9:]])
+    print_table(cells, COSTS)
+    print(join(f"{name} {value}" for name, value in total.items()))
 
 
-def figures(row: Cost) -> dict[str, Any]:
-    """One lesson as JSON; what was never measured is null."""
-    lesson, trial = row.lesson, row.trial
-    measured = {
-        name: getattr(trial, name, None) for name in ("effect", "low", "high", "n", "verdict")
-    }
+def cost_json(row: Cost) -> dict[str, object]:
+    """The cost and gain of one lesson as JSON; values that were never measured are null."""
+    lesson = row.lesson
+    figures = ("effect", "low", "high", "n", "verdict")
     return {
         "id": lesson.id,
         "status": lesson.status,
@@ -199,7 +166,7 @@ def figures(row: Cost) -> dict[str, Any]:
         "shown": row.shown,
         "withheld": row.withheld,
         "paid": row.paid,
-        **measured,
+        **{name: getattr(row.trial, name, None) for name in figures},
         "tokens_per_point": row.tokens_per_point,
         "when": lesson.when,
     }

@@ -1,106 +1,101 @@
-"""export, import, backup, path: lessons on their way."""
+"""export, import, backup, path: move lessons between databases and files."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reflect.cli.common import Db, Json, Profile, workspace
+from reflect.cli.common import Json, with_workspace
 from reflect.cli.lessons.common import Scope
-from reflect.cli.output import print_json, print_status
+from reflect.cli.output import join, print_json, print_status
 
-WORDS = {"+": "new", "~": "gone on", "=": "here already", "?": "quarantined", "!": "left out"}
+if TYPE_CHECKING:
+    from reflect.workspace.workspace import Workspace
+
+SIGNS = {"+": "new", "~": "continued", "=": "here already", "?": "quarantined", "!": "left out"}
 
 
+@with_workspace("profile")
 def export(
-    format: Annotated[
-        str, typer.Option("--format", help="jsonl, markdown, agents or skill.")
-    ] = "jsonl",
+    ws: Workspace,
+    format: str = typer.Option("jsonl", help="jsonl, markdown, agents or skill."),
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", "-o", metavar="PATH", help="A file, or for skill a folder. [default: stdout]"
-        ),
+        typer.Option("--out", "-o", metavar="PATH", help="File; skill: folder. [default: stdout]"),
     ] = None,
     scope: Scope = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Overwrite an existing file.")] = False,
-    db: Db = None,
-    profile: Profile = None,
+    yes: bool = typer.Option(False, "--yes", help="Overwrite an existing file."),
 ) -> None:
     """Write the lessons out; with --out the paths that changed are printed.
 
-    jsonl: all of them with every version, to be imported elsewhere. markdown: to be read. agents:
-    the block in an AGENTS.md or CLAUDE.md; all else in the file stays as it is. skill: a folder
-    with a SKILL.md for each scope. Retired and quarantined lessons are in jsonl only.
+    jsonl: all lessons with every version, for import. markdown: for reading. agents: the block in
+    an AGENTS.md or CLAUDE.md; the rest of the file stays as it is. skill: a folder with a SKILL.md
+    for each scope. Retired and quarantined lessons are in jsonl only.
     """
-    book = workspace(db, profile).lessons
     if out is None:
-        print(book.export(format, scope=scope), end="")
-        return
-    changed = book.export_to(out, format, scope=scope, overwrite=yes)
+        return print(ws.lessons.export(format, scope=scope), end="")
+    changed = ws.lessons.export_to(out, format, scope=scope, overwrite=yes)
     for path in changed:
         print(path)
     if not changed:
         print_status(f"{out} is up to date.")
 
 
+@with_workspace("profile")
 def import_(
+    ws: Workspace,
     file: Annotated[
         str, typer.Argument(metavar="FILE", help="From `reflect lessons export`; - is stdin.")
     ],
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Your own export: restore everything as it was.")
-    ] = False,
-    db: Db = None,
-    profile: Profile = None,
+    trust: bool = typer.Option(
+        False, "--trust", help="Your own export: restore everything as it was."
+    ),
     json: Json = False,
 ) -> None:
-    """Take lessons in from a JSON Lines export: all, or none when a line is malformed. Nothing is
+    """Read lessons from a JSON Lines export: all, or none if a line is malformed. Nothing is
     overwritten.
 
-    Somebody else's file (the default) brings texts: each comes in as a candidate that has yet to
-    prove itself, retired ones stay out. Your own file, from a backup or another machine, comes in
-    with --trust: status, pins, history and trials as they were, and a lesson that went on there
-    goes on here. In both, text that is here already stays as it is here, and suspicious text is
-    quarantined.
+    Without --trust (somebody else's file) each text becomes a candidate, and retired lessons are
+    left out. With --trust (your own file, from a backup or another machine) status, pins, history
+    and trials are restored, and newer versions of a lesson are appended. In both cases existing
+    text stays as it is, and suspicious text is quarantined.
     """
-    rows = workspace(db, profile).lessons.import_(file, trust=trust)
+    rows = ws.lessons.import_(file, trust=trust)
     if json:
-        return print_json([asdict(row) for row in rows])
+        return print_json(rows)
     for row in rows:
         if row.sign != "=":
             name = f"lesson {row.lesson_id}" if row.lesson_id else "a lesson"
-            print(
-                f"{row.sign} {name}{f' ({row.why})' if row.why else ''}: when: {row.when} do: {row.do}"
-            )
+            why = f" ({row.why})" if row.why else ""
+            print(f"{row.sign} {name}{why}: when: {row.when} do: {row.do}")
     count = Counter(row.sign for row in rows)
-    print(", ".join(f"{sign} {count[sign]} {words}" for sign, words in WORDS.items()))
+    print(join(f"{sign} {count[sign]} {meaning}" for sign, meaning in SIGNS.items()))
     if count["?"]:
         print_status("To release one of the quarantined: reflect lessons approve ID")
 
 
+@with_workspace()
 def backup(
+    ws: Workspace,
     file: Annotated[
         Path | None,
         typer.Argument(
             metavar="[PATH]",
-            help="A new file, or a folder. [default: beside the database, with the time]",
+            help="A new file, or a folder. [default: next to the database, with the time]",
         ),
     ] = None,
-    db: Db = None,
 ) -> None:
-    """Copy the whole database, runs and all, while others may use it. Never overwrites; prints the
+    """Copy the whole database with its runs while others use it. Never overwrites; prints the
     copy's path."""
-    ws = workspace(db)
     print(ws.lessons.backup(file))
     if ws.settings.home_path.is_dir():
-        print_status(f"Adapters are files of their own and are not in it: {ws.settings.home_path}")
+        print_status(f"Adapters are separate files and not included: {ws.settings.home_path}")
 
 
-def path(db: Db = None) -> None:
-    """The path of the database, and nothing else."""
-    print(workspace(db).path)
+@with_workspace()
+def path(ws: Workspace) -> None:
+    """Print the path of the database."""
+    print(ws.path)

@@ -1,0 +1,86 @@
+"""Text of runs, changes of lessons and gates, for several commands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from reflect.cli.output import duration, print_json, print_status, print_table
+
+if TYPE_CHECKING:
+    from reflect.day.report import Report
+
+ARMS = ("base_out", "base_in", "adapter_out", "adapter_in")
+SIGNS = dict.fromkeys(("added", "accepted"), "+") | dict.fromkeys(("retired", "rejected"), "-")
+SIGNS |= dict.fromkeys(("superseded", "revised", "merged"), "~")
+SIGNS |= {"quarantined": "?", "alarm": "!"}  # alarm: too much would be lost, nothing was changed
+
+
+def print_report(report: Report, json: bool) -> None:
+    """The report of a run on stdout, changes of lessons first."""
+    if json:
+        return print_json(report)
+    from reflect.trials import bundle
+
+    size = f"{report.n} tasks x {report.k} =" if report.k else f"{report.n} groups from traffic,"
+    print_changes(report.changes)
+    waves = " ".join(f"{reward:.2f}" for reward in report.rewards)
+    print(
+        f"run {report.run_id}, {report.taskset}: {size} {report.rollouts} rollouts, "
+        f"reward {report.reward:.2f} (wave by wave {waves}), "
+        f"{report.reflections} reflections, {duration(report.seconds)}"
+    )
+    if text := bundle.in_words(report.bundle):
+        print(f"bundle {report.taskset}: {text}")
+    if report.spent:
+        print_status(spending_line(report.spent))
+    if report.ungraded:
+        hint = f"reflect grade list --run {report.run_id}"
+        print_status(f"{report.ungraded} rollouts wait for a person's grade: {hint}")
+    if report.errors:
+        print_status(f"{report.errors} rollouts failed: reflect runs show {report.run_id}")
+
+
+def spending_line(spent: Mapping[str, float]) -> str:
+    """`Run.spent` as a line."""
+    cost = f", cost {spent['cost']:.4f}" if spent["cost"] else ""
+    tokens = f"{spent['tokens_in']} tokens in, {spent['tokens_out']} out"
+    return f"spent: {spent['requests']} requests, {tokens}{cost}"
+
+
+def print_changes(changes: Sequence[Mapping[str, Any]]) -> None:
+    """The changes that had an effect, each as one line or more."""
+    for change in changes:
+        if text := change_line(change):
+            print(text)
+
+
+def change_line(change: Mapping[str, Any]) -> str:
+    """`+ lesson 3 added: when ... do ...`, with a line for each lesson that it retired; "" for an
+    edit without effect."""
+    sign = SIGNS.get(change["outcome"])
+    if not sign:
+        return ""
+    if change["outcome"] == "alarm":
+        return f"{sign} {change['reason']}"
+    text = f"when: {change['when']} do: {change['do']}" if change["do"] else change["why"]
+    if change["kind"] == "trial":
+        text = f"{change['why']} ({text})"
+    lines = [f"{sign} lesson {change['lesson']} {change['outcome']}: {text}"]
+    for lesson_id in change.get("gone", ()):
+        lines.append(f"- lesson {lesson_id} retired: replaced by lesson {change['lesson']}")
+    return "\n".join(lines)
+
+
+def print_gate(gate: Mapping[str, Any]) -> None:
+    """The gate's report on stdout: the four arms, then each check."""
+    if tasksets := gate.get("arms"):
+        rows = [[name, *(arms[arm]["reward"] for arm in ARMS)] for name, arms in tasksets.items()]
+        print_table(rows, ", ".join(("taskset", *ARMS)))
+    for check in gate.get("checks", []):
+        print(check_line(check))
+
+
+def check_line(check: Mapping[str, Any]) -> str:
+    """One check of the gate."""
+    return f"{'ok  ' if check['ok'] else 'FAIL'} {check['text']}"
