@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
+from typer import Option
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -100,7 +101,7 @@ def version(wanted: bool) -> None:
 @app.callback()
 def reflect(
     context: typer.Context,
-    show: bool = typer.Option(
+    show: bool = Option(
         False, "--version", help="Print the version.", callback=version, is_eager=True
     ),
 ) -> None:

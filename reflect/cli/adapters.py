@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from reflect.cli.common import Json, Yes, noun, with_workspace
 from reflect.cli.output import join, print_json, print_status, print_table, to_dict
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from reflect.workspace.workspace import Workspace
 
 app = noun("Adapters: LoRA weights that hold lessons.")
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of an adapter.")]
+Name = Annotated[str, Argument(metavar="NAME", help="Name or id of an adapter.")]
 COLUMNS = ", id, name, profile, status, night, base, created (UTC), lessons, revoked"
 
 
@@ -26,7 +27,7 @@ COLUMNS = ", id, name, profile, status, night, base, created (UTC), lessons, rev
 @with_workspace()
 def list_(
     ws: Workspace,
-    profile: str | None = typer.Option(None, metavar="NAME", help="Profile. [default: all]"),
+    profile: str | None = Option(None, metavar="NAME", help="Profile. [default: all]"),
     json: Json = False,
 ) -> None:
     """List the adapters and the lessons in their weights; a star marks the active one of each
@@ -139,7 +140,7 @@ def push(ws: Workspace, json: Json = False) -> None:
 @with_workspace("model")
 def verify(
     ws: Workspace,
-    name: str | None = typer.Argument(None, metavar="NAME", help="[default: all]"),
+    name: str | None = Argument(None, metavar="NAME", help="[default: all]"),
     json: Json = False,
 ) -> None:
     """Compare every file with its sha256 manifest, and the base with the model."""
@@ -159,10 +160,9 @@ def export(
     ws: Workspace,
     name: Name,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="FOLDER", help="A new folder. [default: ./NAME]"),
+        Path | None, Option("--out", "-o", metavar="FOLDER", help="A new folder. [default: ./NAME]")
     ] = None,
-    merge: bool = typer.Option(False, "--merge", help="Merge the adapter into the base model."),
+    merge: bool = Option(False, "--merge", help="Merge the adapter into the base model."),
     yes: Yes = False,
 ) -> None:
     """Export an adapter as a PEFT folder with a model card; prints the folder.

@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperGroup
 
 from reflect.cli.output import print_status
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-RunId = Annotated[int, typer.Argument(metavar="ID", help="A run's id.")]
-Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same figures.")]
-TasksetName = Annotated[str, typer.Argument(help="A taskset's name, or a file of tasks.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Replace an existing one.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Print the plan and do nothing.")]
+Json = Annotated[bool, Option("--json", help="Print JSON.")]
+RunId = Annotated[int, Argument(metavar="ID", help="A run's id.")]
+Seed = Annotated[int, Option("--seed", help="The same seed gives the same figures.")]
+TasksetName = Annotated[str, Argument(help="A taskset's name, or a file of tasks.")]
+Yes = Annotated[bool, Option("--yes", help="Replace an existing one.")]
 
 OPTION_NAMES = {  # setting -> its option, if that is not the setting's name
     "k": ("-k", "--rollouts"),
@@ -40,12 +41,12 @@ FIELDS = {field.name: field for field in fields(Settings)}
 def setting_option(name: str) -> inspect.Parameter:
     """An option that overrides a setting; its type, bounds and help come from `Settings`."""
     if name == "review":  # the first name of require_approval, until version 0.2
-        option = typer.Option("--review/--no-review", hidden=True)
+        option = Option("--review/--no-review", hidden=True)
         return _parameter(name, Annotated[bool | None, option])
     setting = FIELDS[name]
     kind, text = type(setting.default), setting.metadata["description"]
     shown = setting.default not in ("", False, 0)
-    option = typer.Option(
+    option = Option(
         *OPTION_NAMES.get(name, (f"--{name.replace('_', '-')}",)),
         metavar=METAVARS.get(name),
         min=setting.metadata["ge"] if kind in (int, float) else None,

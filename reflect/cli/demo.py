@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from reflect.cli.common import Json, Seed, open_workspace
 from reflect.cli.output import print_json, print_status
@@ -16,19 +17,19 @@ from reflect.cli.output import print_json, print_status
 def demo(
     tasksets: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--taskset", metavar="NAME", help="Taskset; repeatable. [default: letters, dialect]"
         ),
     ] = None,
-    nights: int = typer.Option(
+    nights: int = Option(
         1, min=1, max=20, help="Number of days and nights, each with new lessons."
     ),
     seed: Seed = 0,
     folder: Annotated[
         Path | None,
-        typer.Option("--dir", help="Keep the workspace in this folder. [default: a temporary one]"),
+        Option("--dir", help="Keep the workspace in this folder. [default: a temporary one]"),
     ] = None,
-    model: str = typer.Option("pocket", "--model", "-m", metavar="NAME", help="Another model."),
+    model: str = Option("pocket", "--model", "-m", metavar="NAME", help="Another model."),
     json: Json = False,
 ) -> None:
     """A whole day and night on the built-in model.

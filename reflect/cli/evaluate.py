@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
+from typer import Option
 
 from reflect.cli.common import Json, Seed, TasksetName, with_workspace
 from reflect.cli.output import print_json, print_table, progress
@@ -18,13 +18,9 @@ if TYPE_CHECKING:
 def evaluate(
     ws: Workspace,
     taskset: TasksetName,
-    arms: str = typer.Option(
-        "base,lessons", help="Arms, comma-separated: base, lessons, adapter, both."
-    ),
-    n: int | None = typer.Option(
-        None, "-n", "--tasks", min=1, help="Number of tasks. [default: all]"
-    ),
-    split: str = typer.Option("holdout", help="practice or holdout."),
+    arms: str = Option("base,lessons", help="Arms, comma-separated: base, lessons, adapter, both."),
+    n: int | None = Option(None, "-n", "--tasks", min=1, help="Number of tasks. [default: all]"),
+    split: str = Option("holdout", help="practice or holdout."),
     seed: Seed = 0,
     json: Json = False,
 ) -> None:

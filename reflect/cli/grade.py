@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from reflect.cli.common import DefaultList, Json, RunId, noun, with_workspace
 from reflect.cli.output import print_json, print_status, progress
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from reflect.workspace.workspace import Workspace
 
 By = Annotated[
-    str | None,
-    typer.Option("--by", metavar="NAME", help="Name of the grader. [default: your user name]"),
+    str | None, Option("--by", metavar="NAME", help="Name of the grader. [default: your user name]")
 ]
 
 
@@ -39,13 +38,12 @@ app = noun(
 @with_workspace("profile")
 def list_(
     ws: Workspace,
-    run: int | None = typer.Option(
+    run: int | None = Option(
         None, metavar="ID", help="Run. [default: the newest with ungraded rollouts]"
     ),
-    every: bool = typer.Option(False, "--all", help="Include rollouts that have a reward."),
+    every: bool = Option(False, "--all", help="Include rollouts that have a reward."),
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write a file with one JSON object per line."),
+        Path | None, Option(metavar="FILE", help="Write a file with one JSON object per line.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -76,11 +74,9 @@ def list_(
 @with_workspace()
 def give(
     ws: Workspace,
-    rollout: Annotated[int, typer.Argument(metavar="ID", help="A rollout's id.")],
-    reward: Annotated[float, typer.Argument(help="From 0 (bad) to 1 (good).")],
-    feedback: str | None = typer.Option(
-        None, help="What is good or missing. The reflection reads it."
-    ),
+    rollout: Annotated[int, Argument(metavar="ID", help="A rollout's id.")],
+    reward: Annotated[float, Argument(help="From 0 (bad) to 1 (good).")],
+    feedback: str | None = Option(None, help="What is good or missing. The reflection reads it."),
     by: By = None,
     json: Json = False,
 ) -> None:
@@ -94,7 +90,7 @@ def give(
 def load(
     ws: Workspace,
     file: Annotated[
-        Path, typer.Argument(help="A file from `reflect grade list --out FILE`, with rewards.")
+        Path, Argument(help="A file from `reflect grade list --out FILE`, with rewards.")
     ],
     by: By = None,
     json: Json = False,

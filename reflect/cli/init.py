@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from reflect.cli.output import print_status
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="The folder; created if missing.")] = Path("."),
-    prompts: bool = typer.Option(False, "--prompts", help="Also copy the prompt templates."),
+    folder: Annotated[Path, Argument(help="The folder; created if missing.")] = Path("."),
+    prompts: bool = Option(False, "--prompts", help="Also copy the prompt templates."),
 ) -> None:
     """Make a working folder: settings, tasks, a database.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument
 
 from reflect.cli.common import Json, Seed, with_workspace
 from reflect.cli.output import print_json, print_status, progress
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def judge(
     ws: Workspace,
     file: Annotated[
-        Path, typer.Argument(help="Answers with rewards by people: tasks with `text`, `reward`.")
+        Path, Argument(help="Answers with rewards by people: tasks with `text`, `reward`.")
     ],
     seed: Seed = 0,
     json: Json = False,

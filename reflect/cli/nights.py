@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument
 
 from reflect.cli.common import Json, noun, with_workspace
 from reflect.cli.output import join, print_json, print_table
@@ -36,7 +36,7 @@ def list_(ws: Workspace, json: Json = False) -> None:
 @with_workspace()
 def show(
     ws: Workspace,
-    night_id: Annotated[int, typer.Argument(metavar="ID", help="A night's id.")],
+    night_id: Annotated[int, Argument(metavar="ID", help="A night's id.")],
     json: Json = False,
 ) -> None:
     """Show one night: its plan, its lessons, the figures of its stages, the gate."""

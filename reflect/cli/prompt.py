@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
+from typer import Argument
 
 from reflect.cli.common import Json, TasksetName, with_workspace
 from reflect.cli.output import print_json
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def prompt(
     ws: Workspace,
     taskset: TasksetName,
-    task: str | None = typer.Argument(None, help="A task's id. [default: the first holdout task]"),
+    task: str | None = Argument(None, help="A task's id. [default: the first holdout task]"),
     json: Json = False,
 ) -> None:
     """Print the exact messages that the model receives for a task."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from reflect.cli.common import DryRun, Json, with_workspace
 from reflect.cli.output import print_json, print_status, progress
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 def run(
     ws: Workspace,
     taskset: Annotated[
-        str, typer.Argument(help="A taskset's name, or a file (.jsonl, .yaml, .py).")
+        str, Argument(help="A taskset's name, or a file (.jsonl, .yaml, .py).")
     ] = "",
-    seed: int | None = typer.Option(None, help="Seed of tasks and rollouts. [default: a new one]"),
-    lessons: bool = typer.Option(True, help="Show lessons in the prompt."),
-    reflect: bool = typer.Option(True, help="Reflect on the rollouts and edit lessons."),
+    seed: int | None = Option(None, help="Seed of tasks and rollouts. [default: a new one]"),
+    lessons: bool = Option(True, help="Show lessons in the prompt."),
+    reflect: bool = Option(True, help="Reflect on the rollouts and edit lessons."),
     dry_run: DryRun = False,
-    from_traffic: bool = typer.Option(
+    from_traffic: bool = Option(
         False,
         "--from-traffic",
         help="Reflect on rewarded traffic of reflect serve; practise nothing.",

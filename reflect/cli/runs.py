@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import typer
+from typer import Argument, Option
 
 from reflect.cli.common import Json, RunId, noun, with_workspace
 from reflect.cli.output import print_json, print_table, progress, to_dict
@@ -23,7 +23,7 @@ app = noun("Runs: the practice so far.")
 @with_workspace()
 def list_(
     ws: Workspace,
-    limit: int = typer.Option(50, "-n", "--limit", min=1, help="Maximum number of runs."),
+    limit: int = Option(50, "-n", "--limit", min=1, help="Maximum number of runs."),
     json: Json = False,
 ) -> None:
     """List the runs, newest first."""
@@ -44,7 +44,7 @@ def list_(
 def show(
     ws: Workspace,
     run_id: RunId,
-    rollouts: bool = typer.Option(False, "--rollouts", help="Print every rollout in full."),
+    rollouts: bool = Option(False, "--rollouts", help="Print every rollout in full."),
     json: Json = False,
 ) -> None:
     """Show one run: its figures, its changes of lessons, and with --rollouts every rollout."""
@@ -107,9 +107,7 @@ def _rewards(rewards: Sequence[float | None]) -> tuple[float | None, str]:
 @with_workspace("base_url")
 def resume(
     ws: Workspace,
-    run_id: int | None = typer.Argument(
-        None, metavar="ID", help="[default: the newest unfinished run]"
-    ),
+    run_id: int | None = Argument(None, metavar="ID", help="[default: the newest unfinished run]"),
     json: Json = False,
 ) -> None:
     """Finish a run that was interrupted."""
@@ -122,11 +120,9 @@ def resume(
 @with_workspace("profile")
 def prune(
     ws: Workspace,
-    keep: int = typer.Option(20, min=0, help="Number of newest runs to keep in any case."),
-    days: int = typer.Option(
-        30, min=0, help="Delete unrewarded traffic older than this many days."
-    ),
-    yes: bool = typer.Option(False, "--yes", help="Delete them; without it, only list them."),
+    keep: int = Option(20, min=0, help="Number of newest runs to keep in any case."),
+    days: int = Option(30, min=0, help="Delete unrewarded traffic older than this many days."),
+    yes: bool = Option(False, "--yes", help="Delete them; without it, only list them."),
     json: Json = False,
 ) -> None:
     """Delete old runs with their rollouts, unless a lesson or an open trial uses them; and old

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from reflect.cli.common import Json, Yes, with_workspace
 from reflect.cli.output import join, print_json, print_status
@@ -18,14 +19,14 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-At = Annotated[str, typer.Option(metavar="HH:MM", help="Start time, in local time.")]
+At = Annotated[str, Option(metavar="HH:MM", help="Start time, in local time.")]
 Kind = Annotated[
     str | None,
-    typer.Option(metavar="KIND", help="systemd, cron, launchd or kubernetes. [default: detected]"),
+    Option(metavar="KIND", help="systemd, cron, launchd or kubernetes. [default: detected]"),
 ]
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", metavar="NAME", help="Model. [default: that of the settings]"),
+    Option("--model", "-m", metavar="NAME", help="Model. [default: that of the settings]"),
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
+from typer import Option
 
 from reflect.cli.common import with_workspace
 from reflect.cli.output import print_status
@@ -16,24 +16,22 @@ if TYPE_CHECKING:
 @with_workspace("model profile")
 def serve(
     ws: Workspace,
-    host: str = typer.Option(
-        "127.0.0.1", help="Address to listen on. Other than loopback needs a key."
-    ),
-    port: int = typer.Option(8000, min=0, max=65535, help="Port; 0 = any free port."),
-    key: str = typer.Option(
+    host: str = Option("127.0.0.1", help="Address to listen on. Other than loopback needs a key."),
+    port: int = Option(8000, min=0, max=65535, help="Port; 0 = any free port."),
+    key: str = Option(
         "",
         envvar="REFLECT_SERVE_KEY",
         show_envvar=False,
         help="Key that clients must send. [REFLECT_SERVE_KEY]",
     ),
-    upstream: str = typer.Option("", metavar="URL", help="Proxy to this server; URL with /v1."),
-    taskset: str = typer.Option(
+    upstream: str = Option("", metavar="URL", help="Proxy to this server; URL with /v1."),
+    taskset: str = Option(
         "traffic", metavar="NAME", help="Taskset of the traffic: the scope of its lessons."
     ),
-    trusted: bool = typer.Option(
+    trusted: bool = Option(
         False, "--trusted", help="Trust the clients' text: lessons from it need no approval."
     ),
-    queue: int = typer.Option(256, min=1, help="Maximum waiting requests; further ones get 503."),
+    queue: int = Option(256, min=1, help="Maximum waiting requests; further ones get 503."),
 ) -> None:
     """Serve the model with its lessons and its adapter, as the OpenAI API does.
 

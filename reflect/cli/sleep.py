@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from reflect.cli.common import DryRun, Json, Seed, with_workspace
 from reflect.cli.output import duration, print_json, progress
@@ -29,27 +30,25 @@ def minutes(text: str) -> float:
 def sleep(
     ws: Workspace,
     tasksets: Annotated[
-        list[str] | None, typer.Argument(help="Tasksets on which lessons are practised.")
+        list[str] | None, Argument(help="Tasksets on which lessons are practised.")
     ] = None,
-    budget: str | None = typer.Option(
+    budget: str | None = Option(
         None, metavar="TIME", help="Training time budget, e.g. 90s or 10m. [default: 30s]"
     ),
-    method: str = typer.Option(
+    method: str = Option(
         "staged", help="Training method: staged, sft, distill, grpo or staged+grpo."
     ),
-    divergence: str | None = typer.Option(
+    divergence: str | None = Option(
         None,
         help="Distillation divergence: forward, reverse or jsd. [default: reverse after a warm "
         "start, else forward]",
     ),
-    continued: bool = typer.Option(
-        False, "--continue", help="Start from the active adapter's weights."
-    ),
+    continued: bool = Option(False, "--continue", help="Start from the active adapter's weights."),
     seed: Seed = 0,
-    if_due: bool = typer.Option(
+    if_due: bool = Option(
         False, "--if-due", help="Sleep only if a night is due; otherwise print why not."
     ),
-    deadline: str | None = typer.Option(
+    deadline: str | None = Option(
         None, metavar="TIME", help="Pause after this time, e.g. 2h. The next sleep continues."
     ),
     dry_run: DryRun = False,

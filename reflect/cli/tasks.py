@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from reflect.cli.common import Json, Seed, TasksetName, noun
 from reflect.cli.output import print_json, print_status, print_table
@@ -28,7 +29,7 @@ def split_of(text: str) -> Split:
 
 @app.command("list")
 def list_(
-    source: str | None = typer.Argument(None, help="gym: every generator of reasoning-gym."),
+    source: str | None = Argument(None, help="gym: every generator of reasoning-gym."),
     json: Json = False,
 ) -> None:
     """List the tasksets that can be used by name: those of ./tasks/, of installed packages, and the
@@ -56,8 +57,8 @@ def list_(
 @app.command()
 def show(
     taskset: TasksetName,
-    split: str = typer.Option("practice", help="practice or holdout."),
-    n: int = typer.Option(5, "-n", min=1, help="Number of tasks."),
+    split: str = Option("practice", help="practice or holdout."),
+    n: int = Option(5, "-n", min=1, help="Number of tasks."),
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -73,12 +74,12 @@ def show(
 @app.command()
 def check(
     tasksets: Annotated[
-        list[str] | None, typer.Argument(help="Names or files. [default: all by name]")
+        list[str] | None, Argument(help="Names or files. [default: all by name]")
     ] = None,
-    n: int | None = typer.Option(
+    n: int | None = Option(
         None, "-n", "--tasks", min=1, help="Tasks per split. [default: all; gym: 20]"
     ),
-    seconds: float = typer.Option(120.0, min=0.1, help="Time limit per generator of gym."),
+    seconds: float = Option(120.0, min=0.1, help="Time limit per generator of gym."),
     json: Json = False,
 ) -> None:
     """Prove without a model that every known-good answer scores 1.0 and that the splits are

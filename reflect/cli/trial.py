@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import typer
+from typer import Argument, Option
 
 from reflect.cli.common import Json, Seed, with_workspace
 from reflect.cli.output import print_json, print_status, print_table, progress, to_dict
@@ -25,20 +25,14 @@ FIGURES = "kind version effect low high n verdict moved model_fingerprint adapte
 @with_workspace("k model base_url judge profile")
 def trial(
     ws: Workspace,
-    lesson: int | None = typer.Argument(
-        None, metavar="LESSON", help="A lesson's id. [default: all]"
-    ),
-    aa: str | None = typer.Option(
+    lesson: int | None = Argument(None, metavar="LESSON", help="A lesson's id. [default: all]"),
+    aa: str | None = Option(
         None, metavar="TASKSET", help="Run the same prompts twice to measure the noise."
     ),
-    bundle: str | None = typer.Option(
-        None, metavar="TASKSET", help="Measure all its lessons together."
-    ),
-    n: int | None = typer.Option(None, "-n", "--tasks", min=1, help="Number of tasks. [--aa: 40]"),
-    effect: float = typer.Option(0.1, min=0.01, max=1.0, help="Smallest effect to detect."),
-    taskset: str | None = typer.Option(
-        None, help="Tasks to compare on. [default: the lesson's scope]"
-    ),
+    bundle: str | None = Option(None, metavar="TASKSET", help="Measure all its lessons together."),
+    n: int | None = Option(None, "-n", "--tasks", min=1, help="Number of tasks. [--aa: 40]"),
+    effect: float = Option(0.1, min=0.01, max=1.0, help="Smallest effect to detect."),
+    taskset: str | None = Option(None, help="Tasks to compare on. [default: the lesson's scope]"),
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -220,7 +214,7 @@ def compare_bundle(ws: Workspace, name: str, n: int | None, seed: int, json: boo
             return print_json({"taskset": taskset.name, **figures})
         if not rows:
             hint = f"Practise first: reflect run {name}"
-            return print_status(f"The lessons of {name} were not measured together yet. {hint}")
+            return print_status(f"Nothing is known of the lessons of {name} together. {hint}")
         return print(f"bundle {name}: {in_words(rows[0].bundle)}")
     with progress() as bar:
         effect = comparison.compare_bundle(

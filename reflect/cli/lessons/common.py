@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from reflect.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
     from reflect.records import Lesson
 
-Id = Annotated[int, typer.Argument(metavar="ID", help="Id of a lesson.")]
-Ids = Annotated[list[int], typer.Argument(metavar="ID...", help="Ids of lessons.")]
-Scope = Annotated[str | None, typer.Option("--scope", help='A taskset\'s name; "" = everywhere.')]
-Reason = Annotated[str, typer.Option("--reason", "--why", help="Reason, recorded in the history.")]
+Id = Annotated[int, Argument(metavar="ID", help="Id of a lesson.")]
+Ids = Annotated[list[int], Argument(metavar="ID...", help="Ids of lessons.")]
+Scope = Annotated[str | None, Option("--scope", help='A taskset\'s name; "" = everywhere.')]
+Reason = Annotated[str, Option("--reason", "--why", help="Reason, recorded in the history.")]
 
 
 def print_lessons(rows: Iterable[Lesson]) -> None:

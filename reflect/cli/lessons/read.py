@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from reflect.cli.common import Json, with_workspace
 from reflect.cli.lessons.common import Id, Scope, print_lessons
@@ -29,11 +29,9 @@ COSTS = "id, status, tokens, shown, withheld, paid, effect, n, verdict, tokens/p
 @with_workspace("profile")
 def list_(
     ws: Workspace,
-    status: str | None = typer.Option(
-        None, help="candidate, active, distilled, retired or quarantined."
-    ),
+    status: str | None = Option(None, help="candidate, active, distilled, retired or quarantined."),
     scope: Scope = None,
-    limit: int | None = typer.Option(
+    limit: int | None = Option(
         None, "-n", "--limit", min=1, help="Maximum number of lessons. [default: all]"
     ),
     json: Json = False,
@@ -66,8 +64,8 @@ def show(ws: Workspace, lesson_id: Id, json: Json = False) -> None:
 @with_workspace("profile")
 def search(
     ws: Workspace,
-    words: Annotated[list[str], typer.Argument(help="Any text.")],
-    limit: int = typer.Option(20, "-n", "--limit", min=1, help="Maximum number of lessons."),
+    words: Annotated[list[str], Argument(help="Any text.")],
+    limit: int = Option(20, "-n", "--limit", min=1, help="Maximum number of lessons."),
     json: Json = False,
 ) -> None:
     """Find lessons by their words, best match first."""
@@ -94,10 +92,8 @@ def history(ws: Workspace, lesson_id: Id, json: Json = False) -> None:
 def diff(
     ws: Workspace,
     lesson_id: Id,
-    old: int | None = typer.Argument(
-        None, metavar="V1", help="A version. [default: the one before]"
-    ),
-    new: int | None = typer.Argument(None, metavar="V2", help="A version. [default: the newest]"),
+    old: int | None = Argument(None, metavar="V1", help="A version. [default: the one before]"),
+    new: int | None = Argument(None, metavar="V2", help="A version. [default: the newest]"),
     json: Json = False,
 ) -> None:
     """Show the changes between two versions, word by word: [-gone-] {+new+}, in colour on a
@@ -118,7 +114,7 @@ def diff(
 def stats(
     ws: Workspace,
     lesson_ids: Annotated[
-        list[int] | None, typer.Argument(metavar="[ID...]", help="Only these lessons.")
+        list[int] | None, Argument(metavar="[ID...]", help="Only these lessons.")
     ] = None,
     scope: Scope = None,
     json: Json = False,

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from reflect.cli.common import Json, with_workspace
 from reflect.cli.lessons.common import Scope
@@ -21,13 +21,13 @@ SIGNS = {"+": "new", "~": "continued", "=": "here already", "?": "quarantined", 
 @with_workspace("profile")
 def export(
     ws: Workspace,
-    format: str = typer.Option("jsonl", help="jsonl, markdown, agents or skill."),
+    format: str = Option("jsonl", help="jsonl, markdown, agents or skill."),
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="PATH", help="File; skill: folder. [default: stdout]"),
+        Option("--out", "-o", metavar="PATH", help="File; skill: folder. [default: stdout]"),
     ] = None,
     scope: Scope = None,
-    yes: bool = typer.Option(False, "--yes", help="Overwrite an existing file."),
+    yes: bool = Option(False, "--yes", help="Overwrite an existing file."),
 ) -> None:
     """Write the lessons out; with --out the paths that changed are printed.
 
@@ -48,11 +48,9 @@ def export(
 def import_(
     ws: Workspace,
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="From `reflect lessons export`; - is stdin.")
+        str, Argument(metavar="FILE", help="From `reflect lessons export`; - is stdin.")
     ],
-    trust: bool = typer.Option(
-        False, "--trust", help="Your own export: restore everything as it was."
-    ),
+    trust: bool = Option(False, "--trust", help="Your own export: restore everything as it was."),
     json: Json = False,
 ) -> None:
     """Read lessons from a JSON Lines export: all, or none if a line is malformed. Nothing is
@@ -82,7 +80,7 @@ def backup(
     ws: Workspace,
     file: Annotated[
         Path | None,
-        typer.Argument(
+        Argument(
             metavar="[PATH]",
             help="A new file, or a folder. [default: next to the database, with the time]",
         ),

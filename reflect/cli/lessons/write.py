@@ -1,17 +1,18 @@
 """Changes of lessons by a person: add, edit, approve, reject, retire, revoke, pin, unpin, undo,
-forbid, forbidden, allow."""
+merge, forbid, forbidden, allow."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from reflect.cli.common import Json, with_workspace
 from reflect.cli.lessons.common import Id, Ids, Reason, Scope, print_changed
 from reflect.cli.lessons.editor import edit_text, form, keep_on_error, parse_form
 from reflect.cli.output import join, print_json, print_status, print_table, to_dict
+from reflect.cli.report import change_line
 from reflect.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from reflect.workspace.lessons import Changes, Lessons
     from reflect.workspace.workspace import Workspace
 
-When = Annotated[str | None, typer.Option("--when", help="The condition under which it applies.")]
-Do = Annotated[str | None, typer.Option("--do", help="The advice.")]
-Tag = Annotated[list[str] | None, typer.Option("--tag", help="May be given more than once.")]
+When = Annotated[str | None, Option("--when", help="The condition under which it applies.")]
+Do = Annotated[str | None, Option("--do", help="The advice.")]
+Tag = Annotated[list[str] | None, Option("--tag", help="May be given more than once.")]
 REGEX_CHARACTERS = set(r"\[](){}|*+^$")
 
 
@@ -179,17 +180,50 @@ def change_each(
     return rows
 
 
+@with_workspace("model profile")
+def merge(
+    ws: Workspace,
+    scope: Scope = None,
+    dry_run: bool = Option(
+        False, "--dry-run", help="Ask the model and print the changes without making them."
+    ),
+    json: Json = False,
+) -> None:
+    """Merge lessons that say the same. The model is asked about near duplicates only.
+
+    The text of pinned and proven lessons is kept. Each change can be undone: reflect lessons undo
+    ID.
+    """
+    result = ws.lessons.merge(scope=scope, dry_run=dry_run)
+    if json:
+        return print_json(result)
+    lines = filter(None, map(change_line, result.changes))
+    print("\n".join(lines) or "Nothing to merge.")
+    for family in result.asked:
+        for problem in family.problems:
+            print_status(f"lessons {join(family.lessons)}: {problem}")
+    for change in result.changes:
+        if change["outcome"] == "refused":
+            edit = f"{change['kind']} {change.get('ids') or change['id']}"
+            print_status(f"refused: {edit}: {change['reason']}")
+    settings = ws.settings
+    room = f"a prompt holds {settings.lesson_limit} lessons and {settings.lesson_budget} tokens"
+    for name, row in sorted(result.standing.items()):
+        size = f"{row['lessons']} lessons, {row['tokens']} tokens in use"
+        print_status(f"{name or 'everywhere'}: {size}; {room}")
+    if dry_run:
+        print_status("Nothing was changed.")
+
+
 # -- rules: what must never be learned
 
 
 @with_workspace("profile")
 def forbid(
     ws: Workspace,
-    pattern: Annotated[
-        str, typer.Argument(metavar="PATTERN", help="Words, or a regular expression.")
-    ],
-    why: str = typer.Option("", "--why", "--reason", help="Reason of the rule."),
-    words: bool = typer.Option(
+    pattern: Annotated[str, Argument(metavar="PATTERN", help="Words, or a regular expression.")],
+    why: str = Option("", "--why", "--reason", help="Reason of the rule."),
+    words: bool = Option(
         False, "--words", help="Treat PATTERN as literal text, not a regular expression."
     ),
     json: Json = False,
@@ -217,7 +251,7 @@ def forbid(
 @with_workspace("profile")
 def forbidden(
     ws: Workspace,
-    every: bool = typer.Option(False, "--all", help="Include lifted rules."),
+    every: bool = Option(False, "--all", help="Include lifted rules."),
     json: Json = False,
 ) -> None:
     """List the rules of what must never be learned."""
@@ -234,7 +268,7 @@ def forbidden(
 @with_workspace("profile")
 def allow(
     ws: Workspace,
-    rule_id: Annotated[int, typer.Argument(metavar="ID", help="A rule's id.")],
+    rule_id: Annotated[int, Argument(metavar="ID", help="A rule's id.")],
     json: Json = False,
 ) -> None:
     """Lift a rule: it may be learned again."""
