@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
+from reflect import models
 from reflect.adapters import activation
 from reflect.config import Settings
-from reflect.models import load_model, unloaded
 from reflect.rollouts import judge
 from reflect.store import Store
 from reflect.store.dialect import without_password
@@ -66,7 +66,7 @@ class WorkspaceContext:
     @cached_property
     def model(self) -> Model:
         """The model with the profile's active adapter, whose files are verified first."""
-        model = load_model(self.settings.model, self.settings)
+        model = models.load_model(self.settings.model, self.settings)
         activation.activate(model, self.store, self.settings)
         return model
 
@@ -78,7 +78,9 @@ class WorkspaceContext:
     def reflector(self) -> Model | None:
         """The model that reflects, without adapter; None if it is the model of the rollouts."""
         name = self.settings.reflector
-        return load_model(name, self.settings) if name and name != self.settings.model else None
+        return (
+            models.load_model(name, self.settings) if name and name != self.settings.model else None
+        )
 
     def taskset(self, name: str | Path | Taskset) -> Taskset:
         """A taskset by name or file, or a Taskset, bound to the judge of the settings."""
@@ -93,7 +95,7 @@ class WorkspaceContext:
 
     @cached_property
     def _unloaded(self) -> Unloaded | None:
-        return unloaded(self.settings.model, self.settings.max_context)
+        return models.unloaded(self.settings.model, self.settings.max_context)
 
     def count_tokens(self, text: str) -> int:
         """The number of the model's tokens in `text`; does not load the model if possible."""

@@ -455,7 +455,7 @@ def test_the_command_line_says_what_it_would_do(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(["run", "--from-traffic", "--dry-run"]) == 0
-    assert "Would review 0 rewarded exchanges of 0" in capsys.readouterr().out
+    assert "Would reflect on 0 rewarded exchanges of 0" in capsys.readouterr().out
     assert run_command(["run"]) == 2 and run_command(["run", "letters", "--from-traffic"]) == 2
 
 
