@@ -65,7 +65,7 @@ def show(ws: Workspace, name: Name, json: Json = False) -> None:
         row = nights.get_adapter(s, name)
         night = _night(s, row)
         kept = revoked_adapters.still_holds(row, night)
-        versions = {i: version for i, version in (night.lessons if night else ())}
+        versions = {pair[0]: pair[1] for pair in (night.lessons if night else ())}
         texts = [lessons.version(s, i, versions[i]) for i in kept if i in versions]
     if json:
         return print_json(adapter_json(row, night))
