@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from typer import Argument, Option
@@ -160,6 +160,7 @@ def compare(
     ws: Workspace, lesson_id: int, name: str | None, n: int, effect: float, seed: int, json: bool
 ) -> None:
     """Rollouts with and without the lesson on the same tasks and seeds."""
+    from reflect.rollouts.context import TasksetContext
     from reflect.store import lessons
     from reflect.trials import comparison
 
@@ -168,17 +169,8 @@ def compare(
         hint = "Say where to compare: --taskset TASKSET"
         raise UsageError(f"Lesson {lesson_id} is for every taskset.", hint)
     taskset, settings = ws.taskset(scope), ws.settings
-    plan = comparison.plan(
-        ws.model,
-        ws.store,
-        taskset,
-        settings,
-        lesson_id,
-        n=n,
-        k=settings.k,
-        wanted=effect,
-        seed=seed,
-    )
+    context = TasksetContext(ws.model, ws.store, taskset, settings)
+    plan = comparison.plan(context, lesson_id, n=n, k=settings.k, wanted=effect, seed=seed)
     known = f"{plan.known} over {plan.known.n} rollouts" if plan.known.n else "no rollouts yet"
     if plan.known.verdict != "undecided":
         verdict = f"{plan.known.verdict}, {known}. Nothing is spent on it."
@@ -191,7 +183,7 @@ def compare(
         f"{plan.smallest:.2f}."
     )
     with progress() as bar:
-        trial = comparison.compare(ws.model, ws.store, taskset, settings, plan, bar)
+        trial = comparison.compare(replace(context, progress=bar), plan)
     if json:
         data = {"needed": plan.needed, "planned": plan.pairs, "smallest": round(plan.smallest, 4)}
         return print_json(to_dict(trial) | data)
@@ -202,6 +194,7 @@ def compare(
 
 def compare_bundle(ws: Workspace, name: str, n: int | None, seed: int, json: bool) -> None:
     """All lessons of a taskset: as its runs measured them, or compared with none on n tasks now."""
+    from reflect.rollouts.context import TasksetContext
     from reflect.store import trials
     from reflect.trials import comparison
     from reflect.trials.bundle import in_words
@@ -217,9 +210,8 @@ def compare_bundle(ws: Workspace, name: str, n: int | None, seed: int, json: boo
             return print_status(f"Nothing is known of the lessons of {name} together. {hint}")
         return print(f"bundle {name}: {in_words(rows[0].bundle)}")
     with progress() as bar:
-        effect = comparison.compare_bundle(
-            ws.model, ws.store, taskset, settings, n=n, k=settings.k, seed=seed, progress=bar
-        )
+        context = TasksetContext(ws.model, ws.store, taskset, settings, progress=bar)
+        effect = comparison.compare_bundle(context, n=n, k=settings.k, seed=seed)
     if json:
         return print_json({"taskset": taskset.name, "kind": "paired", **asdict(effect)})
     print(f"bundle {taskset.name}: {in_words(asdict(effect), 'pairs')}")
@@ -227,13 +219,13 @@ def compare_bundle(ws: Workspace, name: str, n: int | None, seed: int, json: boo
 
 def aa_report(ws: Workspace, name: str, n: int, seed: int, json: bool) -> None:
     """Identical prompts twice: the noise of a taskset."""
+    from reflect.rollouts.context import TasksetContext
     from reflect.trials import comparison
 
     taskset, settings = ws.taskset(name), ws.settings
     with progress() as bar:
-        result = comparison.run_twice(
-            ws.model, ws.store, taskset, settings, n=n, k=settings.k, seed=seed, progress=bar
-        )
+        context = TasksetContext(ws.model, ws.store, taskset, settings, progress=bar)
+        result = comparison.run_twice(context, n=n, k=settings.k, seed=seed)
     if json:
         return print_json(result)
     noise, size = result.noise, f"{result.tasks} tasks x {result.k} rollouts"
