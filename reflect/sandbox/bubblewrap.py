@@ -101,9 +101,8 @@ def require() -> str:
     promised."""
     found = shutil.which("bwrap")
     if not found:
-        raise SandboxError(
-            "Code tasks need bubblewrap, and there is no bwrap on the PATH: nothing was run.", HINT
-        )
+        problem = "Code tasks need bubblewrap, and there is no bwrap on the PATH: nothing was run."
+        raise SandboxError(problem, HINT)
     _probe(found)
     return found
 
@@ -115,10 +114,6 @@ def run(argv: Sequence[str], stdin: bytes = b"", limits: SandboxLimits | None = 
     SandboxError where there is no sandbox to be had: then nothing was run.
     """
     return _run(require(), argv, stdin, limits or SandboxLimits())
-
-
-# -- the sandbox
-# -------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -133,15 +128,19 @@ def _probe(bwrap: str) -> None:
     if ended.code != 0 or ended.stdout != f"{NOBODY} {errno.ENETUNREACH} []\n".encode():
         why = ended.stderr.decode(errors="replace").strip() or f"it ended with status {ended.code}"
         raise SandboxError(
-            f"bubblewrap cannot isolate a program on this machine: {why.splitlines()[-1][:300]}. Nothing was run.",
-            "It needs version 0.8 and user namespaces; a container must allow them. More: docs/sandbox.md",
+            "bubblewrap cannot isolate a program on this machine: "
+            f"{why.splitlines()[-1][:300]}. Nothing was run.",
+            "It needs version 0.8 and user namespaces; a container must allow them. "
+            "More: docs/sandbox.md",
         )
 
 
 ISOLATED = ("-s", "-S", "-B")  # no user's or site's packages, no .pth files, no bytecode
-LOOK = """import os, socket  # who am I, is there a way to another machine, are there files of anybody else?
+# Prints the user id, the error of a connection, and the files of other users.
+LOOK = """import os, socket
 way = socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect_ex(("192.0.2.1", 9))
-print(os.getuid(), way, [name for name in ("/etc/passwd", "/home", "/root", "/proc") if os.path.exists(name)])"""
+paths = ("/etc/passwd", "/home", "/root", "/proc")
+print(os.getuid(), way, [path for path in paths if os.path.exists(path)])"""
 
 
 def _flags() -> list[str]:
@@ -198,26 +197,9 @@ def _run(bwrap: str, argv: Sequence[str], stdin: bytes, limits: SandboxLimits) -
     began = time.monotonic()
     info, info_in = os.pipe()
     rules, rules_in = os.pipe()
-    command = [
-        bwrap,
-        *_flags(),
-        "--perms",
-        "0700",
-        "--size",
-        str(limits.scratch * MIB),
-        "--tmpfs",
-        SCRATCH,
-    ]
-    command += [
-        "--chdir",
-        SCRATCH,
-        "--remount-ro",
-        "/",
-        "--info-fd",
-        str(info_in),
-        "--seccomp",
-        str(rules),
-    ]
+    command = [bwrap, *_flags(), "--perms", "0700", "--size", str(limits.scratch * MIB)]
+    command += ["--tmpfs", SCRATCH, "--chdir", SCRATCH, "--remount-ro", "/"]
+    command += ["--info-fd", str(info_in), "--seccomp", str(rules)]
     nobody = NOBODY if os.geteuid() == 0 else None
     try:
         with os.fdopen(rules_in, "wb") as f:
@@ -250,16 +232,10 @@ def _run(bwrap: str, argv: Sequence[str], stdin: bytes, limits: SandboxLimits) -
         finally:
             _end(process, watch.handle)
     code = process.returncode if process.returncode >= 0 else 128 - process.returncode
-    if (
-        not limit and code == 128 + signal.SIGXCPU
-    ):  # several threads used it up before the wall's clock did
+    if not limit and code == 128 + signal.SIGXCPU:  # several threads used the CPU time up
         limit = "time"
     seconds = time.monotonic() - began
-    return Ended(bytes(watch.said["stdout"]), bytes(watch.said["stderr"]), code, limit, seconds)
-
-
-# -- watching it
-# -------------------------------------------------------------------------------------------------------
+    return Ended(bytes(watch.output["stdout"]), bytes(watch.output["stderr"]), code, limit, seconds)
 
 
 class _Watch:
@@ -273,18 +249,11 @@ class _Watch:
         limits: SandboxLimits,
         end: float,
     ) -> None:
-        self.process, self.info, self.left, self.limits, self.end = (
-            process,
-            info,
-            memoryview(stdin),
-            limits,
-            end,
-        )
-        self.said = {"stdout": bytearray(), "stderr": bytearray()}
-        self.told = bytearray()  # --info-fd: {"child-pid": ...}
-        self.first = self.handle = (
-            0  # pid, out here, of process 1 in there; a descriptor that names it for good
-        )
+        self.process, self.info, self.limits, self.end = process, info, limits, end
+        self.left = memoryview(stdin)
+        self.output = {"stdout": bytearray(), "stderr": bytearray()}
+        self.info_text = bytearray()  # --info-fd: {"child-pid": ...}
+        self.first = self.handle = 0  # pid outside of process 1 inside; its pidfd
 
     def until_it_ends(self) -> str:
         """The limit that it met, "" where it closed its ends or ended by itself."""
@@ -307,7 +276,7 @@ class _Watch:
                 for key, _ in ready.select(min(TICK, self.end - now)):
                     if self._moved(key.data, key.fd):
                         ready.unregister(key.fileobj)
-                    if any(len(text) > self.limits.output * 1024 for text in self.said.values()):
+                    if any(len(text) > self.limits.output * 1024 for text in self.output.values()):
                         return "output"
         return ""
 
@@ -326,13 +295,13 @@ class _Watch:
             return not self.left
         chunk = os.read(fd, 65536)
         if name == "info":
-            self.told += chunk
-            if not self.first and b"}" in self.told:
-                self.first = int(json.loads(self.told)["child-pid"])
+            self.info_text += chunk
+            if not self.first and b"}" in self.info_text:
+                self.first = int(json.loads(self.info_text)["child-pid"])
                 with contextlib.suppress(ProcessLookupError):  # it has ended already
                     self.handle = os.pidfd_open(self.first)
         else:
-            self.said[name] += chunk
+            self.output[name] += chunk
         return not chunk
 
     def _uses(self) -> str:

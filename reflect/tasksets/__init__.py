@@ -1,10 +1,11 @@
 """Find tasksets by name, list them, check them.
 
-load_taskset("letters")               tasks/letters.py: first the user's own ./tasks/, then the
-shipped ones load_taskset("dialect:2")             a variant of one load_taskset("my.jsonl")
-a file of tasks load_taskset("my_tasks.py")           a Python file; my_tasks.py:NAME where it holds
-several load_taskset("package.module:NAME")   a taskset of a module load_taskset("gym:leg_counting")
-a generator of reasoning-gym
+load_taskset("letters")              tasks/letters.py: the user's ./tasks/, then the shipped ones
+load_taskset("dialect:2")            a variant of one
+load_taskset("my.jsonl")             a file of tasks
+load_taskset("my_tasks.py")          a Python file; my_tasks.py:NAME when it has several
+load_taskset("package.module:NAME")  a taskset of a module
+load_taskset("gym:leg_counting")     a generator of reasoning-gym
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from reflect.tasksets.verifiers import extract_answer
 __all__ = ["Environment", "EnvironmentStep", "Outside", "Score", "Task", "Taskset", "Toolbox"]
 __all__ += ["available", "check", "extract_answer", "load_taskset", "taskset"]
 
+MARK = re.compile(r"^(TASKSET\b|@taskset\b)", re.MULTILINE)
 RENAMED = {"judged": "extract_answer", "Step": "EnvironmentStep"}  # first names, until version 0.2
 
 
@@ -42,15 +44,15 @@ def __getattr__(name: str) -> object:
 
 
 def load_taskset(name: str | Path) -> Taskset:
-    """The taskset of that name or file. UnknownName says what there is; a broken file is a
-    UsageError."""
+    """The taskset of that name or file. UnknownName lists the known ones; UsageError for a broken
+    file."""
     text = str(name)
     if text.lower().endswith(SUFFIXES):
         return FileTaskset(Path(text))
     if file := imports.FILE.fullmatch(text):
         path = Path(file["path"])
-        found = imports.from_file(path, file["name"] or "")
-        return _named(found, name_of(path) + (f":{file['name']}" if file["name"] else ""))
+        suffix = f":{file['name']}" if file["name"] else ""
+        return _named(imports.from_file(path, file["name"] or ""), name_of(path) + suffix)
     base, _, argument = text.partition(":")
     if base == "gym":
         from reflect.tasksets import reasoning_gym
@@ -61,64 +63,58 @@ def load_taskset(name: str | Path) -> Taskset:
         return _variant(_load(files[base]), base, argument)
     if base in packaged:
         return _named(_variant(imports.from_package(packaged[base]), base, argument), text)
-    if dotted := imports.DOTTED.fullmatch(text):
-        found_there = imports.from_module(dotted["module"], dotted["name"])
-        if found_there:
-            return _named(found_there, text)
+    dotted = imports.DOTTED.fullmatch(text)
+    imported = imports.from_module(dotted["module"], dotted["name"]) if dotted else None
+    if imported:
+        return _named(imported, text)
     near = difflib.get_close_matches(base, [*files, *packaged, "gym"], n=1)
     meant = f" Did you mean {near[0]}?" if near else ""
-    raise UnknownName(
-        f"There is no taskset '{text}'.{meant}",
-        f"There are {', '.join([*files, *packaged])}, gym:NAME; a file ends in {', '.join(SUFFIXES)}, .py. "
-        "More: reflect tasks list",
-    )
+    known, suffixes = ", ".join([*files, *packaged]), ", ".join(SUFFIXES)
+    hint = f"There are {known}, gym:NAME; a file ends in {suffixes}, .py. More: reflect tasks list"
+    raise UnknownName(f"There is no taskset '{text}'.{meant}", hint)
 
 
 def available() -> list[Taskset]:
     """The tasksets of ./tasks/ and the built-in ones. One that does not load has a `load_error`."""
-    found = []
+    tasksets = []
     for name, path in _modules().items():
         try:
-            found.append(_load(path))
+            tasksets.append(_load(path))
         except ReflectError as e:
             broken = Taskset()
             broken.name, broken.about, broken.load_error = name, f"broken: {e.message}", e
-            found.append(broken)
-    return found
+            tasksets.append(broken)
+    return tasksets
 
 
-def _variant(found: Taskset, base: str, argument: str) -> Taskset:
+def _variant(base: Taskset, name: str, argument: str) -> Taskset:
     if not argument:
-        return found
-    variant = getattr(found, "variant", None)
+        return base
+    variant = getattr(base, "variant", None)
     if variant is None:
-        raise UnknownName(
-            f"The taskset {base} has no variants, so there is no '{base}:{argument}'.",
-            f"Use {base}.",
-        )
-    made: Taskset = variant(argument)
-    return made
+        problem = f"The taskset {name} has no variants, so there is no '{name}:{argument}'."
+        raise UnknownName(problem, f"Use {name}.")
+    taskset: Taskset = variant(argument)
+    return taskset
 
 
-def _named(found: Taskset, name: str) -> Taskset:
-    """Under the name by which it is found again, its two sides proven to be apart."""
-    found.name = name
-    return ensure_disjoint_splits(found)
+def _named(taskset: Taskset, name: str) -> Taskset:
+    """The taskset under the name that loads it again. Its splits must be disjoint."""
+    taskset.name = name
+    return ensure_disjoint_splits(taskset)
 
 
 def _modules() -> dict[str, Path]:
     """name -> Python file, the user's own first. Only files with a taskset: any project may have a
     folder `tasks`."""
-    found: dict[str, Path] = {}
+    modules: dict[str, Path] = {}
     for folder in (Path.cwd() / "tasks", shipped("tasks")):
         for path in sorted(folder.glob("*.py")) if folder.is_dir() else ():
-            if re.search(
-                r"^(TASKSET\b|@taskset\b)", path.read_text(errors="replace"), re.MULTILINE
-            ):
-                found.setdefault(path.stem, path)
-    return dict(sorted(found.items()))
+            if MARK.search(path.read_text(errors="replace")):
+                modules.setdefault(path.stem, path)
+    return dict(sorted(modules.items()))
 
 
 def _load(path: Path) -> Taskset:
-    found = imports.from_file(path)
-    return found if path.parent == shipped("tasks") else _named(found, path.stem)
+    taskset = imports.from_file(path)
+    return taskset if path.parent == shipped("tasks") else _named(taskset, path.stem)

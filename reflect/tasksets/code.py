@@ -2,8 +2,10 @@
 out here.
 
     {"prompt": "Write double(n).", "verifier": "code", "entry": "double",
-     "cases": [{"args": [2], "returns": 4}, {"args": [-1], "returns": -2}], "gold": "def double(n): return 2 * n"}
-    {"prompt": "Read a number, print its double.", "verifier": "code", "cases": [{"stdin": "2", "stdout": "4"}]}
+     "cases": [{"args": [2], "returns": 4}, {"args": [-1], "returns": -2}],
+     "gold": "def double(n): return 2 * n"}
+    {"prompt": "Read a number, print its double.", "verifier": "code",
+     "cases": [{"stdin": "2", "stdout": "4"}]}
 
 With `entry` the program is a function's, and what it returns must be plain JSON; without, it reads
 stdin and prints. Every case is a fresh process in a fresh sandbox, which is given the program and
@@ -137,10 +139,6 @@ def _finite(value: object) -> bool:
     except (ValueError, TypeError, RecursionError):
         return False
     return True
-
-
-# -- grading
-# -----------------------------------------------------------------------------------------------------------
 
 
 def code(text: str, answer: Any) -> Score:

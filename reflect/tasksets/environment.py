@@ -1,8 +1,8 @@
-"""Tasks of several turns: the model speaks, the environment answers, until it is done.
+"""Tasks of several turns: the model and the environment take turns until the episode is done.
 
-    env = taskset.environment(task)      one for each rollout; None where the task is a question with one answer
-    env.reset(task)                      the first messages
-    env.step(assistant's message)        -> Step: what comes back, is it done, the reward, feedback on this turn
+    env = taskset.environment(task)  one per rollout; None for a task with a single answer
+    env.reset(task)                  the first messages
+    env.step(assistant's message)    -> EnvironmentStep: messages, done, reward, feedback
 
 `Toolbox` is the environment of most tasks: the model calls Python functions until it answers.
 docs/environments.md shows a game of one's own.

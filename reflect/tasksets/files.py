@@ -5,12 +5,11 @@
 
 Fields: `prompt` (text) or `messages` ([{role, content}]); `answer` (text or number; the pattern for
 regex); `verifier` (exact when absent); `id` (a hash of the task when absent); `split` (by hash of
-the messages when absent, about 70 % practice, so that a question never stands on both sides);
+the messages when absent, about 70 % practice, so that a question is never in both splits);
 `gold` (a known-good final text, required for regex); `untrusted` (true for a task that carries
-outside bytes); `rubric` (by what a judge grades it; `answer` is then a reference and may be
+outside bytes); `rubric` (the criteria of a judge; `answer` is then a reference and may be
 missing). A task with the verifier `code` has `cases` instead of an answer, and more (see
-`reflect.tasksets.code`). Other fields are ignored. A task without an id that stands there twice
-counts once.
+`reflect.tasksets.code`). Other fields are ignored. A repeated task without an id counts once.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from reflect import prompts
 from reflect.errors import BadTaskFile, UnknownName
@@ -34,26 +33,21 @@ from reflect.tasksets.task import HUMAN, JUDGE, Message, Split, Task
 from reflect.tasksets.verifiers import VERIFIERS, extract_answer, last_number
 from reflect.types import Json
 
+if TYPE_CHECKING:
+    from yaml import Node
+
 SUFFIXES = (".jsonl", ".json", ".yaml", ".yml")
-FIELDS = (
-    "id",
-    "prompt",
-    "messages",
-    "verifier",
-    "answer",
-    "split",
-    "gold",
-    "untrusted",
-    "rubric",
-    *code.FIELDS,
-)
+OWN_FIELDS = ("id", "prompt", "messages", "verifier", "answer", "split", "gold", "untrusted")
+FIELDS = (*OWN_FIELDS, "rubric", *code.FIELDS)
+NEWLINE = b"\n"
+TRUTH = {True: True, False: False, "true": True, "false": False}  # YAML gives texts
 ROLES = ("system", "user", "assistant", "tool")
 PRACTICE_SHARE = 0.7
 LARGEST = 100_000  # values in one task of a YAML file, its aliases written out
 
 
 class FileRow(NamedTuple):
-    """One task as it stands in the file; `where` says file and line."""
+    """The fields of one task in a file; `where` is its file and line."""
 
     where: str
     fields: Json
@@ -63,8 +57,8 @@ class FileRow(NamedTuple):
 
 
 class FileTaskset(Taskset):
-    """The tasks of one file. All of it is read and checked at once: a bad line stops a run before
-    it starts."""
+    """The tasks of one file. The whole file is checked first: a bad line stops a run before it
+    starts."""
 
     about = "tasks of a file"
 
@@ -87,15 +81,14 @@ class FileTaskset(Taskset):
 
 
 def name_of(path: Path) -> str:
-    """The path from here, as `load_taskset` takes it again, and the same for my.jsonl, ./my.jsonl
-    and its full path."""
-    full = path.resolve()
-    here = Path.cwd().resolve()
+    """The path relative to the current folder: the same for my.jsonl, ./my.jsonl and its full
+    path."""
+    full, here = path.resolve(), Path.cwd().resolve()
     return (full.relative_to(here) if full.is_relative_to(here) else full).as_posix()
 
 
 def _read_tasks(path: Path) -> list[tuple[Task, str]]:
-    """(task, known-good text) of every row, ids unique, no question on both sides."""
+    """(task, known-good text) of every row. Ids are unique, no question is in both splits."""
     rows = [(row, messages_of(row)) for row in rows_of(path)]
     if not rows:
         raise BadTaskFile(
@@ -110,16 +103,12 @@ def _read_tasks(path: Path) -> list[tuple[Task, str]]:
         if task.id in tasks:
             if "id" not in row.fields:
                 continue
-            row.fail(
-                "id",
-                f"'{task.id}' is already the id of {tasks[task.id][2].where}",
-                "Give every task its own id.",
-            )
+            problem = f"'{task.id}' is already the id of {tasks[task.id][2].where}"
+            row.fail("id", problem, "Give every task its own id.")
         side, first = sides.setdefault(_hash(messages), (split, row))
         if side != split:
-            row.fail(
-                "split", f"the same question is {side} in {first.where}", "Put it on one side only."
-            )
+            problem = f"the same question is {side} in {first.where}"
+            row.fail("split", problem, "Put it on one side only.")
         tasks[task.id] = (task, gold, row)
     return [(task, gold) for task, gold, _ in tasks.values()]
 
@@ -127,86 +116,71 @@ def _read_tasks(path: Path) -> list[tuple[Task, str]]:
 def task_of(
     row: FileRow, messages: list[Message], split: Split, own: bool = False
 ) -> tuple[Task, str]:
-    """The task and its known-good text. `own`: a verifier of the taskset scores it, and its answer
-    may be anything."""
+    """The task and its known-good text. `own`: the taskset's own verifier scores it, so the answer
+    may have any type."""
     verifier = "taskset" if own else _verifier(row)
-    answer = (
-        row.fields.get("answer")
-        if own
-        else _code(row)
-        if verifier == "code"
-        else _answer(row, verifier)
-    )
+    if own:
+        answer = row.fields.get("answer")
+    else:
+        answer = _code(row) if verifier == "code" else _answer(row, verifier)
     name = row.fields.get("id", _hash([messages, verifier, answer])[:8])
     if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
-        row.fail(
-            "id", f"{name!r} is no id", "Give a short text or a number, or leave the field out."
-        )
+        step = "Give a short text or a number, or leave the field out."
+        row.fail("id", f"{name!r} is not an id", step)
     gold = row.fields.get("gold")
     if gold is not None and not isinstance(gold, str):
         row.fail("gold", "it is not a text", "Give one final text that must score 1.")
     if gold is None and verifier == "regex":
-        row.fail(
-            "gold",
-            "a regex task needs a text that its pattern matches",
-            'Add one: "gold": "answer: 3 apples".',
-        )
-    if gold is None:
-        gold = (
-            "" if verifier == "code" else f"answer: {answer}"
-        )  # `reflect tasks check` asks for that of code
-    words: Json = {"answer": answer, "split": split, "untrusted": _untrusted(row)}
-    rubric = row.fields.get("rubric", "").strip()
-    return Task(
-        id=str(name).strip(), messages=messages, verifier=verifier, rubric=rubric, **words
-    ), gold
+        problem = "a regex task needs a text that its pattern matches"
+        row.fail("gold", problem, 'Add one: "gold": "answer: 3 apples".')
+    if gold is None:  # `reflect tasks check` asks for the gold of a code task
+        gold = "" if verifier == "code" else f"answer: {answer}"
+    task = Task(
+        id=str(name).strip(),
+        messages=messages,
+        verifier=verifier,
+        answer=answer,
+        split=split,
+        untrusted=_untrusted(row),
+        rubric=row.fields.get("rubric", "").strip(),
+    )
+    return task, gold
 
 
 def _verifier(row: FileRow) -> str:
-    """The verifier of a row: what it names, a judge where it has a rubric, else exact."""
+    """The verifier of a row: the named one, else `judge` with a rubric, else `exact`."""
     rubric = row.fields.get("rubric")
     verifier = row.fields.get("verifier", "exact" if rubric is None else JUDGE)
     known = [*VERIFIERS, JUDGE, HUMAN]
     if verifier not in known:
-        row.fail(
-            "verifier", f"there is no verifier {verifier!r}", f"Use one of {', '.join(known)}."
-        )
+        problem = f"there is no verifier {verifier!r}"
+        row.fail("verifier", problem, f"Use one of {', '.join(known)}.")
     if verifier == JUDGE or rubric is not None:
         step = 'Say by what it is graded: "rubric": "Is it polite? Does it name a date?"'
         if not isinstance(rubric, str) or not rubric.strip():
             row.fail("rubric", "there is none" if rubric is None else "it is not a text", step)
         if verifier != JUDGE:
-            row.fail(
-                "rubric",
-                f"nobody reads it: the verifier is {verifier}",
-                f"Leave it out, or use {JUDGE}.",
-            )
+            problem = f"it is not used: the verifier is {verifier}"
+            row.fail("rubric", problem, f"Leave it out, or use {JUDGE}.")
         if problem := prompts.rubric_problem(rubric):
-            row.fail(
-                "rubric", problem, f"It may name {', '.join(prompts.RUBRIC)}, as in {{{{ task }}}}."
-            )
+            step = f"It may name {', '.join(prompts.RUBRIC)}, as in {{{{ task }}}}."
+            row.fail("rubric", problem, step)
     return str(verifier)
 
 
 def _untrusted(row: FileRow) -> bool:
-    """A misread word here would trust what nobody should: only true and false are taken, in YAML as
-    words."""
+    """Only true and false are valid, so that a misspelt value is never read as trusted."""
     value = row.fields.get("untrusted", False)
-    words = {True: True, False: False, "true": True, "false": False}
-    if not isinstance(value, bool | str) or value not in words:
-        row.fail(
-            "untrusted",
-            f"{value!r} is neither true nor false",
-            "Write true where the task carries outside text.",
-        )
-    return words[value]
+    if not isinstance(value, bool | str) or value not in TRUTH:
+        problem = f"{value!r} is neither true nor false"
+        row.fail("untrusted", problem, "Write true where the task carries outside text.")
+    return TRUTH[value]
 
 
 def _code(row: FileRow) -> Json:
     if "answer" in row.fields:
-        row.fail(
-            "answer", "a code task has none", "Say in 'cases' what goes in and what must come back."
-        )
+        step = "Say in 'cases' what goes in and what must come back."
+        row.fail("answer", "a code task has none", step)
     try:
         return code.answer_of(row.fields)
     except code.Bad as e:
@@ -216,17 +190,11 @@ def _code(row: FileRow) -> Json:
 def _answer(row: FileRow, verifier: str) -> str | int | float:
     answer = row.fields.get("answer")
     if answer is None and verifier in (JUDGE, HUMAN):
-        return ""  # a reference is welcome, but nothing rests on it
+        return ""  # the reference is optional
     if answer is None or (isinstance(answer, str) and not answer.strip()):
-        near = next(
-            iter(difflib.get_close_matches("answer", set(row.fields) - set(FIELDS), cutoff=0.7)),
-            None,
-        )
-        row.fail(
-            "answer",
-            "there is none",
-            f"Rename '{near}' to 'answer'." if near else "Say what the right answer is.",
-        )
+        near = difflib.get_close_matches("answer", set(row.fields) - set(FIELDS), cutoff=0.7)
+        step = f"Rename '{near[0]}' to 'answer'." if near else "Give the right answer."
+        row.fail("answer", "there is none", step)
     if isinstance(answer, bool):
         return "true" if answer else "false"
     if not isinstance(answer, str | int | float):
@@ -239,31 +207,25 @@ def _answer(row: FileRow, verifier: str) -> str | int | float:
         try:
             re.compile(str(answer))
         except re.error as e:
-            row.fail("answer", f"{answer!r} is no regular expression: {e}", "Mend the pattern.")
+            row.fail("answer", f"{answer!r} is no regular expression: {e}", "Correct the pattern.")
     elif not extract_answer(str(answer)):
-        row.fail("answer", "nothing follows its 'answer:'", "Say what the right answer is.")
+        row.fail("answer", "nothing follows its 'answer:'", "Give the right answer.")
     return answer
 
 
 def messages_of(row: FileRow) -> list[Message]:
-    """The conversation of a row, from `prompt` or `messages`. A misspelt field is reported before
-    it is missed."""
-    known = (
-        FIELDS
-        if row.fields.get("verifier") == "code"
-        else [name for name in FIELDS if name not in code.FIELDS]
-    )
+    """The conversation of a row, from `prompt` or `messages`. A misspelt field is reported before a
+    missing one."""
+    other = () if row.fields.get("verifier") == "code" else code.FIELDS
+    known = [name for name in FIELDS if name not in other]
     for field in set(row.fields) - set(FIELDS):
-        near = next(iter(difflib.get_close_matches(field, known, n=1, cutoff=0.75)), None)
-        if near and near not in row.fields:
-            row.fail(field, "it is not known", f"Rename it to '{near}'.")
+        near = difflib.get_close_matches(field, known, n=1, cutoff=0.75)
+        if near and near[0] not in row.fields:
+            row.fail(field, "it is not known", f"Rename it to '{near[0]}'.")
     prompt, messages = row.fields.get("prompt"), row.fields.get("messages")
     if (prompt is None) == (messages is None):
-        row.fail(
-            "prompt",
-            "there is none" if prompt is None else "there is 'messages' too",
-            "Give one of the two.",
-        )
+        problem = "there is none" if prompt is None else "there is 'messages' too"
+        row.fail("prompt", problem, "Give one of the two.")
     if messages is None:
         if not isinstance(prompt, str) or not prompt.strip():
             row.fail("prompt", "it is not a text", 'Write "prompt": "your question".')
@@ -272,44 +234,35 @@ def messages_of(row: FileRow) -> list[Message]:
     if not isinstance(messages, list) or not messages:
         row.fail("messages", "it is not a list of messages", step)
     for m in messages:
-        if (
-            not isinstance(m, dict)
-            or m.get("role") not in ROLES
-            or not isinstance(m.get("content"), str)
-        ):
+        valid = isinstance(m, dict) and m.get("role") in ROLES
+        if not valid or not isinstance(m.get("content"), str):
             row.fail("messages", f"{m!r} has no role ({', '.join(ROLES)}) and content", step)
     if messages[-1]["role"] not in ("user", "tool") or not messages[-1]["content"].strip():
-        row.fail(
-            "messages", "the last one is not the user's", "End with what the model has to answer."
-        )
+        step = "End with what the model has to answer."
+        row.fail("messages", "the last one is not the user's", step)
     return [dict(m) for m in messages]
 
 
 def _split(row: FileRow, default: Split) -> Split:
-    match row.fields.get("split", default):
-        case "practice":
-            return "practice"
-        case "holdout":
-            return "holdout"
-        case other:
-            row.fail(
-                "split",
-                f"there is no split {other!r}",
-                "Use practice or holdout, or leave the field out.",
-            )
+    split = row.fields.get("split", default)
+    if split == "practice":
+        return "practice"
+    if split == "holdout":
+        return "holdout"
+    step = "Use practice or holdout, or leave the field out."
+    row.fail("split", f"there is no split {split!r}", step)
 
 
 def _splits(hashes: list[str]) -> dict[str, Split]:
-    """A side for every question by its hash. Neither side stays empty when there are two questions
-    or more."""
+    """The split of every question by its hash. With two questions or more neither is empty."""
     order = sorted(set(hashes))
-    line = f"{int(PRACTICE_SHARE * 16**8):08x}"
-    cut = sum(h[:8] < line for h in order)
+    bound = f"{int(PRACTICE_SHARE * 16**8):08x}"
+    cut = sum(h[:8] < bound for h in order)
     cut = min(max(cut, 1), max(1, len(order) - 1))
     return {h: "practice" if i < cut else "holdout" for i, h in enumerate(order)}
 
 
-def _hash(content: Any) -> str:
+def _hash(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -317,70 +270,61 @@ def rows_of(path: Path) -> Iterator[FileRow]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as e:
-        raise UnknownName(
-            f"There is no file {path}.", "Check the path, or run: reflect tasks list"
-        ) from e
+        step = "Check the path, or run: reflect tasks list"
+        raise UnknownName(f"There is no file {path}.", step) from e
     except UnicodeDecodeError as e:
-        line = e.object[: e.start].count(b"\n") + 1
-        raise BadTaskFile(
-            f"{path}, line {line}: it is not UTF-8 text.", "Save the file as UTF-8."
-        ) from e
+        where = f"{path}, line {e.object[: e.start].count(NEWLINE) + 1}"
+        raise BadTaskFile(f"{where}: it is not UTF-8 text.", "Save the file as UTF-8.") from e
     except OSError as e:
-        raise BadTaskFile(
-            f"{path} cannot be read: {e.strerror}.", "Give a file that you may read."
-        ) from e
+        step = "Give a file that you may read."
+        raise BadTaskFile(f"{path} cannot be read: {e.strerror}.", step) from e
     read = {".jsonl": _jsonl, ".json": _json}.get(path.suffix.lower(), _yaml)
     for where, fields in read(path, text):
         if not isinstance(fields, dict):
-            raise BadTaskFile(
-                f"{where}: it is not a task.",
-                'A task looks like {"prompt": "...", "answer": "..."}.',
-            )
+            step = 'A task looks like {"prompt": "...", "answer": "..."}.'
+            raise BadTaskFile(f"{where}: it is not a task.", step)
         try:
             json.dumps(fields, ensure_ascii=False).encode()
         except UnicodeEncodeError as e:
-            raise BadTaskFile(
-                f"{where}: it holds half a character (\\ud...).", "Write that character whole."
-            ) from e
+            problem = f"{where}: it holds half a character (\\ud...)."
+            raise BadTaskFile(problem, "Write that character whole.") from e
         except RecursionError as e:
             raise BadTaskFile(f"{where}: it is nested too deeply.", "Write it flat.") from e
-        yield FileRow(
-            where, {str(name): value for name, value in fields.items() if value is not None}
-        )
+        given = {str(name): value for name, value in fields.items() if value is not None}
+        yield FileRow(where, given)
 
 
-def _jsonl(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+def _jsonl(path: Path, text: str) -> Iterator[tuple[str, object]]:
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON text may hold U+2028
         if line.strip():
             where = f"{path}, line {number}"
             try:
                 yield where, json.loads(line)
             except (ValueError, RecursionError) as e:
-                raise BadTaskFile(
-                    f"{where}: this is no JSON: {_told(e)}.", "Write one whole task per line."
-                ) from e
+                problem = f"{where}: this is no JSON: {_message(e)}."
+                raise BadTaskFile(problem, "Write one whole task per line.") from e
 
 
-def _json(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+def _json(path: Path, text: str) -> Iterator[tuple[str, object]]:
     try:
         tasks = json.loads(text)
     except (ValueError, RecursionError) as e:
         line = f", line {e.lineno}" if isinstance(e, json.JSONDecodeError) else ""
         step = "Write a list of tasks, or name the file .jsonl."
-        raise BadTaskFile(f"{path}{line}: this is no JSON: {_told(e)}.", step) from e
+        raise BadTaskFile(f"{path}{line}: this is no JSON: {_message(e)}.", step) from e
     if not isinstance(tasks, list):
         raise BadTaskFile(f"{path} is not a list of tasks.", "Write [task, task, ...].")
     for number, fields in enumerate(tasks, 1):
         yield f"{path}, task {number}", fields
 
 
-def _told(e: Exception) -> str:
+def _message(e: Exception) -> str:
     return f"{e.msg} at column {e.colno}" if isinstance(e, json.JSONDecodeError) else str(e)
 
 
-def _yaml(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """Plain texts only (BaseLoader): `answer: no` is the word no, `answer: 010` is 010. But `args`
-    and `returns` of a code task's cases are JSON values: 2 is a number there, and "2" a text."""
+def _yaml(path: Path, text: str) -> Iterator[tuple[str, object]]:
+    """Scalars are texts (BaseLoader): `answer: no` is the word no, `answer: 010` is 010. Only
+    `args` and `returns` of code cases are JSON values: 2 is a number there, and "2" a text."""
     import yaml
 
     try:
@@ -388,41 +332,36 @@ def _yaml(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise BadTaskFile(
-            f"{path}{line}: {getattr(e, 'problem', None) or e}.", "Mend the YAML there."
-        ) from e
+        problem = f"{path}{line}: {getattr(e, 'problem', None) or e}."
+        raise BadTaskFile(problem, "Correct the YAML there.") from e
     except RecursionError as e:
         raise BadTaskFile(f"{path}: it is nested too deeply.", "Write it flat.") from e
     if root is None:
         return
     if not isinstance(root, yaml.SequenceNode):
-        raise BadTaskFile(
-            f"{path} is not a list of tasks.", "Begin each task with '- prompt: ...'."
-        )
+        step = "Begin each task with '- prompt: ...'."
+        raise BadTaskFile(f"{path} is not a list of tasks.", step)
     sizes: dict[int, float] = {}
     for node in root.value:
         where = f"{path}, line {node.start_mark.line + 1}"
         if _size(node, sizes) > LARGEST:
-            raise BadTaskFile(
-                f"{where}: its aliases (*name) make it endless.", "Write out what they stand for."
-            )
+            problem = f"{where}: its aliases (*name) make it endless."
+            raise BadTaskFile(problem, "Write their values in full.")
         yield where, _plain(node)
 
 
-def _size(node: Any, sizes: dict[int, float]) -> float:
-    """How many nodes it is with its aliases written out: few lines can be billions, or one that
-    holds itself."""
+def _size(node: Node, sizes: dict[int, float]) -> float:
+    """Number of nodes with aliases expanded: few lines can be billions, or contain themselves."""
     if id(node) not in sizes:
-        sizes[id(node)] = math.inf  # while it is being counted: who meets it again is inside it
+        sizes[id(node)] = math.inf  # while it is counted: a node that contains itself
         parts = node.value if isinstance(node.value, list) else []
         flat = [part for item in parts for part in (item if isinstance(item, tuple) else (item,))]
         sizes[id(node)] = 1 + sum(_size(part, sizes) for part in flat)
     return sizes[id(node)]
 
 
-def _plain(node: Any, typed: bool = False) -> Any:
-    """The value of a YAML node: texts, lists and tables; where it is `typed`, a bare word of JSON
-    is what it is there. The nodes are no deeper than the parser of YAML went."""
+def _plain(node: Node, typed: bool = False) -> object:
+    """The value of a YAML node: texts, lists and dicts; with `typed`, unquoted scalars are JSON."""
     if isinstance(node.value, str):
         if typed and node.style is None:
             with contextlib.suppress(ValueError):
@@ -432,6 +371,5 @@ def _plain(node: Any, typed: bool = False) -> Any:
         return [_plain(item, typed) for item in node.value]
     if node.id == "sequence":
         return []
-    return {
-        str(_plain(k)): _plain(v, typed or k.value in ("args", "returns")) for k, v in node.value
-    }
+    typing = ("args", "returns")
+    return {str(_plain(k)): _plain(v, typed or k.value in typing) for k, v in node.value}

@@ -1,5 +1,5 @@
-"""A taskset as one function: what it yields are the tasks of a side, and its verifier may be one
-more function.
+"""A taskset as one function that yields the tasks of a split; its verifier may be a second
+function.
 
     @taskset(verify=close)
     def sums(split):
@@ -8,7 +8,7 @@ more function.
             yield f"What is {a} + 7?", a + 7
 
     def close(text, answer):
-        return abs(float(judged(text)) - answer) < 0.5
+        return abs(float(extract_answer(text)) - answer) < 0.5
 
 A task is (prompt, answer), a dict of the fields that a task file has (`id`, `messages`, `rubric`,
 ...), or a Task.
@@ -27,11 +27,11 @@ from reflect.errors import BadTaskFile
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.files import FileRow, messages_of, task_of
 from reflect.tasksets.task import Score, Split, Task
+from reflect.types import Json
 
 Tasks = Callable[[Split], Iterable[Any]]
-Verify = Callable[
-    [str, Any], Any
-]  # (final text, answer) -> a Score, a reward in [0, 1], or (reward, feedback)
+Verify = Callable[[str, Any], object]
+"""(final text, answer) -> a Score, a reward in [0, 1], or (reward, feedback)."""
 SHAPE = 'Yield (prompt, answer), or {"prompt": ..., "answer": ...}, or a Task.'
 
 
@@ -59,8 +59,8 @@ def taskset(
 
 
 class FunctionTaskset(Taskset):
-    """The tasks that a function yields. It is asked once for each side, so it may read files or
-    make tasks at random from a seed of its own; the same call must yield the same tasks."""
+    """The tasks that a function yields. It is called once per split, so it may read files or
+    generate tasks from a seed of its own; the same call must yield the same tasks."""
 
     def __init__(
         self, function: Tasks, *, verify: Verify | None = None, about: str = "", rubric: str = ""
@@ -72,14 +72,14 @@ class FunctionTaskset(Taskset):
         self._sides: dict[str, list[Task]] = {}
 
     def again(self) -> FunctionTaskset:
-        """The same taskset, its function not asked yet."""
+        """The same taskset, before its function was called."""
         return FunctionTaskset(
             self.function, verify=self.verifier, about=self.about, rubric=self.rubric
         )
 
     def tasks(self, split: Split, n: int | None = None, seed: int = 0) -> list[Task]:
         if split not in self._sides:
-            self._sides[split] = self._made(split)
+            self._sides[split] = self._read(split)
         rows = list(self._sides[split])
         random.Random(f"{split} {seed}").shuffle(rows)
         return rows[:n]
@@ -95,43 +95,40 @@ class FunctionTaskset(Taskset):
     def rules(self) -> Sequence[object]:
         return [*super().rules(), *([self.verifier] if self.verifier else [])]
 
-    def _made(self, split: Split) -> list[Task]:
-        """The tasks of a side. One without an id that stands there twice counts once."""
-        found: list[Task] = []
+    def _read(self, split: Split) -> list[Task]:
+        """The tasks of a split. A repeated task without an id counts once."""
+        tasks: list[Task] = []
         seen: set[str] = set()
-        for number, made in enumerate(self.function(split), 1):
-            named = isinstance(made, Task) or (isinstance(made, dict) and "id" in made)
-            task = made if isinstance(made, Task) else self._task(made, split, number)
+        for number, item in enumerate(self.function(split), 1):
+            named = isinstance(item, Task) or (isinstance(item, dict) and "id" in item)
+            task = item if isinstance(item, Task) else self._task(item, split, number)
             if named or task.id not in seen:
-                found.append(task)
+                tasks.append(task)
             seen.add(task.id)
-        return found
+        return tasks
 
-    def _task(self, made: Any, split: Split, number: int) -> Task:
+    def _task(self, item: object, split: Split, number: int) -> Task:
         where = f"{self.name}, {split} task {number}"
-        if isinstance(made, tuple) and len(made) == 2:
-            made = dict(zip(("prompt", "answer"), made, strict=True))
-        if not isinstance(made, dict):
-            raise BadTaskFile(f"{where}: {reprlib.repr(made)} is no task.", SHAPE)
+        if isinstance(item, tuple) and len(item) == 2:
+            item = dict(zip(("prompt", "answer"), item, strict=True))
+        if not isinstance(item, dict):
+            raise BadTaskFile(f"{where}: {reprlib.repr(item)} is no task.", SHAPE)
         if self.rubric:
-            made = {"rubric": self.rubric, **made}
+            item = {"rubric": self.rubric, **item}
         try:
-            made = json.loads(
-                json.dumps(made)
-            )  # as it stands in the database, where it is read back
+            fields: Json = json.loads(json.dumps(item))  # as the database returns it
         except (TypeError, ValueError) as e:
-            raise BadTaskFile(
-                f"{where}: it cannot be kept as JSON: {e}.", "Use texts, numbers, lists, dicts."
-            ) from e
-        row = FileRow(where, {name: value for name, value in made.items() if value is not None})
-        own = self.verifier is not None and not {"verifier", "rubric"} & set(made)
+            problem = f"{where}: it cannot be stored as JSON: {e}."
+            raise BadTaskFile(problem, "Use texts, numbers, lists, dicts.") from e
+        row = FileRow(where, {name: value for name, value in fields.items() if value is not None})
+        own = self.verifier is not None and not {"verifier", "rubric"} & set(fields)
         task, gold = task_of(row, messages_of(row), split, own)
         self.golds[task.id] = gold
         return task
 
 
 def as_score(given: object, whose: str) -> Score:
-    """What a verifier returned as a Score. TypeError for anything that is no reward."""
+    """The result of a verifier as a Score. TypeError for any other type."""
     if isinstance(given, Score):
         return given
     if isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], str):
@@ -140,5 +137,5 @@ def as_score(given: object, whose: str) -> Score:
         feedback = ""
     if isinstance(given, bool | int | float):
         return Score(float(given), feedback)
-    told = f"{whose} returned {reprlib.repr(given)}: return a reward in [0, 1], (reward, feedback) or a Score"
-    raise TypeError(told)
+    message = f"{whose} returned {reprlib.repr(given)}: "
+    raise TypeError(message + "return a reward in [0, 1], (reward, feedback) or a Score")

@@ -1,5 +1,5 @@
 """Does every generator of reasoning-gym score its own answers 1.0 through our path? One after the
-other, each within a time limit; what fails is told with its cause."""
+other, each within a time limit; what fails is ids_by_cause with its cause."""
 
 from __future__ import annotations
 
@@ -68,24 +68,27 @@ def causes(found: Generator, tasks: list[Task]) -> list[str]:
     them."""
     without = [task for task in tasks if task.answer is None]
     if without:
-        return [
-            f"{len(without)} of {len(tasks)} items come without an answer or a solution, so there is none to try"
-        ]
-    told: dict[str, list[str]] = {}
+        counts = f"{len(without)} of {len(tasks)} items"
+        return [f"{counts} come without an answer or a solution, so there is none to try"]
+    ids_by_cause: dict[str, list[str]] = {}
     for task in tasks:
         try:
             ours = found.verify(task, found.gold(task))
             theirs = found.bare(task)
         except Exception as e:  # somebody's scorer
-            told.setdefault(f"its scorer broke: {type(e).__name__}: {e}", []).append(task.id)
+            ids_by_cause.setdefault(f"its scorer broke: {type(e).__name__}: {e}", []).append(
+                task.id
+            )
             continue
         if ours != Score(1.0):
-            cause = f"its own answer scores {ours.reward:g} through our path, {theirs:g} through reasoning-gym itself"
-            told.setdefault(cause, []).append(task.id)
+            cause = f"its own answer scores {ours.reward:g} through our path, "
+            cause += f"{theirs:g} through reasoning-gym itself"
+            ids_by_cause.setdefault(cause, []).append(task.id)
         elif found.verify(task, "").reward >= 1.0:
-            told.setdefault("an empty answer scores 1", []).append(task.id)
+            ids_by_cause.setdefault("an empty answer scores 1", []).append(task.id)
     return [
-        f"{len(ids)} of {len(tasks)} items: {cause} (first {ids[0]})" for cause, ids in told.items()
+        f"{len(ids)} of {len(tasks)} items: {cause} (first {ids[0]})"
+        for cause, ids in ids_by_cause.items()
     ]
 
 

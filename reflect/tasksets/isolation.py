@@ -177,10 +177,6 @@ def _is_apart(taskset: Taskset, name: str, task: Task, text: str) -> bool:
     return code is None or not Path(code.co_filename).is_relative_to(shipped("tasks"))
 
 
-# -- workers
-# -----------------------------------------------------------------------------------------------------------
-
-
 def _call(taskset: Taskset, name: str, task: Task, text: str) -> object:
     """The result of the method, from a worker of this taskset: an idle one, or a new one."""
     global _busy

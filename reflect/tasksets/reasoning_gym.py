@@ -1,18 +1,17 @@
 """The generators of reasoning-gym as tasksets: `gym:leg_counting`.
 
-    gym:leg_counting                     one generator
-    gym:chain_sum:min_terms=4,max_terms=6    with settings of its own, as its configuration names them
-    gym:chain_sum:level=2                at a level of its curriculum
-    gym:chain_sum+leg_counting:level=1   several, mixed
+    gym:leg_counting                       one generator
+    gym:chain_sum:min_terms=4,max_terms=6  with settings of its configuration
+    gym:chain_sum:level=2                  at a level of its curriculum
+    gym:chain_sum+leg_counting:level=1     several, mixed
 
 A task is an item of the generator; the text after the last "answer:" is scored by the generator's
-own `score_answer`. Practice and holdout are made from different seeds, and a question whose hash
-falls on the other side is left out: no question stands on both. An item whose right answer is an
-empty text is left out too: whoever says nothing would solve it. Items are made when they are asked
-for, in a process of their own (see `gymworker`).
+own `score_answer`. Practice and holdout use different seeds, and a question whose hash belongs to
+the other split is left out, so no question is in both. An item whose right answer is an empty text
+is left out too: an empty answer would solve it. Items are generated on demand in a separate process
+(see `gymworker`).
 
-Not covered: some of its scorers evaluate what a model wrote as a formula, and take what time that
-takes.
+Not covered: some scorers evaluate the model's text as a formula, without a time limit.
 """
 
 from __future__ import annotations
@@ -36,21 +35,12 @@ from reflect.tasksets.gymworker import Entry, Worker
 from reflect.tasksets.task import Score, Split, Task
 from reflect.tasksets.verifiers import extract_answer
 
-SIZE = (
-    400  # items that are made of each side at most; about 267 of them are practice and 133 holdout
-)
-SEEDS: dict[Split, int] = {
-    "practice": 1_000_000,
-    "holdout": 2_000_000,
-}  # item i has the seed of its side plus i
+SIZE = 400  # maximum items generated per split: about 267 give practice tasks, 133 holdout tasks
+SEEDS: dict[Split, int] = {"practice": 1_000_000, "holdout": 2_000_000}  # item i: seed + i
 PRACTICE_SHARE = 2 / 3
 ASK = '\n\nEnd with "answer:" and your final answer after it.'
-OWN = (
-    "answer",
-    "example_answer",
-    "example_correct_answer",
-    "possible_answer",
-)  # where generators keep a right answer
+# Fields in which generators keep a right answer.
+ANSWERS = ("answer", "example_answer", "example_correct_answer", "possible_answer")
 worker = Worker()
 atexit.register(worker.end)
 
@@ -60,9 +50,8 @@ def load(spec: str) -> Taskset:
     setting there is not, UsageError for a value that does not fit or where the library is
     missing."""
     if not spec:
-        raise UnknownName(
-            "gym is many tasksets, one for each generator.", "See: reflect tasks list gym"
-        )
+        problem = "gym is many tasksets, one for each generator."
+        raise UnknownName(problem, "See: reflect tasks list gym")
     parts = [_part(text) for text in _split(spec, "+")]
     if len({part.generator for part in parts}) < len(parts):
         raise UsageError(f"gym:{spec} names a generator twice.", "Name each one once.")
@@ -71,10 +60,8 @@ def load(spec: str) -> Taskset:
 
 def listing() -> list[tuple[str, str]]:
     """(name, what it is about) of every generator."""
-    return [
-        (f"gym:{name}", f"{_category(made)}: {_about(made)}")
-        for name, (made, _) in sorted(_library().items())
-    ]
+    kinds = [(name, kind) for name, (kind, _) in sorted(_library().items())]
+    return [(f"gym:{name}", f"{_category(kind)}: {_about(kind)}") for name, kind in kinds]
 
 
 class Generator(Taskset):
@@ -90,8 +77,8 @@ class Generator(Taskset):
         try:
             self._scorer = made(config(**self.settings, size=2, seed=0))
         except Exception as e:  # its own check of the settings, an assertion as a rule
-            told = f"{type(e).__name__}: {e}" if str(e) else type(e).__name__
-            raise UsageError(f"{self.name} cannot be made: {told}.", _known(generator)) from e
+            why = f"{type(e).__name__}: {e}" if str(e) else type(e).__name__
+            raise UsageError(f"{self.name} cannot be made: {why}.", _known(generator)) from e
         self._entries: dict[tuple[Split, int], Entry] = {}
 
     def tasks(self, split: Split, n: int | None = None, seed: int = 0) -> list[Task]:
@@ -110,15 +97,8 @@ class Generator(Taskset):
     def verify(self, task: Task, text: str) -> Score:
         """The generator's own reward for the text after the last "answer:", or for all of it where
         there is none."""
-        return Score(
-            min(
-                max(
-                    float(self._scorer.score_answer(extract_answer(text), self._entry_of(task))),
-                    0.0,
-                ),
-                1.0,
-            )
-        )
+        answer, entry = extract_answer(text), self._entry_of(task)
+        return Score(min(max(float(self._scorer.score_answer(answer, entry)), 0.0), 1.0))
 
     def gold(self, task: Task) -> str:
         """What the generator itself, or the solution that it keeps beside the puzzle, says."""
@@ -131,9 +111,8 @@ class Generator(Taskset):
         return float(self._scorer.score_answer(own_answer(entry), entry))
 
     def rules(self) -> Sequence[object]:
-        return [
-            f"reasoning-gym {version('reasoning-gym')}, {self.generator} {sorted(self.settings.items())}"
-        ]
+        settings = sorted(self.settings.items())
+        return [f"reasoning-gym {version('reasoning-gym')}, {self.generator} {settings}"]
 
     def _entry(self, split: Split, index: int) -> Entry:
         key = (split, index)
@@ -147,9 +126,8 @@ class Generator(Taskset):
         index = int(task.id.rpartition("-")[2])
         entry = self._entry(task.split, index)
         if task.messages[-1]["content"] != _asked(entry):
-            raise ReflectError(
-                f"The generator {self.generator} makes another question of the task {task.id} now."
-            )
+            problem = f"The generator {self.generator} makes another question of the task {task.id}"
+            raise ReflectError(f"{problem} now.")
         return entry
 
     def _task(self, split: Split, index: int) -> Task:
@@ -191,7 +169,7 @@ class Mixed(Taskset):
 def own_answer(entry: Entry) -> str | None:
     """A right answer as the generator keeps it, None where it keeps none."""
     found = next(
-        (x for name in OWN if (x := {**entry["metadata"], **entry}.get(name)) is not None), None
+        (x for name in ANSWERS if (x := {**entry["metadata"], **entry}.get(name)) is not None), None
     )
     return None if found is None else json.dumps(found) if isinstance(found, dict) else str(found)
 
@@ -203,10 +181,6 @@ def _asked(entry: Entry) -> str:
 def _side(question: str) -> Split:
     share = int.from_bytes(hashlib.sha256(question.encode()).digest()[:4], "big") / 2**32
     return "practice" if share < PRACTICE_SHARE else "holdout"
-
-
-# -- the words of a name
-# -----------------------------------------------------------------------------------------------
 
 
 def _part(text: str) -> Generator:
@@ -223,9 +197,8 @@ def _part(text: str) -> Generator:
     size, level = words.pop("size", SIZE), words.pop("level", None)
     for key, value in (("size", size), ("level", level)):
         if value is not None and not (isinstance(value, int) and value >= 0):
-            raise UsageError(
-                f"gym:{text}: {key} = {value!r} is no whole number.", "As in: gym:chain_sum:level=2"
-            )
+            problem = f"gym:{text}: {key} = {value!r} is no whole number."
+            raise UsageError(problem, "As in: gym:chain_sum:level=2")
     return Generator(name, (_level(name, level) if level is not None else {}) | words, size, said)
 
 
@@ -274,24 +247,20 @@ def _fields(name: str) -> list[str]:
     ]
 
 
-# -- the library
-# -------------------------------------------------------------------------------------------------------
-
-
 @functools.cache
 def _library() -> dict[str, tuple[Any, Any]]:
     """name -> (class, configuration) of every generator; `composite` is what "+" is for."""
     try:
         from reasoning_gym.factory import DATASETS
     except ImportError as e:
-        told = "gym:NAME needs the package reasoning-gym, which is not installed."
-        raise UsageError(told, "Install it: pip install 'second-nature[gym]'") from e
+        problem = "gym:NAME needs the package reasoning-gym, which is not installed."
+        raise UsageError(problem, "Install it: pip install 'second-nature[gym]'") from e
     return {name: made for name, made in DATASETS.items() if name != "composite"}
 
 
-def _category(made: Any) -> str:
-    return str(made.__module__.split(".")[1])
+def _category(kind: type) -> str:
+    return kind.__module__.split(".")[1]
 
 
-def _about(made: Any) -> str:
-    return next(iter((made.__doc__ or "").strip().splitlines()), "").rstrip(".")
+def _about(kind: type) -> str:
+    return next(iter((kind.__doc__ or "").strip().splitlines()), "").rstrip(".")

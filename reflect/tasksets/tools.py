@@ -4,8 +4,8 @@
         "Multiply two numbers."
 
     schema(times)                     ->  {"type": "function", "function": {"name": "times", ...}}
-    call_all([times], message, True)  ->  one Result for each line `call: times(3, 4)` of the message, or for each of
-                                          its `tool_calls`
+    call_all([times], message, True)  ->  one Result for each line `call: times(3, 4)` of the
+                                          message, or for each of its `tool_calls`
 
 Whatever goes wrong in a call (no such tool, arguments that do not fit, an exception in the tool) is
 its result: the model reads it, and may do better in the next turn.
@@ -60,10 +60,6 @@ class Result(NamedTuple):
     """The id of a call from the API."""
 
 
-# -- what the model is told
-# --------------------------------------------------------------------------------------------
-
-
 def schema(tool: Tool) -> dict[str, Any]:
     """The tool as an API describes it: {"type": "function", "function": {name, description,
     parameters}}.
@@ -113,10 +109,6 @@ def _type_schema(hint: Any) -> dict[str, object]:
         return TypeAdapter(hint).json_schema()
     except PydanticUserError:
         return {}
-
-
-# -- what the model calls
-# ----------------------------------------------------------------------------------------------
 
 
 def call_all(tools: Sequence[Tool], message: Message, lines: bool = False) -> list[Result]:
@@ -229,4 +221,7 @@ def shortened(text: str, most: int = LONGEST_RESULT) -> str:
     """The text, or its two ends with a word of what was cut between them."""
     if len(text) <= most:
         return text
-    return f"{text[: most // 2]}\n[{len(text) - most} characters cut]\n{text[len(text) - (most - most // 2) :]}"
+    return (
+        f"{text[: most // 2]}\n[{len(text) - most} characters cut]\n"
+        f"{text[len(text) - (most - most // 2) :]}"
+    )

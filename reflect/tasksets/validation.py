@@ -82,9 +82,8 @@ def _wrong_scores(taskset: Taskset, task: Task) -> list[str]:
         return [f"task {task.id}: its verifier broke: {type(e).__name__}: {e}"]
     problems = []
     if good.reward != 1.0:
-        problems.append(
-            f"task {task.id}: its known-good answer {taskset.gold(task)!r} scores {good.reward:g}, not 1"
-        )
+        gold = f"its known-good answer {taskset.gold(task)!r}"
+        problems.append(f"task {task.id}: {gold} scores {good.reward:g}, not 1")
     if empty.reward >= 1.0:
         problems.append(f"task {task.id}: an empty answer scores 1")
     return problems

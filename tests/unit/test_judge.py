@@ -255,7 +255,7 @@ def test_the_judge_sees_the_reference_and_the_rubric_names_it() -> None:
         ({"rubric": "{% if %}"}, "field 'rubric': it is no template"),
         ({"rubric": "  "}, "field 'rubric': it is not a text"),
         ({"verifier": "judge"}, "field 'rubric': there is none"),
-        ({"verifier": "exact", "rubric": "Is it?", "answer": "x"}, "nobody reads it"),
+        ({"verifier": "exact", "rubric": "Is it?", "answer": "x"}, "it is not used"),
     ],
 )
 def test_a_rubric_that_cannot_work_stops_the_run_before_it_starts(
