@@ -101,7 +101,7 @@ def test_a_verifier_may_return_a_reward_with_or_without_words() -> None:
         (3, "wrong, practice task 1: 3 is no task"),
         (("a?",), "is no task"),
         (("a?", None), "field 'answer': there is none"),
-        (("a?", {1}), "cannot be kept as JSON"),
+        (("a?", {1}), "cannot be stored as JSON"),
         ({"prompt": "a?", "answer": 1, "verifier": "vibes"}, "there is no verifier 'vibes'"),
         ({"prompt": "a?", "rubric": "{{ x }}"}, "field 'rubric': it names x, which there is not"),
     ],
