@@ -72,6 +72,8 @@ Time = Annotated[AwareDatetime, AfterValidator(_utc)]
 
 
 class Line(BaseModel):
+    """One line of an export file: strict types, no unknown fields."""
+
     model_config = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants")
 
 
@@ -103,6 +105,7 @@ class VersionLine(Line):
         return self
 
     def content(self) -> Json:
+        """The fields that make up the content of a version."""
         return {name: getattr(self, name) for name in CONTENT}
 
 
@@ -132,6 +135,8 @@ class LinkLine(Line):
 
 
 class LessonLine(Line):
+    """A lesson with all its versions, oldest first."""
+
     id: Id
     created: Time
     updated: Time
@@ -141,6 +146,7 @@ class LessonLine(Line):
 
     @property
     def head(self) -> VersionLine:
+        """The newest version."""
         return self.versions[-1]
 
     @model_validator(mode="after")

@@ -84,10 +84,12 @@ def restore(
 
 
 def key(when: str, do: str) -> Key:
+    """Condition and advice in normal form."""
     return normal(when) or when, normal(do) or do
 
 
 def origin(one: LessonLine) -> Origin:
+    """The first version of a lesson, which identifies it across databases."""
     first = one.versions[0]
     return first.created, first.when, first.do
 

@@ -65,6 +65,7 @@ class Evidence:
 
     @property
     def clean(self) -> bool:
+        """Whether no rollout of the group read outside bytes or cheated."""
         return self.trust == Trust.CLEAN
 
     @property
@@ -117,9 +118,11 @@ class PendingEdit:
         return Outcome(self.edit, outcome, reason, lesson_id, version, ids)
 
     def refused(self, reason: str, lesson: Lesson | None = None) -> Outcome:
+        """The outcome of an edit that is refused."""
         return self.ended(EditOutcome.REFUSED, reason, lesson)
 
     def known(self, reason: str, lesson: Lesson) -> Outcome:
+        """The outcome of an edit that repeats an existing lesson."""
         return self.ended(EditOutcome.KNOWN, reason, lesson)
 
     def suspicion(self) -> str:

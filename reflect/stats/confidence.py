@@ -161,6 +161,7 @@ class BettingConfidenceSequence:
         return TrialVerdict.REJECT if self.below(USEFUL) else TrialVerdict.UNDECIDED
 
     def result(self) -> Effect:
+        """The effect: mean, interval, n and verdict."""
         verdict, mean = self.verdict(), min(max(self.mean, -1.0), 1.0)
         return Effect(mean, *self.interval(), self.n, verdict)
 

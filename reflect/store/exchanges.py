@@ -14,6 +14,7 @@ from reflect.store.rows import save as save_row
 
 
 def save(s: Session, rows: Sequence[Exchange]) -> None:
+    """Save exchanges."""
     s.add_all(rows)
     s.flush()
 

@@ -84,6 +84,7 @@ def problems(s: Session) -> list[str]:
 
 
 def matches(rule: Rule, when: str, do: str) -> bool:
+    """Whether a rule forbids this condition and advice."""
     if rule.kind == RuleKind.REGEX:
         flags = re.IGNORECASE | re.MULTILINE
         return not broken(rule.pattern) and bool(re.search(rule.pattern, f"{when}\n{do}", flags))

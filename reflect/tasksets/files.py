@@ -53,6 +53,7 @@ class FileRow(NamedTuple):
     fields: Json
 
     def fail(self, field: str, problem: str, step: str) -> NoReturn:
+        """Raise BadTaskFile for a field of this row."""
         raise BadTaskFile(f"{self.where}, field '{field}': {problem}.", step)
 
 
@@ -72,11 +73,13 @@ class FileTaskset(Taskset):
             self._gold[task.id] = gold
 
     def tasks(self, split: Split, n: int | None = None, seed: int = 0) -> list[Task]:
+        """See `Taskset.tasks`."""
         rows = [task for task in self._tasks if task.split == split]
         random.Random(f"{split} {seed}").shuffle(rows)
         return rows if n is None else rows[:n]
 
     def gold(self, task: Task) -> str:
+        """See `Taskset.gold`."""
         return self._gold[task.id]
 
 
@@ -267,6 +270,7 @@ def _hash(content: object) -> str:
 
 
 def rows_of(path: Path) -> Iterator[FileRow]:
+    """The rows of a file of tasks, one at a time. UnknownName, BadTaskFile."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as e:

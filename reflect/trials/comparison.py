@@ -66,6 +66,7 @@ class ComparisonPlan:
 
     @property
     def pairs(self) -> int:
+        """Number of paired rollouts."""
         return len(self.tasks) * self.k
 
     @property

@@ -37,6 +37,7 @@ class TrialScope:
 
     @classmethod
     def of(cls, run: Run) -> TrialScope:
+        """The scope of a run."""
         return cls(run.model_fingerprint, run.adapter_id, run.measure)
 
     def columns(self) -> dict[str, object]:

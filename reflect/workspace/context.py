@@ -72,6 +72,7 @@ class WorkspaceContext:
 
     @property
     def model_is_loaded(self) -> bool:
+        """Whether the model is in memory."""
         return "model" in self.__dict__
 
     @cached_property

@@ -78,6 +78,7 @@ COLUMNS = (  # table, column, its value in existing rows
 
 
 def upgrade() -> None:
+    """Complete a database of any earlier revision."""
     bind = op.get_bind()
     tables = sa.inspect(bind).get_table_names()
     for table, (parts, indexed) in TABLES.items():
