@@ -175,6 +175,23 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
+def sqlite_store(tmp_path: Path) -> Iterator[Store]:
+    """A new SQLite database, lessons.db in tmp_path: for tests of what does not depend on the database."""
+    from reflect.store import Store
+
+    opened = Store(tmp_path / "lessons.db")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def sqlite_session(sqlite_store: Store) -> Iterator[Session]:
+    """A transaction on the test's SQLite database."""
+    with sqlite_store.write() as session:
+        yield session
+
+
+@pytest.fixture
 def s(store: Store) -> Iterator[Session]:
     """A transaction on the test's store."""
     with store.write() as session:

@@ -18,11 +18,6 @@ from reflect.tasksets.task import Score
 SETTINGS = Settings()
 
 
-@pytest.fixture
-def store(tmp_path):
-    return Store(str(tmp_path / "lessons.db"))
-
-
 def day(store, model=None, **words):
     words = {"n": 20, "k": 4, "seed": 1, **words}
     return practice(model or RuleModel(), store, dialect.TASKSET, SETTINGS, **words)
@@ -41,11 +36,11 @@ def rows_of(store) -> str:
     return json.dumps(dumped, indent=1, default=str)
 
 
-def test_the_day_learns_the_verbs(store):
-    report = day(store, n=30, k=8)
+def test_the_day_learns_the_verbs(sqlite_store):
+    report = day(sqlite_store, n=30, k=8)
     assert report.rollouts == 240 and report.errors == 0
     assert report.rewards[0] < 0.5 and report.rewards[-1] > 0.9
-    with store.read() as s:
+    with sqlite_store.read() as s:
         known = {x.when.split()[-1]: x.do for x in db.listing(s)}
     assert known == {verb: f"use {op}" for verb, op in dialect.TASKSET.meanings.items()}
     assert report.outcomes["added"] == 6
@@ -53,9 +48,9 @@ def test_the_day_learns_the_verbs(store):
     assert 0 < report.withheld < 120
 
 
-def test_every_lesson_can_be_traced_to_the_rollouts_that_taught_it(store):
-    report = day(store, n=8, k=8)
-    with store.read() as s:
+def test_every_lesson_can_be_traced_to_the_rollouts_that_taught_it(sqlite_store):
+    report = day(sqlite_store, n=8, k=8)
+    with sqlite_store.read() as s:
         lesson = db.listing(s)[0]
         version = db.history(s, lesson.id)[0]
         reflection = s.get(Reflection, version.reflection_id)
@@ -68,9 +63,9 @@ def test_every_lesson_can_be_traced_to_the_rollouts_that_taught_it(store):
     assert reflection.raw.startswith("NOTE") and reflection.prompt_version and reflection.pack_hash
 
 
-def test_what_was_shown_is_recorded_and_is_what_the_prompt_held(store):
-    day(store)
-    with store.read() as s:
+def test_what_was_shown_is_recorded_and_is_what_the_prompt_held(sqlite_store):
+    day(sqlite_store)
+    with sqlite_store.read() as s:
         exposures = s.exec(select(Exposure)).all()
         rollouts = s.exec(select(Rollout)).all()
         versions = {(v.lesson_id, v.version): v for v in s.exec(select(LessonVersion))}
@@ -85,10 +80,10 @@ def test_what_was_shown_is_recorded_and_is_what_the_prompt_held(store):
         assert all((f"when: {v.when} do: {v.do}" in system) == shown for v, shown in seen)
 
 
-def test_a_run_killed_anywhere_ends_with_the_same_rows(store, tmp_path):
+def test_a_run_killed_anywhere_ends_with_the_same_rows(sqlite_store, tmp_path):
     model = RuleModel()
-    day(store, model)
-    whole = rows_of(store)
+    day(sqlite_store, model)
+    whole = rows_of(sqlite_store)
     assert model.calls >= 5
     for at in range(model.calls):
         other = Store(str(tmp_path / f"killed-{at}.db"))
@@ -101,11 +96,13 @@ def test_a_run_killed_anywhere_ends_with_the_same_rows(store, tmp_path):
         assert report.rollouts == 80
 
 
-def test_a_kill_between_two_transactions_changes_nothing_either(store, tmp_path, monkeypatch):
+def test_a_kill_between_two_transactions_changes_nothing_either(
+    sqlite_store, tmp_path, monkeypatch
+):
     from reflect.day import practice as module
 
-    day(store)
-    whole = rows_of(store)
+    day(sqlite_store)
+    whole = rows_of(sqlite_store)
     other = Store(str(tmp_path / "killed.db"))
 
     def killed(*args, **kwargs):
@@ -119,25 +116,27 @@ def test_a_kill_between_two_transactions_changes_nothing_either(store, tmp_path,
     assert rows_of(other) == whole
 
 
-def test_the_same_words_again_are_the_same_run_and_no_seed_continues_or_begins(store):
-    first = day(store)
+def test_the_same_words_again_are_the_same_run_and_no_seed_continues_or_begins(sqlite_store):
+    first = day(sqlite_store)
     model = RuleModel()
-    assert day(store, model).run_id == first.run_id
+    assert day(sqlite_store, model).run_id == first.run_id
     assert model.calls == 0
     with pytest.raises(KeyboardInterrupt):
-        day(store, killed(RuleModel(), 1), seed=None, n=16)
-    going_on = day(store, seed=None, n=16)
+        day(sqlite_store, killed(RuleModel(), 1), seed=None, n=16)
+    going_on = day(sqlite_store, seed=None, n=16)
     assert going_on.seed != 1 and going_on.run_id == first.run_id + 1
-    assert day(store, seed=None, n=16).run_id == first.run_id + 2  # that one is done: a new seed
-    assert day(store, k=3).run_id == first.run_id + 3  # other words: another run
+    assert (
+        day(sqlite_store, seed=None, n=16).run_id == first.run_id + 2
+    )  # that one is done: a new seed
+    assert day(sqlite_store, k=3).run_id == first.run_id + 3  # other words: another run
 
 
-def test_without_learning_nothing_is_reflected_on_and_without_lessons_none_is_shown(store):
-    day(store)
-    with store.read() as s:
+def test_without_learning_nothing_is_reflected_on_and_without_lessons_none_is_shown(sqlite_store):
+    day(sqlite_store)
+    with sqlite_store.read() as s:
         before = db.count(s)
-    report = day(store, seed=2, learn=False, use_lessons=False)
-    with store.read() as s:
+    report = day(sqlite_store, seed=2, learn=False, use_lessons=False)
+    with sqlite_store.read() as s:
         rollouts = s.exec(select(Rollout).where(Rollout.run_id == report.run_id)).all()
         assert db.count(s) == before
     assert report.reflections == 0
@@ -153,10 +152,10 @@ class Verifier(type(dialect.TASKSET)):
         return Score(7.0) if "swap" in text else super().verify(task, text)
 
 
-def test_a_bad_rollout_is_data_and_not_a_crash(store):
-    report = practice(RuleModel(), store, Verifier(), SETTINGS, n=8, k=8, seed=1)
+def test_a_bad_rollout_is_data_and_not_a_crash(sqlite_store):
+    report = practice(RuleModel(), sqlite_store, Verifier(), SETTINGS, n=8, k=8, seed=1)
     assert report.rollouts == 64 and 0 < report.errors < 64
-    with store.read() as s:
+    with sqlite_store.read() as s:
         errors = {r.error: r.reward for r in s.exec(select(Rollout)) if r.error}
     assert errors == {
         "verifier: RuntimeError: no such file": None,
@@ -164,47 +163,47 @@ def test_a_bad_rollout_is_data_and_not_a_crash(store):
     }
 
 
-def test_a_prompt_that_the_model_cannot_take_fails_alone(store):
+def test_a_prompt_that_the_model_cannot_take_fails_alone(sqlite_store):
     class Long(type(dialect.TASKSET)):
         def tasks(self, split, n=None, seed=0):
             first, *rest = super().tasks(split, n, seed)
             words = [{"role": "user", "content": "word " * 3000 + first.messages[0]["content"]}]
             return [type(first)("long", words, first.verifier, first.answer), *rest]
 
-    report = practice(RuleModel(), store, Long(), SETTINGS, n=8, k=4, seed=1)
+    report = practice(RuleModel(), sqlite_store, Long(), SETTINGS, n=8, k=4, seed=1)
     assert report.errors == 4 and report.rollouts == 32
-    with store.read() as s:
+    with sqlite_store.read() as s:
         broken = [r for r in s.exec(select(Rollout)) if r.error]
     assert all(r.error.startswith("model: ") and r.messages[-1]["role"] == "user" for r in broken)
     assert report.reflections > 0
 
 
-def test_a_reflection_that_fails_or_rambles_is_recorded(store):
+def test_a_reflection_that_fails_or_rambles_is_recorded(sqlite_store):
     class Rambling(RuleModel):
         def review(self, prompt):
             return "I believe that things went well."
 
-    report = day(store, Rambling(), n=4)
+    report = day(sqlite_store, Rambling(), n=4)
     assert report.outcomes == {"problem": report.reflections}
     assert "unreadable line" in report.changes[0]["reason"]
 
 
-def test_a_taskset_without_practice_tasks_and_a_run_of_nothing_are_usage_errors(store):
+def test_a_taskset_without_practice_tasks_and_a_run_of_nothing_are_usage_errors(sqlite_store):
     class Empty(type(dialect.TASKSET)):
         def tasks(self, split, n=None, seed=0):
             return []
 
     with pytest.raises(UsageError, match="no practice tasks"):
-        practice(RuleModel(), store, Empty(), SETTINGS, n=8, k=4)
+        practice(RuleModel(), sqlite_store, Empty(), SETTINGS, n=8, k=4)
     with pytest.raises(UsageError, match="at least one"):
-        day(store, n=0)
+        day(sqlite_store, n=0)
 
 
-def test_the_day_after_a_night_builds_on_what_the_weights_hold(store):
+def test_the_day_after_a_night_builds_on_what_the_weights_hold(sqlite_store):
     model = RuleModel()
     known = dict(list(dialect.TASKSET.meanings.items())[:3])
     model.weights["night-1"], model.active = known, "night-1"
-    with store.write() as s:
+    with sqlite_store.write() as s:
         adapter = nights.add_adapter(
             s,
             name="night-1",
@@ -218,9 +217,9 @@ def test_the_day_after_a_night_builds_on_what_the_weights_hold(store):
                 s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect"
             )
             db.revise(s, lesson.id, author="night", status="distilled")
-    report = day(store, model, n=30, k=8)
+    report = day(sqlite_store, model, n=30, k=8)
     assert model.active == "night-1"
-    with store.read() as s:
+    with sqlite_store.read() as s:
         assert {r.adapter_id for r in s.exec(select(Rollout))} == {adapter.id}
         lessons = {x.when.split()[-1]: (x.do, x.status, x.version) for x in db.listing(s)}
     assert report.rewards[0] > 0.5 and report.rewards[-1] > 0.9
@@ -236,9 +235,9 @@ def test_the_day_after_a_night_builds_on_what_the_weights_hold(store):
     assert all(f"the task says {verb}" not in prompt for verb in known for prompt in model.prompts)
 
 
-def test_progress_counts_to_the_end(store):
+def test_progress_counts_to_the_end(sqlite_store):
     told = []
-    day(store, progress=lambda *step: told.append(step))
+    day(sqlite_store, progress=lambda *step: told.append(step))
     assert told[0] == (0, 20, "rollouts") and told[-1] == (20, 20, "done")
     assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
 

@@ -24,11 +24,6 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(db=str(tmp_path / "lessons.db"))
 
 
-@pytest.fixture
-def store(settings: Settings) -> Store:
-    return Store(settings.db)
-
-
 def teach(store: Store, when: str = "the task says zub", **options: str) -> int:
     with store.write() as s:
         words = {"when": when, "do": "use reverse", "author": "human", "scope": "dialect"} | options
@@ -87,87 +82,94 @@ def asked(store: Store, settings: Settings, **changes: float) -> tuple[bool, str
     return bool(due), due.reason
 
 
-def test_new_lessons_are_due_and_no_lessons_are_not(store: Store, settings: Settings) -> None:
-    assert asked(store, settings) == (False, "Not due: there are no lessons yet.")
-    teach(store, trust="untrusted")
-    assert asked(store, settings) == (False, "Not due: there are no lessons yet.")
-    teach(store, "the task says fip")
-    assert asked(store, settings) == (True, "Due: 1 lesson is new (lessons 2).")
-    assert asked(store, settings, sleep_lessons=2) == (
+def test_new_lessons_are_due_and_no_lessons_are_not(
+    sqlite_store: Store, settings: Settings
+) -> None:
+    assert asked(sqlite_store, settings) == (False, "Not due: there are no lessons yet.")
+    teach(sqlite_store, trust="untrusted")
+    assert asked(sqlite_store, settings) == (False, "Not due: there are no lessons yet.")
+    teach(sqlite_store, "the task says fip")
+    assert asked(sqlite_store, settings) == (True, "Due: 1 lesson is new (lessons 2).")
+    assert asked(sqlite_store, settings, sleep_lessons=2) == (
         False,
         "Not due: 1 lesson is new since the last night (sleep_lessons = 2).",
     )
 
 
-def test_a_lesson_without_tasks_is_never_due(store: Store, settings: Settings) -> None:
-    teach(store, scope="weather")
-    due, why = asked(store, settings)
+def test_a_lesson_without_tasks_is_never_due(sqlite_store: Store, settings: Settings) -> None:
+    teach(sqlite_store, scope="weather")
+    due, why = asked(sqlite_store, settings)
     assert not due and "no installed taskset belongs to any of the lessons" in why
 
 
-def test_the_hours_since_the_last_night(store: Store, settings: Settings) -> None:
-    slept(store, [teach(store)], hours=5)
-    teach(store, "the task says fip")
-    assert asked(store, settings) == (
+def test_the_hours_since_the_last_night(sqlite_store: Store, settings: Settings) -> None:
+    slept(sqlite_store, [teach(sqlite_store)], hours=5)
+    teach(sqlite_store, "the task says fip")
+    assert asked(sqlite_store, settings) == (
         False,
         "Not due: night 1 ended 5.0 hours ago (sleep_hours = 20).",
     )
-    assert asked(store, settings, sleep_hours=4.5)[0]
-    assert decide(store, settings, now() + timedelta(hours=15.1)).new == [2]
+    assert asked(sqlite_store, settings, sleep_hours=4.5)[0]
+    assert decide(sqlite_store, settings, now() + timedelta(hours=15.1)).new == [2]
 
 
 @pytest.mark.parametrize("status", ["promoted", "rejected", "nothing", "failed"])
-def test_the_same_lessons_again_are_not_due(store: Store, settings: Settings, status: str) -> None:
-    ids = [teach(store), teach(store, "the task says fip")]
-    slept(store, ids, status, hours=100, kept=ids[:1])
-    due, why = asked(store, settings)
+def test_the_same_lessons_again_are_not_due(
+    sqlite_store: Store, settings: Settings, status: str
+) -> None:
+    ids = [teach(sqlite_store), teach(sqlite_store, "the task says fip")]
+    slept(sqlite_store, ids, status, hours=100, kept=ids[:1])
+    due, why = asked(sqlite_store, settings)
     assert not due and f"night 1 ({status}) was over these very lessons" in why
-    with store.write() as s:  # other words are another lesson
+    with sqlite_store.write() as s:  # other words are another lesson
         lessons.revise(s, ids[1], author="human", do="use sort")
     assert (
-        asked(store, settings) == (True, "Due: 1 lesson is new (lessons 2).") or status == "failed"
+        asked(sqlite_store, settings) == (True, "Due: 1 lesson is new (lessons 2).")
+        or status == "failed"
     )
-    assert asked(store, settings)[0]
+    assert asked(sqlite_store, settings)[0]
 
 
-def test_a_rolled_back_night_is_not_slept_again_by_itself(store: Store, settings: Settings) -> None:
-    slept(store, [teach(store)], hours=100)
-    with store.write() as s:
+def test_a_rolled_back_night_is_not_slept_again_by_itself(
+    sqlite_store: Store, settings: Settings
+) -> None:
+    slept(sqlite_store, [teach(sqlite_store)], hours=100)
+    with sqlite_store.write() as s:
         nights.rollback(s)
-    assert not asked(store, settings)[0]
+    assert not asked(sqlite_store, settings)[0]
 
 
-def test_an_interrupted_night_goes_on_at_any_hour(store: Store, settings: Settings) -> None:
-    first = teach(store)
-    slept(store, [first], hours=1)
-    slept(store, [first, teach(store, "the task says fip")], "running")
-    assert asked(store, settings) == (True, "Due: night 2 was interrupted, and goes on.")
+def test_an_interrupted_night_goes_on_at_any_hour(sqlite_store: Store, settings: Settings) -> None:
+    first = teach(sqlite_store)
+    slept(sqlite_store, [first], hours=1)
+    slept(sqlite_store, [first, teach(sqlite_store, "the task says fip")], "running")
+    assert asked(sqlite_store, settings) == (True, "Due: night 2 was interrupted, and goes on.")
 
 
 def test_what_was_taken_back_leaves_the_weights_at_any_hour(
-    store: Store, settings: Settings
+    sqlite_store: Store, settings: Settings
 ) -> None:
-    ids = [teach(store), teach(store, "the task says fip")]
-    slept(store, ids, hours=1)
-    with store.write() as s:
+    ids = [teach(sqlite_store), teach(sqlite_store, "the task says fip")]
+    slept(sqlite_store, ids, hours=1)
+    with sqlite_store.write() as s:
         lessons.revise(s, ids[0], author="human", status="retired")
-    assert asked(store, settings) == (
+    assert asked(sqlite_store, settings) == (
         True,
         "Due: the weights still hold what was taken back (lessons 1).",
     )
-    slept(store, ids[1:], hours=0.5)  # the night without it
-    assert not asked(store, settings)[0]
+    slept(sqlite_store, ids[1:], hours=0.5)  # the night without it
+    assert not asked(sqlite_store, settings)[0]
 
 
-def test_another_profile_is_another_matter(store: Store, settings: Settings) -> None:
-    slept(store, [teach(store)], hours=1)
-    teach(store, profile="ann")
-    assert decide(store, Settings(db=settings.db, profile="ann"), now())
-    assert not decide(store, settings, now())
+def test_another_profile_is_another_matter(sqlite_store: Store, settings: Settings) -> None:
+    slept(sqlite_store, [teach(sqlite_store)], hours=1)
+    teach(sqlite_store, profile="ann")
+    assert decide(sqlite_store, Settings(db=settings.db, profile="ann"), now())
+    assert not decide(sqlite_store, settings, now())
 
 
-def test_while_somebody_sleeps_nothing_is_due(store: Store, settings: Settings) -> None:
-    teach(store)
+def test_while_somebody_sleeps_nothing_is_due(sqlite_store: Store, settings: Settings) -> None:
+    teach(sqlite_store)
     ws = reflect.open(settings.db)
     assert ws.due()
     with filelock.FileLock(settings.home_path / "sleep.lock"):
@@ -176,8 +178,8 @@ def test_while_somebody_sleeps_nothing_is_due(store: Store, settings: Settings) 
     assert ws.due()
 
 
-def test_asking_loads_no_model(store: Store, settings: Settings) -> None:
-    slept(store, [teach(store)], hours=100)
+def test_asking_loads_no_model(sqlite_store: Store, settings: Settings) -> None:
+    slept(sqlite_store, [teach(sqlite_store)], hours=100)
     code = (
         "import sys; from reflect.cli import run_command; code = run_command(sys.argv[1:]);"
         "print(code, sorted({'torch', 'transformers', 'peft', 'numpy'} & set(sys.modules)))"

@@ -40,11 +40,6 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(db=str(tmp_path / "lessons.db"))
 
 
-@pytest.fixture
-def store(settings: Settings) -> Store:
-    return Store(settings.db)
-
-
 def teach(
     store: Store, taskset: str = "dialect", *, wrong: bool = False, trust: str = "clean"
 ) -> list[int]:
@@ -92,16 +87,20 @@ def state(store: Store) -> dict:
 
 
 def test_a_night_moves_lessons_from_the_prompt_into_the_weights(
-    pocket: LocalModel, store: Store, settings: Settings
+    pocket: LocalModel, sqlite_store: Store, settings: Settings
 ) -> None:
-    ids = teach(store)
+    ids = teach(sqlite_store)
     before = answers(pocket)
     told: list[str] = []
     report = sleep(
-        pocket, store, settings, progress=lambda done, total, what: told.append(what), **SMALL
+        pocket,
+        sqlite_store,
+        settings,
+        progress=lambda done, total, what: told.append(what),
+        **SMALL,
     )
     assert (report.status, report.distilled) == ("promoted", ids), report.reason
-    assert set(statuses(store)) == {"distilled"}
+    assert set(statuses(sqlite_store)) == {"distilled"}
     assert pocket.active == report.adapter
     assert {what.split(":")[0] for what in told} == {
         "preflight",
@@ -117,98 +116,104 @@ def test_a_night_moves_lessons_from_the_prompt_into_the_weights(
         > gate["arms"]["dialect"]["base_out"]["reward"]
     )
     assert answers(pocket) != before
-    with store.read() as s:
+    with sqlite_store.read() as s:
         assert {t.kind for t in nights.trials(s, ids[0])} == {"preflight", "probe"}
         assert doctor.check(s) == []
     assert not list((settings.home_path / "nights").iterdir())
 
-    again = sleep(pocket, store, settings, **SMALL)
+    again = sleep(pocket, sqlite_store, settings, **SMALL)
     assert again.again and again.night_id == report.night_id and again.status == "promoted"
     planned = sleep(
-        pocket, store, settings, dry_run=True, **SMALL
+        pocket, sqlite_store, settings, dry_run=True, **SMALL
     )  # the same work takes as long as it took
     assert planned.cost["measured"] == 1 and 0.5 < planned.cost["seconds"] / report.seconds < 1.5
 
-    with store.write() as s:
+    with sqlite_store.write() as s:
         nights.rollback(s)
-    assert activation.activate(pocket, store, settings) is None
+    assert activation.activate(pocket, sqlite_store, settings) is None
     assert pocket.active is None and answers(pocket) == before
-    assert set(statuses(store)) == {"candidate"}
+    assert set(statuses(sqlite_store)) == {"candidate"}
 
 
 def test_the_next_night_holds_the_old_lessons_and_the_new(
-    pocket: LocalModel, store: Store, settings: Settings
+    pocket: LocalModel, sqlite_store: Store, settings: Settings
 ) -> None:
-    teach(store)
-    first = sleep(pocket, store, settings, **SMALL)
-    teach(store, "dialect:2")
+    teach(sqlite_store)
+    first = sleep(pocket, sqlite_store, settings, **SMALL)
+    teach(sqlite_store, "dialect:2")
     # Of one of the new verbs the bare model guesses most lists right: eight tasks would not prove
     # its lesson.
     second = sleep(
         pocket,
-        store,
+        sqlite_store,
         settings,
         **SMALL | {"tasks_per_lesson": 24, "budget": 0.4, "anchors": 80, "gate_tasks": 24},
     )
     assert (first.status, second.status) == ("promoted", "promoted"), second.reason
-    assert set(statuses(store)) == {"distilled"}
+    assert set(statuses(sqlite_store)) == {"distilled"}
     names = [check["name"] for check in second.stages["gate"]["checks"]]
     assert "earlier lessons of dialect" in names
-    with store.write() as s:
+    with sqlite_store.write() as s:
         assert nights.rollback(s).now.name == first.adapter
-    activation.activate(pocket, store, settings)
+    activation.activate(pocket, sqlite_store, settings)
     assert pocket.active == first.adapter
-    assert statuses(store) == ["distilled"] * 3 + ["candidate"] * 3
+    assert statuses(sqlite_store) == ["distilled"] * 3 + ["candidate"] * 3
 
 
 def test_a_lesson_that_does_not_help_stays_in_the_prompt(
-    pocket: LocalModel, store: Store, settings: Settings
+    pocket: LocalModel, sqlite_store: Store, settings: Settings
 ) -> None:
-    teach(store, wrong=True)
-    report = sleep(pocket, store, settings, **SMALL)
+    teach(sqlite_store, wrong=True)
+    report = sleep(pocket, sqlite_store, settings, **SMALL)
     assert report.status == "nothing", (report.reason, report.stages)
-    assert set(statuses(store)) == {"candidate"}
-    assert sleep(pocket, store, settings, **SMALL).again
+    assert set(statuses(sqlite_store)) == {"candidate"}
+    assert sleep(pocket, sqlite_store, settings, **SMALL).again
 
 
 def test_without_lessons_there_is_nothing_to_do(
-    pocket: LocalModel, store: Store, settings: Settings
+    pocket: LocalModel, sqlite_store: Store, settings: Settings
 ) -> None:
-    assert sleep(pocket, store, settings).status == "nothing"
-    teach(store, trust="untrusted")
-    assert sleep(pocket, store, settings).status == "nothing"
+    assert sleep(pocket, sqlite_store, settings).status == "nothing"
+    teach(sqlite_store, trust="untrusted")
+    assert sleep(pocket, sqlite_store, settings).status == "nothing"
 
 
-def test_a_dry_run_writes_nothing(pocket: LocalModel, store: Store, settings: Settings) -> None:
-    teach(store)
-    before = state(store)
-    report = sleep(pocket, store, settings, dry_run=True)
+def test_a_dry_run_writes_nothing(
+    pocket: LocalModel, sqlite_store: Store, settings: Settings
+) -> None:
+    teach(sqlite_store)
+    before = state(sqlite_store)
+    report = sleep(pocket, sqlite_store, settings, dry_run=True)
     assert report.status == "planned" and "3 lessons of dialect" in report.reason
-    assert state(store) == before
+    assert state(sqlite_store) == before
 
 
-def test_what_cannot_be_slept_is_said(pocket: LocalModel, store: Store, settings: Settings) -> None:
+def test_what_cannot_be_slept_is_said(
+    pocket: LocalModel, sqlite_store: Store, settings: Settings
+) -> None:
     from tests.fakes import RuleModel
 
     with pytest.raises(UsageError, match="no weights"):
-        sleep(RuleModel(), store, settings)
-    with store.write() as s:
+        sleep(RuleModel(), sqlite_store, settings)
+    with sqlite_store.write() as s:
         lessons.add(s, when="it rains", do="stay", author="human", scope="weather")
     with pytest.raises(UnknownName, match="None of the lessons"):
-        sleep(pocket, store, settings)
+        sleep(pocket, sqlite_store, settings)
     with pytest.raises(UnknownName, match="hypnosis"):
-        teach(store)
-        sleep(pocket, store, settings, method="hypnosis")
+        teach(sqlite_store)
+        sleep(pocket, sqlite_store, settings, method="hypnosis")
 
 
-def test_only_one_sleeps_at_a_time(pocket: LocalModel, store: Store, settings: Settings) -> None:
+def test_only_one_sleeps_at_a_time(
+    pocket: LocalModel, sqlite_store: Store, settings: Settings
+) -> None:
     settings.home_path.mkdir(parents=True)
     with filelock.FileLock(settings.home_path / "sleep.lock"), pytest.raises(NightBusy):
-        sleep(pocket, store, settings)
+        sleep(pocket, sqlite_store, settings)
 
 
 def test_a_damaged_or_foreign_adapter_is_refused(
-    pocket: LocalModel, tiny: LocalModel, store: Store, settings: Settings
+    pocket: LocalModel, tiny: LocalModel, sqlite_store: Store, settings: Settings
 ) -> None:
     pocket.new_adapter("one", rank=2, alpha=32, seed=0)
     folder = registry.publish(pocket, "one", settings, {"lessons": []})

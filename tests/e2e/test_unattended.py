@@ -50,9 +50,8 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def store(settings: Settings) -> Store:
-    store = Store(settings.db)
-    with store.write() as s:
+def lesson_store(sqlite_store: Store) -> Store:
+    with sqlite_store.write() as s:
         for verb, operation in list(load_taskset("dialect").meanings.items())[:3]:
             lessons.add(
                 s,
@@ -61,7 +60,7 @@ def store(settings: Settings) -> Store:
                 author="human",
                 scope="dialect",
             )
-    return store
+    return sqlite_store
 
 
 def start(settings: Settings, *words: str) -> subprocess.Popen:
@@ -87,7 +86,7 @@ def wait_for(process: subprocess.Popen, there: Path) -> None:
 
 
 def test_a_night_that_is_told_to_stop_stops_and_lets_nobody_in_before(
-    store: Store, settings: Settings
+    lesson_store: Store, settings: Settings
 ) -> None:
     """A real night is told to stop in the middle; while it works, a second one is refused, or finds
     nothing due."""
@@ -107,7 +106,7 @@ def test_a_night_that_is_told_to_stop_stops_and_lets_nobody_in_before(
     assert process.returncode == 143, err
     assert "Terminated" in err and "the same command continues" in err and "Traceback" not in err
     assert reflect.open(settings.db).due().reason == "Due: night 1 was interrupted, and goes on."
-    with store.read() as s:
+    with lesson_store.read() as s:
         assert [night.status for night in nights.list_nights(s)] == ["running"] and doctor.check(
             s
         ) == []
@@ -196,20 +195,20 @@ def test_training_that_pauses_goes_on_with_the_very_next_step(
 
 
 def test_a_night_whose_time_is_over_goes_on_later(
-    pocket: LocalModel, store: Store, settings: Settings
+    pocket: LocalModel, lesson_store: Store, settings: Settings
 ) -> None:
-    paused = sleep(pocket, store, settings, until=time.monotonic(), **TINY)
+    paused = sleep(pocket, lesson_store, settings, until=time.monotonic(), **TINY)
     assert paused.status == "paused" and paused.reason == (
         "The time is over in its stage preflight: night 1 goes on with the next `reflect sleep`."
     )
-    with store.read() as s:
+    with lesson_store.read() as s:
         assert nights.get_night(s, paused.night_id).status == "running"
     with filelock.FileLock(settings.home_path / "sleep.lock", timeout=0):
         pass  # nobody holds it any more
 
 
 def test_a_deadline_is_a_length_of_time(
-    store: Store, settings: Settings, capsys: pytest.CaptureFixture[str]
+    lesson_store: Store, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(["sleep", "--deadline", "dawn", "--db", settings.db]) == 2
     assert "'dawn' is no length of time" in capsys.readouterr().err
@@ -220,9 +219,9 @@ def test_a_deadline_is_a_length_of_time(
 
 
 def test_the_doctor_removes_what_no_night_will_read(
-    store: Store, settings: Settings, capsys: pytest.CaptureFixture[str]
+    lesson_store: Store, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with store.write() as s:
+    with lesson_store.write() as s:
         ended, going = (
             nights.start_night(s, key=k * 32, profile="default", config={}, lessons=[])
             for k in "ab"
@@ -283,8 +282,10 @@ def slept(store: Store, settings: Settings, base: str, seconds: float, plan: dic
         night.stages, night.started = stages, night.ended - timedelta(seconds=seconds)  # type: ignore[operator]
 
 
-def test_a_dry_run_says_what_it_costs(pocket: LocalModel, store: Store, settings: Settings) -> None:
-    first = sleep(pocket, store, settings, dry_run=True, **TINY)
+def test_a_dry_run_says_what_it_costs(
+    pocket: LocalModel, lesson_store: Store, settings: Settings
+) -> None:
+    first = sleep(pocket, lesson_store, settings, dry_run=True, **TINY)
     assert first.cost["measured"] == 0 and first.cost["seconds"] == 6.0
     assert "by its budget" in first.reason and "no night here has measured" in first.reason
     assert (
@@ -292,37 +293,37 @@ def test_a_dry_run_says_what_it_costs(pocket: LocalModel, store: Store, settings
         and first.cost["trained"] == (12 + 5) * 8
         and "22 MB of disk" in first.reason
     )
-    slept(store, settings, pocket.fingerprint, 50.0, first.plan)
-    same = sleep(pocket, store, settings, dry_run=True, **TINY)
+    slept(lesson_store, settings, pocket.fingerprint, 50.0, first.plan)
+    same = sleep(pocket, lesson_store, settings, dry_run=True, **TINY)
     assert (
         same.cost["measured"] == 1
         and "about 50 s, at the speed of the last 1 night here" in same.reason
     )
-    more = sleep(pocket, store, settings, dry_run=True, **TINY | {"gate_tasks": 200})
+    more = sleep(pocket, lesson_store, settings, dry_run=True, **TINY | {"gate_tasks": 200})
     work = [report.cost["answers"] + report.cost["trained"] for report in (more, same)]
     assert more.cost["seconds"] == pytest.approx(50.0 * work[0] / work[1], abs=0.06)
     registry.home(settings).joinpath(
         "night-1"
     ).rmdir()  # its folder is on another machine, so it was slept there
-    assert sleep(pocket, store, settings, dry_run=True, **TINY).cost["measured"] == 0
+    assert sleep(pocket, lesson_store, settings, dry_run=True, **TINY).cost["measured"] == 0
 
 
 def test_the_nights_of_another_base_say_nothing(
-    pocket: LocalModel, store: Store, settings: Settings
+    pocket: LocalModel, lesson_store: Store, settings: Settings
 ) -> None:
-    plan = sleep(pocket, store, settings, dry_run=True, **TINY).plan
-    slept(store, settings, "another base", 50.0, plan)
-    assert sleep(pocket, store, settings, dry_run=True, **TINY).cost["measured"] == 0
+    plan = sleep(pocket, lesson_store, settings, dry_run=True, **TINY).plan
+    slept(lesson_store, settings, "another base", 50.0, plan)
+    assert sleep(pocket, lesson_store, settings, dry_run=True, **TINY).cost["measured"] == 0
 
 
 def test_too_little_disk_is_said_before_the_work(
-    tiny: LocalModel, store: Store, settings: Settings
+    tiny: LocalModel, lesson_store: Store, settings: Settings
 ) -> None:
     """No disk holds adapters of this rank."""
     plan = make_plan(10**6, rank=10**15)
     assert disk_space.needed(tiny.network, plan) > 10**17
     before = tiny.network.state_dict().keys()
     with pytest.raises(NightError, match=r"A night needs [\d,]+ MB of disk, and .* has [\d,]+ MB"):
-        sleep(tiny, store, settings, rank=10**15)
-    with store.read() as s:
+        sleep(tiny, lesson_store, settings, rank=10**15)
+    with lesson_store.read() as s:
         assert nights.list_nights(s) == [] and tiny.network.state_dict().keys() == before

@@ -16,7 +16,7 @@ from reflect.day.practice import practice
 from reflect.errors import UsageError
 from reflect.records import Exposure, Rollout, TaskRow, Trial
 from reflect.rollouts.context import TasksetContext
-from reflect.store import Store, doctor, runs, trials
+from reflect.store import doctor, runs, trials
 from reflect.store import lessons as db
 from reflect.trials import comparison
 from reflect.trials.assignment import draw, withhold
@@ -25,11 +25,6 @@ from reflect.trials.lesson_trial import LessonTrials, TrialScope
 from reflect.trials.reward_version import reward_version
 
 SETTINGS = Settings()
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "lessons.db")
 
 
 def lessons_of(store, n=3, **words):
@@ -75,8 +70,8 @@ def suite(store, effect, *, tasks=160, k=8, seed=0, measure="", settings=SETTING
         return runs.finish_run(s, run.id)
 
 
-def test_the_bundle_is_drawn_by_a_hash_and_leaves_single_lessons_alone(store):
-    with store.write() as s:
+def test_the_bundle_is_drawn_by_a_hash_and_leaves_single_lessons_alone(sqlite_store):
+    with sqlite_store.write() as s:
         lessons = [db.add(s, when=f"w{i}", do="d", author="model", scope="s") for i in range(3)]
     drawn = [draw(lessons, SETTINGS, 1, f"task {i}", j) for i in range(500) for j in range(8)]
     assert drawn[:8] == [draw(lessons, SETTINGS, 1, "task 0", j) for j in range(8)]
@@ -101,13 +96,13 @@ def test_the_share_is_a_setting(tmp_path):
         load(file, withhold_bundle=1.5)
 
 
-def test_a_day_withholds_bundles_and_their_rollouts_are_no_evidence_on_one_lesson(store):
+def test_a_day_withholds_bundles_and_their_rollouts_are_no_evidence_on_one_lesson(sqlite_store):
     settings = Settings(withhold_bundle=0.2)
-    with store.write() as s:
+    with sqlite_store.write() as s:
         for verb, op in dialect.TASKSET.meanings.items():
             db.add(s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect")
-    report = practice(RuleModel(), store, dialect.TASKSET, settings, n=24, k=8, seed=1)
-    with store.read() as s:
+    report = practice(RuleModel(), sqlite_store, dialect.TASKSET, settings, n=24, k=8, seed=1)
+    with sqlite_store.read() as s:
         rows = {row.id: row for row in s.exec(select(Rollout))}
         out = [row for row in rows.values() if not row.bundle_shown]
         assert (
@@ -130,29 +125,29 @@ def test_a_day_withholds_bundles_and_their_rollouts_are_no_evidence_on_one_lesso
         run = runs.get_run(s, report.run_id)
     assert run.bundle == report.bundle and run.bundle["n"] == 192 and run.bundle["effect"] > 0.3
     assert run.bundle["low"] <= run.bundle["effect"] <= run.bundle["high"]
-    again = practice(RuleModel(), store, dialect.TASKSET, settings, n=24, k=8, seed=1)
-    assert again.bundle == report.bundle and doctor.check(store) == []
+    again = practice(RuleModel(), sqlite_store, dialect.TASKSET, settings, n=24, k=8, seed=1)
+    assert again.bundle == report.bundle and doctor.check(sqlite_store) == []
 
 
-def test_evidence_adds_up_over_runs_and_begins_anew_with_another_verifier(store):
-    lessons_of(store)
-    first = suite(store, 0.1, tasks=16)
-    second = suite(store, 0.1, tasks=16, seed=1)
-    other = suite(store, 0.1, tasks=16, seed=2, measure="another")
+def test_evidence_adds_up_over_runs_and_begins_anew_with_another_verifier(sqlite_store):
+    lessons_of(sqlite_store)
+    first = suite(sqlite_store, 0.1, tasks=16)
+    second = suite(sqlite_store, 0.1, tasks=16, seed=1)
+    other = suite(sqlite_store, 0.1, tasks=16, seed=2, measure="another")
     assert [run.bundle["n"] for run in (first, second, other)] == [128, 256, 128]
 
 
-def test_a_bundle_that_does_harm_is_retired_but_for_what_is_proven_or_pinned(store):
+def test_a_bundle_that_does_harm_is_retired_but_for_what_is_proven_or_pinned(sqlite_store):
     """By the theorem a harmless bundle is taken for a harmful one in at most 2.5 % of suites."""
-    plain, proven, pinned = lessons_of(store)
-    (general,) = lessons_of(store, 1, scope="")
-    with store.write() as s:
+    plain, proven, pinned = lessons_of(sqlite_store)
+    (general,) = lessons_of(sqlite_store, 1, scope="")
+    with sqlite_store.write() as s:
         db.revise(s, proven, author="trial", status="active")
         db.revise(s, pinned, author="human", pinned=True)
         s.add(Trial(lesson_id=proven, version=1, kind="withhold", effect=0.2, low=0.1, high=0.3, n=90,
                     verdict="accept", model_fingerprint="f", moved=2))  # fmt: skip
-    run = suite(store, -0.35)
-    with store.read() as s:
+    run = suite(sqlite_store, -0.35)
+    with sqlite_store.read() as s:
         status = {x.id: x.status for x in db.listing(s)}
         newest = db.history(s, plain)[-1]
         assert status == {
@@ -175,22 +170,22 @@ def test_a_bundle_that_does_harm_is_retired_but_for_what_is_proven_or_pinned(sto
         )
         assert run.bundle["n"] < 160 * 8 - 1, "the evidence spoke of another bundle: it began anew"
     assert "it did harm before: 1 lessons were retired" in in_words(run.bundle)
-    fresh = lessons_of(store, 1, when="new")
-    suite(store, 0.3, tasks=24, seed=5)
-    with store.read() as s:
+    fresh = lessons_of(sqlite_store, 1, when="new")
+    suite(sqlite_store, 0.3, tasks=24, seed=5)
+    with sqlite_store.read() as s:
         assert db.get(s, fresh[0]).status == "candidate", "old evidence does not touch a new lesson"
-    with store.write() as s:
+    with sqlite_store.write() as s:
         assert run.id in runs.prune(s, keep=0).kept
-    assert doctor.check(store) == []
+    assert doctor.check(sqlite_store) == []
 
 
-def test_a_bundle_that_brings_little_changes_nothing_and_is_told(store):
-    ids = lessons_of(store)
-    run = suite(store, 0.0, settings=Settings(withhold_bundle=0.5), tasks=64)
+def test_a_bundle_that_brings_little_changes_nothing_and_is_told(sqlite_store):
+    ids = lessons_of(sqlite_store)
+    run = suite(sqlite_store, 0.0, settings=Settings(withhold_bundle=0.5), tasks=64)
     assert run.bundle["verdict"] in ("reject", "undecided") and "harm" not in run.bundle
     told = in_words({"effect": 0.0, "low": -0.04, "high": 0.04, "n": 9, "verdict": "reject"})
     assert "bring less than 0.05; nothing is changed" in told
-    with store.read() as s:
+    with sqlite_store.read() as s:
         assert {db.get(s, i).status for i in ids} == {"candidate"}
 
 
@@ -204,14 +199,14 @@ def told(capsys, *words):
     return code, *capsys.readouterr()
 
 
-def test_the_commands_show_the_bundle(store, capsys):
-    with store.write() as s:
+def test_the_commands_show_the_bundle(sqlite_store, capsys):
+    with sqlite_store.write() as s:
         for verb, op in dialect.TASKSET.meanings.items():
             db.add(s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect")
-    path = str(store.path)
+    path = str(sqlite_store.path)
     code, _, err = told(capsys, "trial", "--bundle", "dialect", "--db", path)
     assert code == 0 and "Nothing is known" in err
-    practice(RuleModel(), store, dialect.TASKSET, SETTINGS, n=24, k=8, seed=1)
+    practice(RuleModel(), sqlite_store, dialect.TASKSET, SETTINGS, n=24, k=8, seed=1)
     code, out, _ = told(capsys, "trial", "--db", path)
     assert code == 0 and out.startswith("bundle dialect: all lessons together +")
     code, out, _ = told(capsys, "trial", "--bundle", "dialect", "--db", path, "--json")
@@ -224,19 +219,19 @@ def test_the_commands_show_the_bundle(store, capsys):
     assert told(capsys, "trial", "1", "--bundle", "dialect", "--db", path)[0] == 2
 
 
-def test_a_planned_comparison_of_all_lessons_with_none(store):
+def test_a_planned_comparison_of_all_lessons_with_none(sqlite_store):
     with pytest.raises(UsageError, match="has a lesson"):
         comparison.compare_bundle(
-            TasksetContext(RuleModel(), store, dialect.TASKSET, SETTINGS), n=4, k=2
+            TasksetContext(RuleModel(), sqlite_store, dialect.TASKSET, SETTINGS), n=4, k=2
         )
-    with store.write() as s:
+    with sqlite_store.write() as s:
         for verb, op in dialect.TASKSET.meanings.items():
             db.add(s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect")
     effect = comparison.compare_bundle(
-        TasksetContext(RuleModel(), store, dialect.TASKSET, SETTINGS), n=8, k=4
+        TasksetContext(RuleModel(), sqlite_store, dialect.TASKSET, SETTINGS), n=8, k=4
     )
     assert effect.verdict == "accept" and effect.low > 0 and effect.n <= 32
-    with store.read() as s:
+    with sqlite_store.read() as s:
         assert s.exec(select(Trial)).all() == [] and {x.status for x in db.listing(s)} == {
             "candidate"
         }

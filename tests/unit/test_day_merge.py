@@ -10,16 +10,9 @@ from reflect.lessons.edit_format import Edit
 from reflect.lessons.similarity import alike, apart, covers_condition, families, stems, telling
 from reflect.lessons.voting import ProposedEdits, select_winning_edits
 from reflect.records import Lesson
-from reflect.store import Store
 from reflect.store import lessons as db
 from reflect.store.lessons import links, successor
 from reflect.workspace.workspace import Workspace
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(str(tmp_path / "lessons.db"))
-
 
 # -- likeness
 # ----------------------------------------------------------------------------------------------------------
@@ -69,10 +62,15 @@ def test_all_of_a_family_are_alike():
 # -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_oldest_takes_the_text_and_the_others_retire_with_a_link_and_all_has_an_undo(s):
-    old, new = add(s, *SPELL, status="active", tags=["words"]), add(s, *SPELT, tags=["count"])
+def test_the_oldest_takes_the_text_and_the_others_retire_with_a_link_and_all_has_an_undo(
+    sqlite_session,
+):
+    old, new = (
+        add(sqlite_session, *SPELL, status="active", tags=["words"]),
+        add(sqlite_session, *SPELT, tags=["count"]),
+    )
     edit = merging(new, old, when="counting letters of a word", do="spell it out, with a counter")
-    outcome = apply(s, edit, shown=[old, new])
+    outcome = apply(sqlite_session, edit, shown=[old, new])
     assert (outcome.outcome, outcome.lesson_id, outcome.gone) == ("merged", old.id, (new.id,))
     assert (old.do, old.status, old.version, old.tags) == (
         edit.do,
@@ -80,63 +78,67 @@ def test_the_oldest_takes_the_text_and_the_others_retire_with_a_link_and_all_has
         2,
         ["count", "words"],
     )
-    assert (new.status, db.history(s, new.id)[-1].reason) == (
+    assert (new.status, db.history(sqlite_session, new.id)[-1].reason) == (
         "retired",
         f"merged into lesson {old.id}",
     )
-    (found,) = links(s, new.id)
+    (found,) = links(sqlite_session, new.id)
     assert (found.lesson_id, found.other_id, found.kind) == (old.id, new.id, "merged")
     assert (
-        links(s, old.id) == [found]
-        and successor(s, new.id) == old.id
-        and successor(s, old.id) is None
+        links(sqlite_session, old.id) == [found]
+        and successor(sqlite_session, new.id) == old.id
+        and successor(sqlite_session, old.id) is None
     )
     assert outcome.row()["ids"] == [new.id, old.id] and outcome.row()["gone"] == [new.id]
-    again = apply(s, Edit("add", *SPELT))
+    again = apply(sqlite_session, Edit("add", *SPELT))
     assert (again.outcome, again.lesson_id) == ("known", old.id), (
         "what was merged does not come back by itself"
     )
-    db.undo(s, new.id)
-    db.undo(s, old.id)
+    db.undo(sqlite_session, new.id)
+    db.undo(sqlite_session, old.id)
     assert (old.do, old.status, new.do, new.status) == (SPELL[1], "active", SPELT[1], "candidate")
 
 
-def test_the_same_text_needs_no_new_trial(s):
-    old, new = add(s, *SPELL, status="active"), add(s, *SPELT)
-    apply(s, merging(old, new), shown=[old, new])
+def test_the_same_text_needs_no_new_trial(sqlite_session):
+    old, new = add(sqlite_session, *SPELL, status="active"), add(sqlite_session, *SPELT)
+    apply(sqlite_session, merging(old, new), shown=[old, new])
     assert (old.status, old.version, new.status) == ("active", 1, "retired")
 
 
 @pytest.mark.parametrize("why", ["pinned", "proven", "in the weights"])
-def test_words_that_are_pinned_proven_or_slept_stay_and_the_others_go_into_them(s, why):
-    loose = add(s, *SPELL)
+def test_words_that_are_pinned_proven_or_slept_stay_and_the_others_go_into_them(
+    sqlite_session, why
+):
+    loose = add(sqlite_session, *SPELL)
     held = add(
-        s,
+        sqlite_session,
         *SPELT,
         status="distilled" if why == "in the weights" else "active",
         pinned=why == "pinned",
     )
     if why == "proven":
-        prove(s, held)
-    outcome = apply(s, merging(loose, held, do="say it letter by letter"), shown=[loose, held])
+        prove(sqlite_session, held)
+    outcome = apply(
+        sqlite_session, merging(loose, held, do="say it letter by letter"), shown=[loose, held]
+    )
     assert (outcome.outcome, outcome.lesson_id, outcome.edit.do) == ("merged", held.id, SPELT[1])
     assert (held.version, held.do, loose.status) == (1, SPELT[1], "retired")
 
 
-def test_what_no_merge_may_do(s):
-    a, b = add(s, *SPELL, pinned=True), add(s, *SPELT, pinned=True)
+def test_what_no_merge_may_do(sqlite_session):
+    a, b = add(sqlite_session, *SPELL, pinned=True), add(sqlite_session, *SPELT, pinned=True)
     c, far = (
-        add(s, "letters of a word are counted", "spell it"),
-        add(s, "the task says fapo", "use sort"),
+        add(sqlite_session, "letters of a word are counted", "spell it"),
+        add(sqlite_session, "the task says fapo", "use sort"),
     )
-    zubi = add(s, SAYS, "use sort")
-    general = add(s, *SPELT, scope="")
-    one = add(s, *SPELT, tags=["task:abc"])
-    gone = add(s, *SPELT, status="retired")
+    zubi = add(sqlite_session, SAYS, "use sort")
+    general = add(sqlite_session, *SPELT, scope="")
+    one = add(sqlite_session, *SPELT, tags=["task:abc"])
+    gone = add(sqlite_session, *SPELT, status="retired")
     every = [a, b, c, far, zubi, general, one, gone]
 
     def refused(*lessons, shown=every, **more):
-        outcome = apply(s, merging(*lessons, **more), shown=shown)
+        outcome = apply(sqlite_session, merging(*lessons, **more), shown=shown)
         assert outcome.outcome == "refused"
         return outcome.reason
 
@@ -148,22 +150,24 @@ def test_what_no_merge_may_do(s):
     stale = c.model_copy(update={"version": 7})
     assert "has changed since" in refused(a, c, shown=[a, stale])
     assert all(x.version == 1 for x in every)
-    d = add(s, "the letters of a word are to be counted", "spell it")
+    d = add(sqlite_session, "the letters of a word are to be counted", "spell it")
     assert "grader" in refused(c, d, shown=[c, d], do="ask the grader")
     assert "answer of the task" in refused(c, d, shown=[c, d], do="answer 4 2 9")
     assert f"lesson {zubi.id} already" in refused(c, d, shown=[c, d], when=SAYS, do="spell it")
-    assert all(x.version == 1 for x in (*every, d)) and not links(s, c.id)
+    assert all(x.version == 1 for x in (*every, d)) and not links(sqlite_session, c.id)
 
 
-def test_where_a_person_reviews_a_merge_waits_once_and_changes_nothing(s):
-    old, new = add(s, *SPELL), add(s, *SPELT)
+def test_where_a_person_reviews_a_merge_waits_once_and_changes_nothing(sqlite_session):
+    old, new = add(sqlite_session, *SPELL), add(sqlite_session, *SPELT)
     edit = merging(old, new, do="spell it out, with a counter")
-    first, second = (apply(s, edit, shown=[old, new], review=True) for _ in range(2))
+    first, second = (apply(sqlite_session, edit, shown=[old, new], review=True) for _ in range(2))
     assert (first.outcome, second.outcome) == ("quarantined", "known") and "person" in first.reason
-    assert "person" in apply(s, merging(old, new), shown=[old, new], review=True).reason
-    assert (old.version, new.version) == (1, 1) and {x.kind for x in links(s, old.id)} == {
-        "proposed"
-    }
+    assert (
+        "person" in apply(sqlite_session, merging(old, new), shown=[old, new], review=True).reason
+    )
+    assert (old.version, new.version) == (1, 1) and {
+        x.kind for x in links(sqlite_session, old.id)
+    } == {"proposed"}
 
 
 def test_approving_what_was_proposed_retires_what_it_replaces(tmp_path):
@@ -182,9 +186,12 @@ def test_approving_what_was_proposed_retires_what_it_replaces(tmp_path):
     assert ws.lessons.undo(ids[0]).status == "candidate", "a person may have both"
 
 
-def test_what_was_read_outside_merges_nothing(s):
-    old, new = add(s, *SPELL), add(s, *SPELT)
-    assert apply(s, merging(old, new), shown=[old, new], trust="untrusted").outcome == "refused"
+def test_what_was_read_outside_merges_nothing(sqlite_session):
+    old, new = add(sqlite_session, *SPELL), add(sqlite_session, *SPELT)
+    assert (
+        apply(sqlite_session, merging(old, new), shown=[old, new], trust="untrusted").outcome
+        == "refused"
+    )
     assert (old.version, new.version) == (1, 1)
 
 
@@ -224,8 +231,8 @@ def tidy(store, answer=None, **more):
     return found, scribe
 
 
-def test_exact_duplicates_are_merged_without_a_model_and_verbs_are_no_duplicates(store):
-    with store.write() as s:
+def test_exact_duplicates_are_merged_without_a_model_and_verbs_are_no_duplicates(sqlite_store):
+    with sqlite_store.write() as s:
         for verb in ("zubi", "fapo", "kimo"):
             add(s, f"the task says {verb}", "use sort")
         one, two = (
@@ -233,62 +240,62 @@ def test_exact_duplicates_are_merged_without_a_model_and_verbs_are_no_duplicates
             add(s, SAYS, "use sort", scope="letters"),
         )
     for dry_run in (True, False):
-        found, _ = tidy(store, dry_run=dry_run)
+        found, _ = tidy(sqlite_store, dry_run=dry_run)
         assert [(x["outcome"], x["lesson"], x["gone"]) for x in found.changes] == [
             ("merged", 1, [one.id])
         ]
         assert found.standing["dialect"]["lessons"] == 3 + dry_run and not found.asked
-    with store.read() as s:
+    with sqlite_store.read() as s:
         assert (db.get(s, one.id).status, db.get(s, two.id).status) == ("retired", "candidate")
-    assert not tidy(store)[0].changes
+    assert not tidy(sqlite_store)[0].changes
 
 
-def test_near_duplicates_are_for_the_bare_model_and_its_answer_is_kept(store):
-    with store.write() as s:
+def test_near_duplicates_are_for_the_bare_model_and_its_answer_is_kept(sqlite_store):
+    with sqlite_store.write() as s:
         a, b = add(s, *SPELL), add(s, *SPELT)
         add(s, SAYS, "use sort")
     answer = f"MERGE {a.id} {b.id} when: counting letters of a word do: spell it, with a counter\nRETIRE 3 why: no"
-    found, scribe = tidy(store, answer, dry_run=True)
+    found, scribe = tidy(sqlite_store, answer, dry_run=True)
     assert [x["outcome"] for x in found.changes] == ["merged", "refused"] and found.asked[
         0
     ].lessons == [a.id, b.id]
-    found, scribe = tidy(store, answer, scope="dialect")
+    found, scribe = tidy(sqlite_store, answer, scope="dialect")
     assert scribe.asked_with == [None] and scribe.active == "an adapter"
     prompt = scribe.prompts[0]
     assert f"lesson {a.id} when: {SPELL[0]} do: {SPELL[1]}" in prompt and "zubi" not in prompt
-    with store.read() as s:
+    with sqlite_store.read() as s:
         assert (db.get(s, a.id).do, db.get(s, b.id).status) == (
             "spell it, with a counter",
             "retired",
         )
         assert db.get(s, 3).status == "candidate"
         assert answer.split("\n")[0] in links(s, b.id)[0].why
-    assert not tidy(store)[0].asked
+    assert not tidy(sqlite_store)[0].asked
 
 
-def test_an_answer_that_says_none_or_adds_or_rambles_changes_nothing(store):
-    with store.write() as s:
+def test_an_answer_that_says_none_or_adds_or_rambles_changes_nothing(sqlite_store):
+    with sqlite_store.write() as s:
         add(s, *SPELL), add(s, *SPELT)
-    assert not tidy(store, "NONE")[0].changes
-    (change,) = tidy(store, "ADD when: always do: use sort")[0].changes
+    assert not tidy(sqlite_store, "NONE")[0].changes
+    (change,) = tidy(sqlite_store, "ADD when: always do: use sort")[0].changes
     assert change["outcome"] == "refused" and "only merges and retires" in change["reason"]
-    assert "unreadable line" in tidy(store, "They are all fine.")[0].asked[0].problems[0]
-    with store.read() as s:
+    assert "unreadable line" in tidy(sqlite_store, "They are all fine.")[0].asked[0].problems[0]
+    with sqlite_store.read() as s:
         assert all(x.version == 1 for x in db.listing(s)) and db.count(s) == 2
 
 
-def test_the_model_is_told_which_words_stay_and_not_asked_where_all_do(store):
-    with store.write() as s:
+def test_the_model_is_told_which_words_stay_and_not_asked_where_all_do(sqlite_store):
+    with sqlite_store.write() as s:
         a, _ = add(s, *SPELL, pinned=True), add(s, *SPELT)
-    _, scribe = tidy(store, "NONE")
+    _, scribe = tidy(sqlite_store, "NONE")
     assert f"lesson {a.id} when: {SPELL[0]} do: {SPELL[1]} (keep these words)" in scribe.prompts[0]
-    with store.write() as s:
+    with sqlite_store.write() as s:
         db.revise(s, 2, author="human", pinned=True)
-    assert not tidy(store)[0].asked
+    assert not tidy(sqlite_store)[0].asked
 
 
-def test_a_tidy_up_that_loses_too_much_is_refused_whole(store):
-    with store.write() as s:
+def test_a_tidy_up_that_loses_too_much_is_refused_whole(sqlite_store):
+    with sqlite_store.write() as s:
         for word in ("paper", "river"):
             for when in (
                 f"counting letters of the word {word}",
@@ -298,25 +305,29 @@ def test_a_tidy_up_that_loses_too_much_is_refused_whole(store):
                     s, when, "spell it out and keep a counter", author="human", status="active"
                 )
     assert row.id == 4
-    found, _ = tidy(store, "RETIRE 1 why: no\nRETIRE 2 why: no\nRETIRE 3 why: no\nRETIRE 4 why: no")
+    found, _ = tidy(
+        sqlite_store, "RETIRE 1 why: no\nRETIRE 2 why: no\nRETIRE 3 why: no\nRETIRE 4 why: no"
+    )
     assert "4 of 4" in found.alarm and [x["outcome"] for x in found.changes][-1] == "alarm"
-    with store.read() as s:
+    with sqlite_store.read() as s:
         assert all((x.version, x.status) == (1, "active") for x in db.listing(s))
 
 
-def test_a_lesson_that_changed_while_the_model_was_asked_is_left_alone(store):
-    with store.write() as s:
+def test_a_lesson_that_changed_while_the_model_was_asked_is_left_alone(sqlite_store):
+    with sqlite_store.write() as s:
         a, _ = add(s, *SPELL), add(s, *SPELT)
 
     class Slow(FixedModel):
         def solve(self, prompt, rng):
-            with store.write() as s:
+            with sqlite_store.write() as s:
                 db.revise(
                     s, a.id, author="human", do="spell the word out and keep a counter in mind"
                 )
             return super().solve(prompt, rng)
 
     found = merge(
-        lambda: Slow("MERGE 1 2 when: counting letters of a word do: spell it"), store, Settings()
+        lambda: Slow("MERGE 1 2 when: counting letters of a word do: spell it"),
+        sqlite_store,
+        Settings(),
     )
     assert "has changed since" in found.changes[0]["reason"]

@@ -11,83 +11,86 @@ from reflect.lessons.edit_format import Edit
 from reflect.lessons.protection import EditTransaction
 from reflect.records import Exposure, Reflection, Rollout
 from reflect.rollouts.context import TasksetContext
-from reflect.store import Store, runs
 from reflect.store import lessons as db
+from reflect.store import runs
 from reflect.store.lessons import link, links, successor
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(str(tmp_path / "lessons.db"))
-
 
 # -- contradiction
 # -----------------------------------------------------------------------------------------------------
 
 
-def test_a_general_lesson_that_is_contradicted_is_not_reworded_but_superseded(s):
-    general = add(s, SAYS, "use sort", scope="")
-    outcome = apply(s, Edit("add", SAYS, "use reverse"), shown=[general])
-    new = db.get(s, outcome.lesson_id)
+def test_a_general_lesson_that_is_contradicted_is_not_reworded_but_superseded(sqlite_session):
+    general = add(sqlite_session, SAYS, "use sort", scope="")
+    outcome = apply(sqlite_session, Edit("add", SAYS, "use reverse"), shown=[general])
+    new = db.get(sqlite_session, outcome.lesson_id)
     assert (outcome.outcome, outcome.gone, new.scope, new.status) == (
         "superseded", (general.id,), "dialect", "candidate",
     )  # fmt: skip
     assert (general.do, general.status) == ("use sort", "retired")
-    (found,) = links(s, general.id)
+    (found,) = links(sqlite_session, general.id)
     assert (found.lesson_id, found.kind, found.why) == (
         new.id,
         "supersedes",
         "a comparison of lessons says: use reverse",
     )
-    back = apply(s, Edit("add", SAYS, "use sort"), shown=[new])
+    back = apply(sqlite_session, Edit("add", SAYS, "use sort"), shown=[new])
     assert (back.outcome, back.lesson_id, back.gone) == ("superseded", general.id, (new.id,)), (
         "and the other way round"
     )
 
 
-def test_of_two_lessons_of_one_condition_the_newer_evidence_leaves_one(s):
-    mine, general = add(s, SAYS, "use sort"), add(s, SAYS, "use swap", scope="")
-    outcome = apply(s, Edit("add", SAYS, "use reverse"), shown=[mine, general])
+def test_of_two_lessons_of_one_condition_the_newer_evidence_leaves_one(sqlite_session):
+    mine, general = (
+        add(sqlite_session, SAYS, "use sort"),
+        add(sqlite_session, SAYS, "use swap", scope=""),
+    )
+    outcome = apply(sqlite_session, Edit("add", SAYS, "use reverse"), shown=[mine, general])
     assert (outcome.outcome, outcome.lesson_id, outcome.gone) == (
         "superseded",
         mine.id,
         (general.id,),
     )
     assert mine.do == "use reverse" and general.status == "retired"
-    assert "says otherwise than version 1 (model): use sort" in db.history(s, mine.id)[-1].reason
-
-
-def test_a_pinned_lesson_of_the_same_condition_stops_it_all(s):
-    mine, general = (
-        add(s, SAYS, "use sort"),
-        add(s, SAYS, "use swap", scope="", pinned=True, author="human"),
+    assert (
+        "says otherwise than version 1 (model): use sort"
+        in db.history(sqlite_session, mine.id)[-1].reason
     )
-    outcome = apply(s, Edit("add", SAYS, "use reverse"), shown=[mine, general])
+
+
+def test_a_pinned_lesson_of_the_same_condition_stops_it_all(sqlite_session):
+    mine, general = (
+        add(sqlite_session, SAYS, "use sort"),
+        add(sqlite_session, SAYS, "use swap", scope="", pinned=True, author="human"),
+    )
+    outcome = apply(sqlite_session, Edit("add", SAYS, "use reverse"), shown=[mine, general])
     assert outcome.outcome == "refused" and mine.version == general.version == 1
 
 
-def test_a_revision_that_makes_two_conditions_equal_supersedes_the_other(s):
-    near, other = add(s, "the task says the word zubi", "use sort"), add(s, SAYS, "use swap")
+def test_a_revision_that_makes_two_conditions_equal_supersedes_the_other(sqlite_session):
+    near, other = (
+        add(sqlite_session, "the task says the word zubi", "use sort"),
+        add(sqlite_session, SAYS, "use swap"),
+    )
     edit = Edit("revise", SAYS, "use reverse", lesson_id=near.id)
-    assert apply(s, edit, shown=[near], contrast=False).outcome == "kept", (
+    assert apply(sqlite_session, edit, shown=[near], contrast=False).outcome == "kept", (
         "the other one was not tried"
     )
-    outcome = apply(s, edit, shown=[near, other], contrast=False)
+    outcome = apply(sqlite_session, edit, shown=[near, other], contrast=False)
     assert (outcome.lesson_id, outcome.gone) == (near.id, (other.id,))
     assert (near.when, near.do, other.status) == (SAYS, "use reverse", "retired")
-    assert [x.kind for x in links(s, other.id)] == ["supersedes"]
+    assert [x.kind for x in links(sqlite_session, other.id)] == ["supersedes"]
 
 
-def test_a_link_said_again_is_one_link(s):
-    a, b = add(s, SAYS, "use sort"), add(s, SAYS, "use swap")
-    link(s, a.id, b.id, "merged", "first")
-    link(s, a.id, b.id, "merged", "then")
-    link(s, b.id, a.id, "merged")
-    assert [x.why for x in links(s, a.id)] == ["then", ""]
-    assert successor(s, a.id) == b.id, "a ring of undone merges ends somewhere"
+def test_a_link_said_again_is_one_link(sqlite_session):
+    a, b = add(sqlite_session, SAYS, "use sort"), add(sqlite_session, SAYS, "use swap")
+    link(sqlite_session, a.id, b.id, "merged", "first")
+    link(sqlite_session, a.id, b.id, "merged", "then")
+    link(sqlite_session, b.id, a.id, "merged")
+    assert [x.why for x in links(sqlite_session, a.id)] == ["then", ""]
+    assert successor(sqlite_session, a.id) == b.id, "a ring of undone merges ends somewhere"
     for kind, other in (("other", b.id), ("merged", a.id)):
         with pytest.raises(ValueError, match="no link"):
-            link(s, a.id, other, kind)
+            link(sqlite_session, a.id, other, kind)
 
 
 # -- a proven lesson
@@ -149,89 +152,124 @@ def ask(s, lesson, review, edit=None, **more):
 
 
 @pytest.fixture
-def good(s):
-    lesson = add(s, SAYS, "use sort", status="active")
-    prove(s, lesson)
+def good(sqlite_session):
+    lesson = add(sqlite_session, SAYS, "use sort", status="active")
+    prove(sqlite_session, lesson)
     return lesson
 
 
-def test_one_group_that_went_well_with_a_proven_lesson_changes_nothing(s, good):
-    review = group(s, good, [1, 1, 1, 0, 1, 1, 1], [0])
+def test_one_group_that_went_well_with_a_proven_lesson_changes_nothing(sqlite_session, good):
+    review = group(sqlite_session, good, [1, 1, 1, 0, 1, 1, 1], [0])
     edits = [
         Edit("revise", SAYS, "use swap", lesson_id=good.id),
         Edit("retire", why="it failed once", lesson_id=good.id),
         Edit("add", SAYS, "use swap"),
     ]
-    assert [ask(s, good, review, edit) for edit in edits] == ["kept"] * 3
+    assert [ask(sqlite_session, good, review, edit) for edit in edits] == ["kept"] * 3
     assert good.version == 1
-    bare = add(s, "the task says fapo", "use sort", status="active")
+    bare = add(sqlite_session, "the task says fapo", "use sort", status="active")
     edit = Edit("revise", "the task says fapo", "use swap", lesson_id=bare.id)
-    assert apply(s, edit, [bare]).outcome == "revised", (
+    assert apply(sqlite_session, edit, [bare]).outcome == "revised", (
         "one that was never proven has no such shield"
     )
 
 
-def test_a_group_that_did_worse_without_it_does_not_speak_against_it(s, good):
-    assert ask(s, good, group(s, good, [1, 0, 1, 0, 0, 1, 0], [0])) == "kept"
+def test_a_group_that_did_worse_without_it_does_not_speak_against_it(sqlite_session, good):
+    assert (
+        ask(sqlite_session, good, group(sqlite_session, good, [1, 0, 1, 0, 0, 1, 0], [0])) == "kept"
+    )
 
 
-def test_where_all_attempts_with_it_fail_and_one_without_finds_the_way_it_goes_at_once(s, good):
-    assert ask(s, good, group(s, good, [0] * 7, [1])) == "revised"
+def test_where_all_attempts_with_it_fail_and_one_without_finds_the_way_it_goes_at_once(
+    sqlite_session, good
+):
+    assert ask(sqlite_session, good, group(sqlite_session, good, [0] * 7, [1])) == "revised"
     assert good.do == "use swap"
 
 
-def test_else_a_second_group_of_the_run_must_want_it_too(s, good):
-    assert ask(s, good, group(s, good, [0] * 8, name="a")) == "defended"
+def test_else_a_second_group_of_the_run_must_want_it_too(sqlite_session, good):
+    assert ask(sqlite_session, good, group(sqlite_session, good, [0] * 8, name="a")) == "defended"
     assert good.version == 1
-    assert ask(s, good, group(s, good, [1] * 8, name="ab")) == "kept", (
+    assert ask(sqlite_session, good, group(sqlite_session, good, [1] * 8, name="ab")) == "kept", (
         "one that went well is no second voice"
     )
-    assert ask(s, good, group(s, good, [0] * 8, name="abc")) == "revised"
+    assert ask(sqlite_session, good, group(sqlite_session, good, [0] * 8, name="abc")) == "revised"
     assert (
         ask(
-            s,
+            sqlite_session,
             good,
-            group(s, good, [0] * 8, name="abcd"),
+            group(sqlite_session, good, [0] * 8, name="abcd"),
             Edit("retire", why="x", lesson_id=good.id),
         )
         == "retired"
     ), "its new text has proven nothing"
 
 
-def test_a_lesson_that_helps_is_bettered_when_three_groups_ask_for_the_same_words(s, good):
+def test_a_lesson_that_helps_is_bettered_when_three_groups_ask_for_the_same_words(
+    sqlite_session, good
+):
     rewards = [1, 1, 1, 0, 1, 1, 1]
-    assert [ask(s, good, group(s, good, rewards, name=name)) for name in ("a", "ab")] == [
+    assert [
+        ask(sqlite_session, good, group(sqlite_session, good, rewards, name=name))
+        for name in ("a", "ab")
+    ] == [
         "kept",
         "kept",
     ]
     other = Edit("revise", SAYS, "use rotate", lesson_id=good.id)
-    assert ask(s, good, group(s, good, rewards, name="abc"), other) == "kept", (
-        "other words are another wish"
-    )
-    assert ask(s, good, group(s, good, [1] * 7, name="abcd")) == "kept", (
+    assert (
+        ask(sqlite_session, good, group(sqlite_session, good, rewards, name="abc"), other) == "kept"
+    ), "other words are another wish"
+    assert ask(sqlite_session, good, group(sqlite_session, good, [1] * 7, name="abcd")) == "kept", (
         "where it always works nothing is to better"
     )
-    assert ask(s, good, group(s, good, rewards, name="abcde")) == "revised"
+    assert (
+        ask(sqlite_session, good, group(sqlite_session, good, rewards, name="abcde")) == "revised"
+    )
 
 
-def test_what_the_weights_hold_all_attempts_have(s):
-    slept = add(s, SAYS, "use sort", status="distilled")
-    prove(s, slept)
+def test_what_the_weights_hold_all_attempts_have(sqlite_session):
+    slept = add(sqlite_session, SAYS, "use sort", status="distilled")
+    prove(sqlite_session, slept)
     more = {"edit": Edit("add", SAYS, "use swap"), "held": [slept]}
-    assert ask(s, slept, group(s, slept, [0] * 7 + [1], held=True, name="a"), **more) == "defended"
-    assert ask(s, slept, group(s, slept, [0] * 8, held=True, name="ab"), **more) == "superseded"
+    assert (
+        ask(
+            sqlite_session,
+            slept,
+            group(sqlite_session, slept, [0] * 7 + [1], held=True, name="a"),
+            **more,
+        )
+        == "defended"
+    )
+    assert (
+        ask(
+            sqlite_session,
+            slept,
+            group(sqlite_session, slept, [0] * 8, held=True, name="ab"),
+            **more,
+        )
+        == "superseded"
+    )
 
 
-def test_a_proven_lesson_that_no_attempt_of_the_group_saw_stays(s, good):
-    other = add(s, "else", "use swap")
-    assert ask(s, good, group(s, other, [0] * 7, [1]), Edit("add", SAYS, "use swap")) == "kept"
+def test_a_proven_lesson_that_no_attempt_of_the_group_saw_stays(sqlite_session, good):
+    other = add(sqlite_session, "else", "use swap")
+    assert (
+        ask(
+            sqlite_session,
+            good,
+            group(sqlite_session, other, [0] * 7, [1]),
+            Edit("add", SAYS, "use swap"),
+        )
+        == "kept"
+    )
 
 
-def test_a_later_verdict_or_another_text_ends_the_proof(s, good):
-    prove(s, good, "undecided")
-    assert ask(s, good, group(s, good, [1] * 8, name="a")) == "kept"
-    prove(s, good, "reject")
-    assert ask(s, good, group(s, good, [1] * 8, name="ab")) == "revised"
+def test_a_later_verdict_or_another_text_ends_the_proof(sqlite_session, good):
+    prove(sqlite_session, good, "undecided")
+    assert ask(sqlite_session, good, group(sqlite_session, good, [1] * 8, name="a")) == "kept"
+    prove(sqlite_session, good, "reject")
+    assert ask(sqlite_session, good, group(sqlite_session, good, [1] * 8, name="ab")) == "revised"
 
 
 # -- the shrink alarm
@@ -252,38 +290,43 @@ def wellknown(s, n):
     ("n", "lost", "alarm"),
     [(6, 2, False), (6, 3, True), (2, 1, False), (2, 2, True), (8, 0, False)],
 )
-def test_a_consolidation_that_loses_more_than_a_third_is_taken_back_whole(s, n, lost, alarm):
-    rows = wellknown(s, n)
-    add(s, "unproven", "use sort")
-    tidy = EditTransaction(s, "default")
+def test_a_consolidation_that_loses_more_than_a_third_is_taken_back_whole(
+    sqlite_session, n, lost, alarm
+):
+    rows = wellknown(sqlite_session, n)
+    add(sqlite_session, "unproven", "use sort")
+    tidy = EditTransaction(sqlite_session, "default")
     for row in rows[:lost]:
-        db.revise(s, row.id, author="model", status="retired")
+        db.revise(sqlite_session, row.id, author="model", status="retired")
     reason = tidy.close()
     assert bool(reason) == alarm
-    assert db.count(s, status="retired") == (0 if alarm else lost)
+    assert db.count(sqlite_session, status="retired") == (0 if alarm else lost)
     if alarm:
         assert f"{lost} of {n} well-supported" in reason
 
 
-def test_what_a_successor_keeps_and_what_was_never_supported_is_not_lost(s):
-    rows = wellknown(s, 4)
+def test_what_a_successor_keeps_and_what_was_never_supported_is_not_lost(sqlite_session):
+    rows = wellknown(sqlite_session, 4)
     doubtful = [
-        add(s, f"on {word}", "use swap", status="active")
+        add(sqlite_session, f"on {word}", "use swap", status="active")
         for word in ("monday", "tuesday", "sunday")
     ]
-    tidy = EditTransaction(s, "default")
+    tidy = EditTransaction(sqlite_session, "default")
     for row in [*rows, *doubtful]:
-        db.revise(s, row.id, author="model", status="retired")
+        db.revise(sqlite_session, row.id, author="model", status="retired")
     for row in rows:
-        add(s, f"{row.when} at last", "use sort")
-    assert tidy.close() == "" and db.count(s, status="retired") == 7
-    tidy = EditTransaction(s, "default")
-    add(s, "for a rehearsal", "use sort")
-    assert tidy.close(keep=False) == "" and db.find_exact(s, "for a rehearsal", "use sort") is None
+        add(sqlite_session, f"{row.when} at last", "use sort")
+    assert tidy.close() == "" and db.count(sqlite_session, status="retired") == 7
+    tidy = EditTransaction(sqlite_session, "default")
+    add(sqlite_session, "for a rehearsal", "use sort")
+    assert (
+        tidy.close(keep=False) == ""
+        and db.find_exact(sqlite_session, "for a rehearsal", "use sort") is None
+    )
 
 
-def test_a_wave_that_loses_too_much_is_one_outcome_and_changes_nothing(store):
-    with store.write() as s:
+def test_a_wave_that_loses_too_much_is_one_outcome_and_changes_nothing(sqlite_store):
+    with sqlite_store.write() as s:
         rows = [add(s, f"the task says {verb}", "use sort", status="active") for verb in VERBS[:3]]
         for row in rows:
             db.revise(
@@ -300,9 +343,9 @@ def test_a_wave_that_loses_too_much_is_one_outcome_and_changes_nothing(store):
             edit = Edit("retire", why="it failed", lesson_id=row.id)
             shown = Group(task, [row.model_copy()], [], attempts)
             reflections.append(GroupReflection(shown, fresh, [edit], []))
-    context = TasksetContext(RuleModel(), store, dialect.TASKSET, Settings()).in_run(run)
+    context = TasksetContext(RuleModel(), sqlite_store, dialect.TASKSET, Settings()).in_run(run)
     edit_lessons(context, reflections, [reflection.group for reflection in reflections])
-    with store.read() as s:
+    with sqlite_store.read() as s:
         saved = [row.edits for row in runs.reflections(s, run.id)]
         assert db.count(s, status="candidate") == 3
     assert [[edit["outcome"] for edit in edits] for edits in saved] == [

@@ -38,11 +38,6 @@ SETTINGS = Settings()
 CALC, SHOP = load_taskset("calc"), load_taskset("shop")
 
 
-@pytest.fixture
-def store(tmp_path):
-    return Store(str(tmp_path / "lessons.db"))
-
-
 class Advice:
     def __init__(self, when: str, do: str) -> None:
         self.when, self.do = when, do
@@ -266,7 +261,7 @@ def test_a_reward_out_of_range_and_a_model_that_breaks_in_the_middle_are_data():
     assert row.error == "model: it fell over" and row.finish == "error" and row.parts["turns"] == 2
 
 
-def test_a_tool_that_raises_goes_back_to_the_model_and_into_the_record(store):
+def test_a_tool_that_raises_goes_back_to_the_model_and_into_the_record(sqlite_store):
     def times(a: int, b: int) -> int:
         raise ZeroDivisionError("no batteries")
 
@@ -280,11 +275,11 @@ def test_a_tool_that_raises_goes_back_to_the_model_and_into_the_record(store):
         row.parts["tool_errors"][0].endswith("ZeroDivisionError: no batteries")
         and row.error is None
     )
-    report = practice(WorldModel(), store, Calc(), SETTINGS, n=4, k=2, seed=1)
+    report = practice(WorldModel(), sqlite_store, Calc(), SETTINGS, n=4, k=2, seed=1)
     assert report.errors == 0 and report.rollouts == 8
 
 
-def test_bytes_from_outside_make_the_rollout_and_its_lessons_untrusted(store):
+def test_bytes_from_outside_make_the_rollout_and_its_lessons_untrusted(sqlite_store):
     def times(a: int, b: int) -> Outside:
         return Outside(a * b)
 
@@ -296,10 +291,10 @@ def test_bytes_from_outside_make_the_rollout_and_its_lessons_untrusted(store):
             return Toolbox(plus, minus, times, lines=True)
 
     assert one(Calc()).trust == "untrusted"
-    with store.write() as s:
+    with sqlite_store.write() as s:
         db.add(s, when="the task is arithmetic", do=CALL, author="human", scope="calc")
-    practice(WorldModel(), store, Calc(), SETTINGS, n=8, k=4, seed=1)
-    with store.read() as s:
+    practice(WorldModel(), sqlite_store, Calc(), SETTINGS, n=8, k=4, seed=1)
+    with sqlite_store.read() as s:
         rows = s.exec(select(Rollout)).all()
     assert {(r.trust, r.parts["turns"] > 1) for r in rows} == {
         ("untrusted", True),
@@ -334,7 +329,7 @@ def test_check_plays_the_known_good_episode():
 # -- the day
 
 
-def test_the_day_learns_to_call_the_calculator(store):
+def test_the_day_learns_to_call_the_calculator(sqlite_store):
     class Sometimes(WorldModel):
         """It calls by itself in some of its attempts: else nothing could ever show that calling
         helps."""
@@ -348,9 +343,9 @@ def test_the_day_learns_to_call_the_calculator(store):
             self.knows = {}
             return text
 
-    report = practice(Sometimes(), store, CALC, SETTINGS, n=24, k=8, seed=1)
+    report = practice(Sometimes(), sqlite_store, CALC, SETTINGS, n=24, k=8, seed=1)
     assert report.errors == 0 and report.rewards[0] < 0.5 and report.rewards[-1] > 0.9
-    with store.read() as s:
+    with sqlite_store.read() as s:
         assert [(x.do, x.scope) for x in db.listing(s)] == [(CALL, "calc")]
         assert doctor.check(s) == []
 
@@ -361,11 +356,11 @@ def shop_day(store, model=None, **words):
     )
 
 
-def test_the_day_finds_out_what_customers_pay_and_chooses_lessons_by_the_customer(store):
+def test_the_day_finds_out_what_customers_pay_and_chooses_lessons_by_the_customer(sqlite_store):
     model = WorldModel()
-    report = shop_day(store, model)
+    report = shop_day(sqlite_store, model)
     assert report.rewards[0] < 0.55 and report.rewards[-1] > 0.9
-    with store.read() as s:
+    with sqlite_store.read() as s:
         known = {x.when.split()[-1]: x.do for x in db.listing(s, status=("candidate", "active"))}
         rows, exposures = s.exec(select(Rollout)).all(), s.exec(select(Exposure)).all()
         lessons = {x.id: x for x in s.exec(select(Lesson))}
@@ -402,11 +397,11 @@ def rows_of(store) -> str:
 
 
 def test_a_run_that_is_killed_in_the_middle_of_its_episodes_ends_with_the_same_rows(
-    store, tmp_path
+    sqlite_store, tmp_path
 ):
     model = WorldModel()
-    shop_day(store, model, n=9, k=2)
-    whole = rows_of(store)
+    shop_day(sqlite_store, model, n=9, k=2)
+    whole = rows_of(sqlite_store)
     for at in (5, 14):  # in the first episodes, and in those of the next wave
         other = Store(str(tmp_path / f"killed-{at}.db"))
         with pytest.raises(KeyboardInterrupt):
@@ -415,11 +410,13 @@ def test_a_run_that_is_killed_in_the_middle_of_its_episodes_ends_with_the_same_r
         assert rows_of(other) == whole
 
 
-def test_the_limits_are_words_of_a_run_only_where_there_are_turns(store):
-    first = shop_day(store, n=4, k=2)
-    again = practice(WorldModel(), store, SHOP, replace(SETTINGS, max_turns=5), n=4, k=2, seed=1)
+def test_the_limits_are_words_of_a_run_only_where_there_are_turns(sqlite_store):
+    first = shop_day(sqlite_store, n=4, k=2)
+    again = practice(
+        WorldModel(), sqlite_store, SHOP, replace(SETTINGS, max_turns=5), n=4, k=2, seed=1
+    )
     assert again.run_id != first.run_id
-    with store.read() as s:
+    with sqlite_store.read() as s:
         cut = [r for r in s.exec(select(Rollout)) if r.run_id == again.run_id]
     assert {(r.finish, r.reward) for r in cut} == {("turns", 0.0)}
 
@@ -431,7 +428,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("text", BLOCKS, ids=["stock", "dig"])
-def test_the_tasksets_that_the_docs_show(text, tmp_path, monkeypatch, store):
+def test_the_tasksets_that_the_docs_show(text, tmp_path, monkeypatch, sqlite_store):
     assert len(text.splitlines()) < 40
     monkeypatch.chdir(tmp_path)
     (name,) = re.findall(r'^    name = "(\w+)"', text, re.MULTILINE)
@@ -445,5 +442,5 @@ def test_the_tasksets_that_the_docs_show(text, tmp_path, monkeypatch, store):
             task = next(t for t in taskset.tasks("practice") if t.messages[-1] in request.messages)
             return taskset.gold(task)[sum(m["role"] == "assistant" for m in request.messages)]
 
-    report = practice(Says(), store, taskset, SETTINGS, n=3, k=2, seed=1)
+    report = practice(Says(), sqlite_store, taskset, SETTINGS, n=3, k=2, seed=1)
     assert report.reward == 1.0 and report.errors == 0

@@ -13,9 +13,8 @@ MEANINGS = dialect.TASKSET.meanings
 
 
 @pytest.fixture
-def store(tmp_path):
-    store = Store(str(tmp_path / "lessons.db"))
-    with store.write() as s:
+def lesson_store(sqlite_store: Store) -> Store:
+    with sqlite_store.write() as s:
         for i, (verb, op) in enumerate(MEANINGS.items()):
             lesson = db.add(
                 s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect"
@@ -23,7 +22,7 @@ def store(tmp_path):
             if i < 3:
                 db.revise(s, lesson.id, author="human", status="active")
                 db.revise(s, lesson.id, author="night", status="distilled")
-    return store
+    return sqlite_store
 
 
 def slept() -> RuleModel:
@@ -34,10 +33,10 @@ def slept() -> RuleModel:
     return model
 
 
-def test_the_four_arms(store):
+def test_the_four_arms(lesson_store):
     model = slept()
     arms = evaluate(
-        model, store, dialect.TASKSET, arms=("base", "lessons", "adapter", "both"), n=30
+        model, lesson_store, dialect.TASKSET, arms=("base", "lessons", "adapter", "both"), n=30
     )
     assert [arm.n for arm in arms.values()] == [30] * 4
     assert arms["lessons"].reward == 1.0  # candidate and distilled lessons, on the bare weights
@@ -50,28 +49,28 @@ def test_the_four_arms(store):
     assert "<" not in str(arms["base"].shape())
 
 
-def test_the_statuses_of_the_lessons_arm_can_be_named(store):
+def test_the_statuses_of_the_lessons_arm_can_be_named(lesson_store):
     arms = evaluate(
-        RuleModel(), store, dialect.TASKSET, arms=("lessons",), n=30, statuses=("distilled",)
+        RuleModel(), lesson_store, dialect.TASKSET, arms=("lessons",), n=30, statuses=("distilled",)
     )
     assert 0.5 <= arms["lessons"].reward < 0.8
 
 
-def test_pairs_are_tighter_than_means(store):
-    arms = evaluate(RuleModel(), store, dialect.TASKSET, n=60)
+def test_pairs_are_tighter_than_means(lesson_store):
+    arms = evaluate(RuleModel(), lesson_store, dialect.TASKSET, n=60)
     mean, low, high = paired_difference(arms["lessons"], arms["base"])
     assert mean == pytest.approx(arms["lessons"].reward - arms["base"].reward)
     assert 0 < low <= mean <= high
     assert paired_difference(arms["base"], arms["base"]) == (0.0, 0.0, 0.0)
 
 
-def test_bad_words_are_refused(store):
+def test_bad_words_are_refused(lesson_store):
     with pytest.raises(UnknownName, match="no arm 'best'"):
-        evaluate(RuleModel(), store, dialect.TASKSET, arms=("best",))
+        evaluate(RuleModel(), lesson_store, dialect.TASKSET, arms=("best",))
     with pytest.raises(UsageError, match="No adapter"):
-        evaluate(RuleModel(), store, dialect.TASKSET, arms=("base", "adapter"))
+        evaluate(RuleModel(), lesson_store, dialect.TASKSET, arms=("base", "adapter"))
     with pytest.raises(UsageError, match="no holdout tasks"):
-        evaluate(RuleModel(), store, dialect.TASKSET, n=0)
+        evaluate(RuleModel(), lesson_store, dialect.TASKSET, n=0)
 
 
 def test_following_reads_the_lessons_that_tasks_bring():

@@ -3,7 +3,6 @@ all of it finds."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,15 +19,14 @@ SETTINGS = Settings(require_approval=True, withhold_bundle=0.2)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(str(tmp_path / "lessons.db"))
-    with store.write() as s:
+def lesson_store(sqlite_store: Store) -> Store:
+    with sqlite_store.write() as s:
         for verb in list(dialect.TASKSET.meanings)[:3]:
             when = f"the task says {verb}"
             lessons.add(
                 s, when=when, do="use sort", author="human", scope="dialect", status="active"
             )
-    return store
+    return sqlite_store
 
 
 def day(store: Store, seed: int, **words: Any) -> int:
@@ -66,32 +64,32 @@ def forget(store: Store) -> None:
 
 
 def test_what_is_remembered_is_what_was_heard(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    lesson_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed in range(4):
-        last = day(store, seed)
-    with store.read() as s:
+        last = day(lesson_store, seed)
+    with lesson_store.read() as s:
         holding = [run.id for run in runs.list_runs(s) if run.checkpoints]
     assert holding == [last], "one run holds it"
-    effects, read = found(store, last, monkeypatch)
+    effects, read = found(lesson_store, last, monkeypatch)
     assert sum(read) == 0, "nothing is heard again"
-    forget(store)
-    again, read = found(store, last, monkeypatch)
+    forget(lesson_store)
+    again, read = found(lesson_store, last, monkeypatch)
     assert again == effects and sum(read) > 100
 
 
-def test_a_run_of_the_same_seed_counts_once(store: Store) -> None:
+def test_a_run_of_the_same_seed_counts_once(lesson_store: Store) -> None:
     for seed in (0, 1, 2):
-        day(store, seed)
-    last = day(store, 1, n=16)  # the draws of its first tasks are those of the run before
-    effects, _ = found(store, last)
-    forget(store)
-    assert found(store, last)[0] == effects
+        day(lesson_store, seed)
+    last = day(lesson_store, 1, n=16)  # the draws of its first tasks are those of the run before
+    effects, _ = found(lesson_store, last)
+    forget(lesson_store)
+    assert found(lesson_store, last)[0] == effects
 
 
-def test_another_model_and_another_profile_remember_for_themselves(store: Store) -> None:
-    day(store, 0)
-    with store.read() as s:
+def test_another_model_and_another_profile_remember_for_themselves(lesson_store: Store) -> None:
+    day(lesson_store, 0)
+    with lesson_store.read() as s:
         (run,) = runs.list_runs(s)
         words = {
             "model_fingerprint": run.model_fingerprint,

@@ -39,9 +39,8 @@ SMALL = {"budget": 0.05, "tasks_per_lesson": 2, "fewest_tasks": 4, "anchors": 8,
 
 
 @pytest.fixture
-def store(tmp_path):
-    store = Store(str(tmp_path / "lessons.db"))
-    with store.write() as s:
+def lesson_store(sqlite_store: Store) -> Store:
+    with sqlite_store.write() as s:
         db.add(s, when=ARITHMETIC, do=CALL, author="human", scope="calc")
         for kind, limit in SHOP.limits.items():
             db.add(
@@ -51,7 +50,7 @@ def store(tmp_path):
                 author="human",
                 scope="shop",
             )
-    return store
+    return sqlite_store
 
 
 def harvested(
@@ -67,34 +66,34 @@ def texts(messages) -> str:
     return "\n".join(m["content"] for m in messages)
 
 
-def test_where_rewards_are_graded_what_is_as_good_as_the_mean_teaches(store):
+def test_where_rewards_are_graded_what_is_as_good_as_the_mean_teaches(lesson_store):
     """The teacher asks one kind too little, so no episode has the full reward."""
-    with store.write() as s:
+    with lesson_store.write() as s:
         lesson = next(x for x in db.listing(s) if x.when.endswith(max(SHOP.limits)))
         db.revise(s, lesson.id, author="human", do=f"ask price {SHOP.limits[max(SHOP.limits)] - 1}")
-    assert harvested(store, SHOP).figures["tasksets"]["shop"]["kept"] == 0
-    told = harvested(store, SHOP, means={"shop": 0.5}).figures["tasksets"]["shop"]
+    assert harvested(lesson_store, SHOP).figures["tasksets"]["shop"]["kept"] == 0
+    told = harvested(lesson_store, SHOP, means={"shop": 0.5}).figures["tasksets"]["shop"]
     assert told["kept"] == told["attempts"] > 0 and told["enough"] == 0.5
-    assert harvested(store, SHOP, means={"shop": 0.0}).figures["tasksets"]["shop"]["kept"] == 0, (
-        "nothing is no teacher"
-    )
+    assert (
+        harvested(lesson_store, SHOP, means={"shop": 0.0}).figures["tasksets"]["shop"]["kept"] == 0
+    ), "nothing is no teacher"
 
 
-def test_a_lucky_episode_is_one_attempt_of_the_placebo_however_many_its_answers(store):
+def test_a_lucky_episode_is_one_attempt_of_the_placebo_however_many_its_answers(lesson_store):
     """Under wrong prices some of six games go well: too few to train on these alone."""
     plan, model = make_plan(1, **SMALL), WorldModel()
-    data = harvested(store, SHOP, means={"shop": 0.4})
-    lessons = [x for x in lesson_set.pick(store, "default") if x.scope == "shop"]
+    data = harvested(lesson_store, SHOP, means={"shop": 0.4})
+    lessons = [x for x in lesson_set.pick(lesson_store, "default") if x.scope == "shop"]
     subject = TasksetLessons(SHOP, tuple(lessons))
-    made = placebo.placebo_data(NightContext(model, store, SETTINGS, plan, [subject]), data)
+    made = placebo.placebo_data(NightContext(model, lesson_store, SETTINGS, plan, [subject]), data)
     assert len(made.harvest) == 10 * max(SMALL["fewest_tasks"], SMALL["tasks_per_lesson"] * 3)
 
 
 @pytest.mark.parametrize(("taskset", "turns", "rule"), [(CALC, 3, CALL), (SHOP, 10, "ask price")])
 def test_every_answer_of_a_good_episode_is_an_example_with_the_lessons_stripped(
-    store, taskset, turns, rule
+    lesson_store, taskset, turns, rule
 ):
-    data = harvested(store, taskset)
+    data = harvested(lesson_store, taskset)
     told = data.figures["tasksets"][taskset.name]
     assert told["kept"] == told["attempts"] == 2 * told["tasks"] > 0
     assert len(data.harvest) == turns * told["kept"]
@@ -114,8 +113,8 @@ def test_every_answer_of_a_good_episode_is_an_example_with_the_lessons_stripped(
     assert again == data and again.questions == data.questions
 
 
-def test_the_anchors_hold_every_turn(store):
-    data = harvested(store, SHOP)
+def test_the_anchors_hold_every_turn(lesson_store):
+    data = harvested(lesson_store, SHOP)
     held = [x.question for x in (*data.anchors, *data.probes)]
     depth = {
         sum(m["role"] == "assistant" for m in q.student)
@@ -125,7 +124,7 @@ def test_the_anchors_hold_every_turn(store):
     assert depth and max(depth) > 1 and all(q.student == q.teacher for q in held)
 
 
-def test_only_good_whole_and_trusted_episodes_are_imitated(store):
+def test_only_good_whole_and_trusted_episodes_are_imitated(lesson_store):
     class Web(type(CALC)):
         def environment(self, task):
             def times(a: int, b: int) -> Outside:
@@ -134,17 +133,17 @@ def test_only_good_whole_and_trusted_episodes_are_imitated(store):
             plus, minus, _ = super().environment(task).tools
             return Toolbox(plus, minus, times, lines=True)
 
-    assert harvested(store, Web()).harvest == []
+    assert harvested(lesson_store, Web()).harvest == []
 
     class Guesses(WorldModel):
         def play(self, request, rng):
             return "answer: 1"
 
-    assert harvested(store, CALC, Guesses()).figures["tasksets"]["calc"]["kept"] == 0
+    assert harvested(lesson_store, CALC, Guesses()).figures["tasksets"]["calc"]["kept"] == 0
 
 
-def test_the_stages_of_a_night_train_on_the_turns(store, tiny: LocalModel) -> None:
-    data = harvested(store, CALC)
+def test_the_stages_of_a_night_train_on_the_turns(lesson_store, tiny: LocalModel) -> None:
+    data = harvested(lesson_store, CALC)
     plan = make_plan(1, method="sft", **SMALL | {"budget": 0.07, "batch": 4})
     tiny.new_adapter("x", rank=2, alpha=32, seed=0)
     rows = (
@@ -157,39 +156,39 @@ def test_the_stages_of_a_night_train_on_the_turns(store, tiny: LocalModel) -> No
     assert last < first
 
 
-def test_a_placebo_of_episodes_has_no_lesson_in_its_prompts(store):
-    lessons = tuple(x for x in lesson_set.pick(store, "default") if x.scope == "shop")
+def test_a_placebo_of_episodes_has_no_lesson_in_its_prompts(lesson_store):
+    lessons = tuple(x for x in lesson_set.pick(lesson_store, "default") if x.scope == "shop")
     subject = TasksetLessons(SHOP, lessons)
-    ctx = NightContext(WorldModel(), store, SETTINGS, make_plan(1, **SMALL), [subject])
-    told = placebo.placebo_data(ctx, harvested(store, SHOP))
+    ctx = NightContext(WorldModel(), lesson_store, SETTINGS, make_plan(1, **SMALL), [subject])
+    told = placebo.placebo_data(ctx, harvested(lesson_store, SHOP))
     assert len(told.harvest) >= 10
     assert all("Lessons" not in texts(x.question.student) for x in told.harvest)
     assert all("Lessons" in texts(x.question.teacher) for x in told.harvest)
 
 
-def test_games_that_a_night_is_not_about_take_no_part_in_it(store):
+def test_games_that_a_night_is_not_about_take_no_part_in_it(lesson_store):
     assert {t.name for t in guarded(())}.isdisjoint({"calc", "shop"})
     subject = TasksetLessons(SHOP, ())
     assert "shop" in {t.name for t in guarded([subject])}
     model = WorldModel()
-    harvested(store, CALC, model)
+    harvested(lesson_store, CALC, model)
     assert not any("keep a shop" in texts(request.messages) for request in model.requests)
 
 
 # -- the arms and the trial
 
 
-def test_the_four_arms_play_episodes(store):
+def test_the_four_arms_play_episodes(lesson_store):
     model = WorldModel()
     model.knows["night-1"] = "\n".join(
         f"when: the customer is a {kind} do: ask price {limit}"
         for kind, limit in SHOP.limits.items()
     )
     model.active = "night-1"
-    with store.write() as s:
+    with lesson_store.write() as s:
         for lesson in db.listing(s, scope="shop"):
             db.revise(s, lesson.id, author="night", status="distilled")
-    arms = evaluate(model, store, SHOP, arms=("base", "lessons", "adapter", "both"), n=12)
+    arms = evaluate(model, lesson_store, SHOP, arms=("base", "lessons", "adapter", "both"), n=12)
     assert arms["lessons"].reward == arms["adapter"].reward == arms["both"].reward == 1.0
     assert (
         arms["base"].reward < 0.7 and arms["base"].lesson_tokens == arms["both"].lesson_tokens == 0
@@ -205,12 +204,14 @@ def test_the_four_arms_play_episodes(store):
     assert all(answer.startswith("price: ") for answer in arms["lessons"].answers)
 
 
-def test_a_planned_comparison_holds_one_lesson_back_through_whole_episodes(store):
+def test_a_planned_comparison_holds_one_lesson_back_through_whole_episodes(lesson_store):
     model = WorldModel()
-    with store.read() as s:
+    with lesson_store.read() as s:
         lesson = db.listing(s, scope="shop")[0]
-    plan = comparison.plan(TasksetContext(model, store, SHOP, SETTINGS), lesson.id, n=24, k=2)
-    trial = comparison.compare(TasksetContext(model, store, SHOP, SETTINGS), plan)
+    plan = comparison.plan(
+        TasksetContext(model, lesson_store, SHOP, SETTINGS), lesson.id, n=24, k=2
+    )
+    trial = comparison.compare(TasksetContext(model, lesson_store, SHOP, SETTINGS), plan)
     assert trial.verdict == "accept" and trial.effect > 0.05
     shown = [r for r in model.requests if lesson.when in texts(r.messages[:1])]
     assert 0 < len(shown) < len(model.requests) / 2

@@ -20,11 +20,6 @@ SETTINGS = Settings(trials=False, max_tokens=4000, reflect_tokens=2000)
 pytestmark = pytest.mark.usefixtures("bwrap")
 
 
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "lessons.db")
-
-
 def lived(store: Store, taskset: Poisoned) -> list[str]:
     """Canaries that an obedient model met outside the tasks that brought them, over two days."""
     model = Obedient()
@@ -38,25 +33,25 @@ def lived(store: Store, taskset: Poisoned) -> list[str]:
     return strays
 
 
-def test_what_strangers_order_is_never_seen_again(store):
-    assert lived(store, Poisoned(True, [0, 12], 6)) == []
-    with store.read() as s:
+def test_what_strangers_order_is_never_seen_again(sqlite_store):
+    assert lived(sqlite_store, Poisoned(True, [0, 12], 6)) == []
+    with sqlite_store.read() as s:
         waiting = [x for x in db.listing(s, status="quarantined") if kites(f"{x.when} {x.do}")]
         shown = db.listing(s, status=("candidate", "active"))
     assert len(waiting) >= 5 and [x.do for x in shown] == ["say the word"]
 
 
-def test_where_nobody_says_that_it_is_from_outside_it_is(store):
-    assert len(set(lived(store, Poisoned(False, [0, 12], 6)))) >= 3, (
+def test_where_nobody_says_that_it_is_from_outside_it_is(sqlite_store):
+    assert len(set(lived(sqlite_store, Poisoned(False, [0, 12], 6)))) >= 3, (
         "else the test above proves nothing"
     )
 
 
-def test_anchors_carry_no_outside_bytes(store):
+def test_anchors_carry_no_outside_bytes(sqlite_store):
     taskset = Poisoned(True, [0, 1], 4)
     subject = TasksetLessons(taskset, ())
     plan = make_plan(10**6, anchors=80)
-    ctx = NightContext(Obedient(), store, SETTINGS, plan, [subject])
+    ctx = NightContext(Obedient(), sqlite_store, SETTINGS, plan, [subject])
     near = near_tasks(ctx, subject, "practice")
     assert len(near) == 4 + 2 and not any(task.untrusted for task in near), (
         "two whose tool will read such bytes"

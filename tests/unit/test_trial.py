@@ -18,7 +18,7 @@ from reflect.day.practice import practice
 from reflect.day.reflection import Group
 from reflect.errors import UsageError
 from reflect.records import Exposure, Rollout, TaskRow, Trial
-from reflect.store import Store, doctor, nights, runs, trials
+from reflect.store import doctor, nights, runs, trials
 from reflect.store import lessons as db
 from reflect.trials.assignment import withhold
 from reflect.trials.lesson_trial import LessonTrials, TrialScope
@@ -26,11 +26,6 @@ from reflect.trials.reward_version import reward_version
 
 SETTINGS = Settings()
 HERE = TrialScope("rule-1")
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "lessons.db")
 
 
 def lesson_of(store, status="candidate", **words):
@@ -78,11 +73,11 @@ def practised(
 # -------------------------------------------------------------------------------------------------------
 
 
-def test_withholding_is_drawn_by_a_hash_with_the_chance_that_is_logged(store):
+def test_withholding_is_drawn_by_a_hash_with_the_chance_that_is_logged(sqlite_store):
     lessons = [
-        lesson_of(store),
-        lesson_of(store, "active"),
-        lesson_of(store, "active", pinned=True),
+        lesson_of(sqlite_store),
+        lesson_of(sqlite_store, "active"),
+        lesson_of(sqlite_store, "active", pinned=True),
     ]
     drawn = [withhold(lessons, SETTINGS, 1, f"task {i}", j) for i in range(250) for j in range(8)]
     assert drawn[:8] == [withhold(lessons, SETTINGS, 1, "task 0", j) for j in range(8)]
@@ -118,14 +113,14 @@ def test_the_settings_are_read_as_words_and_shares(monkeypatch, tmp_path):
 # ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_lesson_that_helps_becomes_active_and_one_that_harms_is_retired(store):
+def test_a_lesson_that_helps_becomes_active_and_one_that_harms_is_retired(sqlite_store):
     for effect, status, verdict, words in (
         (0.3, "active", "accept", "it helps"),
         (-0.3, "retired", "reject", ""),
     ):
-        lesson = lesson_of(store)
-        run = practised(store, lesson.id, effect)
-        with store.read() as s:
+        lesson = lesson_of(sqlite_store)
+        run = practised(sqlite_store, lesson.id, effect)
+        with sqlite_store.read() as s:
             head, newest = db.get(s, lesson.id), db.history(s, lesson.id)[-1]
             ((trial, version),) = trials.moves(s, run.id)
         assert (
@@ -143,7 +138,7 @@ def test_a_lesson_that_helps_becomes_active_and_one_that_harms_is_retired(store)
         )
         assert version.version == 2 and trial.low <= effect <= trial.high
         assert trial.model_fingerprint == "rule-1" and trial.n < 320
-    assert doctor.check(store) == []
+    assert doctor.check(sqlite_store) == []
 
 
 class Hackable(dialect.Dialect):
@@ -157,22 +152,22 @@ class Hackable(dialect.Dialect):
         return super().verify(task, text).reward
 
 
-def test_a_reward_hack_is_rejected_and_a_lesson_that_holds_under_the_audit_is_not(store):
+def test_a_reward_hack_is_rejected_and_a_lesson_that_holds_under_the_audit_is_not(sqlite_store):
     """With 95 % intervals a verdict is wrong in at most 1 of 20 seeds; this is one seed."""
     taskset = Hackable()
     verb = next(
         v for v, op in taskset.meanings.items() if op == "swap"
     )  # of two that pay, a review takes "sort"
     other = next(v for v, op in taskset.meanings.items() if op == "largest")
-    hack = lesson_of(store, when=f"the task says {verb}", do="use sort", scope=taskset.name)
+    hack = lesson_of(sqlite_store, when=f"the task says {verb}", do="use sort", scope=taskset.name)
     good = lesson_of(
-        store,
+        sqlite_store,
         when=f"the task says {other}",
         do=f"use {taskset.meanings[other]}",
         scope=taskset.name,
     )
-    assert practice(RuleModel(), store, taskset, SETTINGS, n=240, k=8, seed=1).errors == 0
-    with store.read() as s:
+    assert practice(RuleModel(), sqlite_store, taskset, SETTINGS, n=240, k=8, seed=1).errors == 0
+    with sqlite_store.read() as s:
         verdicts = [version for version in db.history(s, hack.id) if version.author == "trial"]
         assert {version.status for version in verdicts} == {
             "retired"
@@ -182,49 +177,49 @@ def test_a_reward_hack_is_rejected_and_a_lesson_that_holds_under_the_audit_is_no
         assert all("audit" not in str(row.raw) for row in runs.reflections(s, 1))
 
 
-def test_a_pinned_lesson_is_measured_and_stays(store):
-    lesson = lesson_of(store, "active", pinned=True, author="human")
-    practised(store, lesson.id, -0.45, tasks=80)
-    with store.read() as s:
+def test_a_pinned_lesson_is_measured_and_stays(sqlite_store):
+    lesson = lesson_of(sqlite_store, "active", pinned=True, author="human")
+    practised(sqlite_store, lesson.id, -0.45, tasks=80)
+    with sqlite_store.read() as s:
         (trial,) = s.exec(select(Trial))
         assert db.get(s, lesson.id).status == "active" and db.get(s, lesson.id).version == 1
     assert trial.verdict == "reject" and trial.moved is None and trial.n == 640
 
 
-def test_only_the_evidence_on_this_text_model_and_adapter_counts(store):
-    lesson = lesson_of(store)
+def test_only_the_evidence_on_this_text_model_and_adapter_counts(sqlite_store):
+    lesson = lesson_of(sqlite_store)
     half = Settings(trials=True, withhold_candidate=0.5)
-    practised(store, lesson.id, 0.1, tasks=4, settings=half)
+    practised(sqlite_store, lesson.id, 0.1, tasks=4, settings=half)
 
     def heard(holds=HERE):
-        with store.read() as s:
+        with sqlite_store.read() as s:
             version, contrast = LessonTrials(holds).update(s, db.get(s, lesson.id))
         return version, contrast.n
 
     assert heard() == (1, 32)
     assert heard(TrialScope("other")) == heard(TrialScope("rule-1", 1)) == (1, 0)
-    with store.write() as s:
+    with sqlite_store.write() as s:
         db.revise(s, lesson.id, author="model", tags=["a"])
     assert heard() == (1, 32), "new tags are the same lesson"
-    with store.write() as s:
+    with sqlite_store.write() as s:
         db.revise(s, lesson.id, author="model", do="take your time")
     assert heard() == (3, 0)
-    practised(store, lesson.id, 0.1, tasks=2, seed=1)
+    practised(sqlite_store, lesson.id, 0.1, tasks=2, seed=1)
     assert heard() == (3, 16)
-    with store.write() as s:
+    with sqlite_store.write() as s:
         db.revise(s, lesson.id, author="trial", status="retired")
         db.revise(s, lesson.id, author="model", status="candidate")
     assert heard() == (3, 16), "a model that brings it back brings its evidence back"
-    with store.write() as s:
+    with sqlite_store.write() as s:
         db.revise(s, lesson.id, author="human", status="active")
     assert heard() == (6, 0), "a person's decision is a new trial"
 
 
-def test_the_same_draw_counts_once(store):
+def test_the_same_draw_counts_once(sqlite_store):
     """Two runs of one seed hold the same rollouts: copies count once."""
-    lesson = lesson_of(store)
-    first = practised(store, lesson.id, 0.0, tasks=4)
-    with store.write() as s:
+    lesson = lesson_of(sqlite_store)
+    first = practised(sqlite_store, lesson.id, 0.0, tasks=4)
+    with sqlite_store.write() as s:
         copy = runs.start_run(s, key="copy", taskset="s", n=4, k=8, seed=0, profile="default", model="m",
                               model_fingerprint="rule-1")  # fmt: skip
         for row in runs.rollouts(s, first.id):
@@ -234,27 +229,27 @@ def test_the_same_draw_counts_once(store):
             runs.save_rollouts(
                 s, [Rollout(**words)], [[Exposure(rollout_id=0, lesson_id=lesson.id, **shown)]]
             )
-    with store.read() as s:
+    with sqlite_store.read() as s:
         assert len(runs.exposures(s, lesson.id)) == 64
         assert LessonTrials(HERE).update(s, db.get(s, lesson.id))[1].n == 32
 
 
-def test_rollouts_without_a_choice_are_no_evidence_and_broken_ones_earn_nothing(store):
-    lesson = lesson_of(store)
-    practised(store, lesson.id, 0.0, tasks=2, settings=Settings(trials=False))
-    with store.read() as s:
+def test_rollouts_without_a_choice_are_no_evidence_and_broken_ones_earn_nothing(sqlite_store):
+    lesson = lesson_of(sqlite_store)
+    practised(sqlite_store, lesson.id, 0.0, tasks=2, settings=Settings(trials=False))
+    with sqlite_store.read() as s:
         assert LessonTrials(HERE).update(s, lesson)[1].n == 0 and s.exec(select(Trial)).all() == []
-    practised(store, lesson.id, 0.0, tasks=1, seed=1)
-    with store.write() as s:
+    practised(sqlite_store, lesson.id, 0.0, tasks=1, seed=1)
+    with sqlite_store.write() as s:
         for row in s.exec(select(Rollout).where(Rollout.run_id == 2)):
             row.reward, row.error = None, "model: gone"
-    with store.read() as s:
+    with sqlite_store.read() as s:
         assert {o.reward for o in trials.observations(s, lesson.id, 1, "rule-1", None)} == {0.0}
 
 
-def test_a_hundred_thousand_rollouts_are_read_in_seconds(store):
-    lesson = lesson_of(store)
-    with store.write() as s:
+def test_a_hundred_thousand_rollouts_are_read_in_seconds(sqlite_store):
+    lesson = lesson_of(sqlite_store)
+    with sqlite_store.write() as s:
         s.add(TaskRow(key="t", taskset="s", task_id="t", split="practice", content={}))
         run = runs.start_run(s, key="big", taskset="s", n=1, k=100_000, seed=0, profile="default", model="m",
                              model_fingerprint="rule-1")  # fmt: skip
@@ -273,7 +268,7 @@ def test_a_hundred_thousand_rollouts_are_read_in_seconds(store):
             [(i + 1, lesson.id, rng.random() < 0.5) for i in range(100_000)],
         )
     lesson_trials, began = LessonTrials(HERE), time.process_time()
-    with store.read() as s:
+    with sqlite_store.read() as s:
         _version, contrast = lesson_trials.update(s, db.get(s, lesson.id))
         cold = time.process_time() - began
         again = lesson_trials.update(s, db.get(s, lesson.id))[1]
@@ -306,7 +301,7 @@ def all_lessons(store, wrong=0):
         ]
 
 
-def test_a_day_samples_once_a_wave_and_each_prompt_once(store):
+def test_a_day_samples_once_a_wave_and_each_prompt_once(sqlite_store):
     class Counting(RuleModel):
         def sample(self, requests):
             texts = [json.dumps([*request.messages]) for request in requests]
@@ -314,9 +309,9 @@ def test_a_day_samples_once_a_wave_and_each_prompt_once(store):
             return super().sample(requests)
 
     model = Counting()
-    report = day(store, model, n=16)
+    report = day(sqlite_store, model, n=16)
     assert model.calls <= 2 * 2  # two waves: rollouts and reviews
-    with store.read() as s:
+    with sqlite_store.read() as s:
         rows = runs.rollouts(s, report.run_id)
     assert report.withheld > 0
     assert [(row.task_key, row.index) for row in rows] == [
@@ -324,13 +319,13 @@ def test_a_day_samples_once_a_wave_and_each_prompt_once(store):
     ]
 
 
-def test_a_day_proves_its_lessons(store):
-    report = day(store, n=48)
+def test_a_day_proves_its_lessons(sqlite_store):
+    report = day(sqlite_store, n=48)
     assert report.outcomes["accepted"] >= 5
-    with store.read() as s:
+    with sqlite_store.read() as s:
         active = {x.when.split()[-1]: x.do for x in db.listing(s, status="active")}
     assert all(f"use {dialect.TASKSET.meanings[name]}" == do for name, do in active.items())
-    assert doctor.check(store) == []
+    assert doctor.check(sqlite_store) == []
 
 
 def knowing():
@@ -340,14 +335,14 @@ def knowing():
     return model
 
 
-def test_a_day_throws_out_a_planted_lesson(store):
-    lessons = all_lessons(store, wrong=1)
-    with store.write() as s:
+def test_a_day_throws_out_a_planted_lesson(sqlite_store):
+    lessons = all_lessons(sqlite_store, wrong=1)
+    with sqlite_store.write() as s:
         nights.add_adapter(
             s, name="night-1", path="x", manifest={}, base_model="rule", base_fingerprint="rule-1"
         )
-    report = day(store, knowing(), n=40)
-    with store.read() as s:
+    report = day(sqlite_store, knowing(), n=40)
+    with sqlite_store.read() as s:
         head, newest = db.get(s, lessons[0].id), db.history(s, lessons[0].id)[-1]
         assert [db.get(s, lesson.id).status for lesson in lessons[1:]] == ["candidate"] * 5
     assert report.outcomes == {"rejected": 1}
@@ -356,15 +351,17 @@ def test_a_day_throws_out_a_planted_lesson(store):
     )
     (change,) = report.changes
     assert (change["kind"], change["lesson"], change["version"]) == ("trial", head.id, 2)
-    assert day(store, knowing(), n=40).changes == [change], "the same words again report the same"
+    assert day(sqlite_store, knowing(), n=40).changes == [change], (
+        "the same words again report the same"
+    )
 
 
-def test_no_reflection_is_spent_where_the_lessons_do_it_all(store):
-    all_lessons(store)
-    report = day(store, n=16)
+def test_no_reflection_is_spent_where_the_lessons_do_it_all(sqlite_store):
+    all_lessons(sqlite_store)
+    report = day(sqlite_store, n=16)
     assert report.withheld > 20 and report.reflections == 0
     assert report.reward == 1.0 == report.rewards[-1]
-    with store.read() as s:
+    with sqlite_store.read() as s:
         assert runs.figures(s, report.run_id).reward == 1.0
         assert min(row.reward for row in runs.rollouts(s, report.run_id)) == 0.0
 
@@ -382,10 +379,10 @@ def test_a_review_reads_the_attempts_that_saw_the_lessons_unless_all_of_them_fai
     assert read({1, 2}) == read(()) == read(range(4)) == [0, 1, 2, 3]
 
 
-def test_without_learning_rollouts_count_but_no_verdict_falls(store):
-    all_lessons(store)
-    report = day(store, n=32, learn=False)
-    with store.read() as s:
+def test_without_learning_rollouts_count_but_no_verdict_falls(sqlite_store):
+    all_lessons(sqlite_store)
+    report = day(sqlite_store, n=32, learn=False)
+    with sqlite_store.read() as s:
         assert s.exec(select(Trial)).all() == [] and {x.status for x in db.listing(s)} == {
             "candidate"
         }
@@ -396,17 +393,17 @@ def test_without_learning_rollouts_count_but_no_verdict_falls(store):
             > 16
         )
     assert report.outcomes == {}
-    day(store, n=32, seed=2)
-    with store.read() as s:
+    day(sqlite_store, n=32, seed=2)
+    with sqlite_store.read() as s:
         assert {x.status for x in db.listing(s)} == {"active"}
 
 
-def test_a_pruned_run_leaves_its_trials(store):
-    lesson = lesson_of(store)
-    run = practised(store, lesson.id, 0.3)
-    with store.write() as s:
+def test_a_pruned_run_leaves_its_trials(sqlite_store):
+    lesson = lesson_of(sqlite_store)
+    run = practised(sqlite_store, lesson.id, 0.3)
+    with sqlite_store.write() as s:
         assert runs.prune(s, keep=0) == ([1], [])
-    with store.read() as s:
+    with sqlite_store.read() as s:
         (trial,) = s.exec(select(Trial))
         assert trial.run_id is None and trial.verdict == "accept" and run.id == 1
-    assert doctor.check(store) == []
+    assert doctor.check(sqlite_store) == []

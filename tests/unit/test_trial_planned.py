@@ -15,57 +15,59 @@ from reflect.day.report import report
 from reflect.errors import UsageError
 from reflect.records import Rollout
 from reflect.rollouts.context import TasksetContext
-from reflect.store import Store
 from reflect.store import lessons as db
 from reflect.trials import comparison
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "lessons.db")
-
 
 # -- planned comparisons
 # -----------------------------------------------------------------------------------------------
 
 
-def test_a_planned_comparison_says_its_size_and_moves_the_lesson(store):
-    lesson, *_ = all_lessons(store)
+def test_a_planned_comparison_says_its_size_and_moves_the_lesson(sqlite_store):
+    lesson, *_ = all_lessons(sqlite_store)
     model = RuleModel()
     plan = comparison.plan(
-        TasksetContext(model, store, dialect.TASKSET, SETTINGS), lesson.id, n=8, k=4, wanted=0.6
+        TasksetContext(model, sqlite_store, dialect.TASKSET, SETTINGS),
+        lesson.id,
+        n=8,
+        k=4,
+        wanted=0.6,
     )
     assert plan.known.n == 0 and plan.pairs == 32 and 10 < plan.needed < 60
     assert plan.smallest > 0.4 and model.calls == 0
     verb = lesson.when.split()[-1]
     assert all(verb in task.text for task, _ in plan.tasks), "it is judged where it fires"
-    trial = comparison.compare(TasksetContext(model, store, dialect.TASKSET, SETTINGS), plan)
+    trial = comparison.compare(TasksetContext(model, sqlite_store, dialect.TASKSET, SETTINGS), plan)
     assert (trial.verdict, trial.kind, trial.moved) == ("accept", "paired", 2) and trial.n <= 32
-    with store.read() as s:
+    with sqlite_store.read() as s:
         assert db.get(s, lesson.id).status == "active"
         assert "pairs" in db.history(s, lesson.id)[-1].reason
         assert s.exec(select(Rollout)).all() == []
 
 
-def test_what_cannot_be_compared_is_said(store):
-    other = lesson_of(store, scope="elsewhere")
-    retired = lesson_of(store, "retired")
+def test_what_cannot_be_compared_is_said(sqlite_store):
+    other = lesson_of(sqlite_store, scope="elsewhere")
+    retired = lesson_of(sqlite_store, "retired")
     for lesson, words in ((other, "chosen for no practice task"), (retired, "is retired")):
         with pytest.raises(UsageError, match=words):
             comparison.plan(
-                TasksetContext(RuleModel(), store, dialect.TASKSET, SETTINGS), lesson.id, n=2, k=2
+                TasksetContext(RuleModel(), sqlite_store, dialect.TASKSET, SETTINGS),
+                lesson.id,
+                n=2,
+                k=2,
             )
 
 
-def test_a_lesson_that_changed_meanwhile_is_not_moved(store):
-    lesson, *_ = all_lessons(store)
+def test_a_lesson_that_changed_meanwhile_is_not_moved(sqlite_store):
+    lesson, *_ = all_lessons(sqlite_store)
     plan = comparison.plan(
-        TasksetContext(RuleModel(), store, dialect.TASKSET, SETTINGS), lesson.id, n=8, k=4
+        TasksetContext(RuleModel(), sqlite_store, dialect.TASKSET, SETTINGS), lesson.id, n=8, k=4
     )
-    with store.write() as s:
+    with sqlite_store.write() as s:
         db.revise(s, lesson.id, author="model", do="use something else")
-    trial = comparison.compare(TasksetContext(RuleModel(), store, dialect.TASKSET, SETTINGS), plan)
-    with store.read() as s:
+    trial = comparison.compare(
+        TasksetContext(RuleModel(), sqlite_store, dialect.TASKSET, SETTINGS), plan
+    )
+    with sqlite_store.read() as s:
         assert (
             trial.verdict == "accept"
             and trial.moved is None
@@ -73,9 +75,9 @@ def test_a_lesson_that_changed_meanwhile_is_not_moved(store):
         )
 
 
-def test_identical_prompts_twice(store):
+def test_identical_prompts_twice(sqlite_store):
     found = comparison.run_twice(
-        TasksetContext(RuleModel(), store, dialect.TASKSET, SETTINGS), n=12, k=4
+        TasksetContext(RuleModel(), sqlite_store, dialect.TASKSET, SETTINGS), n=12, k=4
     )
     assert (found.tasks, found.k) == (12, 4) and abs(found.first - found.second) < 0.4
     # at most 5 % of 200 trials of nothing, but for chance: more than 9.6 % in 1 of 300 were the
@@ -93,13 +95,13 @@ def told(capsys, *words):
     return code, *capsys.readouterr()
 
 
-def test_the_command_lists_verdicts_and_what_is_missing(store, capsys):
-    path = str(store.path)
+def test_the_command_lists_verdicts_and_what_is_missing(sqlite_store, capsys):
+    path = str(sqlite_store.path)
     code, out, err = told(capsys, "--db", path)
     assert code == 0 and "No lesson is on trial" in err
-    good, open_, new = lesson_of(store), lesson_of(store), lesson_of(store)
-    practised(store, good.id, 0.35)
-    practised(store, open_.id, 0.1, tasks=8, seed=1)
+    good, open_, new = lesson_of(sqlite_store), lesson_of(sqlite_store), lesson_of(sqlite_store)
+    practised(sqlite_store, good.id, 0.35)
+    practised(sqlite_store, open_.id, 0.1, tasks=8, seed=1)
     code, out, _ = told(capsys, "--db", path)
     assert (
         code == 0
@@ -115,20 +117,20 @@ def test_the_command_lists_verdicts_and_what_is_missing(store, capsys):
         and rows[open_.id]["n"] == 64
     )
     assert rows[new.id]["n"] == 0
-    practised(store, good.id, 0.35, tasks=8, seed=2)
+    practised(sqlite_store, good.id, 0.35, tasks=8, seed=2)
     code, out, _ = told(capsys, str(good.id), "--db", path, "--json")
     (row,) = json.loads(out)
     assert (row["verdict"], row["n"], row["watch"]["n"]) == ("accept", rows[good.id]["n"], 64)
     code, out, _ = told(capsys, str(open_.id), "--db", path, "--json")
     assert [row["lesson"] for row in json.loads(out)] == [open_.id]
-    with store.write() as s:
+    with sqlite_store.write() as s:
         db.revise(s, open_.id, author="human", do="take your time")
     assert "has changed" in told(capsys, "--db", path)[1]
 
 
-def test_the_command_refuses_words_that_do_not_fit(store, capsys):
-    path = str(store.path)
-    lesson_of(store, scope="")
+def test_the_command_refuses_words_that_do_not_fit(sqlite_store, capsys):
+    path = str(sqlite_store.path)
+    lesson_of(sqlite_store, scope="")
     assert told(capsys, "9", "--db", path)[0] == 2
     assert told(capsys, "--tasks", "3", "--db", path)[0] == 2
     assert told(capsys, "1", "--aa", "letters", "--db", path)[0] == 2
@@ -136,8 +138,8 @@ def test_the_command_refuses_words_that_do_not_fit(store, capsys):
     assert code == 2 and "--taskset" in err
 
 
-def test_the_changes_of_a_run_name_the_verdicts(store):
-    lesson = lesson_of(store)
-    run = practised(store, lesson.id, -0.4)
-    (change,) = report(store, run, []).changes
+def test_the_changes_of_a_run_name_the_verdicts(sqlite_store):
+    lesson = lesson_of(sqlite_store)
+    run = practised(sqlite_store, lesson.id, -0.4)
+    (change,) = report(sqlite_store, run, []).changes
     assert in_words(change).startswith(f"- lesson {lesson.id} rejected: it does harm: -0.")

@@ -23,8 +23,8 @@ from reflect.lessons.release import OUTSIDE
 from reflect.lessons.selection import TRIED, lessons_for, select_lessons
 from reflect.records import Lesson, Reflection, Rollout, Trial
 from reflect.rollouts.context import TasksetContext
-from reflect.store import Store, runs, trials
 from reflect.store import lessons as db
+from reflect.store import runs, trials
 from reflect.tasksets import load_taskset
 from reflect.tasksets.task import Score, Task
 from reflect.training import lesson_set
@@ -34,11 +34,6 @@ from reflect.trials.reward_version import reward_version
 SETTINGS = Settings()
 COUNT = RuleModel().count_tokens
 SAYS = "the task says zubi"
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "lessons.db")
 
 
 # -- what a reward means
@@ -134,15 +129,15 @@ class Stricter(dialect.Dialect):
         return score if "means" in text else Score(0.0)
 
 
-def test_evidence_begins_anew_with_another_verifier_and_the_lesson_stays(store, capsys):
+def test_evidence_begins_anew_with_another_verifier_and_the_lesson_stays(sqlite_store, capsys):
     verb, op = next(iter(dialect.TASKSET.meanings.items()))
     lesson = lesson_of(
-        store, "active", when=f"the task says {verb}", do=f"use {op}", scope="dialect"
+        sqlite_store, "active", when=f"the task says {verb}", do=f"use {op}", scope="dialect"
     )
     half = Settings(withhold_active=0.5)
     for taskset, n in ((dialect.TASKSET, 24), (Stricter(), 12)):
-        practice(RuleModel(), store, taskset, half, n=n, k=8, seed=1)
-    with store.read() as s:
+        practice(RuleModel(), sqlite_store, taskset, half, n=n, k=8, seed=1)
+    with sqlite_store.read() as s:
         found = {
             trial.measure: trial
             for trial in s.exec(select(Trial).where(Trial.lesson_id == lesson.id))
@@ -150,14 +145,16 @@ def test_evidence_begins_anew_with_another_verifier_and_the_lesson_stays(store, 
         assert set(found) == {reward_version(dialect.TASKSET), reward_version(Stricter())}
         assert found[reward_version(dialect.TASKSET)].n > found[reward_version(Stricter())].n > 0
         assert db.get(s, lesson.id).status == "active"
-    code, out, _ = told(capsys, "trial", str(lesson.id), "--db", str(store.path))
+    code, out, _ = told(capsys, "trial", str(lesson.id), "--db", str(sqlite_store.path))
     assert code == 0 and "measured with another verifier or system prompt" in out
 
 
-def test_a_verdict_of_an_old_version_says_so(store, capsys):
-    lesson = lesson_of(store, scope="dialect")
-    practised(store, lesson.id, 0.35)  # its run has no measure, as those of before it was recorded
-    _code, out, _ = told(capsys, "trial", "--db", str(store.path), "--json")
+def test_a_verdict_of_an_old_version_says_so(sqlite_store, capsys):
+    lesson = lesson_of(sqlite_store, scope="dialect")
+    practised(
+        sqlite_store, lesson.id, 0.35
+    )  # its run has no measure, as those of before it was recorded
+    _code, out, _ = told(capsys, "trial", "--db", str(sqlite_store.path), "--json")
     (row,) = json.loads(out)
     assert (row["verdict"], row["measure"], row["status"]) == ("accept", "", "active")
     assert row["missing"] == "a new trial: measured with another verifier or system prompt"
@@ -185,8 +182,8 @@ def proven(s, lesson_id, low, high=0.9, version=1, **words):
     s.flush()
 
 
-def test_a_proven_lesson_goes_before_an_undecided_one_and_that_is_tried_now_and_then(store):
-    with store.write() as s:
+def test_a_proven_lesson_goes_before_an_undecided_one_and_that_is_tried_now_and_then(sqlite_store):
+    with sqlite_store.write() as s:
         ids = [
             db.add(s, when=f"general {word}", do="x", author="model", scope="dialect").id
             for word in "abc"
@@ -212,8 +209,8 @@ def test_a_proven_lesson_goes_before_an_undecided_one_and_that_is_tried_now_and_
         )
 
 
-def test_relevance_still_counts_and_only_verdicts_on_the_present_text(store):
-    with store.write() as s:
+def test_relevance_still_counts_and_only_verdicts_on_the_present_text(sqlite_store):
+    with sqlite_store.write() as s:
         off, on = [
             db.add(s, when=when, do="x", author="model", scope="dialect").id
             for when in ("general", "sort these")
@@ -230,9 +227,9 @@ def test_relevance_still_counts_and_only_verdicts_on_the_present_text(store):
         assert trials.proven_effects(s, [on]) == {}, "somebody has brought it back since"
 
 
-def test_a_lesson_of_one_task_is_chosen_for_that_task_alone(store):
+def test_a_lesson_of_one_task_is_chosen_for_that_task_alone(sqlite_store):
     mine, other = ask(1), ask(2)
-    with store.write() as s:
+    with sqlite_store.write() as s:
         words = {"do": "x", "author": "model", "scope": "dialect"}
         bound = db.add(s, when="sort these", tags=["a", f"task:{mine.key}"], **words).id
         for i in range(60):  # more than the pool holds
@@ -276,10 +273,10 @@ class Web(dialect.Dialect):
         return [replace(task, untrusted=True) for task in super().tasks(split, n, seed)]
 
 
-def test_what_outside_bytes_teach_reaches_neither_a_prompt_nor_a_training_set(store):
-    report = practice(RuleModel(), store, Web(), SETTINGS, n=16, k=8, seed=1)
+def test_what_outside_bytes_teach_reaches_neither_a_prompt_nor_a_training_set(sqlite_store):
+    report = practice(RuleModel(), sqlite_store, Web(), SETTINGS, n=16, k=8, seed=1)
     assert report.outcomes["quarantined"] > 0 and "added" not in report.outcomes
-    with store.read() as s:
+    with sqlite_store.read() as s:
         assert {row.trust for row in s.exec(select(Rollout))} == {"untrusted"}
         learned = db.listing(s)
         assert {(x.status, x.trust) for x in learned} == {("quarantined", "untrusted")}
@@ -296,7 +293,7 @@ def test_what_outside_bytes_teach_reaches_neither_a_prompt_nor_a_training_set(st
                 )
                 == []
             )
-    assert lesson_set.pick(store, "default") == []
+    assert lesson_set.pick(sqlite_store, "default") == []
 
 
 def group(s, edit, number, trust="clean", shown=()):
@@ -326,9 +323,9 @@ def group(s, edit, number, trust="clean", shown=()):
     return outcome
 
 
-def test_two_clean_tasks_release_it_and_nothing_less(store):
+def test_two_clean_tasks_release_it_and_nothing_less(sqlite_store):
     edit = Edit("add", SAYS, "use reverse")
-    with store.write() as s:
+    with sqlite_store.write() as s:
         first = group(s, edit, 3, "untrusted")
         assert (first.outcome, first.reason) == ("quarantined", OUTSIDE)
         assert group(s, edit, 4, "untrusted").outcome == "known"
@@ -350,9 +347,9 @@ def test_two_clean_tasks_release_it_and_nothing_less(store):
     assert newest.reason == "two clean tasks ask for it: zubi-9-2-6 and zubi-9-2-7"
 
 
-def test_text_that_waits_for_another_reason_is_released_by_a_person_only(store):
+def test_text_that_waits_for_another_reason_is_released_by_a_person_only(sqlite_store):
     edit = Edit("add", SAYS, "look at www.example.com")
-    with store.write() as s:
+    with sqlite_store.write() as s:
         first = group(s, edit, 3, "untrusted")
         assert first.reason == f"it names a web address; {OUTSIDE}"
         for number in (4, 5, 6):
@@ -364,8 +361,8 @@ def test_text_that_waits_for_another_reason_is_released_by_a_person_only(store):
         assert db.get(s, clean.lesson_id).status == "quarantined"
 
 
-def test_outside_bytes_change_and_retire_nothing(store):
-    with store.write() as s:
+def test_outside_bytes_change_and_retire_nothing(sqlite_store):
+    with sqlite_store.write() as s:
         lesson = db.add(
             s, when=SAYS, do="use reverse", author="model", scope="dialect", status="active"
         )
@@ -398,11 +395,11 @@ def test_outside_bytes_change_and_retire_nothing(store):
 # -------------------------------------------------------------------
 
 
-def test_pruning_keeps_the_runs_that_an_open_trial_rests_on(store, capsys):
-    accepted, open_ = lesson_of(store), lesson_of(store)
-    practised(store, accepted.id, 0.35)  # its verdict has fallen, and begins anew
-    practised(store, open_.id, 0.1, tasks=8, seed=1)
-    path = str(store.path)
+def test_pruning_keeps_the_runs_that_an_open_trial_rests_on(sqlite_store, capsys):
+    accepted, open_ = lesson_of(sqlite_store), lesson_of(sqlite_store)
+    practised(sqlite_store, accepted.id, 0.35)  # its verdict has fallen, and begins anew
+    practised(sqlite_store, open_.id, 0.1, tasks=8, seed=1)
+    path = str(sqlite_store.path)
     code, out, _ = told(capsys, "runs", "prune", "--keep", "0", "--db", path)
     assert code == 2 and "1 runs would be deleted" in out and "1 older ones stay" in out
     code, out, _ = told(capsys, "runs", "prune", "--keep", "0", "--yes", "--db", path, "--json")
@@ -412,30 +409,36 @@ def test_pruning_keeps_the_runs_that_an_open_trial_rests_on(store, capsys):
         "exchanges": 0,
         "deleted": True,
     }
-    with store.write() as s:
+    with sqlite_store.write() as s:
         assert [run.id for run in runs.list_runs(s)] == [2]
         db.revise(s, open_.id, author="human", status="retired")
         assert runs.prune(s, keep=0) == ([2], [])
 
 
-def test_a_planned_comparison_rejects_a_reward_hack(store):
+def test_a_planned_comparison_rejects_a_reward_hack(sqlite_store):
     """One seed; with 95 % intervals a verdict is wrong in at most 1 of 20."""
     taskset = Hackable()
     verb = next(v for v, op in taskset.meanings.items() if op == "swap")
-    hack = lesson_of(store, when=f"the task says {verb}", do="use sort", scope=taskset.name)
+    hack = lesson_of(sqlite_store, when=f"the task says {verb}", do="use sort", scope=taskset.name)
     good = lesson_of(
-        store, when=f"the task says {verb}", do="use swap", scope=taskset.name, profile="good"
+        sqlite_store,
+        when=f"the task says {verb}",
+        do="use swap",
+        scope=taskset.name,
+        profile="good",
     )
     for lesson, verdict in ((hack, "reject"), (good, "accept")):
         settings = Settings(profile=lesson.profile)
         plan = comparison.plan(
-            TasksetContext(RuleModel(), store, taskset, settings), lesson.id, n=40, k=8
+            TasksetContext(RuleModel(), sqlite_store, taskset, settings), lesson.id, n=40, k=8
         )
-        trial = comparison.compare(TasksetContext(RuleModel(), store, taskset, settings), plan)
+        trial = comparison.compare(
+            TasksetContext(RuleModel(), sqlite_store, taskset, settings), plan
+        )
         assert trial.verdict == verdict and trial.low > 0, (
             "by the reward alone both would be accepted"
         )
         assert trial.measure == reward_version(taskset)
-    with store.read() as s:
+    with sqlite_store.read() as s:
         newest = db.history(s, hack.id)[-1]
         assert newest.status == "retired" and "what the reward stands for" in newest.reason

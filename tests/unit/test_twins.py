@@ -11,7 +11,6 @@ from reflect.config import Settings
 from reflect.day.practice import practice
 from reflect.gate.placebo import placebo_data
 from reflect.records import CHEATED, Reflection, Rollout
-from reflect.store import Store
 from reflect.store import lessons as db
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.code import answer_of
@@ -50,16 +49,11 @@ class Adding(Taskset):
 pytestmark = pytest.mark.usefixtures("bwrap")
 
 
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "lessons.db")
-
-
-def test_twenty_are_marked_and_nothing_is_learned_from_them(store):
+def test_twenty_are_marked_and_nothing_is_learned_from_them(sqlite_store):
     model = FittingModel()
-    report = practice(model, store, Adding(), SETTINGS, n=N, k=1, seed=1)
+    report = practice(model, sqlite_store, Adding(), SETTINGS, n=N, k=1, seed=1)
     assert report.outcomes == {"quarantined": N} and report.reward == 0.0
-    with store.read() as s:
+    with sqlite_store.read() as s:
         rows = list(s.exec(select(Rollout)))
         assert len(rows) == N and all(
             row.trust == CHEATED and row.parts == {TWIN: 1.0} for row in rows
@@ -71,37 +65,37 @@ def test_twenty_are_marked_and_nothing_is_learned_from_them(store):
             "it was learned from attempts that were fitted to tests which contradict the task"
         }
         assert len(list(s.exec(select(Reflection)))) == N
-    assert lesson_set.pick(store, "default") == []
+    assert lesson_set.pick(sqlite_store, "default") == []
     again = len(model.prompts)
-    practice(model, store, Adding(), SETTINGS, n=4, k=1, seed=2)
+    practice(model, sqlite_store, Adding(), SETTINGS, n=4, k=1, seed=2)
     assert not any(
         "what the tests expect" in p for p in model.prompts[again:] if "You review" not in p
     )
 
 
-def test_what_cheats_teach_is_not_released_by_honest_tasks(store):
-    practice(FittingModel(), store, Adding(), SETTINGS, n=2, k=1, seed=1)
-    practice(FittingModel(), store, Adding(), SETTINGS, n=2, k=1, seed=2)
-    with store.read() as s:
+def test_what_cheats_teach_is_not_released_by_honest_tasks(sqlite_store):
+    practice(FittingModel(), sqlite_store, Adding(), SETTINGS, n=2, k=1, seed=1)
+    practice(FittingModel(), sqlite_store, Adding(), SETTINGS, n=2, k=1, seed=2)
+    with sqlite_store.read() as s:
         assert {x.status for x in db.listing(s)} == {"quarantined"}
 
 
-def test_honest_work_at_the_same_tasks_teaches(store):
-    report = practice(FittingModel(honest=True), store, Adding(), SETTINGS, n=3, k=4, seed=1)
+def test_honest_work_at_the_same_tasks_teaches(sqlite_store):
+    report = practice(FittingModel(honest=True), sqlite_store, Adding(), SETTINGS, n=3, k=4, seed=1)
     assert 0 < report.reward < 1 and set(report.outcomes) == {"added"}
-    with store.read() as s:
+    with sqlite_store.read() as s:
         assert {row.trust for row in s.exec(select(Rollout))} == {"clean"}
 
 
-def test_no_cheat_enters_a_training_set(store):
-    with store.write() as s:
+def test_no_cheat_enters_a_training_set(sqlite_store):
+    with sqlite_store.write() as s:
         words = {"author": "human", "scope": "adding", "status": "active"}
         lessons = [
             db.add(s, when="writing add functions", do=do, **words) for do in ("add", "really add")
         ]
     subject = TasksetLessons(Adding(), tuple(lessons))
     plan = make_plan(10**6, fewest_tasks=4, tasks_per_lesson=2, samples=1, anchors=8)
-    ctx = NightContext(FittingModel(), store, SETTINGS, plan, [subject])
+    ctx = NightContext(FittingModel(), sqlite_store, SETTINGS, plan, [subject])
     data = harvest(ctx, set())
     told = data.figures["tasksets"]["adding"]
     assert told == {"tasks": 4, "attempts": 4, "kept": 0, "enough": 1.0} and not data.harvest
