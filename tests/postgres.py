@@ -140,8 +140,13 @@ def server() -> Iterator[Server]:
         with (folder / "log").open("w") as log:
             process = subprocess.Popen(
                 [programs / "postgres", "-D", folder / "data", "-k", folder, *settings],
-                cwd=folder, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_us, **who,
-            )  # fmt: skip
+                cwd=folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=_die_with_us,
+                **who,
+            )
         try:
             found = Server(folder)
             _wait_for(found, process)

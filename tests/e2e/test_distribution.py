@@ -59,9 +59,16 @@ def tree_files() -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    "text", ["pip install 'reflect[serve]'", "pip install -U reflect", "pipx install reflect", "needs reflect[gym].",
-             "uv add reflect==0.1", "version('reflect')".join(["metadata.", ""])]
-)  # fmt: skip
+    "text",
+    [
+        "pip install 'reflect[serve]'",
+        "pip install -U reflect",
+        "pipx install reflect",
+        "needs reflect[gym].",
+        "uv add reflect==0.1",
+        "version('reflect')".join(["metadata.", ""]),
+    ],
+)
 def test_the_search_finds_the_old_form(text: str) -> None:
     assert OLD_FORM.search(text)
 

@@ -217,8 +217,11 @@ def test_stats_set_the_cost_against_the_measured_gain(cli: Cli, book: Any) -> No
     shown(book, (1, 1, True), (1, 2, True), (1, 3, True), (1, 3, False), (2, 1, True))
     with book.context.store.write() as s:
         for lesson_id, version, kind, effect in (
-            (1, 1, "paired", 0.9), (1, 2, "withhold", 0.24), (1, 3, "probe", -0.5), (2, 1, "withhold", -0.1),
-        ):  # fmt: skip
+            (1, 1, "paired", 0.9),
+            (1, 2, "withhold", 0.24),
+            (1, 3, "probe", -0.5),
+            (2, 1, "withhold", -0.1),
+        ):
             words = {"low": effect - 0.1, "high": effect + 0.1, "n": 40, "verdict": "undecided"}
             nights.add_trial(
                 s, Trial(lesson_id=lesson_id, version=version, kind=kind, effect=effect, **words)

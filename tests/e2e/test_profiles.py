@@ -233,8 +233,15 @@ def test_profiles_at_a_glance(store: Store) -> None:
             night = nights.start_night(
                 s, key=profile, profile=profile, config={}, lessons=[[i, 1] for i in ids]
             )
-            row = nights.add_adapter(s, name=profile, path="p", manifest={}, base_model="m", base_fingerprint="f",
-                                     night_id=night.id)  # fmt: skip
+            row = nights.add_adapter(
+                s,
+                name=profile,
+                path="p",
+                manifest={},
+                base_model="m",
+                base_fingerprint="f",
+                night_id=night.id,
+            )
             if profile == "team":
                 nights.promote(s, row.id, "team", ids[:1])
         nights.finish_night(

@@ -158,9 +158,12 @@ def test_a_bad_answer_is_data_and_the_run_completes(server: Server) -> None:
     with workspace(server).store.read() as s:
         broken = [row.error or "" for row in runs.rollouts(s, 1) if row.reward is None]
     assert [re.sub(r"http://\S+ ", "", text).split(" (")[0] for text in broken] == [
-        "model: answered with something that is no completion", "model: cut the connection, after 2 tries.",
-        "model: failed", "model: refuses the request", "model: The server withheld the answer",
-    ]  # fmt: skip
+        "model: answered with something that is no completion",
+        "model: cut the connection, after 2 tries.",
+        "model: failed",
+        "model: refuses the request",
+        "model: The server withheld the answer",
+    ]
     assert len(server.asked) == 16 + 2 + report.reflections, "two retries, by the client"
 
 

@@ -160,10 +160,23 @@ BAD = [
     ({"model": "gpt-4"}, 404, "model", "model_not_found"),
     ({"messages": []}, 400, "messages", "invalid_value"),
     ({"messages": [{"role": "boss", "content": "x"}]}, 400, "messages[0].role", None),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, 400,
-     "messages[0].content", "unsupported_value"),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
+            ]
+        },
+        400,
+        "messages[0].content",
+        "unsupported_value",
+    ),
     ({"messages": [{"role": "user", "content": None}]}, 400, "messages[0].content", "invalid_type"),
-    ({"messages": [{"role": "user", "content": "strawberry " * 2000}]}, 400, "messages", "context_length_exceeded"),
+    (
+        {"messages": [{"role": "user", "content": "strawberry " * 2000}]},
+        400,
+        "messages",
+        "context_length_exceeded",
+    ),
     ({"n": 0}, 400, "n", "invalid_value"),
     ({"n": "two"}, 400, "n", "invalid_type"),
     ({"max_tokens": 0}, 400, "max_tokens", "invalid_value"),
@@ -173,7 +186,7 @@ BAD = [
     ({"top_p": 0.5}, 400, "top_p", "unsupported_value"),
     ({"response_format": {"type": "json_object"}}, 400, "response_format", "unsupported_value"),
     ({"tools": [{"type": "function"}]}, 400, "tools", "invalid_value"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("change", "status", "param", "code"), BAD, ids=lambda x: str(x)[:30])

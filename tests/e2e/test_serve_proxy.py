@@ -228,10 +228,12 @@ def test_an_upstream_that_is_not_there(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "code", "told"),
-    [(["--host", "0.0.0.0"], 2, "needs a key"),
-     (["--upstream", "example.org"], 2, "is not a URL"),
-     (["--host", "no.such.host.invalid", "--key", "k"], 1, "cannot be used")],
-)  # fmt: skip
+    [
+        (["--host", "0.0.0.0"], 2, "needs a key"),
+        (["--upstream", "example.org"], 2, "is not a URL"),
+        (["--host", "no.such.host.invalid", "--key", "k"], 1, "cannot be used"),
+    ],
+)
 def test_what_it_refuses_to_start_with(
     words: list[str], code: int, told: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

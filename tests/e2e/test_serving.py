@@ -56,8 +56,11 @@ def test_each_promotion_is_loaded_and_the_older_one_goes_a_version_later(
     pushing.promote("three")
     assert held(server) == ["three", "two"]
     assert [path.rsplit("/")[-1] for path, _ in server.posts] == [
-        "load_lora_adapter", "load_lora_adapter", "load_lora_adapter", "unload_lora_adapter",
-    ]  # fmt: skip
+        "load_lora_adapter",
+        "load_lora_adapter",
+        "load_lora_adapter",
+        "unload_lora_adapter",
+    ]
     assert not any("load_inplace" in body for _, body in server.posts) and not pushing.complaints
 
     pushing.rollback()

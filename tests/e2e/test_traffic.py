@@ -236,10 +236,17 @@ def test_feedback_by_id_and_what_is_wrong_with_it(tiny: LocalModel, tmp_path: Pa
     with serving(tmp_path / "lessons.db", tiny) as base:
         one = post(base, "chat/completions", body).json()["id"]
         two = post(base, "chat/completions", {**body, "n": 2}).json()["id"]
-        bad = [({"id": one}, 400), ({"id": one, "reward": 1.5}, 400), ({"id": one, "reward": True}, 400),
-               ({"id": one, "reward": "1"}, 400), ({"id": "chatcmpl-none", "reward": 1}, 404),
-               ({"id": two, "reward": 1}, 400), ({"id": two, "reward": 1, "choice": 7}, 404),
-               ({"id": one, "reward": 1, "feedback": "x" * 10_001}, 400), ([], 400)]  # fmt: skip
+        bad = [
+            ({"id": one}, 400),
+            ({"id": one, "reward": 1.5}, 400),
+            ({"id": one, "reward": True}, 400),
+            ({"id": one, "reward": "1"}, 400),
+            ({"id": "chatcmpl-none", "reward": 1}, 404),
+            ({"id": two, "reward": 1}, 400),
+            ({"id": two, "reward": 1, "choice": 7}, 404),
+            ({"id": one, "reward": 1, "feedback": "x" * 10_001}, 400),
+            ([], 400),
+        ]
         for words, status in bad:
             reply = post(base, "feedback", words)
             assert reply.status_code == status and reply.json()["error"]["message"], words
@@ -254,8 +261,9 @@ def test_feedback_by_id_and_what_is_wrong_with_it(tiny: LocalModel, tmp_path: Pa
         with store.read() as s:
             rows = exchanges.waiting(s, "default")
             assert [(row.name, row.choice, row.reward, row.feedback) for row in rows] == [
-                (one, 0, 1.0, "good"), (two, 1, 0.5, "")
-            ]  # fmt: skip
+                (one, 0, 1.0, "good"),
+                (two, 1, 0.5, ""),
+            ]
         learn(tiny, store, Settings())
         late = post(base, "feedback", {"id": one, "reward": 0})
         assert late.status_code == 409 and "has reflected" in late.json()["error"]["message"]
@@ -417,8 +425,14 @@ def test_like_tasks_make_a_group() -> None:
             id=i, name="x", taskset="t", asked=talk, messages=talk, model="m", model_fingerprint="f"
         )
 
-    texts = ["Apply zubi to the list 3 1 2.", "apply zubi to the list 17", "Apply fapo to the list 1 2.",
-             "How many r are in pear?", "How many e are in apple?", "Write a poem about the sea"]  # fmt: skip
+    texts = [
+        "Apply zubi to the list 3 1 2.",
+        "apply zubi to the list 17",
+        "Apply fapo to the list 1 2.",
+        "How many r are in pear?",
+        "How many e are in apple?",
+        "Write a poem about the sea",
+    ]
     rows = [asked(text, i) for i, text in enumerate(texts)]
     assert form(rows[0].asked) == form(rows[1].asked) == "apply zubi to the list #"
     assert [[row.id for row in group] for group in groups(rows, 8)] == [[0, 1], [2], [3, 4], [5]]

@@ -187,12 +187,15 @@ def facts() -> dict[str, Any]:
         "rollouts": {name: run_of(run) for name, run in whole.items()},
         "errors": {name: errors_of(whole[name]) for name in ("3", "5", "6")},
         "trials": {name: trials_of(name) for name in ("default", "team")},
-        "rules": [[x["id"], x["pattern"], x["kind"], x["why"]] for x in command(*"lessons forbidden --profile team".split())],
+        "rules": [
+            [x["id"], x["pattern"], x["kind"], x["why"]]
+            for x in command(*"lessons forbidden --profile team".split())
+        ],
         "nights": [[x["id"], x["status"], x["lessons"]] for x in command("nights", "list")],
         "adapters": [[x["name"], x["status"], x["manifest"]] for x in command("adapters", "list")],
         "ungraded": [x["rollout"] for x in command(*"grade list --run 3 --profile errors".split())],
         "waiting": command("run", "--from-traffic", "--dry-run")["waiting"],
-    }  # fmt: skip
+    }
 
 
 # -- the tests ---------------------------------------------------------------------------------------------------------
@@ -243,8 +246,12 @@ GYM = {
 }
 CODE_CASES = [{"args": [2], "returns": 4}]
 FILES = {
-    "contains.jsonl": json.dumps({"id": "a", "prompt": "say 3", "verifier": "contains", "answer": "3"}),
-    "code.jsonl": json.dumps({"prompt": "w", "verifier": "code", "entry": "f", "cases": CODE_CASES}),
+    "contains.jsonl": json.dumps(
+        {"id": "a", "prompt": "say 3", "verifier": "contains", "answer": "3"}
+    ),
+    "code.jsonl": json.dumps(
+        {"prompt": "w", "verifier": "code", "entry": "f", "cases": CODE_CASES}
+    ),
     "functions.py": '''"""longer: which is longer"""
 from reflect.tasksets import judged, taskset
 WORDS = "plum apple cherry banana kiwi apricot fig orange papaya grapefruit pear tangerine".split()
@@ -283,7 +290,7 @@ class Sums(Taskset):
         return Toolbox(add, lines=True)
 TASKSET = Sums()
 ''',
-}  # fmt: skip
+}
 
 
 def measures(names: Iterable[str]) -> dict[str, str]:

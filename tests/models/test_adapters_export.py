@@ -31,10 +31,27 @@ from reflect.workspace.workspace import Workspace
 GATE = {
     "ok": True,
     "reasons": [],
-    "arms": {"my.jsonl": {arm: {"reward": r, "n": 3, "ci95": [0, 1]} for arm, r in
-                          (("base_out", 0.125), ("base_in", 1.0), ("adapter_out", 0.875), ("adapter_in", 0.75))}},
-    "checks": [{"name": "gain", "ok": True, "value": 0.9, "limit": 0.8, "text": "the weights keep 90% | of <it>"}],
-}  # fmt: skip
+    "arms": {
+        "my.jsonl": {
+            arm: {"reward": r, "n": 3, "ci95": [0, 1]}
+            for arm, r in (
+                ("base_out", 0.125),
+                ("base_in", 1.0),
+                ("adapter_out", 0.875),
+                ("adapter_in", 0.75),
+            )
+        }
+    },
+    "checks": [
+        {
+            "name": "gain",
+            "ok": True,
+            "value": 0.9,
+            "limit": 0.8,
+            "text": "the weights keep 90% | of <it>",
+        }
+    ],
+}
 
 
 @pytest.fixture

@@ -33,14 +33,26 @@ def loaded(folder: Path, template: str = TEMPLATE, **settings: str) -> LocalMode
     ("text", "rest", "calls"),
     [
         (f"<tool_call>\n{ONE}\n</tool_call>", "", [{"a": 1}]),
-        (f"I add. <tool_call>{ONE}</tool_call>\n<tool_call>{ONE}</tool_call>", "I add.", [{"a": 1}, {"a": 1}]),
+        (
+            f"I add. <tool_call>{ONE}</tool_call>\n<tool_call>{ONE}</tool_call>",
+            "I add.",
+            [{"a": 1}, {"a": 1}],
+        ),
         ('{"name": "add", "parameters": {"a": 1}}', "", [{"a": 1}]),
-        ('<|python_tag|>{"name": "add", "parameters": {}}; {"name": "add", "parameters": {}}', "", [{}, {}]),
+        (
+            '<|python_tag|>{"name": "add", "parameters": {}}; {"name": "add", "parameters": {}}',
+            "",
+            [{}, {}],
+        ),
         (f"[TOOL_CALLS] [{ONE}, {ONE}]", "", [{"a": 1}, {"a": 1}]),
-        ('Well. [TOOL_CALLS]add[CALL_ID]x1[ARGS]{"a": 2}[TOOL_CALLS]add{"a": 3}', "Well.", [{"a": 2}, {"a": 3}]),
+        (
+            'Well. [TOOL_CALLS]add[CALL_ID]x1[ARGS]{"a": 2}[TOOL_CALLS]add{"a": 3}',
+            "Well.",
+            [{"a": 2}, {"a": 3}],
+        ),
         ('<tool_call>{"name": "add", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [{"a": 1}]),
     ],
-)  # fmt: skip
+)
 def test_calls_are_read(text: str, rest: str, calls: list[dict[str, object]]) -> None:
     assert read_calls(text, {"add"}) == (rest, [("add", arguments) for arguments in calls])
 

@@ -115,9 +115,18 @@ def test_a_model_that_no_row_can_join_answers_batch_after_batch(tmp_path: Path) 
 
     folder = save_tiny(tmp_path / "m")
     MistralForCausalLM(
-        MistralConfig(vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-                      num_key_value_heads=1, sliding_window=6, eos_token_id=2, pad_token_id=0)
-    ).save_pretrained(folder)  # fmt: skip
+        MistralConfig(
+            vocab_size=128,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            sliding_window=6,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+    ).save_pretrained(folder)
     model = load_model(str(folder))
     assert model.continuous_batch() is None
     engine = Engine(model, queue=100)

@@ -95,14 +95,46 @@ def test_settings_out_of_range_are_refused(setting: dict[str, Any]) -> None:
         ({"max_position_embeddings": None}, 1e30, 0, 4096),
         ({"max_position_embeddings": 10**12}, 8192, 0, 8192),
         ({"max_position_embeddings": 10**12}, 10**20, 100, 100),
-        ({"max_position_embeddings": 32768, "rope_parameters": {"rope_type": "yarn", "factor": 4.0,
-          "original_max_position_embeddings": 32768}}, 1e30, 0, 131072),
-        ({"max_position_embeddings": 131072, "rope_parameters": {"rope_type": "llama3", "factor": 8.0,
-          "original_max_position_embeddings": 8192}}, 1e30, 0, 131072),
-        ({"max_position_embeddings": 131072, "rope_parameters": {"full_attention": {"rope_type": "linear",
-          "factor": 8.0}, "sliding_attention": {"rope_type": "default"}}}, 1e30, 0, 131072),
+        (
+            {
+                "max_position_embeddings": 32768,
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 32768,
+                },
+            },
+            1e30,
+            0,
+            131072,
+        ),
+        (
+            {
+                "max_position_embeddings": 131072,
+                "rope_parameters": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "original_max_position_embeddings": 8192,
+                },
+            },
+            1e30,
+            0,
+            131072,
+        ),
+        (
+            {
+                "max_position_embeddings": 131072,
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "linear", "factor": 8.0},
+                    "sliding_attention": {"rope_type": "default"},
+                },
+            },
+            1e30,
+            0,
+            131072,
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_context_is_what_can_be_believed(
     config: dict[str, Any], tokenizer: float, most: int, want: int
 ) -> None:

@@ -182,9 +182,17 @@ def test_sliding_windows_answer_by_the_same_code(tmp_path: Path) -> None:
 
     folder = save_tiny(tmp_path / "m")
     config = MistralConfig(
-        vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, sliding_window=6, eos_token_id=2, pad_token_id=0, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=6,
+        eos_token_id=2,
+        pad_token_id=0,
+        initializer_range=0.3,
+    )
     MistralForCausalLM(config).save_pretrained(folder)
     model = load_model(str(folder))
     alike = [Request(ask(*range(n), system=" ".join(["w9"] * 20)), (0,), 20, 0.0) for n in (3, 15)]
@@ -214,10 +222,13 @@ def test_encode_with_an_answer_ends_as_the_template_does(tiny: LocalModel) -> No
 
 @pytest.mark.parametrize(
     "template",
-    ["{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE,
-     TEMPLATE.replace("for m in messages", "for m in messages if m.role != 'system'")],
+    [
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        + TEMPLATE,
+        TEMPLATE.replace("for m in messages", "for m in messages if m.role != 'system'"),
+    ],
     ids=["refuses", "swallows"],
-)  # fmt: skip
+)
 def test_a_template_without_a_system_role_gets_it_in_the_first_user_message(
     tmp_path: Path, template: str
 ) -> None:
@@ -352,10 +363,12 @@ def test_adapters_that_do_not_fit_are_refused_and_leave_nothing(
 
 @pytest.mark.parametrize(
     ("name", "error", "words"),
-    [("pockte", UnknownName, "no model 'pockte'"),
-     ("hf:not a name!", UnknownName, "no name of a model"),
-     (".", ModelError, "no config.json")],
-)  # fmt: skip
+    [
+        ("pockte", UnknownName, "no model 'pockte'"),
+        ("hf:not a name!", UnknownName, "no name of a model"),
+        (".", ModelError, "no config.json"),
+    ],
+)
 def test_a_name_that_is_no_model_says_what_there_is(
     name: str, error: type[Exception], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,9 +66,13 @@ def test_an_attempt_is_a_request_with_its_own_seed(server: Server) -> None:
     assert {c.model for row in found for c in row} == {"m-2026"}
     first = next(body for body in server.asked if body["seed"] == 8)
     assert first == {
-        "model": "m", "messages": [{"role": "user", "content": "How many r are in berry?"}],
-        "max_tokens": 9, "temperature": 0.5, "seed": 8, "stop": ["\n"],
-    }  # fmt: skip
+        "model": "m",
+        "messages": [{"role": "user", "content": "How many r are in berry?"}],
+        "max_tokens": 9,
+        "temperature": 0.5,
+        "seed": 8,
+        "stop": ["\n"],
+    }
     assert {head["authorization"] for head in server.headers} == {f"Bearer {KEY}"}
 
 

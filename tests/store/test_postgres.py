@@ -108,7 +108,12 @@ def test_without_the_driver_the_next_step_is_its_installation(tmp_path: Path):
     (tmp_path / "psycopg.py").write_text("raise ImportError('not here')")
     code = "from reflect.store import Store; Store('postgresql://ann:pw@db/lessons')"
     paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
     last = done.stderr.strip().splitlines()[-1]
     assert (
         "needs the driver psycopg" in last

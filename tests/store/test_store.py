@@ -150,9 +150,14 @@ def fill(store: Store) -> None:
             ),
         )
         adapter = nights.add_adapter(
-            s, name="night-1", path="night-1", manifest={"a": "b"}, base_model="pocket", base_fingerprint="f",
+            s,
+            name="night-1",
+            path="night-1",
+            manifest={"a": "b"},
+            base_model="pocket",
+            base_fingerprint="f",
             night_id=night.id,
-        )  # fmt: skip
+        )
         nights.promote(s, adapter.id)
         nights.finish_night(s, night.id, "promoted", "good", adapter.id)
 
@@ -227,9 +232,13 @@ def version_5(where: str) -> Engine:
     sqlite = "://" not in where
     engine = create_engine(f"sqlite:///{where}" if sqlite else where)
     added = (
-        ("run", "checkpoints"), ("run", "spent"), ("run", "from_traffic"), ("rollout", "error_kind"),
-        ("lesson_version", "quarantine"), ("lesson_version", "closing"),
-    )  # fmt: skip
+        ("run", "checkpoints"),
+        ("run", "spent"),
+        ("run", "from_traffic"),
+        ("rollout", "error_kind"),
+        ("lesson_version", "quarantine"),
+        ("lesson_version", "closing"),
+    )
     with engine.begin() as c:
         operations = Operations(MigrationContext.configure(c))
         for table in SQLModel.metadata.tables:
@@ -291,8 +300,10 @@ def test_a_damaged_database_of_version_1_opens_and_the_doctor_names_the_damage(t
     path = shutil.copy(VERSION_1, tmp_path / "lessons.db")
     with sqlite3.connect(path) as c:  # foreign keys are off
         c.execute("DELETE FROM rollout WHERE id = 1")
-    lost = [f"Row {row} of exposure names a rollout that is not there." for row, in c.execute(
-        "SELECT id FROM exposure WHERE rollout_id = 1")]  # fmt: skip
+    lost = [
+        f"Row {row} of exposure names a rollout that is not there."
+        for (row,) in c.execute("SELECT id FROM exposure WHERE rollout_id = 1")
+    ]
     assert lost
     store = Store(path)
     assert set(lost) <= set(doctor.check(store)) and not any(
@@ -305,8 +316,10 @@ def test_a_damaged_database_of_version_1_opens_and_the_doctor_names_the_damage(t
 def test_an_upgrade_that_would_add_damage_is_refused_whole(tmp_path: Path):
     path = shutil.copy(VERSION_1, tmp_path / "lessons.db")
     with sqlite3.connect(path) as c:
-        c.execute("CREATE TRIGGER harm AFTER INSERT ON alembic_version WHEN new.version_num = '0006' BEGIN "
-                  "DELETE FROM reflection WHERE id = 1; END")  # fmt: skip
+        c.execute(
+            "CREATE TRIGGER harm AFTER INSERT ON alembic_version WHEN new.version_num = '0006' BEGIN "
+            "DELETE FROM reflection WHERE id = 1; END"
+        )
     with pytest.raises(StoreError, match="1 rows without their parent"):
         Store(path)
     with sqlite3.connect(path) as c:

@@ -39,8 +39,10 @@ def test_every_change_is_a_version_with_author_and_reason(store: Store):
         first, second, third = lessons.history(s, 1)
         head = lessons.get(s, 1)
     assert [(v.version, v.parent, v.author) for v in (first, second, third)] == [
-        (1, None, "human"), (2, 1, "model"), (3, 2, "human")
-    ]  # fmt: skip
+        (1, None, "human"),
+        (2, 1, "model"),
+        (3, 2, "human"),
+    ]
     assert (first.tags, second.tags, second.status, second.reason) == (
         ["spelling"],
         ["a", "b"],
@@ -266,10 +268,15 @@ def test_ten_thousand_lessons_list_and_search_in_milliseconds(store: Store):
     verbs = [a + b for a in syllables for b in syllables]
     with store.write() as s:
         rows = [
-            Lesson(when=f"the task says {verbs[i % 4000]}", do=f"way {i} to sort the list", scope=("a", "b", "")[i % 3],
-                   status=("active", "candidate")[i % 2], tokens=9)
+            Lesson(
+                when=f"the task says {verbs[i % 4000]}",
+                do=f"way {i} to sort the list",
+                scope=("a", "b", "")[i % 3],
+                status=("active", "candidate")[i % 2],
+                tokens=9,
+            )
             for i in range(10_000)
-        ]  # fmt: skip
+        ]
         s.add_all(rows)
     with store.read() as s:
         s.connection()

@@ -42,8 +42,18 @@ def suite(store, effect, *, tasks=160, k=8, seed=0, measure="", settings=SETTING
         s.add_all(
             TaskRow(key=key, taskset="s", task_id=key, split="practice", content={}) for key in keys
         )
-        run = runs.start_run(s, key=f"{seed} {effect} {measure}", taskset="s", n=tasks, k=k, seed=seed, model="m",
-                             profile="default", model_fingerprint="f", measure=measure)  # fmt: skip
+        run = runs.start_run(
+            s,
+            key=f"{seed} {effect} {measure}",
+            taskset="s",
+            n=tasks,
+            k=k,
+            seed=seed,
+            model="m",
+            profile="default",
+            model_fingerprint="f",
+            measure=measure,
+        )
     bundle = Bundle(run)
     for start in range(0, tasks, 8):
         with store.write() as s:
@@ -144,8 +154,20 @@ def test_a_bundle_that_does_harm_is_retired_but_for_what_is_proven_or_pinned(sql
     with sqlite_store.write() as s:
         db.revise(s, proven, author="trial", status="active")
         db.revise(s, pinned, author="human", pinned=True)
-        s.add(Trial(lesson_id=proven, version=1, kind="withhold", effect=0.2, low=0.1, high=0.3, n=90,
-                    verdict="accept", model_fingerprint="f", moved=2))  # fmt: skip
+        s.add(
+            Trial(
+                lesson_id=proven,
+                version=1,
+                kind="withhold",
+                effect=0.2,
+                low=0.1,
+                high=0.3,
+                n=90,
+                verdict="accept",
+                model_fingerprint="f",
+                moved=2,
+            )
+        )
     run = suite(sqlite_store, -0.35)
     with sqlite_store.read() as s:
         status = {x.id: x.status for x in db.listing(s)}

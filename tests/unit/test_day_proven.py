@@ -24,8 +24,11 @@ def test_a_general_lesson_that_is_contradicted_is_not_reworded_but_superseded(sq
     outcome = apply(sqlite_session, Edit("add", SAYS, "use reverse"), shown=[general])
     new = db.get(sqlite_session, outcome.lesson_id)
     assert (outcome.outcome, outcome.gone, new.scope, new.status) == (
-        "superseded", (general.id,), "dialect", "candidate",
-    )  # fmt: skip
+        "superseded",
+        (general.id,),
+        "dialect",
+        "candidate",
+    )
     assert (general.do, general.status) == ("use sort", "retired")
     (found,) = links(sqlite_session, general.id)
     assert (found.lesson_id, found.kind, found.why) == (

@@ -21,9 +21,14 @@ pytest.importorskip("reasoning_gym")
 
 @pytest.mark.parametrize(
     "name",
-    ["gym:leg_counting", "gym:chain_sum:min_terms=4,max_terms=6", "gym:chain_sum:level=2,size=90", "gym:graph_color",
-     "gym:spell_backward+leg_counting:min_animals=4"],
-)  # fmt: skip
+    [
+        "gym:leg_counting",
+        "gym:chain_sum:min_terms=4,max_terms=6",
+        "gym:chain_sum:level=2,size=90",
+        "gym:graph_color",
+        "gym:spell_backward+leg_counting:min_animals=4",
+    ],
+)
 def test_own_answers_score_one_and_the_sides_are_apart(name: str) -> None:
     found = load_taskset(name)
     assert found.name == name and check(found, 12) == []

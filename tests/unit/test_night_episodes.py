@@ -313,8 +313,14 @@ class Even(Taskset):
 
 
 def test_every_turn_of_an_episode_has_the_advantage_of_the_whole(tiny: LocalModel) -> None:
-    data = TrainingData([], [], [], 4, tasks=[PracticeTask("evens", t) for t in Even().tasks("practice")],
-                tasksets={"evens": Even()})  # fmt: skip
+    data = TrainingData(
+        [],
+        [],
+        [],
+        4,
+        tasks=[PracticeTask("evens", t) for t in Even().tasks("practice")],
+        tasksets={"evens": Even()},
+    )
     plan = make_plan(1, method="grpo", group=4, batch=8)
     tiny.new_adapter("x", rank=1, alpha=32, seed=0)
     step = grpo.grpo(tiny, "x", data, plan, 0, 8)

@@ -241,12 +241,20 @@ def test_names_that_lead_nowhere(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ('{"prompt": f"{split} a?", "answer": 1, "id": "a"}, {"prompt": f"{split} b?", "answer": 1, "id": "a"}',
-         "practice: the id a stands there more than once"),
-        ('{"prompt": f"{split} a?", "answer": 1, "id": "a"}', "the id a is in practice and in holdout"),
-        ('{"prompt": "same?", "answer": 1, "id": split}', "the question .*same.* is in practice and in holdout"),
+        (
+            '{"prompt": f"{split} a?", "answer": 1, "id": "a"}, {"prompt": f"{split} b?", "answer": 1, "id": "a"}',
+            "practice: the id a stands there more than once",
+        ),
+        (
+            '{"prompt": f"{split} a?", "answer": 1, "id": "a"}',
+            "the id a is in practice and in holdout",
+        ),
+        (
+            '{"prompt": "same?", "answer": 1, "id": split}',
+            "the question .*same.* is in practice and in holdout",
+        ),
     ],
-)  # fmt: skip
+)
 def test_tasks_that_stand_twice_or_on_both_sides_never_run(
     folder: Path, rows: str, said: str
 ) -> None:

@@ -93,8 +93,10 @@ def test_what_a_program_gets(bwrap):
     )
     assert (ended.code, ended.limit, ended.stderr) == (0, "", b"")
     assert ended.stdout.decode().split(" ", 2) == [
-        "/scratch", "65534", "['HOME', 'LANG', 'PATH', 'PWD', 'PYTHONHASHSEED'] given\n"
-    ]  # fmt: skip
+        "/scratch",
+        "65534",
+        "['HOME', 'LANG', 'PATH', 'PWD', 'PYTHONHASHSEED'] given\n",
+    ]
     assert runs("open('a', 'w').write('x'); import os; print(os.listdir())").stdout == b"['a']\n"
     assert runs("import os; print(os.listdir())").stdout == b"[]\n", (
         "every program has a scratch folder of its own"
@@ -277,11 +279,22 @@ def test_what_is_expected_never_goes_in(bwrap, monkeypatch):
 @pytest.mark.parametrize(
     ("got", "want", "equal"),
     [
-        (True, 1, False), (1, True, False), (1, 1.0, True), (0.1 + 0.2, 0.3, True), ("1", 1, False), (None, 0, False),
-        ([1, [2]], [1, [2]], True), ([1], [1, 2], False), ({"a": 1}, {"a": 1.0}, True), ({"a": 1}, {"b": 1}, False),
-        (float("nan"), 1, False), (10**400, 1.5, False), (10**400, 10**400, True), (10**400, 10**400 + 1, False),
+        (True, 1, False),
+        (1, True, False),
+        (1, 1.0, True),
+        (0.1 + 0.2, 0.3, True),
+        ("1", 1, False),
+        (None, 0, False),
+        ([1, [2]], [1, [2]], True),
+        ([1], [1, 2], False),
+        ({"a": 1}, {"a": 1.0}, True),
+        ({"a": 1}, {"b": 1}, False),
+        (float("nan"), 1, False),
+        (10**400, 1.5, False),
+        (10**400, 10**400, True),
+        (10**400, 10**400 + 1, False),
     ],
-)  # fmt: skip
+)
 def test_values_are_compared_by_type(got, want, equal):
     assert same(got, want) is equal
 

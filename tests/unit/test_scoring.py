@@ -106,8 +106,10 @@ def test_four_at_once_and_the_others_are_scored(monkeypatch):
     assert all(row.reward is None and row.error.startswith("verifier: ") for row in rows[:4])
     assert "within 1 s (verify_seconds)" in rows[0].error
     assert [(row.reward, row.feedback, row.error) for row in rows[4:]] == [
-        (1.0, "seen", None), (0.0, "seen", None), (1.0, "seen", None)
-    ]  # fmt: skip
+        (1.0, "seen", None),
+        (0.0, "seen", None),
+        (1.0, "seen", None),
+    ]
     assert most == isolation.AT_ONCE == 4
     assert not _children(), "no worker outlives its batch"
 

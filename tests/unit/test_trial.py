@@ -46,8 +46,17 @@ def practised(
         s.add_all(
             TaskRow(key=key, taskset="s", task_id=key, split="practice", content={}) for key in keys
         )
-        run = runs.start_run(s, key=name, taskset="s", n=tasks, k=k, seed=seed,
-                             profile="default", model="m", model_fingerprint=fingerprint)  # fmt: skip
+        run = runs.start_run(
+            s,
+            key=name,
+            taskset="s",
+            n=tasks,
+            k=k,
+            seed=seed,
+            profile="default",
+            model="m",
+            model_fingerprint=fingerprint,
+        )
     for start in range(0, tasks, 8):
         with store.write() as s:
             lesson, rows, drawn = db.get(s, lesson_id), [], []
@@ -57,8 +66,16 @@ def practised(
                 for index in range(k):
                     exposures = withhold([lesson], settings, seed, key, index)
                     reward = float(rng.random() < base + effect * exposures[0].shown)
-                    rows.append(Rollout(run_id=run.id, task_key=key, index=index, messages=[], reward=reward,
-                                        seed=rng.getrandbits(60)))  # fmt: skip
+                    rows.append(
+                        Rollout(
+                            run_id=run.id,
+                            task_key=key,
+                            index=index,
+                            messages=[],
+                            reward=reward,
+                            seed=rng.getrandbits(60),
+                        )
+                    )
                     drawn.append(exposures)
             runs.save_rollouts(s, rows, drawn)
             lesson_trials.judge(s, [lesson_id], run.id)
@@ -220,8 +237,17 @@ def test_the_same_draw_counts_once(sqlite_store):
     lesson = lesson_of(sqlite_store)
     first = practised(sqlite_store, lesson.id, 0.0, tasks=4)
     with sqlite_store.write() as s:
-        copy = runs.start_run(s, key="copy", taskset="s", n=4, k=8, seed=0, profile="default", model="m",
-                              model_fingerprint="rule-1")  # fmt: skip
+        copy = runs.start_run(
+            s,
+            key="copy",
+            taskset="s",
+            n=4,
+            k=8,
+            seed=0,
+            profile="default",
+            model="m",
+            model_fingerprint="rule-1",
+        )
         for row in runs.rollouts(s, first.id):
             (exposure,) = [e for e in runs.exposures(s, lesson.id) if e.rollout_id == row.id]
             words = row.model_dump(exclude={"id", "run_id"}) | {"run_id": copy.id}
@@ -251,13 +277,33 @@ def test_a_hundred_thousand_rollouts_are_read_in_seconds(sqlite_store):
     lesson = lesson_of(sqlite_store)
     with sqlite_store.write() as s:
         s.add(TaskRow(key="t", taskset="s", task_id="t", split="practice", content={}))
-        run = runs.start_run(s, key="big", taskset="s", n=1, k=100_000, seed=0, profile="default", model="m",
-                             model_fingerprint="rule-1")  # fmt: skip
+        run = runs.start_run(
+            s,
+            key="big",
+            taskset="s",
+            n=1,
+            k=100_000,
+            seed=0,
+            profile="default",
+            model="m",
+            model_fingerprint="rule-1",
+        )
         rng, c = random.Random(0), s.connection()
         words = [{"role": "user", "content": "word " * 50}]
-        same = {"run_id": run.id, "task_key": "t", "messages": words, "model": "m",
-                "feedback": "", "parts": {}, "prompt_tokens": 0, "completion_tokens": 0, "finish": "stop",
-                "trust": "clean", "bundle_shown": True, "bundle_probability": 1.0}  # fmt: skip
+        same = {
+            "run_id": run.id,
+            "task_key": "t",
+            "messages": words,
+            "model": "m",
+            "feedback": "",
+            "parts": {},
+            "prompt_tokens": 0,
+            "completion_tokens": 0,
+            "finish": "stop",
+            "trust": "clean",
+            "bundle_shown": True,
+            "bundle_probability": 1.0,
+        }
         own = (
             {"id": i + 1, "index": i, "reward": float(rng.random() < 0.5), "seed": i}
             for i in range(100_000)

@@ -300,8 +300,17 @@ def group(s, edit, number, trust="clean", shown=()):
     """A review of the group of one task that asks for that edit; what became of it."""
     task = dialect.Dialect.task("zubi", "reverse", [9, 2, number], "practice")
     task = replace(task, untrusted=trust == "untrusted")
-    run = runs.start_run(s, key=f"run {number} {trust}", taskset="dialect", profile="default", n=1, k=1, seed=number,
-                         model="m", model_fingerprint="f")  # fmt: skip
+    run = runs.start_run(
+        s,
+        key=f"run {number} {trust}",
+        taskset="dialect",
+        profile="default",
+        n=1,
+        k=1,
+        seed=number,
+        model="m",
+        model_fingerprint="f",
+    )
     runs.save_tasks(s, "dialect", [task])
     runs.save_rollouts(
         s,
