@@ -277,23 +277,63 @@ def test_profiles_are_apart(book: Lessons) -> None:
         (lambda text: "", "is empty"),
         (lambda text: text.split("\n", 1)[1], "line 1 is no header"),
         (lambda text: "[]\n" + text, "line 1 is no header"),
-        (lambda text: text.replace('"version":1}', '"version":2}', 1), "newer reflect (format 2, this one reads 1)"),
+        (
+            lambda text: text.replace('"version":1}', '"version":2}', 1),
+            "newer reflect (format 2, this one reads 1)",
+        ),
         (lambda text: text[:-40], "line 6: Invalid JSON"),
-        (lambda text: text.replace('"pinned":true', '"pinned":"yes"', 1), "line 2, versions[0].pinned"),
-        (lambda text: text.replace('"do":"stop 🌙"', '"do":" "'), "line 4, versions[0].do: it is empty"),
+        (
+            lambda text: text.replace('"pinned":true', '"pinned":"yes"', 1),
+            "line 2, versions[0].pinned",
+        ),
+        (
+            lambda text: text.replace('"do":"stop 🌙"', '"do":" "'),
+            "line 4, versions[0].do: it is empty",
+        ),
         (lambda text: text.replace('"do":"stop 🌙"', '"do":"\\ud800"'), "line 4"),
-        (lambda text: text.replace('"verdict":"accept"', '"verdict":"odd"'), "verdict: 'odd' is none of accept"),
-        (lambda text: text.replace('"kind":"withhold"', '"kind":"odd"').replace('"kind":"preflight"', '"kind":"odd"'), "kind: 'odd' is none of"),
-        (lambda text: text.replace('"retired"', '"odd"'), "line 3, versions[1].status: 'odd' is none"),
-        (lambda text: text.replace('"author":"human"', '"author":"nobody"', 1), "line 2, versions[0].author"),
-        (lambda text: text.replace('"version":2,"parent":1', '"version":3,"parent":1', 1), "line 2: versions must be"),
-        (lambda text: text.replace('"tokens":', '"cost":', 1), "line 2, versions[0].tokens: Field required"),
-        (lambda text: text.replace('{"id":2', '{"id":1'), "line 3, id: lesson 1 is in line 2 already"),
+        (
+            lambda text: text.replace('"verdict":"accept"', '"verdict":"odd"'),
+            "verdict: 'odd' is none of accept",
+        ),
+        (
+            lambda text: text.replace('"kind":"withhold"', '"kind":"odd"').replace(
+                '"kind":"preflight"', '"kind":"odd"'
+            ),
+            "kind: 'odd' is none of",
+        ),
+        (
+            lambda text: text.replace('"retired"', '"odd"'),
+            "line 3, versions[1].status: 'odd' is none",
+        ),
+        (
+            lambda text: text.replace('"author":"human"', '"author":"nobody"', 1),
+            "line 2, versions[0].author",
+        ),
+        (
+            lambda text: text.replace('"version":2,"parent":1', '"version":3,"parent":1', 1),
+            "line 2: versions must be",
+        ),
+        (
+            lambda text: text.replace('"tokens":', '"cost":', 1),
+            "line 2, versions[0].tokens: Field required",
+        ),
+        (
+            lambda text: text.replace('{"id":2', '{"id":1'),
+            "line 3, id: lesson 1 is in line 2 already",
+        ),
         (lambda text: text.replace('"id":2', '"id":-2'), "line 3, id"),
-        (lambda text: re.sub('"created":"[^"]*Z"', '"created":"2026-01-31T22:15:07"', text, count=1), "2, created"),
-        (lambda text: text.replace('"n":24', '"n":24,"x":1', 1), "line 2, trials[0].x: Extra inputs"),
+        (
+            lambda text: re.sub(
+                '"created":"[^"]*Z"', '"created":"2026-01-31T22:15:07"', text, count=1
+            ),
+            "2, created",
+        ),
+        (
+            lambda text: text.replace('"n":24', '"n":24,"x":1', 1),
+            "line 2, trials[0].x: Extra inputs",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_malformed_file_says_where_and_changes_nothing(
     book: Lessons, change: Any, words: str
 ) -> None:
@@ -340,8 +380,10 @@ def test_all_or_nothing(book: Lessons) -> None:
 def test_the_page_is_grouped_and_leaves_out_what_may_not_be_shown(book: Lessons) -> None:
     page = book.export("markdown")
     assert [line for line in page.splitlines() if line.startswith("#")] == [
-        "# Lessons", "## General lessons", "## Lessons for letters",
-    ]  # fmt: skip
+        "# Lessons",
+        "## General lessons",
+        "## Lessons for letters",
+    ]
     assert "- When in a hurry: take a breath (lesson 5, candidate)" in page
     for format in ("markdown", "agents"):
         text = book.export(format)
@@ -509,9 +551,18 @@ def valid_skill(folder: Path) -> dict[str, Any]:
 
 
 SCOPES = [
-    "letters", "Letters", "my tasks/count_letters.jsonl", "--a--b--", "日本", "x" * 200, "été", "a: b #c", "'", "-",
+    "letters",
+    "Letters",
+    "my tasks/count_letters.jsonl",
+    "--a--b--",
+    "日本",
+    "x" * 200,
+    "été",
+    "a: b #c",
+    "'",
+    "-",
     "null",
-]  # fmt: skip
+]
 
 
 def test_skills_follow_the_specification(book: Lessons, tmp_path: Path) -> None:
@@ -541,8 +592,11 @@ def test_skills_follow_the_specification(book: Lessons, tmp_path: Path) -> None:
 
 def test_names_of_skills() -> None:
     assert [skill_name(scope) for scope in ("", "Été à Paris!", "a_b.jsonl", "--")] == [
-        "general-lessons", "ete-a-paris", "a-b-jsonl", "lessons-" + markdown._hash("--"),
-    ]  # fmt: skip
+        "general-lessons",
+        "ete-a-paris",
+        "a-b-jsonl",
+        "lessons-" + markdown._hash("--"),
+    ]
 
 
 def test_a_skill_of_another_is_not_overwritten(book: Lessons, tmp_path: Path) -> None:
