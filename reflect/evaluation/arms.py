@@ -18,19 +18,20 @@ from typing import Any
 from reflect.config import Settings
 from reflect.errors import UnknownName, UsageError
 from reflect.lessons.selection import format_lesson, lessons_for
-from reflect.models.base import Model, SamplingOptions, active_adapter
+from reflect.models.base import Model, SamplingOptions, active_adapter, using
 from reflect.records import SHOWN_STATUSES, Rollout
-from reflect.rollouts.runner import DEFAULTS, Advice, run_groups, using
+from reflect.rollouts.episode import Advice
+from reflect.rollouts.runner import DEFAULTS, Part, run_parts
 from reflect.rollouts.stepwise import PerTurnLessons
 from reflect.rollouts.transcript import LESSONS, last_words
 from reflect.stats.bootstrap import bootstrap
 from reflect.store import Store
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import Split, Task
-from reflect.types import Progress
+from reflect.types import Finish, LessonStatus, Progress
 
 ARMS = ("base", "lessons", "adapter", "both")
-HELD_STATUSES = ("candidate", "active", "distilled")
+HELD_STATUSES = (LessonStatus.CANDIDATE, LessonStatus.ACTIVE, LessonStatus.DISTILLED)
 BATCH = 64  # tasks per sample call: large enough to be quick, small enough to show progress
 
 
@@ -125,38 +126,31 @@ def run_arm(
 ) -> ArmResult:
     """One greedy answer to each task (or one episode of it) under its lessons, by the model as it
     is set now."""
-    rewards: list[float] = []
-    said: list[Rollout] = []
-    errors = 0
+    rollouts: list[Rollout] = []
     for i in range(0, len(rows), BATCH):
         if progress:
             progress(i, len(rows), taskset.name)
-        groups = run_groups(
-            model,
-            taskset,
-            rows[i : i + BATCH],
-            k=1,
-            seed=0,
-            options=replace(options, temperature=0.0),
-        )
-        rewards += [group[0].reward or 0.0 for group in groups]
-        errors += sum(group[0].reward is None for group in groups)
-        said += [group[0] for group in groups]
+        parts = [Part(task, lessons, range(1)) for task, lessons in rows[i : i + BATCH]]
+        greedy = replace(options, temperature=0.0)
+        for group in run_parts(model, taskset, parts, seed=0, options=greedy):
+            rollouts += group
     if progress:
         progress(len(rows), len(rows), taskset.name)
     tokens = [
-        _lesson_tokens(model, lessons, row) for (_, lessons), row in zip(rows, said, strict=True)
+        _lesson_tokens(model, lessons, row)
+        for (_, lessons), row in zip(rows, rollouts, strict=True)
     ]
+    rewards = [row.reward or 0.0 for row in rollouts]
     return ArmResult(
         reward=_mean(rewards),
         n=len(rewards),
         ci95=bootstrap(rewards),
         rewards=rewards,
         lesson_tokens=_mean(tokens),
-        errors=errors,
-        answers=[last_words(row) if row.finish != "error" else "" for row in said],
-        lengths=[row.completion_tokens for row in said],
-        cut=sum(row.finish == "length" for row in said),
+        errors=sum(row.reward is None for row in rollouts),
+        answers=[last_words(row) if row.finish != Finish.ERROR else "" for row in rollouts],
+        lengths=[row.completion_tokens for row in rollouts],
+        cut=sum(row.finish == Finish.LENGTH for row in rollouts),
     )
 
 

@@ -20,7 +20,7 @@ from reflect.gate import checks, forgetting
 from reflect.gate.checks import Check
 from reflect.gate.drift import probe
 from reflect.records import Lesson
-from reflect.rollouts.runner import run_groups
+from reflect.rollouts.runner import Part, run_parts
 from reflect.tasksets import available
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import Task
@@ -143,8 +143,9 @@ class GateEvaluation:
         """The rewards of TRIES sampled attempts at each task, with the same seeds for each
         adapter."""
         model, options = self.ctx.model, self.ctx.sampling
+        parts = [Part(task, lessons, range(TRIES)) for task, lessons in rows]
         with model.using(adapter):
-            groups = run_groups(model, taskset, rows, k=TRIES, seed=seed, options=options)
+            groups = run_parts(model, taskset, parts, seed=seed, options=options)
         return [[row.reward or 0.0 for row in group] for group in groups]
 
     def _passes(self, adapter: str | None, name: str, rows: Rows) -> list[float]:

@@ -11,7 +11,7 @@ import dataclasses
 import random
 from collections.abc import Sequence
 
-from reflect.rollouts.runner import messages_for
+from reflect.rollouts.episode import messages_for
 from reflect.tasksets import isolation
 from reflect.tasksets.base import has_environment
 from reflect.training.context import NightContext, TasksetLessons

@@ -1,12 +1,11 @@
-"""One rollout, turn by turn: what the model is asked next, what its environment answers, how it
-ends.
+"""One rollout, turn by turn: the next prompt, the environment's answer, the end.
 
-A bad rollout is data: where the model, the environment or the verifier breaks, the rollout keeps
-the error and has no reward. One that meets a limit says so in `Rollout.finish` ("turns", "tokens",
-"time"); it has the reward that its environment has given so far, else 0. What its turns have to
-tell is in `Rollout.parts` (see `transcript`).
+A failed rollout is data: if the model, the environment or the verifier fails, the rollout keeps the
+error and has no reward. If it meets a limit, `Rollout.finish` names the limit ("turns", "tokens",
+"time") and the reward is the last one of its environment, else 0. `Rollout.parts` has the details
+of its turns (see `transcript`).
 
-Not covered: an environment or a tool that never comes back (limits are looked at between turns).
+Not covered: an environment or a tool that never returns (limits are checked between turns).
 """
 
 from __future__ import annotations
@@ -29,10 +28,9 @@ from reflect.tasksets.task import HUMAN, JUDGE, Message, Score, Task
 from reflect.tasksets.tools import schema, shortened
 from reflect.types import Finish, Limits, RolloutErrorKind
 
-AUDIT = "audit"  # in `Rollout.parts`: what Taskset.audit says of it
-# `Rollout.finish` of an attempt that was not made, for the run had stopped: its place is kept
-HALTED = "halted"
-MOST_ERRORS = 50  # of tools, that one record keeps
+AUDIT = "audit"  # in `Rollout.parts`: the reward of `Taskset.audit`
+HALTED = Finish.HALTED  # of a rollout that was not made because the run had stopped
+MOST_ERRORS = 50  # tool errors kept in one record
 AROUND = 8  # tokens of the chat template around a message
 LIMITS = {
     "turns": "it did not end in {} turns",
@@ -42,65 +40,66 @@ LIMITS = {
 
 
 class Advice(Protocol):
-    """What the prompt needs of a lesson: a `records.Lesson` is one."""
+    """The fields of a lesson that the prompt needs; `records.Lesson` has them."""
 
     when: str
     do: str
 
 
 class AssistantTurn(NamedTuple):
-    """One answer of the assistant: its place in the conversation, the lessons in its prompt, and
-    the answer."""
+    """One answer of the assistant."""
 
     at: int
+    """The index of its message in `Episode.conversation`."""
     lessons: Sequence[Advice]
-    done: Completion
+    """The lessons in its prompt."""
+    completion: Completion
 
 
 def rollout_seed(seed: int, task_key: str, index: int) -> int:
-    """The seed of one rollout, 0 <= seed < 2**63: a hash, so that it depends on nothing else in the
-    run."""
+    """The seed of one rollout, 0 <= seed < 2**63: a hash of the arguments."""
     return _hash(f"{seed}/{task_key}/{index}")
 
 
 def messages_for(
-    task: Task, lessons: Sequence[Advice] = (), said: Sequence[Message] | None = None
+    task: Task, lessons: Sequence[Advice] = (), conversation: Sequence[Message] | None = None
 ) -> list[Message]:
-    """Exactly what the model will see: the task, with `lessons` and the lessons that the task
-    brings itself. `said`: the conversation so far, where that is not just the task."""
+    """The prompt of the model: the conversation so far (by default the task) with `lessons` and the
+    task's own lessons in the system message."""
     now = lessons.at(task.text) if isinstance(lessons, PerTurnLessons) else lessons
     rows = [{"when": lesson.when, "do": lesson.do} for lesson in now]
     rows += [{"when": when, "do": do} for when, do in task.lessons]
-    return prompts.with_lessons(list(task.messages if said is None else said), rows)
+    return prompts.with_lessons(list(task.messages if conversation is None else conversation), rows)
 
 
 def validate_reward(reward: float) -> float:
-    """A reward in [0, 1]; anything else (NaN included) is a ValueError, stored as the rollout's
-    error."""
+    """The reward as a float. ValueError if it is not in [0, 1] (NaN included)."""
     if not 0.0 <= float(reward) <= 1.0:
         raise ValueError(f"the reward {reward} is not between 0 and 1")
     return float(reward)
 
 
 def opening(taskset: Taskset, task: Task) -> tuple[list[Message], str]:
-    """What a rollout of the task begins with, and the words by which lessons for its first turn are
-    chosen. UsageError where its environment breaks."""
+    """The first messages of a rollout of the task, and the text that selects the lessons of its
+    first turn. UsageError if its environment fails."""
     try:
         env = taskset.environment(task)
         if env is None:
             return list(task.messages), task.text
-        said = _messages(env.reset(task))
-        return said, (env.state() or str(said[-1]["content"])) if taskset.stepwise else task.text
+        messages = _messages(env.reset(task))
+        if not taskset.stepwise:
+            return messages, task.text
+        return messages, env.state() or str(messages[-1]["content"])
     except Exception as e:
-        told = f"The environment of the task {task.id} does not begin: {type(e).__name__}: {e}."
-        raise UsageError(told, f"Mend it; then: reflect tasks check {taskset.name}") from e
+        text = f"The environment of the task {task.id} does not begin: {type(e).__name__}: {e}."
+        raise UsageError(text, f"Fix it; then: reflect tasks check {taskset.name}") from e
 
 
 class Episode:
-    """A rollout while it runs: `prompt` and `take` in turn until it is `over`; then `row` is
+    """A rollout while it runs: call `prompt` and `take` in turn until it is `over`; then `row` is
     complete.
 
-    `said` is the conversation without lessons, `turns` what the assistant said in it.
+    `conversation` has the messages so far, without lessons; `turns` the assistant's answers in it.
     """
 
     def __init__(
@@ -113,10 +112,10 @@ class Episode:
         seed: int,
     ) -> None:
         self.model, self.taskset, self.task, self.lessons = model, taskset, task, lessons
-        self.said: list[Message] = list(task.messages)
+        self.conversation: list[Message] = list(task.messages)
         self.turns: list[AssistantTurn] = []
         self.over = False
-        self.halted: ModelHalted | None = None  # why the model answers nothing more
+        self.halted: ModelHalted | None = None  # why the model stopped answering
         self._chosen = lessons
         self.tools: tuple[dict[str, Any], ...] = ()
         self._env: Environment | None = None
@@ -129,7 +128,7 @@ class Episode:
             run_id=0,
             task_key=task.key,
             index=index,
-            messages=self.said,
+            messages=self.conversation,
             seed=rollout_seed(seed, task.key, index),
             model=model.name,
             trust="untrusted" if task.untrusted else "clean",
@@ -137,42 +136,40 @@ class Episode:
         try:
             self._env = taskset.environment(task)
             if self._env is not None:
-                self.said = _messages(self._env.reset(task))
+                self.conversation = _messages(self._env.reset(task))
                 self.tools = (
                     () if self._env.lines else tuple(schema(tool) for tool in self._env.tools)
                 )
                 self._state = str(self._env.state())
-        except (
-            Exception,
-            SystemExit,
-        ) as e:  # a user's environment may raise anything; one task must not end a run
-            self._broke(e)
+        # A user's environment may raise anything; one task must not end a run.
+        except (Exception, SystemExit) as e:
+            self._fail(e)
 
     @property
-    def several(self) -> bool:
-        """May it have more than one turn?"""
+    def multi_turn(self) -> bool:
+        """Does it have an environment, and so possibly more than one turn?"""
         return self._env is not None
 
     @property
     def seed(self) -> int:
-        """Of the turn that comes next: the rollout's own, then hashes of it."""
+        """The seed of the next turn: first the rollout's own, then hashes of it."""
         return _hash(f"{self.row.seed}/turn {len(self.turns)}") if self.turns else self.row.seed
 
     def prompt(self) -> list[Message]:
         """The messages of the next turn."""
         if isinstance(self.lessons, PerTurnLessons):
-            self._chosen = self.lessons.at(self._state or str(self.said[-1]["content"]))
-        return messages_for(self.task, self._chosen, self.said)
+            self._chosen = self.lessons.at(self._state or str(self.conversation[-1]["content"]))
+        return messages_for(self.task, self._chosen, self.conversation)
 
-    def asked(self, turn: AssistantTurn) -> list[Message]:
-        """The prompt of a turn that is past."""
-        return messages_for(self.task, turn.lessons, self.said[: turn.at])
+    def prompt_of(self, turn: AssistantTurn) -> list[Message]:
+        """The prompt that an earlier turn answered."""
+        return messages_for(self.task, turn.lessons, self.conversation[: turn.at])
 
     def take(
         self, sent: Sequence[Message], answer: Completion | ModelError, limits: Limits, room: int
     ) -> None:
-        """Go on with the answer to the prompt `sent`. `room`: tokens that the next prompt may
-        have."""
+        """Continue with the answer to the prompt `sent`. `room`: most tokens of the next
+        prompt."""
         row = self.row
         row.messages = list(sent)
         if isinstance(answer, ModelError):
@@ -184,8 +181,8 @@ class Episode:
         message: Message = {"role": "assistant", "content": answer.text}
         if answer.calls:
             message["tool_calls"] = [dict(call) for call in answer.calls]
-        self.turns.append(AssistantTurn(len(self.said), self._chosen, answer))
-        self.said = [*self.said, message]
+        self.turns.append(AssistantTurn(len(self.conversation), self._chosen, answer))
+        self.conversation = [*self.conversation, message]
         row.messages = [*sent, message]
         row.prompt_tokens += answer.prompt_tokens
         row.completion_tokens += answer.completion_tokens
@@ -194,11 +191,11 @@ class Episode:
             self._score()
             return self._end()
         try:
-            step = self._heed(self._env.step(message))
+            step = self._take_step(self._env.step(message))
             stopped = "" if step.done else self._limit(answer, step.messages, limits, room)
             self._state = "" if step.done or stopped else str(self._env.state())
         except (Exception, SystemExit) as e:
-            return self._broke(e)
+            return self._fail(e)
         if step.done:
             self._score(None if self._reward is None else Score(self._reward, step.feedback))
             self._end()
@@ -207,14 +204,17 @@ class Episode:
             self._score(Score(self._reward or 0.0, LIMITS[stopped].format(len(self.turns))))
             self._end()
 
-    def _heed(self, step: Any) -> EnvironmentStep:
-        """Take in what came back; TypeError, ValueError where it is not what a step gives back."""
+    def _take_step(self, step: Any) -> EnvironmentStep:
+        """Add the environment's messages; TypeError, ValueError if this is no valid step."""
         if not isinstance(step, EnvironmentStep):
-            raise TypeError(f"step gave back {type(step).__name__}, not a Step")
+            raise TypeError(f"step returned {type(step).__name__}, not an EnvironmentStep")
         if not step.done and not step.messages:
-            raise ValueError("it is not done, and says nothing")
+            raise ValueError("the step is not done and has no messages")
         back = _messages(step.messages) if step.messages else []
-        self.said, self.row.messages = [*self.said, *back], [*self.row.messages, *back]
+        self.conversation, self.row.messages = (
+            [*self.conversation, *back],
+            [*self.row.messages, *back],
+        )
         self._reward = self._reward if step.reward is None else step.reward
         if step.feedback:
             self._steps.append([len(self.turns), shortened(step.feedback, 1000)])
@@ -224,12 +224,9 @@ class Episode:
         return step
 
     def _limit(self, answer: Completion, back: Sequence[Message], limits: Limits, room: int) -> str:
-        """The limit that it has met, "" while it may go on."""
-        most = (
-            limits.turns
-            if self._env is None or self._env.turns is None
-            else min(limits.turns, self._env.turns)
-        )
+        """The limit that it has met, "" if it may continue."""
+        own = self._env.turns if self._env else None
+        most = limits.turns if own is None else min(limits.turns, own)
         if len(self.turns) >= most:
             return "turns"
         size = answer.prompt_tokens + answer.completion_tokens
@@ -239,8 +236,8 @@ class Episode:
         return "time" if 0 < limits.seconds < time.monotonic() - self._began else ""
 
     def _score(self, given: Score | None = None) -> None:
-        """By the environment where it gave a reward, else by the verifier."""
-        row, text = self.row, self.turns[-1].done.text
+        """Score it: by the environment if it gave a reward, else by the verifier."""
+        row, text = self.row, self.turns[-1].completion.text
         if given is None and self.task.verifier in (JUDGE, HUMAN):
             return  # scored later: by a model, all of a wave together, or by a person
         try:
@@ -255,17 +252,13 @@ class Episode:
             if hidden is not None:
                 row.parts = row.parts | {AUDIT: validate_reward(hidden)}
         except Exception as e:  # a user's verifier may raise anything; one task must not end a run
-            row.error, row.error_kind = (
-                f"verifier: {type(e).__name__}: {e}",
-                RolloutErrorKind.VERIFIER,
-            )
+            row.error = f"verifier: {type(e).__name__}: {e}"
+            row.error_kind = RolloutErrorKind.VERIFIER
 
-    def _broke(self, e: BaseException) -> None:
+    def _fail(self, e: BaseException) -> None:
         row = self.row
-        row.error, row.error_kind = (
-            f"environment: {type(e).__name__}: {e}",
-            RolloutErrorKind.ENVIRONMENT,
-        )
+        row.error = f"environment: {type(e).__name__}: {e}"
+        row.error_kind = RolloutErrorKind.ENVIRONMENT
         row.finish = Finish.ERROR
         self._end()
 
@@ -273,26 +266,26 @@ class Episode:
         self.over = True
         if self._env is None:
             return
-        told: dict[str, Any] = {TURNS: len(self.turns)}
-        told |= {STEPS: self._steps} if self._steps else {}
-        told |= {TOOL_ERRORS: self._errors} if self._errors else {}
+        parts: dict[str, Any] = {TURNS: len(self.turns)}
+        parts |= {STEPS: self._steps} if self._steps else {}
+        parts |= {TOOL_ERRORS: self._errors} if self._errors else {}
         if isinstance(self.lessons, PerTurnLessons):
-            told[LESSONS] = [
+            parts[LESSONS] = [
                 [getattr(lesson, "id", None) for lesson in turn.lessons] for turn in self.turns
             ]
-        self.row.parts = self.row.parts | told
+        self.row.parts = self.row.parts | parts
 
 
 def _messages(rows: Any) -> list[Message]:
-    """What an environment says, copied; ValueError where these are no messages."""
+    """A copy of an environment's messages; ValueError if these are no messages."""
     valid = isinstance(rows, list) and all(
         isinstance(m, dict) and all(isinstance(m.get(key), str) for key in ("role", "content"))
         for m in rows
     )
     if not rows or not valid:
-        raise ValueError(f"{str(rows)[:80]} is no list of messages with role and content")
+        raise ValueError(f"{str(rows)[:80]} is not a list of messages with role and content")
     return [dict(m) for m in rows]
 
 
-def _hash(words: str) -> int:
-    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") >> 1
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -1,8 +1,8 @@
-"""Sample and score the rollouts of groups: k attempts at each task, all tasks in one batched call a
-turn.
+"""Sample and score groups of rollouts: several attempts at each task, all tasks in one batched call
+per turn.
 
-A bad rollout is data: where the model or the verifier breaks, the rollout keeps the error, has no
-reward, and the run goes on. How one rollout goes is in `reflect.rollouts.episode`.
+A failed rollout is data: if the model or the verifier fails, the rollout keeps the error and has no
+reward, and the run continues. `reflect.rollouts.episode` plays one rollout.
 """
 
 from __future__ import annotations
@@ -12,61 +12,25 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from reflect.errors import ModelHalted
-from reflect.models.base import Model, Request, SamplingOptions, using
+from reflect.models.base import Model, Request, SamplingOptions
 from reflect.models.partial import Answer, ask
 from reflect.records import Rollout
 from reflect.rollouts import judge
-from reflect.rollouts.episode import (
-    AUDIT,
-    HALTED,
-    Advice,
-    Episode,
-    messages_for,
-    rollout_seed,
-    validate_reward,
-)
+from reflect.rollouts.episode import Advice, Episode
 from reflect.tasksets import isolation
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import Message, Task
-from reflect.types import Progress
-
-__all__ = [
-    "AUDIT",
-    "HALTED",
-    "Advice",
-    "Part",
-    "Progress",
-    "RolloutsStopped",
-    "messages_for",
-    "play",
-    "validate_reward",
-]
-__all__ += ["rollout_seed", "run_group", "run_groups", "run_parts", "using"]
 
 DEFAULTS = SamplingOptions()
 
 
-def run_groups(
-    model: Model,
-    taskset: Taskset,
-    groups: Sequence[tuple[Task, Sequence[Advice]]],
-    *,
-    k: int,
-    seed: int,
-    options: SamplingOptions = DEFAULTS,
-) -> list[list[Rollout]]:
-    """k scored rollouts for each (task, lessons), in order. `run_id` and `adapter_id` are left for
-    the caller."""
-    parts = [Part(task, lessons, range(k)) for task, lessons in groups]
-    return run_parts(model, taskset, parts, seed=seed, options=options)
-
-
 class Part(NamedTuple):
-    """The rollouts of one task that have the same lessons in their prompt."""
+    """The rollouts of one task with the same lessons in their prompt."""
 
     task: Task
     lessons: Sequence[Advice]
     indices: Sequence[int]
+    """Index of each rollout in the group of its task; it decides the seed."""
 
 
 def run_parts(
@@ -77,8 +41,11 @@ def run_parts(
     seed: int,
     options: SamplingOptions = DEFAULTS,
 ) -> list[list[Rollout]]:
-    """The scored rollouts of each part, in order: one batched call a turn, each prompt in it once.
-    Raises Stopped where the model answers nothing more."""
+    """The scored rollouts of each part, in order. The caller sets `run_id` and `adapter_id`.
+
+    Each turn is one batched call that has each prompt once. Raises RolloutsStopped if the model
+    stops answering.
+    """
     isolation.require(part.task for part in parts)
     episodes = play(model, taskset, parts, seed=seed, options=options)
     rollouts = [[episode.row for episode in group] for group in episodes]
@@ -97,8 +64,8 @@ def run_parts(
 
 
 class RolloutsStopped(ModelHalted):
-    """The model answers nothing more, for the reason `why`. `rollouts`: of each part, as
-    `run_parts` would have given them; those that were not made have `finish` HALTED."""
+    """The model stopped answering, for the reason `why`. `rollouts`: the return value of
+    `run_parts`, in which `finish` is "halted" for each rollout that was not made."""
 
     def __init__(self, why: ModelHalted, rollouts: list[list[Rollout]]) -> None:
         super().__init__(why.message, why.hint)
@@ -113,9 +80,8 @@ def play(
     seed: int,
     options: SamplingOptions = DEFAULTS,
 ) -> list[list[Episode]]:
-    """The episodes of each part, in order, each at its end. Those that still run are asked
-    together, turn by turn; rollouts of a part whose conversations are the same so far share a
-    request."""
+    """The finished episodes of each part, in order. Each turn is one batched call; episodes of a
+    part with the same conversation so far share a request."""
 
     def take(one: tuple[Episode, list[Message], Answer]) -> None:
         episode, prompt, answer = one
@@ -146,35 +112,20 @@ def play(
 
 
 def _alike(group: Sequence[Episode]) -> list[tuple[list[Message], list[Episode]]]:
-    """The episodes of a part that still run, by what they ask next: (prompt, those that ask it)."""
-    found: dict[str, tuple[list[Message], list[Episode]]] = {}
+    """The unfinished episodes of a part by their next prompt: (prompt, its episodes)."""
+    by_prompt: dict[str, tuple[list[Message], list[Episode]]] = {}
     for episode in group:
         if episode.over:
             continue
-        if not episode.several and "" in found:  # of a task of one turn all ask the same
-            found[""][1].append(episode)
+        if not episode.multi_turn and "" in by_prompt:  # a task of one turn has one prompt
+            by_prompt[""][1].append(episode)
             continue
         prompt = episode.prompt()
-        key = json.dumps([prompt, episode.tools], default=str) if episode.several else ""
-        found.setdefault(key, (prompt, []))[1].append(episode)
-    return list(found.values())
-
-
-def run_group(
-    model: Model,
-    taskset: Taskset,
-    task: Task,
-    lessons: Sequence[Advice] = (),
-    *,
-    k: int,
-    seed: int,
-    options: SamplingOptions = DEFAULTS,
-) -> list[Rollout]:
-    """k scored rollouts of one task."""
-    (group,) = run_groups(model, taskset, [(task, lessons)], k=k, seed=seed, options=options)
-    return group
+        key = json.dumps([prompt, episode.tools], default=str) if episode.multi_turn else ""
+        by_prompt.setdefault(key, (prompt, []))[1].append(episode)
+    return list(by_prompt.values())
 
 
 def request_for(messages: Sequence[Message], max_tokens: int) -> Request:
-    """Greedy: the same group always yields the same lessons."""
+    """A greedy request for one answer, so that the same messages always get the same one."""
     return Request(messages=messages, seeds=(0,), max_tokens=max_tokens, temperature=0.0)

@@ -25,7 +25,7 @@ from reflect.config import Settings
 from reflect.lessons.selection import select_lessons
 from reflect.models.base import Completion
 from reflect.records import Adapter, Exchange, Exposure
-from reflect.rollouts.runner import messages_for
+from reflect.rollouts.episode import messages_for
 from reflect.serve.schema import ChatRequest
 from reflect.store import Store, exchanges, nights
 from reflect.tasksets.task import Message, Task

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from reflect.rollouts.runner import messages_for
+from reflect.rollouts.episode import messages_for
 from reflect.tasksets.task import Message, Task
 
 

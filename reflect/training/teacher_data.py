@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from reflect.evaluation.arms import run_arm
-from reflect.models.base import Completion, Request
+from reflect.models.base import Completion, Request, using
 from reflect.records import Lesson
-from reflect.rollouts.runner import messages_for, using, validate_reward
+from reflect.rollouts.episode import messages_for, validate_reward
 from reflect.rollouts.stepwise import PerTurnLessons
 from reflect.tasksets import available, isolation
 from reflect.tasksets.base import Taskset, has_environment
@@ -259,7 +259,7 @@ def prompts_of(ctx: NightContext, taskset: Taskset, rows: Rows, what: str) -> li
         return [messages_for(task, lessons) for task, lessons in rows]
     groups = teach(ctx, taskset, rows[: ctx.plan.anchors // 8], 1, what)
     clean = [one for group in groups for one in group if one.row.trust == Trust.CLEAN]
-    return [one.asked(turn) for one in clean for turn in one.turns]
+    return [one.prompt_of(turn) for one in clean for turn in one.turns]
 
 
 def near_tasks(ctx: NightContext, item: TasksetLessons, split: Split) -> list[Task]:

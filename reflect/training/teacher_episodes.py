@@ -12,9 +12,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from reflect.models.base import Completion, SamplingOptions
-from reflect.rollouts.episode import Advice, Episode
-from reflect.rollouts.runner import Part, messages_for, play, using
+from reflect.models.base import Completion, SamplingOptions, using
+from reflect.rollouts.episode import Advice, Episode, messages_for
+from reflect.rollouts.runner import Part, play
 from reflect.tasksets.base import Taskset, has_environment
 from reflect.tasksets.task import Task
 from reflect.training.context import NightContext
@@ -49,7 +49,7 @@ def teach(
 def successful(episode: Episode, enough: float) -> bool:
     """Whether to imitate it: enough reward, every answer complete, no bytes from outside."""
     row = episode.row
-    whole = all(turn.done.finish != "length" for turn in episode.turns)
+    whole = all(turn.completion.finish != "length" for turn in episode.turns)
     return (row.reward or 0.0) >= enough and not row.error and whole and row.trust == "clean"
 
 
@@ -57,9 +57,9 @@ def examples(model: LocalModel, episode: Episode, task: Task, weight: float = 1.
     """One example per answer of the assistant; the student's prompt has `task` and no lessons."""
     answers = []
     for turn in episode.turns:
-        student = messages_for(task, (), episode.said[: turn.at])
-        question = Question(student, episode.asked(turn), list(episode.tools))
-        answers.append(Example(question, tokens_of(model, turn.done), weight))
+        student = messages_for(task, (), episode.conversation[: turn.at])
+        question = Question(student, episode.prompt_of(turn), list(episode.tools))
+        answers.append(Example(question, tokens_of(model, turn.completion), weight))
     return [example for example in answers if example.answer]
 
 

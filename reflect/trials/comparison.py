@@ -22,7 +22,8 @@ from reflect.lessons.selection import lessons_for
 from reflect.models.base import SamplingOptions, active_adapter
 from reflect.records import SHOWN_STATUSES, Lesson, Rollout, Trial
 from reflect.rollouts.context import TasksetContext
-from reflect.rollouts.runner import AUDIT, Part, run_parts
+from reflect.rollouts.episode import AUDIT
+from reflect.rollouts.runner import Part, run_parts
 from reflect.rollouts.stepwise import only
 from reflect.stats.confidence import (
     Effect,

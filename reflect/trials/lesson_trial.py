@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from sqlmodel import Session
 
 from reflect.records import SHOWN_STATUSES, Lesson, Run, Trial
-from reflect.rollouts.runner import AUDIT
+from reflect.rollouts.episode import AUDIT
 from reflect.stats.confidence import (
     USEFUL,
     Effect,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from reflect.rollouts.runner import messages_for
+from reflect.rollouts.episode import messages_for
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import Task
 from reflect.training.teacher_data import Question

@@ -10,7 +10,8 @@ from reflect.config import Settings
 from reflect.day.practice import practice
 from reflect.errors import UsageError
 from reflect.records import Exposure, Lesson, LessonVersion, Reflection, Rollout, Run, Trial
-from reflect.rollouts.runner import rollout_seed, run_group
+from reflect.rollouts.episode import rollout_seed
+from reflect.rollouts.runner import Part, run_parts
 from reflect.store import Store, nights
 from reflect.store import lessons as db
 from reflect.tasksets.task import Score
@@ -244,8 +245,10 @@ def test_progress_counts_to_the_end(sqlite_store):
 
 def test_rollout_seeds_depend_on_run_task_and_index_only():
     task = dialect.TASKSET.tasks("practice", 1)[0]
-    alone = run_group(RuleModel(), dialect.TASKSET, task, k=2, seed=5)
-    among = run_group(RuleModel(), dialect.TASKSET, task, k=6, seed=5)
+    alone, among = (
+        run_parts(RuleModel(), dialect.TASKSET, [Part(task, (), range(k))], seed=5)[0]
+        for k in (2, 6)
+    )
     assert [r.messages for r in alone] == [r.messages for r in among[:2]]
     assert len({rollout_seed(a, b, c) for a in (1, 2) for b in "xy" for c in (0, 1)}) == 8
     assert set(OPS) >= {r.messages[-1]["content"].split()[2].strip(".") for r in among}

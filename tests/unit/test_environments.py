@@ -16,7 +16,8 @@ from reflect.config import Settings
 from reflect.day.practice import practice
 from reflect.models.base import SamplingOptions
 from reflect.records import Exposure, Lesson, Rollout
-from reflect.rollouts.runner import Part, rollout_seed, run_group, run_parts
+from reflect.rollouts.episode import rollout_seed
+from reflect.rollouts.runner import Part, run_parts
 from reflect.rollouts.transcript import turns_of
 from reflect.store import Store, doctor
 from reflect.store import lessons as db
@@ -78,15 +79,9 @@ def game(step, *, turns=None, reset=None, tools=(), state=None) -> Taskset:
 
 
 def one(taskset: Taskset, model: WorldModel | None = None, **words) -> Rollout:
-    (row,) = run_group(
-        model or WorldModel(),
-        taskset,
-        taskset.tasks("practice", 1)[0],
-        TELLS,
-        k=1,
-        seed=1,
-        options=SamplingOptions(**words),
-    )
+    parts = [Part(taskset.tasks("practice", 1)[0], TELLS, range(1))]
+    options = SamplingOptions(**words)
+    ((row,),) = run_parts(model or WorldModel(), taskset, parts, seed=1, options=options)
     return row
 
 
@@ -217,10 +212,13 @@ def quits(*_):
     [
         (game(raises), "RuntimeError: no such file"),
         (game(quits), "SystemExit: 1"),
-        (game(lambda e, m: None), "TypeError: step gave back NoneType, not a Step"),
-        (game(lambda e, m: EnvironmentStep()), "ValueError: it is not done, and says nothing"),
-        (game(lambda e, m: EnvironmentStep([{"role": "user"}])), "is no list of messages"),
-        (game(lambda e, m: EnvironmentStep(["text"])), "is no list of messages"),
+        (game(lambda e, m: None), "TypeError: step returned NoneType, not an EnvironmentStep"),
+        (
+            game(lambda e, m: EnvironmentStep()),
+            "ValueError: the step is not done and has no messages",
+        ),
+        (game(lambda e, m: EnvironmentStep([{"role": "user"}])), "is not a list of messages"),
+        (game(lambda e, m: EnvironmentStep(["text"])), "is not a list of messages"),
         (
             game(lambda e, m: EnvironmentStep([{"role": "user", "content": "x"}], feedback=7)),
             "TypeError",
@@ -233,7 +231,7 @@ def quits(*_):
         (game(lambda e, m: EnvironmentStep(done=True), reset=raises), "RuntimeError"),
         (
             game(lambda e, m: EnvironmentStep(done=True), reset=lambda task: []),
-            "is no list of messages",
+            "is not a list of messages",
         ),
         (game(lambda e, m: EnvironmentStep(done=True), tools=(lambda *a: 1,)), "takes *a"),
     ],
