@@ -43,7 +43,7 @@ def rows(plan: Mapping[str, Any], lessons: int, tasksets: int) -> dict[str, int]
     return {"tasks": tasks, "answers": sampled, "trained": trained}
 
 
-class Cost(TypedDict):
+class CostEstimate(TypedDict):
     """`measured`: how many nights of this base gave `seconds`; with 0 the budget did. `tokens` is
     None before the first attempt at the tasks."""
 
@@ -55,7 +55,7 @@ class Cost(TypedDict):
     measured: int
 
 
-def estimate(ctx: NightContext) -> Cost:
+def estimate(ctx: NightContext) -> CostEstimate:
     work = rows(ctx.plan.shape(), len(ctx.lessons), len(ctx.tasksets))
     with ctx.store.read() as s:
         each = mean_tokens(s, [item.taskset.name for item in ctx.tasksets])
@@ -90,7 +90,7 @@ def _speed(ctx: NightContext, s: Session, night: Night) -> float | None:
     return (night.ended - night.started).total_seconds() / (work["answers"] + work["trained"])
 
 
-def describe(cost: Cost, disk: str) -> str:
+def describe(cost: CostEstimate, disk: str) -> str:
     seconds, measured = cost["seconds"], cost["measured"]
     time = f"{seconds / 60:.1f} min" if seconds >= 100 else f"{seconds:.0f} s"
     if measured:

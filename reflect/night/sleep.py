@@ -99,7 +99,7 @@ class RunningNight(NightContext):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class NightOutcome:
     """How a night ended. `preflight`: its figures; `verdict` and `adapter`: of the gate."""
 
     status: NightStatus
@@ -185,7 +185,7 @@ def sleep(
         return replace(report, status="paused", reason=paused) if paused else report
 
 
-def run_stages(night: RunningNight) -> Outcome:
+def run_stages(night: RunningNight) -> NightOutcome:
     """The stages of a night, from the first incomplete one to the gate."""
     from reflect.gate import gate  # torch
 
@@ -196,20 +196,20 @@ def run_stages(night: RunningNight) -> Outcome:
     night = replace(night, tasksets=with_effect(night, preflight))
     if not night.tasksets:
         reason = "On fresh practice tasks no lesson makes the model better."
-        return Outcome(NightStatus.NOTHING, preflight, reason)
+        return NightOutcome(NightStatus.NOTHING, preflight, reason)
 
     # Make the teacher's data.
     data = make_data(night, preflight)
     if not data.harvest and night.plan.learns_from_teacher:
         reason = "Even with the lessons no attempt passes the verifier."
-        return Outcome(NightStatus.NOTHING, preflight, reason)
+        return NightOutcome(NightStatus.NOTHING, preflight, reason)
 
     # Train.
     previous = load_previous(night)
     try:
         adapter = train(night, data)
     except NightError as e:
-        return Outcome(NightStatus.FAILED, preflight, e.message)
+        return NightOutcome(NightStatus.FAILED, preflight, e.message)
 
     # Gate. If it fails with an error, or takes too long, nothing is promoted.
     night = gate.limited(night)
@@ -223,9 +223,9 @@ def run_stages(night: RunningNight) -> Outcome:
     except Exception as e:
         why = e.message if isinstance(e, NightError) else f"{type(e).__name__}: {e}"
         reason = f"The gate broke down, so nothing is promoted. {why}"
-        return Outcome(NightStatus.FAILED, preflight, reason)
+        return NightOutcome(NightStatus.FAILED, preflight, reason)
     status = NightStatus.PROMOTED if verdict["ok"] else NightStatus.REJECTED
-    return Outcome(status, preflight, "", verdict, scaled or adapter)
+    return NightOutcome(status, preflight, "", verdict, scaled or adapter)
 
 
 def with_effect(night: RunningNight, preflight: Json) -> list[TasksetLessons]:
@@ -309,7 +309,7 @@ def load_previous(night: RunningNight) -> str | None:
     return active.name
 
 
-def end(night: RunningNight, outcome: Outcome) -> None:
+def end(night: RunningNight, outcome: NightOutcome) -> None:
     """Record the outcome, and promote an adapter that has passed: one transaction."""
     row, status, reason, adapter = night.night, outcome.status, outcome.reason, outcome.adapter
     common = {

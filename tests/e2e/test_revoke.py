@@ -19,7 +19,7 @@ from reflect.cli import run_command
 from reflect.config import Settings
 from reflect.errors import UnknownName, UsageError
 from reflect.gate import forgetting
-from reflect.night.sleep import Outcome, RunningNight, end
+from reflect.night.sleep import NightOutcome, RunningNight, end
 from reflect.night.workdir import NightDir
 from reflect.records import Adapter
 from reflect.store import Store, doctor, lessons, nights, revoked_adapters
@@ -235,7 +235,7 @@ def test_what_a_night_made_of_a_lesson_revoked_meanwhile_is_not_promoted(tmp_pat
     found = {"model_fingerprint": "f", "lessons": {}}
     work = NightDir(settings, "k")
     running = RunningNight(None, store, settings, None, [], night=night, work=work)  # type: ignore[arg-type]
-    end(running, Outcome(NightStatus.PROMOTED, found, "", verdict, adapter))
+    end(running, NightOutcome(NightStatus.PROMOTED, found, "", verdict, adapter))
     with store.read() as s:
         assert (active(s), nights.get_night(s, 1).status) == (None, "rejected")
         assert (
