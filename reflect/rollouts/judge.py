@@ -1,15 +1,15 @@
-"""A judge: a model grades what no program can, by the task's rubric, in a context of its own.
+"""A judge: a model that grades answers by the task's rubric, if no program can.
 
-The bare base grades, greedily, with prompts/judge.jinja: it sees the task, the rubric, the
-reference where the task has one, and the answer within a fence whose nonce the answer cannot hold.
-Its grade counts only in a line with that nonce:
+The base model without adapter grades, greedily, with prompts/judge.jinja. Its prompt has the task,
+the rubric, the reference answer if there is one, and the answer in a fence whose nonce the answer
+cannot contain. A grade counts only in a line with that nonce:
 
     why a3f90c41: polite, but it names no date
     reward a3f90c41: 0.5
 
-It fails closed: what cannot be read is an error of that rollout, never a guessed reward.
+It fails closed: an unreadable grade is an error of that rollout, never a guessed reward.
 
-Not covered: a judge that can be talked into something. Measure yours: `reflect judge FILE`.
+Not covered: an answer that persuades the judge. Measure your judge: `reflect judge FILE`.
 """
 
 from __future__ import annotations
@@ -38,16 +38,17 @@ Choice = Literal["first", "second", "same"]
 
 
 class Grade(NamedTuple):
-    """What the judge said: a reward in [0, 1], its reasons, and its whole reply."""
+    """One grade of the judge."""
 
     reward: float
+    """In [0, 1]."""
     why: str
     raw: str
+    """The judge's whole reply."""
 
 
 class Judge:
-    """Grades in batches. `model` may be given as a function that loads it when the first grade is
-    wanted."""
+    """Grades in batches. `model` may be a function that loads the model for the first grade."""
 
     def __init__(self, model: Model | Callable[[], Model], name: str = "") -> None:
         self._model = model
@@ -61,30 +62,29 @@ class Judge:
         return self._model
 
     def __call__(self, pairs: Sequence[tuple[Task, str]]) -> list[Score | Exception]:
-        """A score for each (task, final text), or why there is none, all in one call of the
-        model."""
+        """A score, or the error, for each (task, final text), in one call of the model."""
         return [
-            found if isinstance(found, Exception) else Score(found.reward, found.why)
-            for found in self.grades(pairs)
+            grade if isinstance(grade, Exception) else Score(grade.reward, grade.why)
+            for grade in self.grades(pairs)
         ]
 
     def grades(self, pairs: Sequence[tuple[Task, str]]) -> list[Grade | ReflectError]:
-        """The same with the judge's whole replies. The same pair twice is graded once."""
+        """A grade, or the error, for each (task, final text). Equal pairs are graded once."""
         asked = list(dict.fromkeys((task.key, text) for task, text in pairs))
         tasks = {task.key: task for task, _ in pairs}
         prompted = [_prompt("judge", tasks[key], answer=text) for key, text in asked]
         replies = self._ask([text for text, _ in prompted])
-        found = {
+        grades = {
             pair: reply if isinstance(reply, ReflectError) else _grade(reply, nonce)
             for pair, reply, (_, nonce) in zip(asked, replies, prompted, strict=True)
         }
-        return [found[task.key, text] for task, text in pairs]
+        return [grades[task.key, text] for task, text in pairs]
 
     def compare(
         self, rows: Sequence[tuple[Task, str, str]]
     ) -> list[tuple[Choice, Choice] | ReflectError]:
-        """Which of two answers is better, asked in both orders: (as given, swapped and turned
-        back). A judge that goes by the order answers differently."""
+        """For each (task, a, b): the better answer, judged in both orders, as (order a b, order
+        b a), or the error. "first" is always a. The two differ if the order decides."""
         prompted = []
         for task, a, b in rows:
             prompted += [
@@ -92,23 +92,28 @@ class Judge:
                 _prompt("compare", task, first=b, second=a),
             ]
         replies = self._ask([text for text, _ in prompted])
-        said = [
+        choices = [
             reply if isinstance(reply, ReflectError) else _choice(reply, nonce)
             for reply, (_, nonce) in zip(replies, prompted, strict=True)
         ]
-        turned: dict[Choice, Choice] = {"first": "second", "second": "first", "same": "same"}
-        found: list[tuple[Choice, Choice] | ReflectError] = []
-        for given, swapped in zip(said[::2], said[1::2], strict=True):
+        swap: dict[Choice, Choice] = {"first": "second", "second": "first", "same": "same"}
+        results: list[tuple[Choice, Choice] | ReflectError] = []
+        for given, swapped in zip(choices[::2], choices[1::2], strict=True):
             if isinstance(given, ReflectError) or isinstance(swapped, ReflectError):
-                found.append(given if isinstance(given, ReflectError) else swapped)  # type: ignore[arg-type]
+                results.append(given if isinstance(given, ReflectError) else swapped)  # type: ignore[arg-type]
             else:
-                found.append((given, turned[swapped]))
-        return found
+                results.append((given, swap[swapped]))
+        return results
 
     def _ask(self, texts: Sequence[str]) -> list[Completion | ReflectError]:
-        words: dict[str, Any] = {"max_tokens": MAX_TOKENS, "temperature": 0.0, "adapter": None}
         requests = [
-            Request(messages=[{"role": "user", "content": text}], **words) for text in texts
+            Request(
+                [{"role": "user", "content": text}],
+                max_tokens=MAX_TOKENS,
+                temperature=0.0,
+                adapter=None,
+            )
+            for text in texts
         ]
         answers = sample_each(self.model, requests)
         return [answer if isinstance(answer, ModelError) else answer[0] for answer in answers]
@@ -122,7 +127,7 @@ def judge_of(settings: Settings, model: Model | Callable[[], Model]) -> Judge:
 
 
 def bind(taskset: Taskset, settings: Settings, model: Model | None = None) -> Taskset:
-    """Give the taskset its judge: the model of the setting `judge`, else `model`, else the one that
+    """Set the taskset's judge: the model of the setting `judge`, else `model`, else the model that
     practises."""
     taskset.judge = judge_of(settings, model) if settings.judge or model else None  # type: ignore[arg-type]
     return taskset
@@ -134,8 +139,8 @@ def _loaded(name: str, settings: Settings) -> Model:
 
 
 def grade(model: Model, taskset: Taskset, pairs: Sequence[tuple[Task, Rollout]]) -> None:
-    """Have the rollouts of judged tasks graded, in one batch: by the taskset's judge, else by the
-    model, bare. Raises ModelHalted where it answers nothing more; then none of them is graded."""
+    """Grade the rollouts of judged tasks in one batch: by the taskset's judge, else by the model
+    without adapter. Raises ModelHalted if it stops answering; then none of them is graded."""
     wanted = [(task, row) for task, row in pairs if task.verifier == JUDGE and row.error is None]
     if not wanted:
         return
@@ -143,25 +148,19 @@ def grade(model: Model, taskset: Taskset, pairs: Sequence[tuple[Task, Rollout]])
     texts = [(task, str(row.messages[-1]["content"])) for task, row in wanted]
     try:
         grades = judge.grades(texts)
-    except ModelHalted as e:  # what nobody graded is attempted again when the run goes on
+    except ModelHalted as e:  # a continued run makes ungraded rollouts again
         for _, row in wanted:
-            row.error, row.error_kind, row.finish = (
-                f"judge: {e.message}",
-                RolloutErrorKind.JUDGE,
-                HALTED,
-            )
+            row.error, row.error_kind = f"judge: {e.message}", RolloutErrorKind.JUDGE
+            row.finish = HALTED
         raise
-    for (_, row), found in zip(wanted, grades, strict=True):
-        if isinstance(found, ReflectError):
-            row.error, row.error_kind = f"judge: {found.message}", RolloutErrorKind.JUDGE
+    version = prompts.version("judge")
+    for (_, row), one in zip(wanted, grades, strict=True):
+        if isinstance(one, ReflectError):
+            row.error, row.error_kind = f"judge: {one.message}", RolloutErrorKind.JUDGE
         else:
-            row.reward, row.feedback = found.reward, found.why
-            said = {
-                "model": judge.model.name,
-                "said": found.raw,
-                "prompt": prompts.version("judge"),
-            }
-            row.parts = row.parts | {JUDGE: said}
+            row.reward, row.feedback = one.reward, one.why
+            part = {"model": judge.model.name, "said": one.raw, "prompt": version}
+            row.parts = row.parts | {JUDGE: part}
 
 
 def _prompt(template: str, task: Task, **answers: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""stepwise."""
+"""Lessons that are selected again at each turn of an episode."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from reflect.records import Lesson
 
 
 class PerTurnLessons(list[Lesson]):
-    """The lessons of an episode that chooses them again at each turn. As a list: all that may come,
-    by id."""
+    """The lessons of an episode that selects them again at each turn. As a list: all lessons that
+    may be selected, by id."""
 
-    def __init__(self, may_come: Iterable[Lesson], at: Callable[[str], list[Lesson]]) -> None:
-        super().__init__(may_come)
-        self.at = at  # where things stand, in words -> the lessons of this turn
+    def __init__(self, candidates: Iterable[Lesson], at: Callable[[str], list[Lesson]]) -> None:
+        super().__init__(candidates)
+        self.at = at
+        """The environment's state as text -> the lessons of this turn."""
 
 
 def only(lessons: Sequence[Lesson], keep: Callable[[Lesson], bool]) -> list[Lesson]:
-    """Those of the lessons that are to be kept, at each turn where they are chosen at each."""
+    """The lessons for which `keep` is true; for PerTurnLessons, at each turn."""
     kept = [lesson for lesson in lessons if keep(lesson)]
     if not isinstance(lessons, PerTurnLessons):
         return kept

@@ -1,11 +1,11 @@
-"""A rollout as text: what was said in it, turn by turn.
+"""A rollout as text, turn by turn.
 
     turn 1: call: times(374, 58)
     > result: 21692
     turn 2: answer: 21692
-    feedback: ...                        where a turn got any
+    feedback: ...                        if the turn has feedback
 
-So the reflection reads it, and `reflect runs show` prints it.
+The reflection reads this form, and `reflect runs show` prints it.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from dataclasses import dataclass
 from reflect.records import Rollout
 from reflect.tasksets.task import Message
 
-# In `Rollout.parts`, of a rollout with an environment: how many answers of the assistant it holds;
-# [[turn, feedback],
-# ...] where a turn got any; calls that failed, in words; and, where lessons are chosen at each
-# turn, their ids.
+# Keys of `Rollout.parts` of a rollout with an environment: the number of the assistant's answers;
+# [[turn, feedback], ...] of turns with feedback; the errors of tool calls; the lesson ids of each
+# turn, if lessons are selected at each turn.
 TURNS, STEPS, TOOL_ERRORS, LESSONS = "turns", "steps", "tool_errors", "lessons"
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn: the assistant's words, what came back (of tools and the environment), feedback on
-    this turn."""
+    """One turn of a rollout, counted from 1."""
 
     number: int
     words: str
+    """The assistant's message."""
     back: str = ""
+    """The output of tools and the environment."""
     feedback: str = ""
 
     def text(self, back: str | None = None) -> str:
-        """With `back` in the place of what came back, where it is given."""
+        """The turn as text; `back`, if given, replaces its output."""
         shown = self.back if back is None else back
         lines = [f"turn {self.number}: {self.words.strip() or '(empty)'}"]
         lines += [f"> {line}" for line in shown.splitlines() if line.strip()]
@@ -41,13 +41,11 @@ class Turn:
 
 
 def turns_of(row: Rollout) -> list[Turn]:
-    """The turns of a rollout that had an environment; [] for one that had none."""
+    """The turns of a rollout with an environment, else []."""
     count = row.parts.get(TURNS, 0)
     if not count:
         return []
-    places = [i for i, message in enumerate(row.messages) if message["role"] == "assistant"][
-        -count:
-    ]
+    places = [i for i, m in enumerate(row.messages) if m["role"] == "assistant"][-count:]
     feedback = dict(row.parts.get(STEPS, []))
     ends = [*places[1:], len(row.messages)]
     return [
@@ -64,12 +62,10 @@ def turns_of(row: Rollout) -> list[Turn]:
 def words_of(message: Message) -> str:
     """The text of a message and the tools that it calls, as `call: NAME(ARGUMENTS)`."""
     calls = [call.get("function", {}) for call in message.get("tool_calls") or ()]
-    said = [
-        f"call: {function.get('name', '')}({function.get('arguments', '')})" for function in calls
-    ]
-    return "\n".join(filter(None, [str(message.get("content") or ""), *said]))
+    lines = [f"call: {call.get('name', '')}({call.get('arguments', '')})" for call in calls]
+    return "\n".join(filter(None, [str(message.get("content") or ""), *lines]))
 
 
 def last_words(row: Rollout) -> str:
-    """What the assistant said last; "" where it said nothing."""
+    """The assistant's last message; "" if there is none."""
     return next((str(m["content"]) for m in reversed(row.messages) if m["role"] == "assistant"), "")
