@@ -1,4 +1,4 @@
-"""Render prompts/*.jinja: the product's words, in files that a user can edit.
+"""Render prompts/*.jinja: the prompts, in files that a user can edit.
 
 A user's own `./prompts/` wins over the packaged folder. Rendering is strict (an unknown variable is
 an error) and sandboxed; lesson text is only ever a *value* in a template, never a template.

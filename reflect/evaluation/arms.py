@@ -1,11 +1,11 @@
 """The arms of a comparison: the same tasks in each, greedy, one answer per task, with intervals.
 
-    base      bare weights, no lessons
-    lessons   bare weights, all lessons that are held in text (candidate, active and distilled)
-    adapter   the active adapter, no lessons
-    both      the active adapter and the lessons that stand in the prompt at run time
+    base      base model, no lessons
+    lessons   base model, all lessons kept as text (candidate, active and distilled)
+    adapter   active adapter, no lessons
+    both      active adapter, and the lessons that the prompt has at run time
 
-The tasks are paired across arms, so a difference is far better known than either mean: see
+The tasks are paired across arms, so a difference has a smaller variance than either mean: see
 `paired_difference`.
 """
 
@@ -37,8 +37,7 @@ BATCH = 64  # tasks per sample call: large enough to be quick, small enough to s
 
 @dataclass(frozen=True)
 class ArmResult:
-    """Mean reward of one arm. A rollout that broke counts as reward 0 and is counted in
-    `errors`."""
+    """Mean reward of one arm. A failed rollout counts as reward 0 and is counted in `errors`."""
 
     reward: float
     n: int
@@ -76,11 +75,11 @@ def evaluate(
     statuses: Sequence[str] = HELD_STATUSES,
     progress: Progress | None = None,
 ) -> dict[str, ArmResult]:
-    """Run the arms on the first n tasks of the split (all when None). `statuses` are those of the
-    arm `lessons`.
+    """The result of each arm on the first n tasks of the split (None: all). `statuses`: of the
+    lessons in the arm `lessons`.
 
-    The arms `adapter` and `both` use the adapter that the model has on now. Raises UnknownName for
-    an arm that there is not, UsageError when there is no task, or no adapter to compare.
+    The arms `adapter` and `both` use the model's active adapter. Raises UnknownName for an unknown
+    arm, UsageError if there is no task, or no active adapter to compare.
     """
     settings = settings or Settings()
     unknown = [arm for arm in arms if arm not in ARMS]
@@ -124,8 +123,7 @@ def run_arm(
     options: SamplingOptions = DEFAULTS,
     progress: Progress | None = None,
 ) -> ArmResult:
-    """One greedy answer to each task (or one episode of it) under its lessons, by the model as it
-    is set now."""
+    """One greedy rollout of each task with its lessons, by the model with its active adapter."""
     rollouts: list[Rollout] = []
     for i in range(0, len(rows), BATCH):
         if progress:
@@ -155,7 +153,7 @@ def run_arm(
 
 
 def _lesson_tokens(model: Model, lessons: Sequence[Advice], row: Rollout) -> float:
-    """Of lessons in the prompt; where they are chosen at each turn, in its mean prompt."""
+    """Tokens of the lessons in the prompt; the mean over turns for PerTurnLessons."""
     cost = [model.count_tokens(format_lesson(x.when, x.do)) for x in lessons]
     if not isinstance(lessons, PerTurnLessons):
         return sum(cost)
@@ -171,8 +169,8 @@ def following(
     options: SamplingOptions = DEFAULTS,
     progress: Progress | None = None,
 ) -> ArmResult:
-    """How well the model, as it is set now, follows the new lessons that `tasks` (of
-    `Taskset.following`) bring."""
+    """How well the model with its active adapter follows the new lessons of `tasks` (from
+    `Taskset.following`)."""
     rows: list[tuple[Task, Sequence[Advice]]] = [(task, ()) for task in tasks]
     return run_arm(model, taskset, rows, options=options, progress=progress)
 
@@ -180,8 +178,7 @@ def following(
 def paired_difference(
     a: ArmResult, b: ArmResult, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """Mean of a minus b over the same tasks, with its bootstrap interval at that level: (mean, low,
-    high)."""
+    """Mean of a minus b over the same tasks, with its bootstrap interval: (mean, low, high)."""
     differences = [x - y for x, y in zip(a.rewards, b.rewards, strict=True)]
     return _mean(differences), *bootstrap(differences, seed, level)
 
@@ -191,5 +188,5 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _part(progress: Progress | None, offset: int, total: int, what: str) -> Progress | None:
-    """Progress of one arm, told as progress of the whole."""
+    """A callback that reports the progress of one arm as progress of the whole."""
     return (lambda done, _, __: progress(offset + done, total, what)) if progress else None

@@ -1,12 +1,11 @@
-"""How far a judge agrees with people: their rewards beside its own, and pairs of answers in both
-orders.
+"""Agreement of a judge with people: rewards against theirs, and pairs of answers in both orders.
 
 A labelled sample is a file of tasks (see `reflect.tasksets.files`) whose rows also have `text`, an
 answer, and `reward`, what a person gave it:
 
     {"prompt": "Decline politely.", "rubric": "Is it polite?", "text": "No.", "reward": 0}
 
-Agreement is about pass or fail (a reward of at least 0.5); kappa (Cohen 1960) takes off what chance
+Agreement compares pass or fail (a reward of at least 0.5); kappa (Cohen 1960) takes off what chance
 alone would agree on. Intervals are percentile bootstraps over the answers, at 95 %.
 
 Not covered: a sample that is too small or too easy says little, and the interval of a perfect one
@@ -61,8 +60,8 @@ class Agreement(NamedTuple):
 
 
 def labelled(path: Path) -> list[Label]:
-    """The labelled sample in a file. BadTaskFile says file, line and field."""
-    found = []
+    """The labelled sample in a file. BadTaskFile names the file, line and field of an error."""
+    labels = []
     for row in rows_of(path):
         task, _ = task_of(row, messages_of(row), "holdout")
         text, reward = row.fields.get("text"), row.fields.get("reward")
@@ -76,8 +75,8 @@ def labelled(path: Path) -> list[Label]:
             reward = float(reward) if reward.replace(".", "", 1).isdigit() else None
         if isinstance(reward, bool) or not isinstance(reward, int | float) or not 0 <= reward <= 1:
             row.fail("reward", "it is no number from 0 to 1", "Give what a person gave the answer.")
-        found.append(Label(task, text, float(reward)))
-    return found
+        labels.append(Label(task, text, float(reward)))
+    return labels
 
 
 def agree(
@@ -126,13 +125,12 @@ def agree(
 
 
 def _pairs(labels: Sequence[Label], seed: int) -> list[tuple[Label, Label]]:
-    """Pairs of answers to the same question that people graded differently, in a random order
-    each."""
+    """At most PAIRS pairs of answers to one task with different rewards, each in random order."""
     rng = random.Random(seed)
-    found = [
+    pairs = [
         (a, b) if rng.random() < 0.5 else (b, a)
         for a, b in combinations(labels, 2)
         if a.reward != b.reward
         and (a.task.messages, a.task.rubric) == (b.task.messages, b.task.rubric)
     ]
-    return rng.sample(found, PAIRS) if len(found) > PAIRS else found
+    return rng.sample(pairs, PAIRS) if len(pairs) > PAIRS else pairs
