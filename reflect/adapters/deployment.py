@@ -80,6 +80,7 @@ class AdapterServer:
         return {str(row.get("id")) for row in rows or () if isinstance(row, dict)}
 
     def post(self, path: str, words: dict[str, str]) -> None:
+        """POST a JSON body."""
         self._ask(path, words)
 
     def _ask(self, path: str, words: dict[str, str] | None = None) -> Any:

@@ -45,6 +45,7 @@ def base_name(name: str) -> str:
 
 
 def head(x: Export) -> str:
+    """The YAML header."""
     base = json.dumps(
         base_name(x.adapter.base_model), ensure_ascii=False
     )  # a JSON string is a YAML string
@@ -65,6 +66,7 @@ def head(x: Export) -> str:
 
 
 def title(x: Export) -> str:
+    """The title and what the folder holds."""
     name, base = x.adapter.name, base_name(x.adapter.base_model)
     what = (
         f"{base} with {name} merged into its weights"
@@ -84,6 +86,7 @@ def title(x: Export) -> str:
 
 
 def usage(x: Export) -> str:
+    """How to load the folder."""
     if x.merged:
         code = (
             'AutoModelForCausalLM.from_pretrained("FOLDER")  # float32; dtype="bfloat16" halves it'
@@ -105,6 +108,7 @@ def usage(x: Export) -> str:
 
 
 def lessons(x: Export) -> str:
+    """The table of lessons that the adapter holds."""
     rows = [
         [row.lesson_id, row.version, row.scope or "everywhere", row.when, row.do]
         for row in x.lessons
@@ -148,6 +152,7 @@ def made(x: Export) -> str:
 
 
 def files(x: Export) -> str:
+    """The table of files with their sha256."""
     return "## Files\n\n" + grid(
         ["file", "sha256"], [[name, f"`{digest}`"] for name, digest in sorted(x.files.items())]
     )

@@ -27,6 +27,7 @@ UNFINISHED = ".unfinished-"
 
 
 def home(settings: Settings) -> Path:
+    """The folder of all adapters."""
     return settings.home_path / "adapters"
 
 
@@ -42,6 +43,7 @@ def folder_of(adapter: Adapter, settings: Settings) -> Path:
 
 
 def exists(name: str, settings: Settings) -> bool:
+    """Whether an adapter of that name is on disk."""
     return (home(settings) / name).is_dir()
 
 
@@ -100,6 +102,7 @@ def remove_leftovers(settings: Settings) -> None:
 
 
 def files(folder: Path) -> list[Path]:
+    """All files below a folder, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 

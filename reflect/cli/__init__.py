@@ -48,6 +48,7 @@ class InOrder(TyperGroup):
     """Commands in the order of use, not by alphabet."""
 
     def list_commands(self, ctx: Any) -> list[str]:
+        """The commands in the order of use, not of the alphabet."""
         return list(COMMANDS)
 
 

@@ -100,6 +100,7 @@ class DefaultList(TyperGroup):
     """`reflect lessons --json` is `reflect lessons list --json`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Without a command, `list`."""
         if not args or (args[0].startswith("-") and args[0] != "--help"):
             args = ["list", *args]
         return super().parse_args(ctx, args)

@@ -24,6 +24,7 @@ class GiveByDefault(DefaultList):
     """`reflect grade 12 0.5` is `reflect grade give 12 0.5`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """A rollout's id in place of a command means `give`."""
         return super().parse_args(ctx, ["give", *args] if args and args[0].isdigit() else args)
 
 

@@ -83,6 +83,7 @@ def _share(means: Means) -> Means:
 
 
 def gain(triples: Sequence[Triple]) -> Check:
+    """Whether the adapter recovers the gain of the lessons."""
     if not triples:
         text = "there are no holdout tasks for these lessons, so nothing is proven"
         return Check("gain", False, 0.0, ENOUGH, text, CheckKind.GAIN)
@@ -117,6 +118,7 @@ def no_harm(name: str, before: ArmResult, after: ArmResult) -> Check:
 
 
 def drift(probes: Sequence[Probe]) -> Check:
+    """How far the adapter moves the base on unrelated tasks, in bits per token."""
     bits = sum(p.drift for p in probes) / max(1, sum(p.tokens for p in probes))
     warning = ", which is a lot" if bits > DRIFT_WARNS else ""
     text = f"on tasks outside the night it is {bits:.3f} bits per token away from the base{warning}"

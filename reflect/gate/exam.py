@@ -49,6 +49,7 @@ class Arms:
     adapter_in: ArmResult
 
     def shape(self) -> Json:
+        """The rewards of each arm, as JSON."""
         return {name: getattr(self, name).shape() for name in ARMS}
 
     def triples(self, third: Sequence[float] | None = None) -> list[checks.Triple]:

@@ -24,9 +24,12 @@ class LessonText(Protocol):
     """A condition and an advice: a `records.Lesson`, a `LessonVersion` or an `Edit`."""
 
     @property
-    def when(self) -> str: ...
+    def when(self) -> str:
+        """The condition."""
+
     @property
-    def do(self) -> str: ...
+    def do(self) -> str:
+        """The advice."""
 
 
 def stems(text: str) -> frozenset[str]:

@@ -96,7 +96,8 @@ class Model(Protocol):
         without adapters is always bare."""
         ...
 
-    def count_tokens(self, text: str) -> int: ...
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text."""
 
 
 @runtime_checkable
@@ -104,7 +105,8 @@ class AdapterModel(Protocol):
     """A model with adapters. `active` is the name of the one in use, None for the bare base."""
 
     @property
-    def active(self) -> str | None: ...
+    def active(self) -> str | None:
+        """The active adapter, None for the bare base."""
 
     def using(self, name: str | None) -> AbstractContextManager[Any]:
         """Use an adapter, or with None the bare base, within a with-block."""

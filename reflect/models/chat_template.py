@@ -153,6 +153,7 @@ class Chat:
 
 
 def names(tools: Sequence[Json]) -> Collection[str]:
+    """Names of the offered tools."""
     return {tool["function"]["name"] for tool in tools}
 
 

@@ -59,6 +59,7 @@ class SharedCache(DynamicLayer):  # type: ignore[misc]  # transformers is untype
         return tuple(buffer[:count, :, : self.columns] for buffer in self.buffers)
 
     def get_seq_length(self) -> int:
+        """Columns in use, as transformers asks for them."""
         return self.columns
 
     def seat(
@@ -72,6 +73,7 @@ class SharedCache(DynamicLayer):  # type: ignore[misc]  # transformers is untype
                 buffer[first + i, :, :length] = states[i, :, width - length :]
 
     def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` columns of a row to another row."""
         for buffer in self.buffers:
             buffer[target, :, :length] = buffer[source, :, :length]
 

@@ -30,6 +30,7 @@ def rank() -> int:
 
 
 def is_first() -> bool:
+    """Whether this is process 0."""
     return rank() == 0
 
 

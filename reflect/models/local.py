@@ -102,6 +102,7 @@ class LocalModel:
         return self.chat.decode(tokens)
 
     def count_tokens(self, text: str) -> int:
+        """Tokens of a text."""
         return len(self._ids(text))
 
     @cached_property
@@ -258,6 +259,7 @@ class LocalModel:
 
     @property
     def adapters(self) -> list[str]:
+        """Names of the loaded adapters."""
         return self.adapter_set.names
 
     def new_adapter(self, name: str, rank: int = 8, alpha: float = 32, seed: int = 0) -> None:
@@ -273,6 +275,7 @@ class LocalModel:
         self.adapter_set.load(name, path)
 
     def drop_adapter(self, name: str) -> None:
+        """Remove an adapter from memory."""
         self.adapter_set.drop(name)
 
     def use(self, name: str | None) -> None:
@@ -280,9 +283,11 @@ class LocalModel:
         self.adapter_set.use(name)
 
     def using(self, name: str | None) -> AbstractContextManager[None]:
+        """The adapter within a with-block; None is the bare base."""
         return self.adapter_set.using(name)
 
     def adapter_parameters(self, name: str) -> list[torch.nn.Parameter]:
+        """The trainable parameters of an adapter."""
         return self.adapter_set.parameters(name)
 
     def scale_adapter(self, name: str, factor: float) -> None:

@@ -41,6 +41,7 @@ class AdapterSet:
 
     @property
     def names(self) -> list[str]:
+        """Names of the loaded adapters."""
         return list(self._scales)
 
     def new(self, name: str, rank: int = 8, alpha: float = 32, seed: int = 0) -> None:

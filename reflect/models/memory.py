@@ -114,4 +114,5 @@ def _free_ram() -> int:
 
 
 def in_words(size: float) -> str:
+    """A number of bytes as GB or MB."""
     return f"{size / GB:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

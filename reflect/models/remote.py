@@ -135,10 +135,12 @@ class RemoteModel:
         return adapter in wait_for(self._models())
 
     def use(self, adapter: str | None) -> None:
+        """Name the adapter in later requests; None is the base."""
         self.active = adapter
 
     @contextmanager
     def using(self, adapter: str | None) -> Iterator[RemoteModel]:
+        """The adapter within a with-block."""
         before, self.active = self.active, adapter
         try:
             yield self

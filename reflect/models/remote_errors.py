@@ -117,5 +117,6 @@ def words_of(e: Exception) -> str:
 
 
 def listed(names: tuple[str, ...], most: int = 6) -> str:
+    """The first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -26,6 +26,8 @@ DECODER = json.JSONDecoder()
 
 
 class Call(NamedTuple):
+    """One tool call of an answer."""
+
     name: str
     arguments: Json
 

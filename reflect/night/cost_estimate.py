@@ -56,6 +56,7 @@ class CostEstimate(TypedDict):
 
 
 def estimate(ctx: NightContext) -> CostEstimate:
+    """What a night would cost, before anything runs."""
     work = rows(ctx.plan.shape(), len(ctx.lessons), len(ctx.tasksets))
     with ctx.store.read() as s:
         each = mean_tokens(s, [item.taskset.name for item in ctx.tasksets])
@@ -91,6 +92,7 @@ def _speed(ctx: NightContext, s: Session, night: Night) -> float | None:
 
 
 def describe(cost: CostEstimate, disk: str) -> str:
+    """The estimate as a sentence."""
     seconds, measured = cost["seconds"], cost["measured"]
     time = f"{seconds / 60:.1f} min" if seconds >= 100 else f"{seconds:.0f} s"
     if measured:

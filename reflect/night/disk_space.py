@@ -44,4 +44,5 @@ def check(network: Module, settings: Settings, plan: Plan) -> None:
 
 
 def in_mb(size: int) -> str:
+    """A number of bytes as MB."""
     return f"{size / 1e6:,.0f} MB"

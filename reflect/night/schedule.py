@@ -67,10 +67,12 @@ class ScheduledJob:
     @property
     def command(self) -> list[str]:
         # -P: do not import modules from the working directory
+        """The command that the scheduler runs."""
         return [sys.executable, "-P", "-m", "reflect", *self.words]
 
     @property
     def title(self) -> str:
+        """The title of the job."""
         return f"reflect: the night of profile {self.profile}"
 
 

@@ -79,6 +79,7 @@ class RunningNight(NightContext):
 
     @property
     def adapter_name(self) -> str:
+        """The name of the adapter that this night makes."""
         return registry.name_of(self.night.key)
 
     def stage(self, stage: NightStage, make: Callable[[NightContext], Json]) -> Json:
@@ -349,6 +350,7 @@ def end(night: RunningNight, outcome: NightOutcome) -> None:
 
 
 def make_report(store: Store, night_id: int | None, seconds: float, again: bool) -> NightReport:
+    """The report of a stored night."""
     with store.read() as s:
         night = nights.get_night(s, night_id)
         adapter = nights.get_adapter(s, night.adapter_id) if night.adapter_id else None
@@ -381,6 +383,7 @@ def make_report(store: Store, night_id: int | None, seconds: float, again: bool)
 
 
 def describe(plan: Plan, items: Sequence[TasksetLessons]) -> str:
+    """The plan as a sentence, for a dry run."""
     lessons = ", ".join(f"{len(item.lessons)} lessons of {item.taskset.name}" for item in items)
     stages = ", ".join(f"{steps} steps of {name} at {rate:g}" for name, steps, rate in plan.stages)
     return f"Would sleep over {lessons}: {stages}, batch {plan.batch}, rank {plan.rank}."

@@ -88,4 +88,5 @@ class NightDir:
         return result
 
     def clear(self) -> None:
+        """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)

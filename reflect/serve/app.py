@@ -109,6 +109,7 @@ def _reply(e: ApiError) -> Response:
 
 
 async def refuse(http: Request, e: Exception) -> Response:
+    """The reply to an error."""
     if isinstance(e, Conflict):
         e = ApiError(409, str(e), code="conflict")
     elif isinstance(e, UsageError) and http.url.path == "/v1/feedback":
@@ -118,6 +119,7 @@ async def refuse(http: Request, e: Exception) -> Response:
 
 
 async def unknown_url(http: Request, e: Exception) -> Response:
+    """The reply to an unknown path or method."""
     assert isinstance(e, HTTPException)
     problem = {404: "Unknown request URL", 405: "Not allowed to"}.get(e.status_code, e.detail)
     message = f"{problem}: {http.method} {http.url.path}."
@@ -126,6 +128,7 @@ async def unknown_url(http: Request, e: Exception) -> Response:
 
 
 async def disconnected(http: Request, e: Exception) -> Response:
+    """The reply to nobody: the client has left."""
     return Response(status_code=499)
 
 
@@ -136,6 +139,7 @@ class AuthMiddleware:
         self.app, self.key = app, key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a request before its body is read, or pass it on."""
         protected = scope["type"] == "http" and scope["path"] != "/health"
         if protected and (e := self.refusal(Request(scope))):
             return await _reply(e)(scope, receive, send)

@@ -50,6 +50,7 @@ class EngineJob:
         self.unfinished = 0  # rows without a result
 
     def cancel(self) -> None:
+        """Stop computing this request."""
         self.cancelled = True
 
 

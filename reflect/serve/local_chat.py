@@ -38,6 +38,7 @@ class LocalRequest:
 
     @property
     def headers(self) -> dict[str, str]:
+        """The headers of a reply."""
         return {
             "x-request-id": self.prepared.name,
             "x-reflect-lessons": self.prepared.lessons,
@@ -257,6 +258,7 @@ class LocalChat:
             await asyncio.sleep(0.05)
 
     async def models(self, http: HttpRequest) -> Response:
+        """`GET /v1/models`, and one model by name."""
         card = {
             "object": "model",
             "created": self.started,

@@ -46,6 +46,7 @@ class Proxy:
         self.client = httpx2.AsyncClient(timeout=TIMEOUT, limits=httpx2.Limits(max_connections=256))
 
     async def answer(self, http: HttpRequest, request: ChatRequest) -> Response:
+        """`POST /v1/chat/completions`, with lessons added."""
         prepared = await asyncio.to_thread(self.session.open, request)
         body = {name: value for name, value in request.raw.items() if name != "reflect"}
         if prepared.lessons:
@@ -66,6 +67,7 @@ class Proxy:
         return await _forward(await self._send(http, http.path_params["path"], await http.body()))
 
     async def models(self, http: HttpRequest) -> Response:
+        """`GET /v1/models` of the upstream server."""
         path = "models" + (f"/{http.path_params['model']}" if "model" in http.path_params else "")
         return await _forward(await self._send(http, path, b""))
 
@@ -118,6 +120,7 @@ class Stream:
         self.ended = False
 
     def read(self, line: bytes) -> None:
+        """Take one line of the stream."""
         data = line.strip().removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
         self.ended = self.ended or data == b"[DONE]"
         chunk = _json_object(data)

@@ -47,22 +47,32 @@ class StrictModel(BaseModel):
 
 
 class Function(StrictModel):
+    """A function that a tool names."""
+
     name: Text
 
 
 class Tool(StrictModel):
+    """An offered tool."""
+
     function: Function
 
 
 class ToolChoice(StrictModel):
+    """The one tool that the model may call."""
+
     function: Function
 
 
 class ResponseFormat(StrictModel):
+    """Text; other formats are refused."""
+
     type: Literal["text"] = "text"
 
 
 class StreamOptions(StrictModel):
+    """Options of a stream."""
+
     include_usage: bool | None = None
 
 
@@ -114,11 +124,15 @@ class Feedback(StrictModel):
 
 
 class AdapterFolder(StrictModel):
+    """The body of `load_lora_adapter`."""
+
     lora_name: Text
     lora_path: Text
 
 
 class AdapterName(StrictModel):
+    """The body of `unload_lora_adapter`."""
+
     lora_name: Text
 
 
@@ -247,6 +261,7 @@ def _content(value: object, where: str, strict: bool, optional: bool) -> str:
 
 
 def choice(index: int, completion: Completion) -> Json:
+    """One answer of a reply."""
     message: Json = {
         "role": "assistant",
         "content": completion.text or (None if completion.calls else ""),
@@ -263,6 +278,7 @@ def choice(index: int, completion: Completion) -> Json:
 
 
 def usage(completions: Sequence[Completion]) -> dict[str, int]:
+    """The token counts of a reply."""
     prompt = completions[0].prompt_tokens
     answer = sum(completion.completion_tokens for completion in completions)
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
@@ -275,4 +291,5 @@ def event(data: Json | bytes) -> bytes:
 
 
 def delta(index: int, content: Json, finish: str | None = None) -> Json:
+    """One part of a streamed answer."""
     return {"index": index, "delta": content, "finish_reason": finish, "logprobs": None}

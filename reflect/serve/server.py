@@ -150,5 +150,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url(listener: socket.socket, host: str) -> str:
+    """The base URL of a bound socket."""
     name = f"[{host}]" if ":" in host else host
     return f"http://{name}:{listener.getsockname()[1]}/v1"

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 RESAMPLES = 2000
 
-Means = NDArray[np.float64]  # (..., columns): means of the columns of the rows
-Statistic = Callable[[Means], Means]  # (..., columns) -> (...); NaN where it is not defined
+Means: TypeAlias = "NDArray[np.float64]"  # (..., columns): means of the columns of the rows
+Statistic: TypeAlias = Callable[[Means], Means]  # (..., columns) -> (...); NaN: not defined
 
 
 def mean(means: Means) -> Means:
@@ -34,6 +36,8 @@ def bootstrap(
     remains."""
     if not len(rows):
         return 0.0, 0.0
+    import numpy as np  # takes 0.1 s, which a command without statistics does not pay
+
     data = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
     *state, position = random.Random(seed).getstate()[1]
     rng = np.random.RandomState()

@@ -112,6 +112,7 @@ class BettingConfidenceSequence:
         return {"n": n, "sum": total, "squares": squares, "weight": weight, "up": up, "down": down}
 
     def add(self, h: float, weight: float) -> None:
+        """Take one observation with its weight."""
         self.n += 1
         self.sum += h
         self.squares += h * h
@@ -223,6 +224,7 @@ class WithheldEstimator(_Estimator):
 
     @classmethod
     def of(cls, state: EstimatorState) -> Self:
+        """An estimator from its saved state."""
         estimator = cls()
         estimator.bets = BettingConfidenceSequence(state["bets"])
         estimator._rewards, estimator._noise = state["rewards"], state["noise"]

@@ -108,6 +108,7 @@ class Postgres:
         """Nothing: a server brings what it needs."""
 
     def engines(self) -> dict[str, Engine]:
+        """The engines of readers and writers."""
         defaults = {"connect_timeout": "10", "application_name": "reflect"}
         settings: dict[str, object] = {
             "client_encoding": "utf8",
@@ -136,10 +137,12 @@ class Postgres:
         }
 
     def tables(self, connection: Connection) -> set[str]:
+        """Names of the existing tables."""
         query = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
         return set(connection.exec_driver_sql(query).scalars())
 
     def orphans(self, connection: Connection) -> set[tuple[str, int, str]]:
+        """Rows without their parent: (table, row, parent table)."""
         return set()  # the server keeps foreign keys while it migrates too
 
     def settle(self, connection: Connection, before: set[tuple[str, int, str]]) -> None:
@@ -149,6 +152,7 @@ class Postgres:
             connection.exec_driver_sql(FOLLOWING.format(table))
 
     def explain(self, e: BaseException) -> StoreError | None:
+        """The database's error as a StoreError with a next step."""
         try:
             import psycopg
         except ImportError:

@@ -31,12 +31,19 @@ class Snapshot(Protocol):
     """The part of a task that `save_tasks` needs (reflect.tasksets.task.Task has it)."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """The task's name in its taskset."""
+
     @property
-    def key(self) -> str: ...
+    def key(self) -> str:
+        """Hash of the content."""
+
     @property
-    def split(self) -> str: ...
-    def shape(self) -> Json: ...
+    def split(self) -> str:
+        """`practice` or `holdout`."""
+
+    def shape(self) -> Json:
+        """The content as JSON."""
 
 
 class Figures(NamedTuple):

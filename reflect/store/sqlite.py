@@ -105,6 +105,7 @@ class SQLite:
             connection.close()
 
     def engines(self) -> dict[str, Engine]:
+        """The engines of readers and writers."""
         engine = create_engine(
             self._url, poolclass=NullPool, json_serializer=partial(json.dumps, ensure_ascii=False)
         )
@@ -113,14 +114,17 @@ class SQLite:
         return {kind: engine.execution_options(begin=kind) for kind in dialect.KINDS}
 
     def tables(self, connection: Connection) -> set[str]:
+        """Names of the existing tables."""
         query = "SELECT name FROM sqlite_master WHERE type = 'table'"
         return set(connection.exec_driver_sql(query).scalars())
 
     def orphans(self, connection: Connection) -> set[tuple[str, int, str]]:
+        """Rows without their parent: (table, row, parent table)."""
         rows = connection.exec_driver_sql("PRAGMA foreign_key_check")
         return {(row[0], row[1], row[2]) for row in rows}
 
     def settle(self, connection: Connection, before: set[tuple[str, int, str]]) -> None:
+        """Refuse a migration that leaves rows without their parent."""
         if new := self.orphans(connection) - before:
             raise StoreError(
                 f"Updating the database would leave {len(new)} rows without their parent.",
@@ -128,6 +132,7 @@ class SQLite:
             )
 
     def explain(self, e: BaseException) -> StoreError | None:
+        """The database's error as a StoreError with a next step."""
         if not isinstance(e, sqlite3.Error):
             return None
         name = getattr(e, "sqlite_errorname", None) or ""

@@ -76,6 +76,7 @@ class Toolbox(Environment):
         self.tools, self.lines = tools, lines
 
     def step(self, message: Message) -> EnvironmentStep:
+        """Carry out the calls of a message."""
         results = call_all(self.tools, message, self.lines)
         if not results:
             return EnvironmentStep(done=True)

@@ -78,6 +78,7 @@ class FunctionTaskset(Taskset):
         )
 
     def tasks(self, split: Split, n: int | None = None, seed: int = 0) -> list[Task]:
+        """See `Taskset.tasks`."""
         if split not in self._sides:
             self._sides[split] = self._read(split)
         rows = list(self._sides[split])
@@ -85,14 +86,17 @@ class FunctionTaskset(Taskset):
         return rows[:n]
 
     def verify(self, task: Task, text: str) -> Score:
+        """See `Taskset.verify`."""
         if task.verifier == "taskset" and self.verifier:
             return as_score(self.verifier(text, task.answer), self.verifier.__name__)
         return super().verify(task, text)
 
     def gold(self, task: Task) -> str | Sequence[str]:
+        """See `Taskset.gold`."""
         return self.golds[task.id] if task.id in self.golds else super().gold(task)
 
     def rules(self) -> Sequence[object]:
+        """See `Taskset.rules`."""
         return [*super().rules(), *([self.verifier] if self.verifier else [])]
 
     def _read(self, split: Split) -> list[Task]:

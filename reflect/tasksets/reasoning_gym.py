@@ -82,6 +82,8 @@ class Generator(Taskset):
         self._entries: dict[tuple[Split, int], Entry] = {}
 
     def tasks(self, split: Split, n: int | None = None, seed: int = 0) -> list[Task]:
+        """See `Taskset.tasks`."""
+        """See `Taskset.tasks`."""
         order = list(range(self.size))
         random.Random(f"{split} {seed}").shuffle(order)
         found: dict[str, Task] = {}
@@ -111,6 +113,8 @@ class Generator(Taskset):
         return float(self._scorer.score_answer(own_answer(entry), entry))
 
     def rules(self) -> Sequence[object]:
+        """See `Taskset.rules`."""
+        """See `Taskset.rules`."""
         settings = sorted(self.settings.items())
         return [f"reasoning-gym {version('reasoning-gym')}, {self.generator} {settings}"]
 
@@ -145,6 +149,7 @@ class Mixed(Taskset):
         self.parts = {part.generator: part for part in parts}
 
     def tasks(self, split: Split, n: int | None = None, seed: int = 0) -> list[Task]:
+        """See `Taskset.tasks`."""
         for each in (None if n is None else -(-n // len(self.parts)), None):
             sides = [part.tasks(split, each, seed) for part in self.parts.values()]
             rounds = max(map(len, sides))
@@ -154,12 +159,15 @@ class Mixed(Taskset):
         return found
 
     def verify(self, task: Task, text: str) -> Score:
+        """See `Taskset.verify`."""
         return self._part(task).verify(task, text)
 
     def gold(self, task: Task) -> str:
+        """See `Taskset.gold`."""
         return self._part(task).gold(task)
 
     def rules(self) -> Sequence[object]:
+        """See `Taskset.rules`."""
         return [rule for part in self.parts.values() for rule in part.rules()]
 
     def _part(self, task: Task) -> Generator:

@@ -21,6 +21,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Example:
+    """A question with the answer to learn, as token ids."""
+
     question: Question
     answer: list[int]  # token ids, the end token included
     weight: float = 1.0
@@ -35,4 +37,5 @@ class PracticeTask:
 
     @property
     def prompt(self) -> list[Message]:
+        """The messages without lessons."""
         return messages_for(self.task)

@@ -116,12 +116,14 @@ class PreflightEffect:
 
     @property
     def verdict(self) -> TrialVerdict:
+        """Accept or reject if the interval excludes 0."""
         if self.low > 0:
             return TrialVerdict.ACCEPT
         return TrialVerdict.REJECT if self.high < 0 else TrialVerdict.UNDECIDED
 
 
 def effect(differences: Sequence[float]) -> PreflightEffect:
+    """The mean of paired differences with its interval."""
     n = len(differences)
     return PreflightEffect(sum(differences) / max(1, n), *bootstrap(differences), n)
 
@@ -190,4 +192,5 @@ def trials(
 
 
 def gains(a: ArmResult, b: ArmResult) -> list[float]:
+    """Paired differences of two arms."""
     return [x - y for x, y in zip(a.rewards, b.rewards, strict=True)]

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from reflect.errors import NightError
-from reflect.models import memory
+from reflect.models import distributed, memory
 from reflect.models.fsdp import sharded
 from reflect.models.local import LocalModel
 from reflect.training import collectives
@@ -63,7 +63,7 @@ def train(
     """
     if name in model.adapters:
         model.drop_adapter(name)
-    if plan.start and collectives.is_first() and plan.start not in model.adapters:
+    if plan.start and distributed.is_first() and plan.start not in model.adapters:
         why = f"The adapter {plan.start} cannot be read, so it cannot be continued."
         raise NightError(why, "Leave --continue out.")
     collectives.announce(name, data, plan, folder)
@@ -121,7 +121,7 @@ def fit(
         figures["tokens"] += sum(len(row.student) + len(row.answer) for row in [*step.rows, *rows])
         figures["rollouts"] += step.rollouts
         figures["step"] = number + 1
-        if folder and (number + 1) % CHECKPOINT_STEPS == 0 and collectives.is_first():
+        if folder and (number + 1) % CHECKPOINT_STEPS == 0 and distributed.is_first():
             _save(folder, parameters, optimizer, figures)
     if progress:
         progress(len(schedule), len(schedule), "trained")
@@ -187,7 +187,7 @@ def _save(
     folder: Path,
     parameters: Sequence[torch.Tensor],
     optimizer: torch.optim.Optimizer,
-    figures: dict,
+    figures: dict[str, Any],
 ) -> None:
     """Visible only when complete: written under another name, flushed, renamed."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -217,4 +217,5 @@ def _restore(
         for p, weights in zip(parameters, saved["weights"], strict=True):
             p.copy_(weights)
     optimizer.load_state_dict(saved["optimizer"])
-    return saved["figures"]
+    figures: dict[str, Any] = saved["figures"]
+    return figures

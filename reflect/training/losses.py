@@ -61,10 +61,12 @@ class TrainingRow:
 
     @property
     def width(self) -> int:
+        """Tokens of the longer prompt and the answer."""
         return max(len(self.student), len(self.teacher)) + len(self.answer)
 
     @property
     def asks_teacher(self) -> bool:
+        """Whether the loss needs the teacher's logits."""
         return self.beta > 0 if self.loss == "policy" else self.loss != "nll"
 
 

@@ -88,6 +88,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
+        """Training steps of all stages."""
         return sum(steps for _, steps, _ in self.stages)
 
     def shape(self) -> dict[str, Any]:

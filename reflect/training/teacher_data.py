@@ -53,6 +53,7 @@ class TrainingData:
         return list({str(x.question.student): x.question for x in self.harvest}.values())
 
     def shape(self) -> Json:
+        """The data as JSON."""
         return {
             **{name: [asdict(x) for x in getattr(self, name)] for name in KINDS},
             "tasks": [[x.taskset, x.task.shape()] for x in self.tasks],
@@ -63,6 +64,7 @@ class TrainingData:
 
     @classmethod
     def of(cls, shape: Json, tasksets: Sequence[Taskset] = ()) -> TrainingData:
+        """The data from its JSON."""
         harvest, anchors, probes = (
             [Example(Question(**row["question"]), row["answer"], row["weight"]) for row in rows]
             for rows in (shape[name] for name in KINDS)

@@ -94,8 +94,10 @@ def tokens_of(model: LocalModel, done: Completion) -> list[int]:
 
 
 def any_environment(tasks: Sequence[PracticeTask], tasksets: Mapping[str, Taskset]) -> bool:
+    """Whether a task has turns of its own."""
     return any(one.taskset in tasksets and has_environment(tasksets[one.taskset]) for one in tasks)
 
 
 def hash_seed(text: str) -> int:
+    """A seed from a text."""
     return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)

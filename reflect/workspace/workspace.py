@@ -301,7 +301,6 @@ class Workspace:
         night pauses; the next sleep continues it.
         """
         from reflect.night.sleep import sleep
-        from reflect.night.workers import lead
 
         bound = [self.taskset(name) for name in tasksets]
         until = None if deadline is None else time.monotonic() + 60 * deadline
@@ -321,7 +320,11 @@ class Workspace:
         def checked() -> NightReport:
             return self._night(night, bound, if_due)
 
-        return checked() if distributed.size() == 1 else lead(checked, lambda: self.model)
+        if distributed.size() == 1:
+            return checked()
+        from reflect.night.workers import lead
+
+        return lead(checked, lambda: self.model)
 
     def _night(
         self, night: Callable[[], NightReport], tasksets: Sequence[Taskset], if_due: bool
