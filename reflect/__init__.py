@@ -11,12 +11,13 @@ ws.evaluate("letters", arms=["base", "lessons", "adapter"])
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reflect import errors
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from reflect.tasksets.base import Taskset
     from reflect.tasksets.task import Score, Task
     from reflect.workspace.workspace import Workspace

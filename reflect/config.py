@@ -7,13 +7,15 @@ import math
 import os
 import sys
 import tomllib
-from collections.abc import Collection, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from reflect.errors import UsageError
 from reflect.types import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
 
 T = TypeVar("T", str, bool, int, float)
 

@@ -9,7 +9,7 @@
     │   └── Conflict             somebody else changed the same lesson first
     ├── ModelError               a model that cannot be loaded or cannot answer
     │   ├── ContextTooLong       a prompt that does not fit the model's context
-    │   └── ModelHalted          no request will be answered: wrong key, unreachable server, spent budget
+    │   └── ModelHalted          it answers no further request either
     ├── AdapterError             an adapter that must not be used
     │   ├── AdapterCorrupt       a file differs from its sha256 manifest
     │   └── AdapterMismatch      it was trained for another base model
@@ -73,7 +73,7 @@ class ContextTooLong(ModelError):
 
 
 class ModelHalted(ModelError):
-    """The model will not answer the next request either: wrong key, unreachable server, spent budget."""
+    """The model answers no further request: wrong key, unreachable server, spent budget."""
 
 
 class AdapterError(ReflectError):

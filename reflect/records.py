@@ -14,7 +14,7 @@ it.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from sqlalchemy import JSON, BigInteger, CheckConstraint, Index, Integer, UniqueConstraint
 from sqlmodel import Field, SQLModel
@@ -36,6 +36,9 @@ from reflect.types import (
     Trust,
     values,
 )
+
+if TYPE_CHECKING:
+    from enum import StrEnum
 
 LESSON_STATUSES = values(LessonStatus)
 SHOWN_STATUSES = (LessonStatus.CANDIDATE.value, LessonStatus.ACTIVE.value)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reflect.adapters.registry import folder_of, verify
-from reflect.config import Settings
 from reflect.errors import AdapterError
 from reflect.models import is_remote
-from reflect.models.base import Model
-from reflect.records import Adapter
 from reflect.store import Store, nights
+
+if TYPE_CHECKING:
+    from reflect.config import Settings
+    from reflect.models.base import Model
+    from reflect.records import Adapter
 
 
 def activate(model: Model, store: Store, settings: Settings) -> Adapter | None:

@@ -14,14 +14,16 @@ import json
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reflect.adapters import registry
-from reflect.config import Settings
 from reflect.errors import ModelError, UsageError
 from reflect.models.credentials import checked_url, hide, the_key
-from reflect.records import Adapter
 from reflect.store import Store, nights
+
+if TYPE_CHECKING:
+    from reflect.config import Settings
+    from reflect.records import Adapter
 
 AGAIN = "What was promoted stands. When that is mended: reflect adapters push"
 PATIENCE = 120.0  # seconds: a server reads the weights before it answers

@@ -10,15 +10,18 @@ import dataclasses
 import json
 import os
 import shutil
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reflect.adapters import registry
 from reflect.adapters.model_card import Export, card
-from reflect.config import Settings
 from reflect.errors import UsageError
 from reflect.records import Adapter, Night
 from reflect.store import Store, lessons, nights, revoked_adapters
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from reflect.config import Settings
 
 README = "README.md"
 PEFT_CONFIG = "adapter_config.json"

@@ -4,12 +4,14 @@ reads."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from reflect.records import Adapter, LessonVersion, Night
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from reflect.records import Adapter, LessonVersion, Night
 
 ARMS = {  # as the gate names them -> as the table says them
     "base_out": "base",

@@ -13,13 +13,16 @@ import hashlib
 import json
 import os
 import shutil
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from reflect.config import Settings
 from reflect.errors import AdapterCorrupt, AdapterMismatch
-from reflect.models.base import Model
 from reflect.records import Adapter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from reflect.config import Settings
+    from reflect.models.base import Model
 
 # what we know about the adapter, in its folder, for those who meet it without the database
 CARD = "reflect.json"

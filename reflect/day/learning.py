@@ -3,8 +3,8 @@ reflections together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from reflect import prompts
 from reflect.day.long_groups import take_notes
@@ -23,8 +23,12 @@ from reflect.lessons.voting import ProposedEdits, select_winning_edits
 from reflect.models.base import Request, using
 from reflect.models.partial import ask
 from reflect.records import Reflection
-from reflect.rollouts.context import RunContext
 from reflect.store import runs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reflect.rollouts.context import RunContext
 
 PENDING = "waiting"  # outcome of the edits of a saved reflection that are not applied yet
 

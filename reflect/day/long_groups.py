@@ -11,7 +11,7 @@ Not covered: a note is written by the model, and may miss what mattered.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from reflect import prompts
 from reflect.day.packing import Attempt, reward_text
@@ -21,6 +21,9 @@ from reflect.models.base import Completion, Model, Request
 from reflect.models.partial import sample_each
 from reflect.prompts import sanitize_block
 from reflect.tasksets.tools import shortened
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Notes are taken from this multiple of the group's token budget on, tool output trimmed.
 NOTES_FROM = 3

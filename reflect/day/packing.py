@@ -12,10 +12,13 @@ A group that is several times longer than the budget is not packed as it is: see
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from reflect.rollouts.transcript import Turn
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from reflect.rollouts.transcript import Turn
 
 LEAST = 80  # characters of one tool output that are always kept
 TOOL_SHARES = (0.5, 0.25, 0.1)  # of tool output, tried in order

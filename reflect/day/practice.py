@@ -12,12 +12,8 @@ budget is spent, the server is gone): its answers are saved, and only missing on
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from sqlmodel import Session
-
-from reflect.config import Settings
 from reflect.day.learning import edit_lessons, reflect_on
 from reflect.day.reflection import Group
 from reflect.day.report import Report, report
@@ -25,14 +21,12 @@ from reflect.day.run import RunBudget, open_run, stopped
 from reflect.errors import ModelHalted, UsageError
 from reflect.lessons.selection import lessons_for
 from reflect.models.base import Model, SamplingOptions
-from reflect.records import Exposure, Lesson, Rollout, Run
 from reflect.rollouts.context import RunContext, TasksetContext
 from reflect.rollouts.runner import RolloutsStopped, run_parts
 from reflect.rollouts.stepwise import PerTurnLessons
 from reflect.store import Store, runs
 from reflect.store import trials as trials_db
 from reflect.tasksets import isolation
-from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import Task
 from reflect.trials.assignment import (
     Assignment,
@@ -46,6 +40,15 @@ from reflect.trials.bundle import Bundle
 from reflect.trials.checkpoints import States, save_checkpoint
 from reflect.trials.lesson_trial import LessonTrials, TrialScope
 from reflect.types import Finish, LessonStatus, Progress, RunStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlmodel import Session
+
+    from reflect.config import Settings
+    from reflect.records import Exposure, Lesson, Rollout, Run
+    from reflect.tasksets.base import Taskset
 
 WAVE = 8  # tasks that run, and are reflected on, together
 

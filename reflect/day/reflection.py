@@ -14,18 +14,21 @@ It fails closed: a line that cannot be read is reported, never guessed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from reflect import prompts
 from reflect.day.packing import Attempt, Packed, pack
-from reflect.models.base import Model
 from reflect.prompts import sanitize_block
-from reflect.records import Lesson, Rollout
 from reflect.rollouts.transcript import Turn, last_words, turns_of
-from reflect.tasksets.task import Message, Task
 from reflect.types import Trust
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reflect.models.base import Model
+    from reflect.records import Lesson, Rollout
+    from reflect.tasksets.task import Message, Task
 
 MARGIN = 48  # tokens kept free for the chat template around the prompt
 

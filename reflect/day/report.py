@@ -4,14 +4,17 @@ one."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from reflect.records import LessonVersion, Rollout, Run
 from reflect.store import Store, lessons, runs, trials
-from reflect.tasksets.task import Task
 from reflect.types import TrialVerdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reflect.records import LessonVersion, Rollout, Run
+    from reflect.tasksets.task import Task
 
 
 @dataclass(frozen=True)

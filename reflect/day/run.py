@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sqlmodel import Session
-
-from reflect.config import Settings
 from reflect.errors import ModelError, ModelHalted, UsageError
 from reflect.models.base import MeteredModel, Model, active_adapter
-from reflect.records import Run
-from reflect.rollouts.context import RunContext, TasksetContext
 from reflect.store import Store, nights, runs
 from reflect.tasksets.base import has_environment
-from reflect.tasksets.task import Task
 from reflect.trials.reward_version import reward_version
 from reflect.types import Finish
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sqlmodel import Session
+
+    from reflect.config import Settings
+    from reflect.records import Run
+    from reflect.rollouts.context import RunContext, TasksetContext
+    from reflect.tasksets.task import Task
 
 CONTINUE = "Then run the same command again, or `reflect runs resume`: it goes on where it stopped."
 SAMPLING = ("temperature", "max_tokens", "reflect_tokens", "lesson_budget", "lesson_limit")

@@ -18,22 +18,25 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from reflect.config import Settings
 from reflect.day.learning import edit_lessons, reflect_on
 from reflect.day.practice import RunTrials, load_groups, tasks_of, waves_of
-from reflect.day.reflection import Group
 from reflect.day.report import Report, report
-from reflect.models.base import Model
 from reflect.records import Exchange, Exposure, Rollout, Run
 from reflect.rollouts.context import TasksetContext
 from reflect.store import Store, exchanges, runs
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import Message, Task
 from reflect.types import Progress, Trust
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from reflect.config import Settings
+    from reflect.day.reflection import Group
+    from reflect.models.base import Model
 
 MOST = 32  # exchanges of one task in a group; more wait for the next run
 ALIKE = 0.5  # share of the words of two tasks that both have

@@ -11,24 +11,27 @@ The tasks are paired across arms, so a difference has a smaller variance than ei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reflect.config import Settings
 from reflect.errors import UnknownName, UsageError
 from reflect.lessons.selection import format_lesson, lessons_for
 from reflect.models.base import Model, SamplingOptions, active_adapter, using
 from reflect.records import SHOWN_STATUSES, Rollout
-from reflect.rollouts.episode import Advice
 from reflect.rollouts.runner import DEFAULTS, Part, run_parts
 from reflect.rollouts.stepwise import PerTurnLessons
 from reflect.rollouts.transcript import LESSONS, last_words
 from reflect.stats.bootstrap import bootstrap
-from reflect.store import Store
-from reflect.tasksets.base import Taskset
-from reflect.tasksets.task import Split, Task
 from reflect.types import Finish, LessonStatus, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reflect.rollouts.episode import Advice
+    from reflect.store import Store
+    from reflect.tasksets.base import Taskset
+    from reflect.tasksets.task import Split, Task
 
 ARMS = ("base", "lessons", "adapter", "both")
 HELD_STATUSES = (LessonStatus.CANDIDATE, LessonStatus.ACTIVE, LessonStatus.DISTILLED)

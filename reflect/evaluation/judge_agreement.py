@@ -15,17 +15,20 @@ has no width.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reflect.rollouts.judge import Grade, Judge
 from reflect.stats.bootstrap import bootstrap, mean
 from reflect.stats.kappa import agreement_row, kappa, kappa_of
 from reflect.tasksets.files import messages_of, rows_of, task_of
 from reflect.tasksets.task import JUDGE, Task
-from reflect.types import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from reflect.types import Progress
 
 PASS = 0.5
 BATCH = 64  # answers in one call of the judge

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
-from sqlmodel import Session
+from typing import TYPE_CHECKING
 
 from reflect.errors import UnknownName, UsageError
 from reflect.export import files, lines, markdown
 from reflect.store import backup, lessons
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from sqlmodel import Session
 
 FORMATS = ("jsonl", "markdown", "agents", "skill")
 

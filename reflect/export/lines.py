@@ -13,10 +13,8 @@ held ends with one more version, in which it is text.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import (
     AfterValidator,
@@ -29,7 +27,6 @@ from pydantic import (
 )
 
 from reflect.errors import UsageError
-from reflect.records import Lesson, LessonLink, LessonVersion, Trial
 from reflect.store import legacy
 from reflect.store.lessons import CONTENT
 from reflect.types import (
@@ -42,6 +39,12 @@ from reflect.types import (
     Trust,
     values,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from enum import StrEnum
+
+    from reflect.records import Lesson, LessonLink, LessonVersion, Trial
 
 FORMAT, VERSION = "reflect lessons", 1
 AS_TEXT = "exported without the weights that held it"  # the reason of the closing version

@@ -11,14 +11,17 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
 from itertools import groupby
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reflect.errors import UsageError
 from reflect.export import files
 from reflect.prompts import sanitize_line
 from reflect.records import HELD_STATUSES, Lesson
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
 
 BEGIN, END = "<!-- reflect lessons: begin -->", "<!-- reflect lessons: end -->"
 NOTE = "<!-- Written by `reflect lessons export --format agents`: a change between these lines is lost. -->"

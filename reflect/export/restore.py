@@ -16,11 +16,9 @@ as a lesson of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-
-from sqlmodel import Session
+from typing import TYPE_CHECKING
 
 from reflect.export.lines import LessonLine, TrialLine, VersionLine, as_text, line_of
 from reflect.lessons import safety
@@ -31,6 +29,11 @@ from reflect.records import Lesson, LessonVersion, Rule, Trial
 from reflect.store import backup, forbidden_rules
 from reflect.store import lessons as db
 from reflect.types import Author, LessonStatus, QuarantineReason, Trust
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sqlmodel import Session
 
 Key = tuple[str, str]
 Origin = tuple[datetime, str, str]  # of a lesson: when it was first written, and its first words

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from reflect.evaluation.arms import ArmResult, paired_difference
 from reflect.stats.bootstrap import Means, bootstrap
 from reflect.types import CheckKind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ENOUGH = 0.8  # share of the gain that must survive in the weights
 PLACEBO_MOST = 0.5  # share of the gain that an adapter slept on shuffled lessons may have

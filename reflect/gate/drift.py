@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 
 from reflect.gate.checks import Probe
-from reflect.models.local import LocalModel
 from reflect.training.distillation import prompts_of
 from reflect.training.losses import TrainingRow, View, compare, divergence, micro_batches
-from reflect.training.plan import Plan
-from reflect.training.teacher_data import TrainingData
+
+if TYPE_CHECKING:
+    from reflect.models.local import LocalModel
+    from reflect.training.plan import Plan
+    from reflect.training.teacher_data import TrainingData
 
 
 def probe(model: LocalModel, name: str, data: TrainingData, plan: Plan) -> list[Probe]:

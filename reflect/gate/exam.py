@@ -12,23 +12,27 @@ their episodes would take longer than the night), and a holdout split that leaks
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from reflect.evaluation.arms import ArmResult
 from reflect.gate import checks, forgetting
-from reflect.gate.checks import Check
 from reflect.gate.drift import probe
-from reflect.records import Lesson
 from reflect.rollouts.runner import Part, run_parts
 from reflect.tasksets import available
-from reflect.tasksets.base import Taskset
-from reflect.tasksets.task import Task
-from reflect.training.context import NightContext, TasksetLessons
 from reflect.training.lesson_set import Rows, gains, lesson_effects, rows_for
 from reflect.training.plan import PER_LESSON
 from reflect.training.teacher_data import TrainingData, advice_of, contradicted, guarded, near_tasks
 from reflect.types import CheckKind, Json, LessonStatus, QuestionKind, TrialVerdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from reflect.gate.checks import Check
+    from reflect.records import Lesson
+    from reflect.tasksets.base import Taskset
+    from reflect.tasksets.task import Task
+    from reflect.training.context import NightContext, TasksetLessons
 
 LESSON_ENOUGH = 0.7  # share of one lesson's own gain, which few tasks measure
 TRIES, TRIED = 4, 24  # pass@k: attempts at each task, and tasks of a taskset

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from reflect.errors import ReflectError
 from reflect.evaluation.arms import HELD_STATUSES, ArmResult, paired_difference
@@ -25,9 +26,11 @@ from reflect.store import lessons as lessons_db
 from reflect.store import runs as runs_db
 from reflect.tasksets import load_taskset
 from reflect.tasksets.base import Taskset
-from reflect.training.context import NightContext
-from reflect.training.lesson_set import Rows
 from reflect.types import AdapterStatus, CheckKind
+
+if TYPE_CHECKING:
+    from reflect.training.context import NightContext
+    from reflect.training.lesson_set import Rows
 
 # how many times more tasks are run with the lesson than are needed: it may not help on all of them
 WIDER = 4

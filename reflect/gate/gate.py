@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from reflect.adapters import registry
 from reflect.errors import NightError
 from reflect.gate.exam import GateEvaluation, judge, placebo_rewards
 from reflect.gate.placebo import placebo_data, placebo_plan
-from reflect.records import Adapter
 from reflect.training import loop
 from reflect.training.context import NightContext
-from reflect.training.teacher_data import TrainingData
-from reflect.types import Json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from reflect.records import Adapter
+    from reflect.training.teacher_data import TrainingData
+    from reflect.types import Json
 
 PLACEBO = "placebo"
 Context = TypeVar("Context", bound=NightContext)

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from reflect.rollouts.episode import messages_for
 from reflect.tasksets import isolation
 from reflect.tasksets.base import has_environment
-from reflect.training.context import NightContext, TasksetLessons
 from reflect.training.examples import Example, Question
 from reflect.training.lesson_set import practice_rows
-from reflect.training.plan import Plan
 from reflect.training.teacher_data import (
     TrainingData,
     advice_of,
@@ -28,6 +26,12 @@ from reflect.training.teacher_data import (
 )
 from reflect.training.teacher_episodes import examples, successful, teach, tokens_of
 from reflect.types import Trust
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reflect.training.context import NightContext, TasksetLessons
+    from reflect.training.plan import Plan
 
 FEWEST = 8  # successful attempts; with fewer it trains on all attempts
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-
-from sqlmodel import Session
+from typing import TYPE_CHECKING
 
 from reflect.lessons.apply_merge import merge
-from reflect.lessons.edit_format import Edit
 from reflect.lessons.outcome import WAITS, Evidence, Outcome, PendingEdit, tasks_of
 from reflect.lessons.release import corroborated
 from reflect.lessons.selection import MAX_TOKENS, Count, format_lesson
@@ -26,6 +23,13 @@ from reflect.types import (
     QuarantineReason,
     Trust,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlmodel import Session
+
+    from reflect.lessons.edit_format import Edit
 
 __all__ = ["Evidence", "Outcome", "apply_edits"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 from reflect.lessons.outcome import WAITS, Outcome, PendingEdit, tasks_of
 from reflect.lessons.protection import protection_reason
@@ -11,6 +11,9 @@ from reflect.lessons.similarity import apart, same, telling
 from reflect.records import HELD_STATUSES, Lesson
 from reflect.store import lessons as db
 from reflect.types import EditOutcome, LessonStatus, LinkKind, Trust
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def merge(e: PendingEdit) -> Outcome:

@@ -9,19 +9,15 @@ everything if too much would be lost. The model's answer is kept in the links th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-
-from sqlmodel import Session
+from typing import TYPE_CHECKING
 
 from reflect import prompts
-from reflect.config import Settings
 from reflect.errors import ModelError
 from reflect.lessons.apply_edits import Evidence, Outcome, apply_edits
 from reflect.lessons.edit_format import Edit, parse_edits
 from reflect.lessons.outcome import tasks_of
 from reflect.lessons.protection import EditTransaction, protection_reason
-from reflect.lessons.selection import Count
 from reflect.lessons.similarity import families, normal, telling
 from reflect.models.base import Model, using
 from reflect.models.partial import sample_each
@@ -29,8 +25,16 @@ from reflect.records import HELD_STATUSES, Lesson
 from reflect.rollouts.runner import request_for
 from reflect.store import Store
 from reflect.store import lessons as db
-from reflect.tasksets.task import Message
 from reflect.types import EditKind, EditOutcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sqlmodel import Session
+
+    from reflect.config import Settings
+    from reflect.lessons.selection import Count
+    from reflect.tasksets.task import Message
 
 NEAR = 20  # lessons that full-text search gives for one lesson, to be compared with it
 MOST = 8  # lessons of one family in one prompt

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-
-from sqlmodel import Session
+from typing import TYPE_CHECKING
 
 from reflect.lessons import safety
-from reflect.lessons.edit_format import Edit
 from reflect.lessons.protection import defended
 from reflect.lessons.release import OUTSIDE
 from reflect.lessons.selection import POOL
@@ -17,7 +14,6 @@ from reflect.records import HELD_STATUSES, Lesson
 from reflect.store import lessons as db
 from reflect.store.lesson_evidence import other_tasks
 from reflect.store.lessons import link
-from reflect.tasksets.task import Task
 from reflect.types import (
     Author,
     EditOutcome,
@@ -26,6 +22,14 @@ from reflect.types import (
     QuarantineReason,
     Trust,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlmodel import Session
+
+    from reflect.lessons.edit_format import Edit
+    from reflect.tasksets.task import Task
 
 OF_NO_USE = {  # by trust: why it changes no lesson, and why a new one is quarantined
     Trust.UNTRUSTED: ("the attempts read bytes from outside, which change no lesson", OUTSIDE),

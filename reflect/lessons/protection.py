@@ -7,9 +7,8 @@ remove what the lessons were built for. Neither rule limits a person, a trial's 
 
 from __future__ import annotations
 
-from sqlmodel import Session
+from typing import TYPE_CHECKING
 
-from reflect.lessons.edit_format import Edit
 from reflect.lessons.similarity import covers_condition, normal
 from reflect.records import HELD_STATUSES, Lesson, LessonVersion
 from reflect.store import lessons as db
@@ -24,6 +23,11 @@ from reflect.store.lesson_evidence import (
     well_supported,
 )
 from reflect.types import EditKind, EditOutcome, LessonStatus
+
+if TYPE_CHECKING:
+    from sqlmodel import Session
+
+    from reflect.lessons.edit_format import Edit
 
 SHRINK = 1 / 3  # share of the well-supported lessons that one transaction may lose; one is allowed
 CHORUS = 3  # reflections of one run that ask for exactly the same words

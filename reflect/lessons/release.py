@@ -11,14 +11,18 @@ person.
 
 from __future__ import annotations
 
-from sqlmodel import Session
+from typing import TYPE_CHECKING
 
 from reflect.lessons import safety
-from reflect.records import Lesson
 from reflect.store import lesson_evidence
 from reflect.store import lessons as db
-from reflect.tasksets.task import Task
 from reflect.types import Author, LessonStatus, QuarantineReason, Trust
+
+if TYPE_CHECKING:
+    from sqlmodel import Session
+
+    from reflect.records import Lesson
+    from reflect.tasksets.task import Task
 
 OUTSIDE = "it was learned from attempts that read bytes from outside"
 ENOUGH = 2  # clean tasks

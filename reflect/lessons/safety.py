@@ -12,11 +12,15 @@ word of it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from reflect.prompts import ROLE_TOKEN
 from reflect.tasksets.code import hardcodes
-from reflect.tasksets.task import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from reflect.tasksets.task import Task
 
 SUSPICIOUS = {
     "a web address": r"https?://|\bwww\.|\b[\w-]+\.(?:com|org|net|io|dev|ai|app|xyz)\b",

@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
 from sqlmodel import Session
 
-from reflect.config import Settings
 from reflect.lessons.similarity import normal
-from reflect.models.base import Model
 from reflect.records import SHOWN_STATUSES, Lesson
 from reflect.rollouts.stepwise import PerTurnLessons
 from reflect.store import lessons as db
 from reflect.store import search, trials
-from reflect.tasksets.base import Taskset
-from reflect.tasksets.task import Task
 from reflect.types import LessonStatus
+
+if TYPE_CHECKING:
+    from reflect.config import Settings
+    from reflect.models.base import Model
+    from reflect.tasksets.base import Taskset
+    from reflect.tasksets.task import Task
 
 # lessons looked at for one prompt: the most relevant, and as many of the taskset's and general ones
 POOL = 50

@@ -10,8 +10,10 @@ Not covered: the same thing in other words; a small difference that is not one o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 SIMILAR = 0.6  # share of all their words that two near duplicates have in common
 NEGATIONS = frozenset("not no never without except unless don doesn isn cannot".split())

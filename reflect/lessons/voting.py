@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from reflect.lessons.edit_format import Edit
 from reflect.lessons.similarity import normal
-from reflect.records import Lesson
 from reflect.types import EditKind, Trust
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reflect.lessons.edit_format import Edit
+    from reflect.records import Lesson
 
 
 @dataclass(frozen=True)

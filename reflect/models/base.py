@@ -7,18 +7,19 @@ never asks a server. A model whose weights can be trained is a `reflect.models.l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkable
 
-from reflect.config import Settings
-from reflect.errors import ModelError
-from reflect.tasksets.task import Message
 from reflect.types import Json, Limits
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reflect.config import Settings
+    from reflect.errors import ModelError
     from reflect.models.budget import Budget
+    from reflect.tasksets.task import Message
 
 ACTIVE: Final = ""  # the active adapter of the model; no adapter has an empty name
 

@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from reflect.config import Settings
 from reflect.errors import ModelHalted, UsageError
-from reflect.types import Json
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from reflect.config import Settings
+    from reflect.types import Json
 
 
 @dataclass(eq=False)

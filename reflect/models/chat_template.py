@@ -15,18 +15,20 @@ Not covered: templates that speak in channels (gpt-oss), whose thoughts stay in 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from reflect import prompts
 from reflect.errors import ModelError
-from reflect.tasksets.task import Message
-from reflect.types import Json
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
     from transformers import PreTrainedTokenizerBase
+
+    from reflect.tasksets.task import Message
+    from reflect.types import Json
 
 THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 # Tokens that some tokenizers count as special, and that mean something in an answer.

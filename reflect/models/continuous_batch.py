@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +26,8 @@ from transformers.cache_utils import DynamicLayer
 from reflect.models.generation import GREEDY, SHARED, GenerationRow, _append, _prefill, pick
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedModel
 
 SPARE = 32  # columns beyond what is needed when the buffers grow, at least; else a quarter

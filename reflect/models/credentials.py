@@ -6,11 +6,14 @@ from __future__ import annotations
 import base64
 import functools
 import os
-from collections.abc import Iterator
 from itertools import groupby
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from reflect.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NAMES = ("REFLECT_API_KEY", "OPENAI_API_KEY")  # the first that is set
 PIECE = 8  # letters of a key that are already too many

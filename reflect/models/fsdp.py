@@ -12,13 +12,16 @@ shared.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from contextlib import contextmanager
-
-import torch
+from typing import TYPE_CHECKING
 
 from reflect.errors import ModelError
 from reflect.models import distributed, memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
 
 
 class OutOfStep(ModelError):

@@ -10,20 +10,22 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
-from reflect.config import Settings
 from reflect.errors import ModelError
 from reflect.models import distributed, memory
 from reflect.models.fsdp import layers_of
-from reflect.types import Json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from reflect.config import Settings
+    from reflect.types import Json
 
 CONTEXT = 4096  # when neither the model nor its tokenizer has a number
 ABSURD = 10**7  # larger numbers mean "unknown": tokenizers write 1e30

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -23,8 +21,13 @@ from reflect.models.generation import GenerationRow, decode
 from reflect.models.loading import SMALLER, context_of, load
 from reflect.models.lora import AdapterSet, merge
 from reflect.models.tool_calls import api_calls, read_calls
-from reflect.tasksets.task import Message
-from reflect.types import Json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from reflect.tasksets.task import Message
+    from reflect.types import Json
 
 # KV cache of one batch on the CPU: larger batches of the pocket model were slower.
 CACHE_BYTES = 2**28

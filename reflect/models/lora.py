@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,8 @@ from transformers.pytorch_utils import Conv1D
 from reflect.errors import AdapterError, AdapterMismatch, UnknownName
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from transformers import PreTrainedModel
 
 

@@ -3,10 +3,13 @@ asked for again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from reflect.errors import ModelError, ModelHalted
 from reflect.models.base import Completion, MeteredModel, Model, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Answer = Completion | ModelError
 

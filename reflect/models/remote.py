@@ -24,20 +24,23 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from reflect.config import Settings
 from reflect.errors import ContextTooLong, ModelError, ModelHalted, UsageError
 from reflect.models.base import ACTIVE, Completion, Request
 from reflect.models.budget import Budget
 from reflect.models.credentials import NAMES, checked_url, the_key
 from reflect.models.remote_errors import Server, refusal, unreachable, words_of
 from reflect.models.remote_replies import completions
-from reflect.types import Json
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator, Sequence
+
+    from reflect.config import Settings
+    from reflect.types import Json
 
 PREFIX = "openai:"
 DEFAULT_URL = "https://api.openai.com/v1"

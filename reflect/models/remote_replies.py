@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from reflect.errors import ModelError
 from reflect.models.base import Completion, Request
 from reflect.models.credentials import hide
-from reflect.types import Json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from reflect.types import Json
 
 
 class NoCompletion(ValueError):

@@ -13,10 +13,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from reflect.types import Json
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from reflect.types import Json
 
 TAGGED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 MISTRAL = "[TOOL_CALLS]"

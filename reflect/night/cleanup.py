@@ -8,14 +8,18 @@ know may belong to another database.
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reflect.adapters import registry
-from reflect.config import Settings
 from reflect.errors import NightBusy
 from reflect.night.workdir import NightDir, night_lock
 from reflect.store import Store, nights
 from reflect.types import NightStatus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from reflect.config import Settings
 
 
 def find(store: Store, settings: Settings) -> list[Path]:

@@ -10,17 +10,20 @@ Not covered: other work on the machine, and answers that are much longer than th
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
-from typing import Any, TypedDict
-
-from sqlmodel import Session
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from reflect.adapters import registry
-from reflect.records import Night
 from reflect.store import nights as nights_db
 from reflect.store.runs import mean_tokens
-from reflect.training.context import NightContext
 from reflect.training.plan import PER_LESSON
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlmodel import Session
+
+    from reflect.records import Night
+    from reflect.training.context import NightContext
 
 NIGHTS = 5  # the newest ones, whose speed counts
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from reflect.config import Settings
 from reflect.errors import NightError
-from reflect.training.plan import Plan
 
 if TYPE_CHECKING:
     from torch.nn import Module
+
+    from reflect.config import Settings
+    from reflect.training.plan import Plan
 
 SPARE = 16 * 2**20  # bytes for the training data and the database
 # copies of the adapter: two checkpoints at once, each with two moments of Adam, and two folders

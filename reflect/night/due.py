@@ -7,19 +7,23 @@ of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from typing import TYPE_CHECKING
 
-from sqlmodel import Session
-
-from reflect.config import Settings
 from reflect.errors import UnknownName
 from reflect.records import SHOWN_STATUSES, Night
 from reflect.store import Store, nights
 from reflect.store import lessons as lessons_db
-from reflect.tasksets.base import Taskset
 from reflect.training import lesson_set
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from sqlmodel import Session
+
+    from reflect.config import Settings
+    from reflect.tasksets.base import Taskset
 
 
 @dataclass(frozen=True)

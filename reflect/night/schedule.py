@@ -16,16 +16,20 @@ import shutil
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
-from reflect.config import Settings
 from reflect.errors import ReflectError, UnknownName, UsageError
 from reflect.export.files import write
 from reflect.store.dialect import without_password
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reflect.config import Settings
 
 KINDS = ("systemd", "cron", "launchd", "kubernetes")
 UNITS = """\

@@ -13,21 +13,16 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reflect.adapters import activation, registry
-from reflect.config import Settings
 from reflect.errors import AdapterError, NightError, UsageError
-from reflect.models.base import Model
 from reflect.night import cost_estimate, disk_space
 from reflect.night.workdir import NightDir, night_key, night_lock
-from reflect.records import Adapter, Night
 from reflect.rollouts import judge
 from reflect.store import Store, nights
 from reflect.store import lessons as lessons_db
-from reflect.tasksets.base import Taskset
 from reflect.training import deadline, lesson_set
 from reflect.training.context import NightContext, TasksetLessons
 from reflect.training.plan import Plan, make_plan
@@ -43,6 +38,14 @@ from reflect.types import (
     TrialKind,
     TrialVerdict,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from reflect.config import Settings
+    from reflect.models.base import Model
+    from reflect.records import Adapter, Night
+    from reflect.tasksets.base import Taskset
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from reflect import prompts
-from reflect.config import Settings
 from reflect.errors import NightBusy
 from reflect.export.files import write
-from reflect.tasksets.base import Taskset
-from reflect.tasksets.task import Split
-from reflect.training.context import NightContext
-from reflect.types import Json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from reflect.config import Settings
+    from reflect.tasksets.base import Taskset
+    from reflect.tasksets.task import Split
+    from reflect.training.context import NightContext
+    from reflect.types import Json
 
 SPLITS: tuple[Split, ...] = ("practice", "holdout")
 

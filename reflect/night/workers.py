@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reflect.errors import NightError
-from reflect.models.base import Model
 from reflect.models.distributed import from_first, is_first, size
 from reflect.models.fsdp import OutOfStep
 from reflect.night.sleep import NightReport
 from reflect.training.collectives import ProcessesStopped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reflect.models.base import Model
 
 
 def lead(night: Callable[[], NightReport], model: Callable[[], Model]) -> NightReport:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING
 
-from reflect.config import Settings
-from reflect.models.base import Model
-from reflect.records import Run
-from reflect.store import Store
-from reflect.tasksets.base import Taskset
-from reflect.types import Progress
+if TYPE_CHECKING:
+    from reflect.config import Settings
+    from reflect.models.base import Model
+    from reflect.records import Run
+    from reflect.store import Store
+    from reflect.tasksets.base import Taskset
+    from reflect.types import Progress
 
 
 @dataclass(frozen=True)

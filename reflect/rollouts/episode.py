@@ -12,21 +12,24 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from reflect import prompts
 from reflect.errors import ModelError, ModelHalted, UsageError
-from reflect.models.base import Completion, Model
 from reflect.records import CHEATED, Rollout
 from reflect.rollouts.stepwise import PerTurnLessons
 from reflect.rollouts.transcript import LESSONS, STEPS, TOOL_ERRORS, TURNS
 from reflect.tasksets import isolation
-from reflect.tasksets.base import Taskset
 from reflect.tasksets.environment import Environment, EnvironmentStep
 from reflect.tasksets.task import HUMAN, JUDGE, Message, Score, Task
 from reflect.tasksets.tools import schema, shortened
 from reflect.types import Finish, Limits, RolloutErrorKind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reflect.models.base import Completion, Model
+    from reflect.tasksets.base import Taskset
 
 AUDIT = "audit"  # in `Rollout.parts`: the reward of `Taskset.audit`
 HALTED = Finish.HALTED  # of a rollout that was not made because the run had stopped

@@ -16,21 +16,24 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from reflect import prompts
-from reflect.config import Settings
 from reflect.errors import ModelError, ModelHalted, ReflectError
 from reflect.models import load_model
 from reflect.models.base import Completion, Model, Request
 from reflect.models.partial import sample_each
 from reflect.prompts import sanitize_block
-from reflect.records import Rollout
 from reflect.rollouts.episode import HALTED
-from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import JUDGE, Score, Task
 from reflect.types import RolloutErrorKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from reflect.config import Settings
+    from reflect.records import Rollout
+    from reflect.tasksets.base import Taskset
 
 MAX_TOKENS = 400  # of one grade: a line of reasons, a number, and what a model thinks before
 NUMBER = r"0|1|0?\.\d{1,6}|1\.0{1,6}"

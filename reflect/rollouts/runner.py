@@ -8,18 +8,21 @@ reward, and the run continues. `reflect.rollouts.episode` plays one rollout.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from reflect.errors import ModelHalted
 from reflect.models.base import Model, Request, SamplingOptions
 from reflect.models.partial import Answer, ask
-from reflect.records import Rollout
 from reflect.rollouts import judge
 from reflect.rollouts.episode import Advice, Episode
 from reflect.tasksets import isolation
-from reflect.tasksets.base import Taskset
-from reflect.tasksets.task import Message, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reflect.records import Rollout
+    from reflect.tasksets.base import Taskset
+    from reflect.tasksets.task import Message, Task
 
 DEFAULTS = SamplingOptions()
 

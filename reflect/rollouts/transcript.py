@@ -11,9 +11,11 @@ The reflection reads this form, and `reflect runs show` prints it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from reflect.records import Rollout
-from reflect.tasksets.task import Message
+if TYPE_CHECKING:
+    from reflect.records import Rollout
+    from reflect.tasksets.task import Message
 
 # Keys of `Rollout.parts` of a rollout with an environment: the number of the assistant's answers;
 # [[turn, feedback], ...] of turns with feedback; the errors of tool calls; the lesson ids of each

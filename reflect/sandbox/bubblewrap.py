@@ -33,14 +33,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from reflect.errors import SandboxError
 from reflect.sandbox import seccomp
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 NOBODY = 65534  # uid and gid, inside and, where we are root, outside
 SCRATCH = "/scratch"

@@ -16,7 +16,10 @@ from __future__ import annotations
 import errno
 import platform
 import struct
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # name: (x86_64, aarch64), from the kernel's unistd.h; None where the machine has no such call
 REFUSED: dict[str, tuple[int | None, int | None]] = {

@@ -11,7 +11,7 @@ import hmac
 import ipaddress
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -20,14 +20,17 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reflect.errors import Conflict, ReflectError, UnknownName, UsageError
-from reflect.serve.lesson_session import LessonSession
 from reflect.serve.local_chat import LocalChat, api_error
 from reflect.serve.proxy import Proxy
 from reflect.serve.schema import AdapterFolder, AdapterName, ApiError, Feedback, parse, read
-from reflect.types import Json
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from reflect.serve.lesson_session import LessonSession
+    from reflect.types import Json
 
 MOST_BYTES = 8 * 2**20  # of one request
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]

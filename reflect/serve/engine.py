@@ -15,14 +15,16 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reflect.errors import ModelError, ReflectError
-from reflect.models.base import Completion, Request
-from reflect.models.continuous_batch import ContinuousBatch
-from reflect.models.generation import GenerationRow
-from reflect.models.local import LocalModel
 from reflect.models.memory import out_of_memory
+
+if TYPE_CHECKING:
+    from reflect.models.base import Completion, Request
+    from reflect.models.continuous_batch import ContinuousBatch
+    from reflect.models.generation import GenerationRow
+    from reflect.models.local import LocalModel
 
 ROWS = 64  # maximum rows in one batch
 PREFILL = 4096  # maximum prompt tokens read between two steps: a long prefill delays running rows

@@ -15,22 +15,26 @@ import hashlib
 import json
 import secrets
 import threading
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 from reflect import prompts
-from reflect.config import Settings
 from reflect.lessons.selection import select_lessons
-from reflect.models.base import Completion
 from reflect.records import Adapter, Exchange, Exposure
 from reflect.rollouts.episode import messages_for
-from reflect.serve.schema import ChatRequest
 from reflect.store import Store, exchanges, nights
 from reflect.tasksets.task import Message, Task
 from reflect.trials.assignment import Assignment, draw, withhold
 from reflect.types import Trust
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from reflect.config import Settings
+    from reflect.models.base import Completion
+    from reflect.serve.schema import ChatRequest
 
 MARGIN = 64  # tokens reserved for the chat template and the start of an answer
 EXPOSURE_FIELDS = ("lesson_id", "version", "shown", "probability")

@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from reflect.adapters import activation
 from reflect.errors import AdapterError, ContextTooLong, ReflectError, UnknownName
 from reflect.models.base import Completion, Request
-from reflect.records import Adapter
 from reflect.serve.engine import Busy, Engine, EngineJob, OnText
-from reflect.serve.lesson_session import LessonSession, PreparedRequest
 from reflect.serve.schema import ApiError, ChatRequest, choice, delta, event, usage
-from reflect.types import Json
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from starlette.requests import Request as HttpRequest
+
+    from reflect.records import Adapter
+    from reflect.serve.lesson_session import LessonSession, PreparedRequest
+    from reflect.types import Json
 
 RETRY_SECONDS = 1
 Result = TypeVar("Result")

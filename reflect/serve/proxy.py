@@ -14,18 +14,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import httpx2
-from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 
 from reflect.models.base import Completion
-from reflect.serve.lesson_session import LessonSession, PreparedRequest
 from reflect.serve.schema import ApiError, ChatRequest
-from reflect.tasksets.task import Message
-from reflect.types import Json
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from starlette.requests import Request as HttpRequest
+
+    from reflect.serve.lesson_session import LessonSession, PreparedRequest
+    from reflect.tasksets.task import Message
+    from reflect.types import Json
 
 HOP = {"connection", "keep-alive", "transfer-encoding", "upgrade", "te", "trailer"}
 HOP |= {"host", "content-length"}

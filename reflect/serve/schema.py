@@ -8,15 +8,18 @@ and unknown fields are ignored.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from reflect.models.base import Completion
-from reflect.tasksets.task import Message
 from reflect.types import Json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from reflect.models.base import Completion
+    from reflect.tasksets.task import Message
 
 Text = Annotated[str, Field(min_length=1)]
 Body = TypeVar("Body", bound=BaseModel)

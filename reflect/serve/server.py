@@ -11,17 +11,19 @@ import errno
 import importlib.util
 import os
 import socket
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reflect.errors import ServeError, UsageError
-from reflect.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import uvicorn
     from starlette.applications import Starlette
+
+    from reflect.workspace.workspace import Workspace
 
 PATIENCE = 30  # seconds for running requests
 BACKLOG = 512

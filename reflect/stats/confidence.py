@@ -27,11 +27,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import NotRequired, Self, TypedDict
+from typing import TYPE_CHECKING, NotRequired, Self, TypedDict
 
 from reflect.types import TrialVerdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
 
 # The interval misses the effect at any time in at most this share of streams, half on each side.
 ALPHA = 0.05

@@ -3,11 +3,14 @@ scales")."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reflect.stats.bootstrap import Means
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reflect.stats.bootstrap import Means
 
 
 def kappa(marks: Sequence[tuple[bool, bool]]) -> float | None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from itertools import groupby
-from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlmodel import Session, col, select
 
 from reflect.errors import UsageError
 from reflect.records import Lesson, LessonLink, LessonVersion, Trial
 from reflect.store import lessons as db
-from reflect.store.database import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from reflect.store.database import Store
 
 Row = TypeVar("Row", LessonVersion, Trial, LessonLink)
 Whole = tuple[Lesson, list[LessonVersion], list[Trial], list[LessonLink]]

@@ -4,9 +4,9 @@ PostgreSQL by its URL."""
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, make_url
 from sqlalchemy.engine import URL
@@ -17,6 +17,9 @@ from reflect.errors import NewerDatabase, StoreError
 from reflect.store.dialect import Dialect, without_password
 from reflect.store.postgres import Postgres
 from reflect.store.sqlite import SQLite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 """Every revision that a database may have, oldest first."""

@@ -7,11 +7,12 @@ The full-text search has its own pair, `search` and `tsearch`.
 from __future__ import annotations
 
 import re
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from sqlalchemy import Connection, Engine
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
 
-from reflect.errors import StoreError
+    from reflect.errors import StoreError
 
 LOCK_SECONDS = 30.0  # how long a writer waits for another
 KINDS = (

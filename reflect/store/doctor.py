@@ -5,6 +5,8 @@ Not covered: whether an adapter's files are what they were (`reflect adapters ve
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, SQLModel
@@ -12,8 +14,10 @@ from sqlmodel import Session, SQLModel
 from reflect.errors import StoreError
 from reflect.records import FACTS, fact_check
 from reflect.store import forbidden_rules
-from reflect.store.database import Store
 from reflect.store.lessons import CONTENT
+
+if TYPE_CHECKING:
+    from reflect.store.database import Store
 
 
 def check(database: Store | Session) -> list[str]:

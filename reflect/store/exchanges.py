@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-from sqlalchemy import ColumnElement
 from sqlmodel import Session, col, delete, func, select
 
 from reflect.errors import Conflict, UnknownName, UsageError
 from reflect.records import Exchange, now
 from reflect.store.rows import save as save_row
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import ColumnElement
 
 
 def save(s: Session, rows: Sequence[Exchange]) -> None:

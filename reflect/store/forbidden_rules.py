@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from sqlmodel import Session, col, select
 
 from reflect.errors import UnknownName, UsageError
 from reflect.records import Rule, now
 from reflect.types import RuleKind, values
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def add(s: Session, pattern: str, *, kind: str, why: str = "", profile: str = "default") -> Rule:

@@ -4,6 +4,7 @@ where the verifier had broken."""
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from sqlmodel import Session, col, select
 
@@ -11,7 +12,9 @@ from reflect.errors import UnknownName, UsageError
 from reflect.records import Rollout, TaskRow, now
 from reflect.store import runs, trials
 from reflect.store.rows import save
-from reflect.types import Json
+
+if TYPE_CHECKING:
+    from reflect.types import Json
 
 GRADES = "grades"  # in `Rollout.parts`
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import ColumnElement, and_, case, exists
 from sqlmodel import Session, col, func, or_, select
@@ -23,6 +22,9 @@ from reflect.records import (
 )
 from reflect.store import lessons as db
 from reflect.types import Author, Json, LessonStatus, TrialKind, TrialVerdict, Trust
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 OF_DAY = (TrialKind.WITHHOLD.value, TrialKind.PAIRED.value)
 POINT = 0.01  # of reward

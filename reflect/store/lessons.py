@@ -4,10 +4,8 @@ versions are only appended."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import ColumnElement
 from sqlmodel import Session, col, func, or_, select
 
 from reflect.errors import Conflict, UnknownName, UsageError
@@ -25,6 +23,11 @@ from reflect.store import revoked_adapters
 from reflect.store import search as fulltext
 from reflect.store.rows import get_row, save
 from reflect.types import Author, Json, LessonStatus, LinkKind, QuarantineReason, Trust, values
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from sqlalchemy import ColumnElement
 
 CONTENT = ("when", "do", "scope", "tags", "status", "pinned", "trust", "tokens")
 """The fields that a version is a snapshot of."""

@@ -3,8 +3,7 @@ statuses of the lessons."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlmodel import Session, col, select
 
@@ -23,6 +22,9 @@ from reflect.store import lessons as db
 from reflect.store import revoked_adapters
 from reflect.store.rows import get_row, save
 from reflect.types import AdapterStatus, Author, Json, LessonStatus, NightStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Text = tuple[int, str, str]
 """(lesson id, when, do): a lesson whose text has changed counts as a new one."""

@@ -20,7 +20,6 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import URL
 
 from reflect.errors import StoreError
 from reflect.store import dialect
@@ -28,6 +27,7 @@ from reflect.store.dialect import AGAIN, without_password
 
 if TYPE_CHECKING:
     import psycopg
+    from sqlalchemy.engine import URL
 
 WRITER = int.from_bytes(b"reflect", "big")  # the key of the writers' lock
 SILENT_SECONDS = 60  # a writer that is idle for so long (a closed laptop) loses the lock

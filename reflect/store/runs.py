@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sqlalchemy import case, delete, exists, update
 from sqlmodel import Session, col, func, select
@@ -23,6 +22,9 @@ from reflect.records import (
 from reflect.store import trials
 from reflect.store.rows import get_row, save
 from reflect.types import Json, RunStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 CHUNK = 500  # values in one IN (...)
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from operator import itemgetter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Engine, text
-from sqlmodel import Session
 
 from reflect.store import search_postgres
 from reflect.store.dialect import COMMON, MOST_WORDS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlmodel import Session
 
 INDEX = """CREATE VIRTUAL TABLE lesson_fts USING fts5(
     "when", "do", tags, content='lesson', content_rowid='id', tokenize='porter unicode61 remove_diacritics 2')"""

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from sqlalchemy import text
-from sqlmodel import Session
 
 from reflect.records import LESSON_STATUSES
 from reflect.store.dialect import COMMON, MOST_WORDS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlmodel import Session
 
 LONGEST = 500  # letters of a word: PostgreSQL indexes none of more than 2046 bytes
 

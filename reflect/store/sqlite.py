@@ -12,18 +12,22 @@ import json
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import URL
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from reflect.errors import StoreError
 from reflect.store import dialect
 from reflect.store.dialect import AGAIN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import URL
 
 # The statements that begin each kind of transaction. Migrations rebuild tables, which foreign keys
 # forbid.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import ColumnElement, String, and_, cast, or_, text
 from sqlalchemy.orm import aliased
@@ -14,6 +13,9 @@ from reflect.records import SHOWN_STATUSES, Exposure, Lesson, LessonVersion, Rol
 from reflect.store import lessons as db
 from reflect.store.lesson_evidence import OF_DAY
 from reflect.types import Author, Json, RolloutErrorKind, RunStatus, TrialVerdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Not a rollout that waits for a person's grade, nor one whose judge could not be read: neither is
 # evidence.

@@ -27,12 +27,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reflect.sandbox import bubblewrap
 from reflect.tasksets.task import TWIN, Score
-from reflect.types import Json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from reflect.types import Json
 
 FIELDS = ("entry", "cases", "twin", "seconds", "memory")
 FENCE = re.compile(

@@ -13,11 +13,15 @@ An environment that raises ends its rollout with an error; one that never ends m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from reflect.tasksets.task import Message, Task
 from reflect.tasksets.tools import Result, Tool, call_all
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reflect.tasksets.task import Message, Task
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -31,10 +30,13 @@ from reflect.tasksets import code
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import HUMAN, JUDGE, Message, Split, Task
 from reflect.tasksets.verifiers import VERIFIERS, extract_answer, last_number
-from reflect.types import Json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from yaml import Node
+
+    from reflect.types import Json
 
 SUFFIXES = (".jsonl", ".json", ".yaml", ".yml")
 OWN_FIELDS = ("id", "prompt", "messages", "verifier", "answer", "split", "gold", "untrusted")

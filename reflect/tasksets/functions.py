@@ -21,13 +21,15 @@ import json
 import random
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from reflect.errors import BadTaskFile
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.files import FileRow, messages_of, task_of
 from reflect.tasksets.task import Score, Split, Task
-from reflect.types import Json
+
+if TYPE_CHECKING:
+    from reflect.types import Json
 
 Tasks = Callable[[Split], Iterable[Any]]
 Verify = Callable[[str, Any], object]

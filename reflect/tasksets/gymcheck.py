@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from reflect.errors import ReflectError
 from reflect.tasksets import reasoning_gym
 from reflect.tasksets.reasoning_gym import Generator
 from reflect.tasksets.task import Score, Split, Task
 from reflect.tasksets.validation import SIDES, apart
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # for one generator: the slowest takes a second for each item, and one in three falls on its side
 SECONDS = 120.0

@@ -16,10 +16,12 @@ import pickle
 import random
 import subprocess
 import sys
-from collections.abc import Mapping
-from typing import Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from reflect.errors import ReflectError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class Entry(TypedDict):
@@ -63,7 +65,7 @@ class Worker:
             raise
         if isinstance(entry, str):
             raise ReflectError(f"The generator {name} gave no item {index}: {entry}.")
-        return cast(Entry, entry)
+        return cast("Entry", entry)
 
     def end(self) -> None:
         """Stop the process at once."""

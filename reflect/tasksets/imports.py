@@ -14,10 +14,8 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from reflect.errors import ReflectError, UnknownName, UsageError
@@ -28,7 +26,8 @@ GROUP = "reflect.tasksets"
 FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<name>\w+))?", re.IGNORECASE)
 DOTTED = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Callable, Mapping
+    from types import ModuleType
 
 
 def from_file(path: Path, name: str = "") -> Taskset:

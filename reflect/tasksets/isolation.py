@@ -34,13 +34,12 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, NoReturn, TypedDict, TypeVar, cast
 
 import psutil
 from pydantic import TypeAdapter
@@ -49,6 +48,9 @@ from reflect.config import shipped
 from reflect.sandbox import bubblewrap
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import HUMAN, JUDGE, TWIN, Score, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 AT_ONCE = 4  # rollouts that are scored at the same time, where that takes a process each
 PATIENCE = 0.05  # seconds to wait for a worker that is busy before another is made
@@ -258,7 +260,7 @@ class _Worker:
             ) from None
         except (ConnectionError, EOFError) as e:
             raise ChildProcessError("it ended its own process") from e
-        return cast(Reply, json.loads(reply))
+        return cast("Reply", json.loads(reply))
 
     def end(self) -> None:
         """End the process and all that it started."""

@@ -24,16 +24,18 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reflect.errors import ReflectError, UnknownName, UsageError
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.gymworker import Entry, Worker
 from reflect.tasksets.task import Score, Split, Task
 from reflect.tasksets.verifiers import extract_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 SIZE = 400  # maximum items generated per split: about 267 give practice tasks, 133 holdout tasks
 SEEDS: dict[Split, int] = {"practice": 1_000_000, "holdout": 2_000_000}  # item i: seed + i

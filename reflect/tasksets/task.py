@@ -8,10 +8,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from reflect.types import Json
-
 if TYPE_CHECKING:
-    pass
+    from reflect.types import Json
 
 
 Message = dict[

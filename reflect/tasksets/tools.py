@@ -29,7 +29,9 @@ from typing import Any, NamedTuple
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from reflect.errors import UsageError
-from reflect.tasksets.task import Message
+
+if typing.TYPE_CHECKING:
+    from reflect.tasksets.task import Message
 
 CALL = re.compile(r"^[ \t]*call[ \t]*:[ \t]*(.*)$", re.IGNORECASE | re.MULTILINE)
 MOST_CALLS = 16  # in one message

@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from reflect import prompts
 from reflect.errors import UsageError
 from reflect.tasksets import isolation
-from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import HUMAN, JUDGE, Score, Split, Task
 from reflect.tasksets.verifiers import VERIFIERS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reflect.tasksets.base import Taskset
 
 SILENCE = [""] * 100  # turns of an assistant that says nothing
 SIDES: tuple[Split, Split] = ("practice", "holdout")

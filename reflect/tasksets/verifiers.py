@@ -15,13 +15,15 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reflect.tasksets.code import code
 from reflect.tasksets.task import Score
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MARKER = re.compile(r"\banswer:(?:\*\*)?", re.IGNORECASE)  # also "**Answer:** 4"
 # A sign counts only where no word or number ends right before it: "10-3" ends in 3, "x = -3" in -3.

@@ -13,20 +13,21 @@ and the answers of the gate, which the first process samples alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from reflect.models.base import Completion, Request
 from reflect.models.distributed import connect, from_first, gather, is_first, rank, size
-from reflect.models.local import LocalModel
 from reflect.training.losses import TrainingRow, micro_batches
-from reflect.training.plan import Plan
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from reflect.models.base import Completion, Request
+    from reflect.models.local import LocalModel
+    from reflect.training.plan import Plan
     from reflect.training.teacher_data import TrainingData
 
 T = TypeVar("T")

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
-from reflect.config import Settings
 from reflect.evaluation.arms import ArmResult, run_arm
 from reflect.models.base import SamplingOptions, using
-from reflect.records import Lesson
-from reflect.rollouts.episode import Advice
-from reflect.store import Store
-from reflect.tasksets.base import Taskset
-from reflect.tasksets.task import Task
-from reflect.training.plan import Plan
-from reflect.types import Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reflect.config import Settings
     from reflect.models.local import LocalModel
+    from reflect.records import Lesson
+    from reflect.rollouts.episode import Advice
+    from reflect.store import Store
+    from reflect.tasksets.base import Taskset
+    from reflect.tasksets.task import Task
+    from reflect.training.plan import Plan
+    from reflect.types import Progress
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,20 @@ as one that was not.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reflect.models.base import Request
-from reflect.models.local import LocalModel
 from reflect.training import collectives
-from reflect.training.examples import Question
 from reflect.training.losses import TrainingRow
-from reflect.training.plan import Plan
-from reflect.training.teacher_data import TrainingData
 from reflect.training.teacher_episodes import hash_seed, tokens_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reflect.models.local import LocalModel
+    from reflect.training.examples import Question
+    from reflect.training.plan import Plan
+    from reflect.training.teacher_data import TrainingData
 
 
 class DistillationStep(NamedTuple):

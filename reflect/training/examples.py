@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reflect.rollouts.episode import messages_for
-from reflect.tasksets.task import Message, Task
+
+if TYPE_CHECKING:
+    from reflect.tasksets.task import Message, Task
 
 
 @dataclass(frozen=True)

@@ -12,23 +12,27 @@ follows from (seed, step).
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
 from reflect.models.base import Completion, Request, SamplingOptions
 from reflect.models.distributed import from_first
-from reflect.models.local import LocalModel
 from reflect.tasksets import isolation
 from reflect.training import collectives, teacher_episodes
 from reflect.training.distillation import DistillationStep, prompts_of
 from reflect.training.examples import Example, PracticeTask, Question
 from reflect.training.losses import TrainingRow, View, chosen, compare, micro_batches
-from reflect.training.plan import Plan
 from reflect.training.teacher_data import TrainingData, scored
 from reflect.training.teacher_episodes import any_environment, hash_seed, tokens_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reflect.models.local import LocalModel
+    from reflect.training.plan import Plan
 
 ROUNDS = 4  # of sampling in one step, while groups are missing
 TINY = 1e-4  # added to the standard deviation of a group

@@ -10,9 +10,8 @@ same episodes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reflect.errors import ReflectError, UnknownName
 from reflect.evaluation.arms import HELD_STATUSES, ArmResult
@@ -24,10 +23,14 @@ from reflect.store import Store
 from reflect.store import lessons as lessons_db
 from reflect.store import runs as runs_db
 from reflect.tasksets import load_taskset
-from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import Task
 from reflect.training.context import NightContext, TasksetLessons
 from reflect.types import Json, TrialVerdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reflect.tasksets.base import Taskset
 
 Rows = list[tuple[Task, list[Lesson]]]  # tasks, each with the lessons in its prompt
 

@@ -12,27 +12,30 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from reflect.errors import NightError
 from reflect.models import distributed, memory
 from reflect.models.fsdp import sharded
-from reflect.models.local import LocalModel
 from reflect.training import collectives
 from reflect.training.deadline import Paused
 from reflect.training.distillation import DistillationStep, anchors, distill, sft
 from reflect.training.grpo import grpo
 from reflect.training.losses import TrainingRow, backward
 from reflect.training.memory_fallback import reduce_memory
-from reflect.training.plan import Plan
-from reflect.training.teacher_data import TrainingData
-from reflect.types import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from reflect.models.local import LocalModel
+    from reflect.training.plan import Plan
+    from reflect.training.teacher_data import TrainingData
+    from reflect.types import Progress
 
 CHECKPOINT_STEPS = 10
 WARM_UP_STEPS = 5

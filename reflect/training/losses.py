@@ -14,18 +14,21 @@ Suffixes: _BT rows x positions, _NV answer tokens of all rows x vocabulary, _T t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from reflect.models.local import LocalModel
 from reflect.training.memory_fallback import checkpointed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from reflect.models.local import LocalModel
 
 LOGITS = (
     2**26

@@ -8,7 +8,6 @@ the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,8 @@ from reflect.errors import NightError
 from reflect.models.fsdp import layers_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from reflect.models.local import LocalModel
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from reflect.evaluation.arms import run_arm
 from reflect.models.base import Completion, Request, using
@@ -19,11 +20,13 @@ from reflect.rollouts.stepwise import PerTurnLessons
 from reflect.tasksets import available, isolation
 from reflect.tasksets.base import Taskset, has_environment
 from reflect.tasksets.task import Message, Score, Split, Task
-from reflect.training.context import NightContext, TasksetLessons
 from reflect.training.examples import Example, PracticeTask, Question
 from reflect.training.lesson_set import Rows, effect, gains, practice_rows, rows_for
 from reflect.training.teacher_episodes import examples, successful, teach, tokens_of
 from reflect.types import Json, Limits, TrialVerdict, Trust
+
+if TYPE_CHECKING:
+    from reflect.training.context import NightContext, TasksetLessons
 
 BATCH = 128  # prompts in one sample call
 PROBES = 5  # every fifth anchor is a probe

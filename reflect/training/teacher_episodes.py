@@ -9,20 +9,21 @@ trajectories of the teacher stay stable over many nights (arXiv 2606.04703).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from reflect.models.base import Completion, SamplingOptions, using
 from reflect.rollouts.episode import Advice, Episode, messages_for
 from reflect.rollouts.runner import Part, play
 from reflect.tasksets.base import Taskset, has_environment
-from reflect.tasksets.task import Task
-from reflect.training.context import NightContext
 from reflect.training.examples import Example, PracticeTask, Question
-from reflect.training.plan import Plan
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from reflect.models.local import LocalModel
+    from reflect.tasksets.task import Task
+    from reflect.training.context import NightContext
+    from reflect.training.plan import Plan
 
 EPISODES_AT_ONCE = 64
 

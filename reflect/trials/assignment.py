@@ -8,19 +8,22 @@ so a run that is continued draws the same, and each lesson is drawn on its own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from sqlmodel import Session
-
-from reflect.config import Settings
 from reflect.records import SHOWN_STATUSES, Exposure, Lesson
 from reflect.rollouts.runner import Part
 from reflect.rollouts.stepwise import PerTurnLessons
 from reflect.store import lessons as db
 from reflect.store import trials
-from reflect.tasksets.task import Task
 from reflect.types import LessonStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlmodel import Session
+
+    from reflect.config import Settings
+    from reflect.tasksets.task import Task
 
 
 class Assignment(NamedTuple):

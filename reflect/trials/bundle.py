@@ -18,10 +18,7 @@ pass it), and a lesson that joins while the evidence gathers (it shares the othe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from sqlmodel import Session
+from typing import TYPE_CHECKING, Any
 
 from reflect.records import SHOWN_STATUSES, Run
 from reflect.stats.confidence import USEFUL, Effect, EstimatorState, WithheldEstimator
@@ -29,6 +26,11 @@ from reflect.store import lessons as db
 from reflect.store import runs, trials
 from reflect.trials.checkpoints import COLUMNS, PAGE, TrialCheckpoint, columns_of
 from reflect.types import Author, LessonStatus, TrialVerdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlmodel import Session
 
 
 class Bundle:

@@ -11,11 +11,15 @@ that; the estimate stays unbiased, and loses a little of its precision.
 
 from __future__ import annotations
 
-from sqlmodel import Session
+from typing import TYPE_CHECKING
 
-from reflect.records import Run
 from reflect.stats.confidence import EstimatorState
 from reflect.store import runs, trials
+
+if TYPE_CHECKING:
+    from sqlmodel import Session
+
+    from reflect.records import Run
 
 PAGE = 10_000  # rollouts in one query
 COLUMNS = ("model_fingerprint", "adapter_id", "measure", "profile")

@@ -11,17 +11,14 @@ own error rate.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-
-from sqlmodel import Session
+from typing import TYPE_CHECKING
 
 from reflect.errors import UsageError
 from reflect.lessons.selection import lessons_for
 from reflect.models.base import SamplingOptions, active_adapter
 from reflect.records import SHOWN_STATUSES, Lesson, Rollout, Trial
-from reflect.rollouts.context import TasksetContext
 from reflect.rollouts.episode import AUDIT
 from reflect.rollouts.runner import Part, run_parts
 from reflect.rollouts.stepwise import only
@@ -39,6 +36,13 @@ from reflect.tasksets.task import Task
 from reflect.trials.lesson_trial import LessonTrials, TrialScope, audited, record_trial
 from reflect.trials.reward_version import reward_version
 from reflect.types import TrialKind, TrialVerdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlmodel import Session
+
+    from reflect.rollouts.context import TasksetContext
 
 WAVE = 8  # tasks that run together
 

@@ -3,10 +3,8 @@ the verdicts that move it. No verdict moves a pinned lesson."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-
-from sqlmodel import Session
+from typing import TYPE_CHECKING
 
 from reflect.records import SHOWN_STATUSES, Lesson, Run, Trial
 from reflect.rollouts.episode import AUDIT
@@ -21,6 +19,11 @@ from reflect.store import lessons as db
 from reflect.store import trials
 from reflect.trials.checkpoints import PAGE, TrialCheckpoint
 from reflect.types import Author, LessonStatus, TrialKind, TrialVerdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlmodel import Session
 
 Key = tuple[int, int]  # lesson id, the version from which on evidence counts
 Reading = tuple[WithheldEstimator, set[tuple[str, int]], int]  # draws read, last exposure's id

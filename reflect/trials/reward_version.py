@@ -19,12 +19,15 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Hashable, Iterator
 from types import CodeType, FunctionType
+from typing import TYPE_CHECKING
 
 from reflect import prompts
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.verifiers import reward_texts
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator
 
 
 def reward_version(taskset: Taskset) -> str:

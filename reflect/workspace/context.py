@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from reflect import models
 from reflect.adapters import activation
-from reflect.config import Settings
 from reflect.rollouts import judge
 from reflect.store import Store
 from reflect.store.dialect import without_password
 from reflect.tasksets import isolation, load_taskset
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlmodel import Session
 
+    from reflect.config import Settings
     from reflect.models import Unloaded
     from reflect.models.base import Model
     from reflect.tasksets.base import Taskset

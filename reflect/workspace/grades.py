@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import getpass
 import json
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from reflect.errors import UsageError
@@ -25,6 +23,9 @@ from reflect.tasksets.task import Task
 from reflect.workspace.context import WorkspaceContext
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from reflect.day.report import Report
     from reflect.records import Rollout
     from reflect.types import Progress

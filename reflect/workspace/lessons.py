@@ -6,7 +6,6 @@ What a person adds or rewrites is pinned: no reflection changes it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
@@ -22,6 +21,7 @@ from reflect.types import Author, LessonStatus, LinkKind, RuleKind, Trust
 from reflect.workspace.adapters import AdapterManager
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from typing import Unpack
 
     from sqlmodel import Session

@@ -11,13 +11,10 @@ The database and the model are opened on first use, so a query about lessons doe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from reflect.config import Settings
 from reflect.errors import NightBusy, UnknownName, UsageError
 from reflect.lessons import selection
 from reflect.models import distributed, is_remote
@@ -27,8 +24,11 @@ from reflect.tasksets.base import find_task
 from reflect.workspace.context import WorkspaceContext
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
     from typing import Unpack
 
+    from reflect.config import Settings
     from reflect.day.report import Report
     from reflect.evaluation.arms import ArmResult
     from reflect.models.base import Model

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection
 from sqlmodel import SQLModel
 
 import reflect.records  # noqa: F401  (registers the tables)
 from reflect.errors import StoreError
 from reflect.store import search, search_postgres
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 UNRELEASED = ("0001", "0002", "0003", "0004", "0005")
 _one_at_a_time = threading.Lock()  # alembic keeps its context in a module
