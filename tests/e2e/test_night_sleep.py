@@ -197,7 +197,7 @@ def test_what_cannot_be_slept_is_said(
         sleep(RuleModel(), sqlite_store, settings)
     with sqlite_store.write() as s:
         lessons.add(s, when="it rains", do="stay", author="human", scope="weather")
-    with pytest.raises(UnknownName, match="None of the lessons"):
+    with pytest.raises(UnknownName, match="No installed taskset belongs to any of the lessons"):
         sleep(pocket, sqlite_store, settings)
     with pytest.raises(UnknownName, match="hypnosis"):
         teach(sqlite_store)
