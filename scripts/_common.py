@@ -24,6 +24,16 @@ if PYTHON.exists() and sys.prefix == sys.base_prefix:  # not in a virtual enviro
     os.execv(PYTHON, [str(PYTHON), *sys.argv])
 
 
+def any_seed(text: str) -> int:
+    """An integer of any size, reduced modulo 2**31: the range that torch, numpy and the databases take."""
+    return int(text) % 2**31
+
+
+def dialect_number(number: int) -> int:
+    """`number` from 1 on, counted around after the hundred sets of verbs that the taskset dialect has."""
+    return (number - 1) % 100 + 1
+
+
 def argument_parser(
     doc: str | None, *, quick: str | None = None, seed: int = 0, seed_help: str = "random seed"
 ) -> argparse.ArgumentParser:
@@ -32,7 +42,7 @@ def argument_parser(
     `doc` is the module's docstring and becomes the description; `quick` says what --quick leaves out.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=seed, help=f"{seed_help} [default: {seed}]")
+    parser.add_argument("--seed", type=any_seed, default=seed, help=f"{seed_help}, any integer [default: {seed}]")
     if quick is not None:
         parser.add_argument("--quick", action="store_true", help=f"a shorter run: {quick}")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
