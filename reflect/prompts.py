@@ -123,11 +123,15 @@ def system_prompt(system: str, lessons: list[dict[str, str]]) -> str:
 def with_lessons(
     messages: list[dict[str, Any]], lessons: list[dict[str, str]]
 ) -> list[dict[str, Any]]:
-    """`messages` with the lessons in their system message, which is added if it is missing."""
-    system = "\n".join(m["content"] for m in messages if m["role"] == "system")
-    rest = [m for m in messages if m["role"] != "system"]
-    text = system_prompt(system, lessons)
-    return [{"role": "system", "content": text}, *rest] if text else rest
+    """`messages` with the lessons in the first system message, which is added if it is missing. All
+    other messages are the same objects in the same order."""
+    at = next((i for i, m in enumerate(messages) if m["role"] == "system"), None)
+    if at is None:
+        text = system_prompt("", lessons)
+        return [{"role": "system", "content": text}, *messages] if text else list(messages)
+    text = system_prompt(messages[at]["content"], lessons)
+    first = [{**messages[at], "content": text}] if text else []
+    return [*messages[:at], *first, *messages[at + 1 :]]
 
 
 def sanitize_block(text: str) -> str:

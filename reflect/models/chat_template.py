@@ -72,19 +72,21 @@ class Chat:
         else:
             words, tools = plainly(words, tools), ()
         system = [m["content"].strip() for m in words if m["role"] == "system"]
-        try:
-            text = self._apply(words, tools)
-            if all(
-                part in text for part in system
-            ):  # some templates swallow the role without a word
+        forms = [words, system_first(words), fold_system(words)] if system else [words]
+        refusal: Exception | None = None
+        for i, form in enumerate(forms):
+            if i and form == forms[i - 1]:
+                continue
+            try:
+                text = self._apply(form, tools)
+            except Exception as e:  # jinja2's TemplateError: whatever the template's author raises
+                refusal = e
+                continue
+            # Some templates drop the system role silently.
+            if form is forms[-1] or all(part in text for part in system):
                 return text
-        except Exception as e:  # jinja2's TemplateError: whatever the template's author raises
-            if not system:
-                raise self._refused(e) from e
-        try:
-            return self._apply(fold_system(words), tools)
-        except Exception as e:
-            raise self._refused(e) from e
+        assert refusal is not None
+        raise self._refused(refusal) from refusal
 
     def _apply(
         self, messages: Sequence[Message], tools: Sequence[Json] = (), speak: bool = True
@@ -213,9 +215,11 @@ def plainly(messages: Sequence[Message], tools: Sequence[Json]) -> list[Message]
         told = prompts.render(
             "tools", tools=[json.dumps(tool["function"], ensure_ascii=False) for tool in tools]
         )
-        system = [m["content"] for m in words if m["role"] == "system"]
-        words = [m for m in words if m["role"] != "system"]
-        words.insert(0, {"role": "system", "content": "\n\n".join([*system, told])})
+        at = next((i for i, m in enumerate(words) if m["role"] == "system"), None)
+        if at is None:
+            words.insert(0, {"role": "system", "content": told})
+        else:
+            words[at]["content"] += f"\n\n{told}"
     return words
 
 
@@ -225,6 +229,13 @@ def _as_json(function: Json) -> str:
     return json.dumps(
         {"name": given["name"], "arguments": given.get("arguments", {})}, ensure_ascii=False
     )
+
+
+def system_first(messages: Sequence[Message]) -> list[Message]:
+    """The same conversation with its system text in one message at the head, for a template that
+    refuses a later one."""
+    system = "\n".join(m["content"] for m in messages if m["role"] == "system")
+    return [{"role": "system", "content": system}, *(m for m in messages if m["role"] != "system")]
 
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:
