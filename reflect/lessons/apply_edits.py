@@ -13,6 +13,7 @@ from reflect.lessons.similarity import alike, covers_condition, normal, same
 from reflect.records import HELD_STATUSES, Lesson
 from reflect.store import forbidden_rules
 from reflect.store import lessons as db
+from reflect.store.lesson_evidence import confounder
 from reflect.store.lessons import successor
 from reflect.types import (
     Author,
@@ -96,7 +97,17 @@ def _contradicts(e: PendingEdit, old: Lesson) -> Outcome | None:
     tried = {lesson.id for lesson in (*e.evidence.shown, *e.evidence.held)}
     if not e.evidence.contrast and old.id not in tried:
         return e.ended(EditOutcome.KEPT, f"lesson {old.id} was not tried in this group", old)
-    return e.held_back(old)
+    return _confounded(e, old) or e.held_back(old)
+
+
+def _confounded(e: PendingEdit, old: Lesson) -> Outcome | None:
+    """The outcome if all attempts failed alike and `old`, on trial, was seen only together with
+    another lesson on trial: the group does not tell which of the two failed."""
+    if e.evidence.contrast or old.status != LessonStatus.CANDIDATE:
+        return None
+    rival = confounder(e.s, e.evidence.reflection_id, old)
+    seen = f"this group saw lesson {old.id} only together with lesson {rival}, on trial too"
+    return e.ended(EditOutcome.KEPT, seen, old) if rival else None
 
 
 def _supersede(e: PendingEdit, outcome: Outcome, others: Sequence[Lesson]) -> Outcome:
@@ -154,7 +165,7 @@ def _addressed(e: PendingEdit) -> Lesson | Outcome:
     retired = head.status == LessonStatus.RETIRED
     if retired if edit.kind == EditKind.RETIRE else same(head, edit):
         return e.known(f"lesson {head.id} is so already", head)
-    return e.stale(head, shown) or e.held_back(head) or head
+    return e.stale(head, shown) or _confounded(e, head) or e.held_back(head) or head
 
 
 def _revise(e: PendingEdit) -> Outcome:

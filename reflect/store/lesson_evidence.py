@@ -121,6 +121,30 @@ def attempts(s: Session, reflection_id: int | None, lesson: Lesson) -> Attempts:
     return Attempts([x for x, saw in rows if saw], [x for x, saw in rows if not saw])
 
 
+def confounder(s: Session, reflection_id: int | None, lesson: Lesson) -> int | None:
+    """A candidate that was shown in every attempt of the reflection's group that saw this lesson,
+    so that either of the two may have failed. None without one, or if no attempt saw the lesson."""
+    reflection = s.get(Reflection, reflection_id) if reflection_id is not None else None
+    if reflection is None:
+        return None
+    saw = (
+        select(Exposure.rollout_id)
+        .join(Rollout, col(Rollout.id) == Exposure.rollout_id)
+        .where(Rollout.run_id == reflection.run_id, Rollout.task_key == reflection.task_key)
+        .where(Exposure.lesson_id == lesson.id, Exposure.shown)
+    )
+    attempts = s.exec(saw).all()
+    rivals = (
+        select(Exposure.lesson_id)
+        .join(Lesson, col(Lesson.id) == Exposure.lesson_id)
+        .where(col(Exposure.rollout_id).in_(attempts), Exposure.shown)
+        .where(Exposure.lesson_id != lesson.id, Lesson.status == LessonStatus.CANDIDATE)
+        .group_by(col(Exposure.lesson_id))
+        .having(func.count() == len(attempts))
+    )
+    return min(s.exec(rivals), default=None)
+
+
 def _earlier_edits(s: Session, reflection_id: int | None) -> list[Sequence[Json]]:
     """The edits of each earlier reflection of the same run."""
     reflection = s.get(Reflection, reflection_id) if reflection_id is not None else None

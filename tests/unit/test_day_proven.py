@@ -100,9 +100,9 @@ def test_a_link_said_again_is_one_link(sqlite_session):
 # ---------------------------------------------------------------------------------------------------
 
 
-def group(s, lesson, seen, missed=(), name="t", held=False):
+def group(s, lesson, seen, missed=(), name="t", held=False, rivals=()):
     """The reflection of one group: the rewards of the rollouts that saw the lesson, and of those
-    that missed it."""
+    that missed it. `rivals`: other lessons, each with the indices of the rollouts that saw it."""
     run = runs.list_runs(s)[0] if runs.list_runs(s) else None
     if run is None:
         words = {"n": 1, "k": 8, "seed": 1, "model": "rule", "model_fingerprint": "rule-1"}
@@ -125,6 +125,10 @@ def group(s, lesson, seen, missed=(), name="t", held=False):
                     probability=p,
                 )
                 for x, p in shown
+            ]
+            + [
+                Exposure(rollout_id=0, lesson_id=rival.id, version=1, shown=i in saw)
+                for rival, saw in rivals
             ]
         )
     runs.save_rollouts(s, rows, exposed)
@@ -175,6 +179,33 @@ def test_one_group_that_went_well_with_a_proven_lesson_changes_nothing(sqlite_se
     assert apply(sqlite_session, edit, [bare]).outcome == "revised", (
         "one that was never proven has no such shield"
     )
+
+
+def test_failures_that_two_lessons_on_trial_share_overrule_neither(sqlite_session):
+    s = sqlite_session
+    right, wrong = add(s, SAYS, "use sort"), add(s, "asked to zubi", "use last")
+    edits = [
+        Edit("add", SAYS, "use swap"),
+        Edit("revise", SAYS, "use swap", lesson_id=right.id),
+        Edit("retire", why="all failed", lesson_id=right.id),
+    ]
+    shared = group(s, right, [0, 0], [0] * 6, rivals=[(wrong, (0, 1, 4))])
+    for edit in edits:
+        assert ask(s, right, shared, edit, contrast=False) == "kept"
+    assert (right.version, right.status) == (1, "candidate")
+    alone = group(s, right, [0, 0], [0] * 6, name="ab", rivals=[(wrong, (1, 4))])
+    assert ask(s, right, alone, edits[0], contrast=False) == "superseded", "one saw it alone"
+
+
+def test_a_group_with_a_success_or_an_active_rival_may_still_overrule(sqlite_session):
+    s = sqlite_session
+    right, rival = add(s, SAYS, "use sort"), add(s, "asked to zubi", "use last")
+    both = group(s, right, [0, 0], [1], rivals=[(rival, (0, 1))])
+    assert ask(s, right, both, contrast=True) == "revised"
+    db.revise(s, rival.id, author="trial", status="active")
+    both = group(s, right, [0, 0], [0], name="ab", rivals=[(rival, (0, 1))])
+    edit = Edit("revise", SAYS, "use last", lesson_id=right.id)
+    assert ask(s, right, both, edit, contrast=False) == "revised", "only one is on trial"
 
 
 def test_a_group_that_did_worse_without_it_does_not_speak_against_it(sqlite_session, good):
