@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket as sockets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -58,3 +60,14 @@ def post(base: str, path: str, data: Any, **words: Any) -> httpx2.Response:
 def ask(text: str, **words: Any) -> dict[str, Any]:
     """The body of a chat completion request."""
     return {"model": "pocket", "messages": [{"role": "user", "content": text}], **words}
+
+
+def send_raw(base: str, data: bytes, seconds: float = 20) -> bytes:
+    """What the server answers to these bytes until it closes the connection."""
+    where = urlsplit(base)
+    with sockets.create_connection((where.hostname, where.port), timeout=seconds) as one:
+        one.sendall(data)
+        parts = []
+        while part := one.recv(65536):
+            parts.append(part)
+        return b"".join(parts)

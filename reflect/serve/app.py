@@ -1,18 +1,11 @@
-"""The routes, their errors, and who may use them.
-
-With a key every request except /health must carry it. Without one the server accepts requests of
-this machine only, and refuses those of web pages by their Origin and Host headers.
-"""
+"""The routes and their errors."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
-import ipaddress
 import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,13 +15,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from reflect.errors import Conflict, ReflectError, UnknownName, UsageError
+from reflect.serve.auth import AuthMiddleware
 from reflect.serve.local_chat import LocalChat, api_error
 from reflect.serve.proxy import Proxy
 from reflect.serve.schema import AdapterFolder, AdapterName, ApiError, Feedback, parse, read
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
-
     from reflect.serve.lesson_session import LessonSession
     from reflect.types import Json
 
@@ -55,8 +47,9 @@ def build(
                 message = f"The request has more than {most_bytes} bytes."
                 raise ApiError(413, message, code="request_too_large")
             parts.append(part)
+        http.state.body = b"".join(parts)  # the proxy passes on these bytes
         try:
-            content: Json = json.loads(b"".join(parts))
+            content: Json = json.loads(http.state.body)
         except (ValueError, RecursionError) as e:
             raise ApiError(400, f"We could not parse the JSON body of your request: {e}.") from e
         return content
@@ -133,45 +126,3 @@ async def unknown_url(http: Request, e: Exception) -> Response:
 async def disconnected(http: Request, e: Exception) -> Response:
     """The reply to nobody: the client has left."""
     return Response(status_code=499)
-
-
-class AuthMiddleware:
-    """Refuses a request without permission before its body is read."""
-
-    def __init__(self, app: ASGIApp, key: str) -> None:
-        self.app, self.key = app, key.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse a request before its body is read, or pass it on."""
-        protected = scope["type"] == "http" and scope["path"] != "/health"
-        if protected and (e := self.refusal(Request(scope))):
-            return await _reply(e)(scope, receive, send)
-        await self.app(scope, receive, send)
-
-    def refusal(self, http: Request) -> ApiError | None:
-        """The error of a request without permission, None for the others."""
-        if self.key:
-            kind, _, key = http.headers.get("authorization", "").partition(" ")
-            if kind.lower() == "bearer" and hmac.compare_digest(key.strip().encode(), self.key):
-                return None
-            problem = "Incorrect API key provided." if key else "You didn't provide an API key."
-            message = f"{problem} Give it as 'Authorization: Bearer KEY'."
-            headers = {"www-authenticate": "Bearer"}
-            return ApiError(401, message, code="invalid_api_key", headers=headers)
-        origin = urlsplit(http.headers.get("origin", "")).hostname
-        host = urlsplit(f"//{http.headers.get('host', '')}").hostname
-        if ("origin" in http.headers and not loopback(origin)) or not loopback(host):
-            message = "Without a key this server answers programs of its own machine only: "
-            message += "start it with --key."
-            return ApiError(403, message, code="forbidden", kind="permission_error")
-        return None
-
-
-def loopback(host: str | None) -> bool:
-    """True for an address or a name of this machine."""
-    if host is None or host == "localhost" or host.endswith(".localhost"):
-        return host is not None
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

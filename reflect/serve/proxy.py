@@ -43,7 +43,7 @@ class Proxy:
     upstream, unless it is this server's (`own_key`)."""
 
     def __init__(
-        self, url: str, session: LessonSession, *, key: str = "", own_key: bool = False
+        self, url: str, session: LessonSession, *, key: str = "", own_key: str = ""
     ) -> None:
         self.url, self.session = url.rstrip("/"), session
         self.key, self.own_key = key, own_key

@@ -52,7 +52,7 @@ def serve(ws: Workspace, options: ServeOptions, ready: Callable[[str], None]) ->
     if missing:
         message = f"reflect serve needs {', '.join(missing)}."
         raise UsageError(message, "Install what it needs: pip install 'second-nature[serve]'")
-    from reflect.serve.app import loopback
+    from reflect.serve.auth import loopback
 
     if not options.key and not loopback(options.host):
         message = f"On {options.host} others can reach this server, so it needs a key."
@@ -91,7 +91,7 @@ def assemble(ws: Workspace, options: ServeOptions) -> tuple[Starlette, Callable[
     if options.upstream:
         upstream = session(None)
         key = os.environ.get("REFLECT_UPSTREAM_KEY", "")
-        proxy = Proxy(options.upstream, upstream, key=key, own_key=bool(options.key))
+        proxy = Proxy(options.upstream, upstream, key=key, own_key=options.key)
         return build(proxy, upstream, key=options.key), upstream.stop
     if not isinstance(ws.model, LocalModel):
         message = f"{ws.settings.model} is not a model of this machine."
