@@ -1,10 +1,10 @@
 """Lessons in front of another server: they are added to its requests and the exchanges are stored;
 everything else passes unchanged.
 
-A stream passes while it arrives; an upstream error keeps its status and its body. The client's own
-Authorization header goes upstream, unless the environment has a key for that
-(REFLECT_UPSTREAM_KEY), or the client's key is the key of this server. Keys are neither stored nor
-logged.
+The bytes of an answer go to the client as they come, with the encoding that they have; a reader
+works on a copy (`answer_reader`). What cannot be read or stored is not recorded, and the client
+gets it all the same. An upstream error keeps its status and its body. `upstream` says which paths
+and headers pass. Keys are neither stored nor logged.
 
 Not covered: the profile's adapter, which the upstream server must hold: name it as the model.
 """
@@ -13,206 +13,209 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
-from typing import TYPE_CHECKING, Literal
+import logging
+import time
+from functools import partial
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TYPE_CHECKING, TypeVar
 
 import httpx2
-from starlette.responses import Response, StreamingResponse
 
-from reflect.models.base import Completion
+from reflect.serve.answer_reader import AnswerReader
+from reflect.serve.raw_request import rewrite
+from reflect.serve.relay import RelayedResponse, until_disconnect
 from reflect.serve.schema import ApiError, ChatRequest
+from reflect.serve.upstream import base_url, reply_headers, request_headers, target
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from starlette.requests import Request as HttpRequest
+    from starlette.responses import Response
 
     from reflect.serve.lesson_session import LessonSession, PreparedRequest
-    from reflect.tasksets.task import Message
-    from reflect.types import Json
 
-HOP = {"connection", "keep-alive", "transfer-encoding", "upgrade", "te", "trailer"}
-HOP |= {"host", "content-length"}
-OURS = {"authorization", "x-reflect-lessons", "x-reflect-taskset", "x-reflect-conversation"}
-DECODED = {"content-encoding", "date", "server"}  # the client library decodes the body
+Result = TypeVar("Result")
 TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
+WHOLE = 2**20  # bytes; a shorter answer of known length is sent when all of it has come
+INLINE = 2**14  # bytes; more are read in another thread
+STORE_SECONDS = 5  # the end of an answer waits at most so long for the database
+WARN_SECONDS = 60  # between two warnings
 
 
 class Proxy:
     """`url` ends in the upstream's /v1. `key` is the upstream's; without one the client's key goes
-    upstream, unless it is this server's (`own_key`)."""
+    upstream, unless it is this server's (`own_key`). UsageError for a bad `url`."""
 
     def __init__(
         self, url: str, session: LessonSession, *, key: str = "", own_key: str = ""
     ) -> None:
         self.url, self.session = url.rstrip("/"), session
         self.key, self.own_key = key, own_key
-        self.client = httpx2.AsyncClient(timeout=TIMEOUT, limits=httpx2.Limits(max_connections=256))
+        self._base = base_url(self.url)
+        self._client = httpx2.AsyncClient(
+            timeout=TIMEOUT,
+            limits=httpx2.Limits(max_connections=256),
+            # The answer to one client sets no cookie for the requests of others.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+        )
+        self._last_warning = -float(WARN_SECONDS)
 
     async def answer(self, http: HttpRequest, request: ChatRequest) -> Response:
-        """`POST /v1/chat/completions`, with lessons added."""
-        prepared = await asyncio.to_thread(self.session.open, request)
-        body = {name: value for name, value in request.raw.items() if name != "reflect"}
-        if prepared.lessons:
-            body["messages"] = _with_system(request.raw["messages"], prepared.messages)
-        reply = await self._send(http, "chat/completions", json.dumps(body).encode())
-        if reply.status_code != 200:
-            return await _forward(reply)
-        headers = _headers(reply)
-        headers |= {"x-reflect-id": prepared.name, "x-reflect-lessons": prepared.lessons}
-        if request.stream:
-            return StreamingResponse(self._relay(reply, prepared, request), 200, headers)
-        content = await _content(reply)
-        await self._store(prepared, request, _json_object(content))
-        return Response(content, 200, headers)
+        """`POST /v1/chat/completions`, with lessons added. `http.state.body` has the bytes of
+        the request."""
+        prepared, body = await asyncio.to_thread(self._prepare, request, http.state.body)
+        reply = await self._send(http, body, plain=True)
+        if prepared is None or reply.status_code != 200:
+            return await self._reply(http, reply, _relay(reply))
+        parts = self._observe(reply, prepared, request) if prepared.record else _relay(reply)
+        headers = {"x-reflect-id": prepared.name, "x-reflect-lessons": prepared.lessons}
+        return await self._reply(http, reply, parts, headers)
 
     async def anything(self, http: HttpRequest) -> Response:
         """Forward every other path of the API."""
-        return await _forward(await self._send(http, http.path_params["path"], await http.body()))
+        reply = await self._send(http, await http.body())
+        return await self._reply(http, reply, _relay(reply))
 
     async def models(self, http: HttpRequest) -> Response:
         """`GET /v1/models` of the upstream server."""
-        path = "models" + (f"/{http.path_params['model']}" if "model" in http.path_params else "")
-        return await _forward(await self._send(http, path, b""))
+        return await self.anything(http)
 
-    async def _send(self, http: HttpRequest, path: str, body: bytes) -> httpx2.Response:
-        headers = {k: v for k, v in http.headers.items() if k not in HOP | OURS}
-        if self.key:
-            headers["authorization"] = f"Bearer {self.key}"
-        elif not self.own_key and "authorization" in http.headers:
-            headers["authorization"] = http.headers["authorization"]
-        url = f"{self.url}/{path}" + (f"?{http.url.query}" if http.url.query else "")
-        request = self.client.build_request(http.method, url, headers=headers, content=body)
+    # -- the request
+
+    def _prepare(self, request: ChatRequest, body: bytes) -> tuple[PreparedRequest | None, bytes]:
+        """The chosen lessons, None where the database fails; and the bytes for the upstream."""
         try:
-            return await self.client.send(request, stream=True)
+            prepared = self.session.open(request)
+        except Exception as e:
+            self._warn("Lessons cannot be read", e)
+            return None, rewrite(body, "", "")
+        if not prepared.lessons:
+            return prepared, rewrite(body, "", "")
+        roles = [message["role"] for message in request.messages]
+        at = roles.index("system") if "system" in roles else None
+        system = "" if at is None else request.messages[at]["content"]
+        return prepared, rewrite(body, system, prepared.messages[at or 0]["content"])
+
+    async def _send(
+        self, http: HttpRequest, body: bytes, *, plain: bool = False
+    ) -> httpx2.Response:
+        """The upstream's answer, without its body. `plain`: ask for no encoding."""
+        path = target(http.scope, self._base)
+        headers = request_headers(http.headers.raw, self.key, self.own_key)
+        if plain:
+            headers = [row for row in headers if row[0] != b"accept-encoding"]
+            headers.append((b"accept-encoding", b"identity"))
+        url = self._base.copy_with(raw_path=path)
+        request = httpx2.Request(
+            http.method, url, headers=headers, content=body, extensions={"target": path}
+        )
+        try:
+            sending = self._client.send(request, stream=True, follow_redirects=False)
+            reply = await until_disconnect(http.receive, sending)
         except httpx2.HTTPError as e:
-            raise _unreachable(f"{self.url} cannot be reached", e) from e
-
-    async def _relay(
-        self, reply: httpx2.Response, prepared: PreparedRequest, request: ChatRequest
-    ) -> AsyncIterator[bytes]:
-        """The stream, unchanged. The exchange is stored before its last bytes are sent."""
-        stream, tail, stored = Stream(), b"", False
-        try:
-            async for part in reply.aiter_bytes():
-                *lines, tail = (tail + part).split(b"\n")
-                for line in lines:
-                    stream.read(line)
-                if stream.ended and not stored:
-                    stored = True
-                    await self._store(prepared, request, stream.answer())
-                yield part
-        finally:
+            raise _bad_gateway(f"{self.url} cannot be reached: {type(e).__name__}") from e
+        if not 200 <= reply.status_code <= 599:
             await reply.aclose()
+            raise _bad_gateway(f"has answered with the status {reply.status_code}")
+        return reply
 
-    async def _store(self, prepared: PreparedRequest, request: ChatRequest, answer: Json) -> None:
-        done = completions(answer)
-        if not done:
-            return  # an unreadable answer teaches nothing; the client gets it unchanged
-        model = str(answer.get("model") or request.model)
-        name = answer["id"] if isinstance(answer.get("id"), str) else prepared.name
-        fingerprint = hashlib.sha256(f"upstream/{self.url}/{model}".encode()).hexdigest()
-        await asyncio.wrap_future(self.session.close(prepared, done, model, fingerprint, name))
+    # -- the answer
 
+    async def _reply(
+        self,
+        http: HttpRequest,
+        reply: httpx2.Response,
+        parts: AsyncGenerator[bytes],
+        added: Mapping[str, str] | None = None,
+    ) -> Response:
+        """The answer for the client. A short one is read first: if the upstream breaks off, the
+        client gets a status."""
+        headers = reply_headers(reply.headers.raw, self.key)
+        headers += [(name.encode(), value.encode()) for name, value in (added or {}).items()]
+        try:
+            if (_length(reply) or WHOLE + 1) <= WHOLE:
+                parts = _again(await until_disconnect(http.receive, _all(parts)))
+        except BaseException as e:
+            await reply.aclose()
+            if isinstance(e, httpx2.HTTPError):
+                raise _bad_gateway(f"closed the connection: {type(e).__name__}") from e
+            raise
+        return RelayedResponse(reply, headers, parts)
 
-class Stream:
-    """Joins the chunks of a stream to one answer."""
+    async def _observe(
+        self, reply: httpx2.Response, prepared: PreparedRequest, request: ChatRequest
+    ) -> AsyncGenerator[bytes]:
+        """The bytes of the answer. The exchange is stored before the client can have read the
+        end."""
+        reader = AnswerReader(reply.headers.get("content-encoding", ""))
+        length, size, stored = _length(reply), 0, False
+        async for part in reply.aiter_raw():
+            size += len(part)
+            if not stored:
+                small = len(part) <= INLINE and not reader.encoded
+                await _call(partial(reader.feed, part), inline=small)
+                if reader.complete or size == length:
+                    stored = True
+                    await self._store(reader, prepared, request, small=size <= INLINE)
+            yield part
+        if not stored:
+            await self._store(reader, prepared, request, small=size <= INLINE)
 
-    def __init__(self) -> None:
-        self.fields: Json = {}
-        self.choices: dict[int, Json] = {}
-        self.ended = False
+    async def _store(
+        self, reader: AnswerReader, prepared: PreparedRequest, request: ChatRequest, *, small: bool
+    ) -> None:
+        """Record the exchange. Never raises: an answer that is not recorded is passed on."""
+        try:
+            done = await _call(reader.completions, inline=small)
+            if not done:
+                return
+            model = reader.model or request.model
+            fingerprint = hashlib.sha256(f"upstream/{self.url}/{model}".encode()).hexdigest()
+            closing = self.session.close(prepared, done, model, fingerprint, reader.id)
+            stored = asyncio.wrap_future(closing)
+            stored.add_done_callback(self._stored)
+            await asyncio.wait({stored}, timeout=STORE_SECONDS)
+        except Exception as e:
+            self._warn("An exchange is not recorded", e)
 
-    def read(self, line: bytes) -> None:
-        """Take one line of the stream."""
-        data = line.strip().removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
-        self.ended = self.ended or data == b"[DONE]"
-        chunk = _json_object(data)
-        self.fields |= {name: chunk[name] for name in ("id", "model", "usage") if chunk.get(name)}
-        for part in chunk.get("choices") or ():
-            empty: Json = {"content": "", "finish": "stop", "calls": {}}
-            choice = self.choices.setdefault(int(part.get("index", 0)), empty)
-            delta = part.get("delta") or {}
-            choice["content"] += delta.get("content") or ""
-            choice["finish"] = part.get("finish_reason") or choice["finish"]
-            for piece in delta.get("tool_calls") or ():
-                nothing = {"id": "", "name": "", "arguments": ""}
-                call = choice["calls"].setdefault(piece.get("index", 0), nothing)
-                call["id"] = piece.get("id") or call["id"]
-                for name in ("name", "arguments"):
-                    call[name] += (piece.get("function") or {}).get(name) or ""
+    def _stored(self, stored: asyncio.Future[None]) -> None:
+        if not stored.cancelled() and (e := stored.exception()):
+            self._warn("An exchange is not recorded", e)
 
-    def answer(self) -> Json:
-        """The same answer as a reply without streaming."""
-        rows = []
-        for index, choice in sorted(self.choices.items()):
-            calls = []
-            for _, call in sorted(choice["calls"].items()):
-                function = {"name": call["name"], "arguments": call["arguments"]}
-                calls.append({"id": call["id"], "type": "function", "function": function})
-            message = {"content": choice["content"], "tool_calls": calls}
-            rows.append({"index": index, "message": message, "finish_reason": choice["finish"]})
-        return self.fields | {"choices": rows}
-
-
-def completions(answer: Json) -> list[Completion]:
-    """The answers in an upstream's reply; [] when it cannot be read."""
-    try:
-        rows = sorted(answer["choices"], key=lambda row: row.get("index", 0))
-        tokens = answer.get("usage") or {}
-        return [
-            Completion(
-                text=row["message"].get("content") or "",
-                prompt_tokens=int(tokens.get("prompt_tokens") or 0),
-                completion_tokens=int(tokens.get("completion_tokens") or 0) // len(rows),
-                finish=FINISH.get(str(row.get("finish_reason")), "stop"),
-                seed=0,
-                calls=tuple(row["message"].get("tool_calls") or ()),
-            )
-            for row in rows
-        ]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return []
-
-
-FINISH: dict[str, Literal["length", "tool_calls"]] = {
-    "length": "length",
-    "tool_calls": "tool_calls",
-}
+    def _warn(self, problem: str, e: BaseException) -> None:
+        now = time.monotonic()
+        if now - self._last_warning >= WARN_SECONDS:
+            self._last_warning = now
+            logging.getLogger(__name__).error("%s: %s: %s", problem, type(e).__name__, e)
 
 
-def _with_system(raw: Sequence[Message], prepared: Sequence[Message]) -> list[Message]:
-    """The client's messages, unchanged, after the system message with the lessons."""
-    rest = [message for message in raw if message.get("role") not in ("system", "developer")]
-    return [prepared[0], *rest]
+async def _call(work: Callable[[], Result], *, inline: bool) -> Result:
+    """The result of `work`, in this thread or in another."""
+    return work() if inline else await asyncio.to_thread(work)
 
 
-def _headers(reply: httpx2.Response) -> dict[str, str]:
-    return {k: v for k, v in reply.headers.items() if k.lower() not in HOP | DECODED}
+async def _relay(reply: httpx2.Response) -> AsyncGenerator[bytes]:
+    """The bytes of the body as they come."""
+    async for part in reply.aiter_raw():
+        yield part
 
 
-async def _content(reply: httpx2.Response) -> bytes:
-    try:
-        return await reply.aread()
-    except httpx2.HTTPError as e:
-        raise _unreachable("closed the connection", e) from e
-    finally:
-        await reply.aclose()
+async def _all(parts: AsyncGenerator[bytes]) -> bytes:
+    return b"".join([part async for part in parts])
 
 
-async def _forward(reply: httpx2.Response) -> Response:
-    return Response(await _content(reply), reply.status_code, _headers(reply))
+async def _again(content: bytes) -> AsyncGenerator[bytes]:
+    yield content
 
 
-def _unreachable(problem: str, e: Exception) -> ApiError:
-    message = f"The upstream server {problem}: {type(e).__name__}."
+def _length(reply: httpx2.Response) -> int | None:
+    """The length of the body, None where the upstream has not declared it."""
+    length = reply.headers.get("content-length", "")
+    known = length.isdecimal() and "transfer-encoding" not in reply.headers
+    return int(length) if known else None
+
+
+def _bad_gateway(problem: str) -> ApiError:
+    message = f"The upstream server {problem}."
     return ApiError(502, message, code="upstream_unreachable", kind="server_error")
-
-
-def _json_object(data: bytes) -> Json:
-    """The JSON object in `data`; {} for anything else."""
-    try:
-        content = json.loads(data)
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
