@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from reflect.errors import UsageError
+from reflect.reading import clipped, plain_text, read_text, shortened
 from reflect.types import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 T = TypeVar("T", str, bool, int, float)
+MOST: dict[type, float] = {int: 2**31 - 1, float: 1e6}
+"""Largest value of a number: a 32-bit column, and the longest timeout of poll() (24 days)."""
+MOST_BYTES = 2**20  # of reflect.toml
 
 
 def shipped(folder: str) -> Path:
@@ -32,12 +36,14 @@ def setting(
     description: str,
     *,
     ge: float = 0,
+    le: float | None = None,
     lt: float = math.inf,
     choices: tuple[str, ...] = (),
 ) -> T:
-    """A field of `Settings`. Numbers are finite, at least `ge`, less than `lt`; texts are one of
-    `choices`, if any."""
-    metadata = {"description": description, "ge": ge, "lt": lt, "choices": choices}
+    """A field of `Settings`. Numbers are finite, at least `ge`, at most `le` (default: MOST), less
+    than `lt`; texts are one of `choices`, if any."""
+    most = MOST.get(type(default)) if le is None else le
+    metadata = {"description": description, "ge": ge, "le": most, "lt": lt, "choices": choices}
     return field(default=default, metadata=metadata)
 
 
@@ -53,11 +59,11 @@ class Settings:
     profile: str = setting(
         "default", "profile: a namespace with its own lessons and active adapter"
     )
-    k: int = setting(8, "rollouts per task", ge=1)
-    n: int = setting(40, "tasks per run", ge=1)
-    temperature: float = setting(1.0, "sampling temperature")
+    k: int = setting(8, "rollouts per task", ge=1, le=10_000)
+    n: int = setting(40, "tasks per run", ge=1, le=1_000_000)
+    temperature: float = setting(1.0, "sampling temperature", le=100)
     max_tokens: int = setting(96, "maximum tokens of one answer", ge=1)
-    max_turns: int = setting(32, "maximum turns of one multi-turn rollout", ge=1)
+    max_turns: int = setting(32, "maximum turns of one multi-turn rollout", ge=1, le=10_000)
     episode_tokens: int = setting(
         0, "maximum tokens of one rollout's conversation; 0 = the model's context length"
     )
@@ -92,15 +98,19 @@ class Settings:
     context: int = setting(
         8192, "context length of openai:NAME in tokens, if its server does not report it", ge=1
     )
-    concurrency: int = setting(8, "concurrent requests to a server", ge=1)
+    concurrency: int = setting(8, "concurrent requests to a server", ge=1, le=1024)
     samples: int = setting(
-        1, "samples per request; above 1 is cheaper, but samples have no seed of their own", ge=1
+        1,
+        "samples per request; above 1 is cheaper, but samples have no seed of their own",
+        ge=1,
+        le=1024,
     )
     rate: int = setting(0, "maximum requests started per minute; 0 = unlimited")
     timeout: float = setting(120.0, "request timeout in seconds", ge=0.001)
     retries: int = setting(
         2,
         "retries of a request after a rate limit (429), server error (5xx), timeout or disconnect",
+        le=100,
     )
     prices: str = setting(
         "", 'price per million tokens in and out, by model: "gpt-x 0.15 0.60, qwen3 0 0"'
@@ -112,7 +122,9 @@ class Settings:
         0, "token limit (input plus output) of one run with remote models; 0 = unlimited"
     )
     budget_cost: float = setting(
-        0.0, "cost limit of one run with remote models, in the unit of prices; 0 = unlimited"
+        0.0,
+        "cost limit of one run with remote models, in the unit of prices; 0 = unlimited",
+        le=1e12,
     )
     sleep_lessons: int = setting(1, "sleep --if-due: minimum number of new lessons")
     sleep_hours: float = setting(20.0, "sleep --if-due: minimum hours since the last night ended")
@@ -145,7 +157,7 @@ class Settings:
         "activation checkpointing in training; auto = when memory is short",
         choices=("auto", "on", "off"),
     )
-    threads: int = setting(0, "torch threads; 0 = torch's default")
+    threads: int = setting(0, "torch threads; 0 = torch's default", le=1024)
     home: str = setting(
         "", "folder of adapters and locks; empty = .reflect in the database's folder"
     )
@@ -186,14 +198,14 @@ def load(path: Path | None = None, /, **flags: object) -> Settings:
     not set. Raises UsageError for an unknown setting or an invalid value."""
     settings = Settings()
     file = path or Path("reflect.toml")
-    if file.is_file():
+    if path or os.path.lexists(file):
+        text = read_text(file, MOST_BYTES)
         try:
-            table = tomllib.loads(file.read_text())
-        except tomllib.TOMLDecodeError as e:
-            raise UsageError(f"{file} is not TOML: {e}.", "Fix the syntax and try again.") from e
+            table = tomllib.loads(text)
+        except (ValueError, RecursionError) as e:  # also an integer of thousands of digits
+            message = f"{file} is not TOML: {clipped(str(e))}."
+            raise UsageError(message, "Fix the syntax and try again.") from e
         settings = _update(settings, table, str(file))
-    elif path:
-        raise UsageError(f"There is no settings file {path}.")
     names = {setting.name for setting in fields(Settings)} | RENAMED.keys()
     env = {k[8:].lower(): v for k, v in os.environ.items() if k.startswith("REFLECT_")}
     settings = _update(
@@ -209,7 +221,8 @@ def _update(settings: Settings, table: Mapping[str, object], source: str) -> Set
         name = RENAMED.get(given, given)
         if name not in known:
             raise UsageError(
-                f"{source}: unknown setting '{name}'.", f"Known settings: {', '.join(known)}."
+                f"{source}: unknown setting {shortened(name)}.",
+                f"Known settings: {', '.join(known)}.",
             )
         if name != given:
             print(
@@ -222,38 +235,68 @@ def _update(settings: Settings, table: Mapping[str, object], source: str) -> Set
 def _validate(setting: Field[object], value: object, source: str) -> object:
     """The value in the setting's type. UsageError where it has another type, or is out of
     bounds."""
-    name, kind, bounds = setting.name, type(setting.default), setting.metadata
+    kind, bounds = type(setting.default), setting.metadata
+
+    def refusal(problem: str) -> UsageError:
+        where = f"{source}: {setting.name} = {shortened(value)}"
+        return UsageError(f"{where} is {problem}.", f"Allowed: {allowed(setting)}.")
+
     try:
         clean = _convert(kind, value)
     except (TypeError, ValueError, OverflowError) as e:
-        raise UsageError(f"{source}: {name} = {value!r} is not {kind.__name__}.") from e
-    if bounds["choices"] and clean not in bounds["choices"]:
-        known = ", ".join(word or '""' for word in bounds["choices"])
-        raise UsageError(f"{source}: {name} = {value!r} is not known.", f"Known values: {known}.")
+        raise refusal(f"not {kind.__name__}") from e
+    if isinstance(clean, str):
+        if bounds["choices"] and clean not in bounds["choices"]:
+            raise refusal("not known")
+        if not plain_text(clean):
+            raise refusal("no text: it has a control character or bytes that are not UTF-8")
+        return clean
+    assert isinstance(clean, int | float)
     if isinstance(clean, float) and not math.isfinite(clean):
-        raise UsageError(f"{source}: {name} = {value!r} is not a finite number.")
-    if isinstance(clean, int | float) and clean < bounds["ge"]:
-        raise UsageError(
-            f"{source}: {name} = {value!r} is too small.", f"Give at least {bounds['ge']}."
-        )
-    if isinstance(clean, int | float) and clean >= bounds["lt"]:
-        raise UsageError(
-            f"{source}: {name} = {value!r} is too large.", f"Give less than {bounds['lt']}."
-        )
+        raise refusal("not a finite number")
+    if clean < bounds["ge"]:
+        raise refusal("too small")
+    if clean >= bounds["lt"] or (bounds["le"] is not None and clean > bounds["le"]):
+        raise refusal("too large")
     return clean
 
 
+def allowed(setting: Field[object]) -> str:
+    """The values of a setting, for a message and for the docs."""
+    bounds, default = setting.metadata, setting.default
+    if choices := bounds["choices"]:
+        return ", ".join(choice or "empty" for choice in choices)
+    if isinstance(default, bool | str):
+        return "true or false" if isinstance(default, bool) else "text"
+    kind = "integer" if isinstance(default, int) else "number"
+    below = bounds["lt"] < math.inf
+    end = f"below {bounds['lt']:g}" if below else f"at most {_number(bounds['le'])}"
+    return f"{kind}, at least {bounds['ge']:g}, {end}"
+
+
+def _number(value: float) -> str:
+    return f"{int(value)}" if value == int(value) else f"{value:g}"
+
+
 def _convert(kind: type, value: object) -> object:
-    """A TOML value, or the text of an environment variable, as `kind`. Raises ValueError for a
-    lossy conversion."""
+    """A TOML value, or the text of an environment variable, as `kind`. Raises TypeError, ValueError
+    or OverflowError for a lossy conversion."""
+    if kind is str:
+        return os.fsdecode(value) if isinstance(value, os.PathLike) else _text(value)
     if kind is bool:
         text = value.lower() if isinstance(value, str) else None
         value = text in TRUE if text in TRUE + FALSE else value
         if not isinstance(value, bool):
             raise ValueError(value)
         return value
-    if isinstance(value, bool | dict | list) or (
-        kind is int and isinstance(value, float) and not value.is_integer()
-    ):
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise TypeError(value)
+    if kind is int and isinstance(value, float) and not value.is_integer():
         raise ValueError(value)
     return kind(value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value

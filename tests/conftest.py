@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 from postgres import Missing, Server, server
 
 if TYPE_CHECKING:
@@ -17,6 +18,19 @@ if TYPE_CHECKING:
 
     from reflect.models.local import LocalModel
     from reflect.store import Store
+
+# The fuzzers: few fixed examples by default; by hand, about ten minutes of new ones:
+# pytest -k fuzz --hypothesis-profile deep
+settings.register_profile(
+    "ci",
+    derandomize=True,
+    deadline=None,
+    max_examples=40,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+settings.register_profile("deep", settings.get_profile("ci"), derandomize=False, max_examples=4000)
+settings.load_profile("ci")
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|> ' + m['content'] + ' <|end|> ' }}{% endfor %}"

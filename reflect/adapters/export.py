@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from reflect.adapters import registry
 from reflect.adapters.model_card import Export, card
 from reflect.errors import UsageError
+from reflect.reading import expand_home
 from reflect.records import Adapter, Night
 from reflect.store import Store, lessons, nights, revoked_adapters
 
@@ -54,7 +55,7 @@ def export(
         ]
     revoked_adapters.refuse(adapter)
     registry.verify(adapter, settings)
-    target = target.expanduser()
+    target = expand_home(target)
     replaceable(target, overwrite)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     part.mkdir(parents=True)

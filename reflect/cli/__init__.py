@@ -8,9 +8,12 @@ imported here, so that `--help` is fast.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -39,9 +42,11 @@ from reflect.cli import (
     tasks,
     trial,
 )
-from reflect.cli.output import print_status
+from reflect.cli.common import check_values
+from reflect.cli.output import open_streams, print_status
 from reflect.errors import ReflectError, UsageError
 from reflect.models import distributed
+from reflect.reading import clipped
 
 
 class InOrder(TyperGroup):
@@ -120,12 +125,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     traceback."""
     # Waiting threads of torch sleep instead of spinning, so that other processes keep their core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    open_streams()
     signals.listen()
     try:
         code = run_command(argv)
         signals.finish()
     except KeyboardInterrupt:  # just before the end
         code = interrupted()
+    except Exception as e:
+        code = unexpected_error(e)
     try:
         sys.stdout.flush()
     except OSError as e:  # the reader has gone (`| head`), or the disk is full
@@ -135,10 +143,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
+@functools.cache
+def root_command() -> TyperGroup:
+    """The whole command line."""
+    command: TyperGroup = check_values(get_command(app))
+    return command
+
+
 def run_command(argv: Sequence[str] | None = None) -> int:
     """The exit code of a command line."""
     try:
-        code = get_command(app).main(args=argv, prog_name="reflect", standalone_mode=False)
+        code = root_command().main(args=argv, prog_name="reflect", standalone_mode=False)
         if code == 130:
             return interrupted()
         return code if isinstance(code, int) else 0
@@ -168,6 +183,20 @@ def system_error(e: OSError) -> int:
         print_status("Free some space, then run the same command: it continues where it stopped.")
     elif e.errno != errno.EPIPE:
         print_status(f"Error: {e.strerror or e}{f': {e.filename}' if e.filename else ''}.")
+    return 1
+
+
+def unexpected_error(e: Exception) -> int:
+    """Print an error that is a fault of reflect; with REFLECT_TRACEBACK set also its traceback."""
+    if os.environ.get("REFLECT_TRACEBACK"):
+        traceback.print_exception(e)
+    frame = traceback.extract_tb(e.__traceback__)[-1]
+    what = clipped(f"{type(e).__name__}: {e}")
+    print_status(f"Error: reflect failed, by a fault of its own: {what}")
+    print_status(
+        f"It was in {Path(frame.filename).name}, line {frame.lineno}. What was finished is saved. "
+        "Please report it with the output of the same command after: export REFLECT_TRACEBACK=1"
+    )
     return 1
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
@@ -14,6 +16,8 @@ from typer.core import TyperGroup
 
 from reflect.cli.output import print_status
 from reflect.config import Settings
+from reflect.errors import UsageError
+from reflect.reading import plain_text, shortened
 
 if TYPE_CHECKING:
     from reflect.workspace.workspace import Workspace
@@ -50,6 +54,7 @@ def setting_option(name: str) -> inspect.Parameter:
         *OPTION_NAMES.get(name, (f"--{name.replace('_', '-')}",)),
         metavar=METAVARS.get(name),
         min=setting.metadata["ge"] if kind in (int, float) else None,
+        max=setting.metadata["le"] if kind in (int, float) else None,
         help=f"{text[0].upper()}{text[1:]}.{f' [default: {setting.default}]' if shown else ''}",
     )
     return _parameter(name, Annotated[kind | None, option])
@@ -94,6 +99,43 @@ def open_workspace(**settings: object) -> Workspace:
     from reflect.workspace.workspace import Workspace
 
     return Workspace(config.load(**settings))
+
+
+def check_values(command: Any) -> Any:
+    """The command, and every command in it, with arguments that are checked beyond their type:
+    numbers are finite, integers have 64 bits, texts are UTF-8. Invalid ones are usage errors."""
+    for child in getattr(command, "commands", {}).values():
+        check_values(child)
+    if getattr(command, "commands", None) is None:
+        names = {
+            param.name: param.metavar or param.name if param.opts[0][0] != "-" else param.opts[0]
+            for param in command.params
+        }
+        command.callback = _checked(command.callback, names)
+    return command
+
+
+def _checked(callback: Callable[..., object], names: dict[str, str]) -> Callable[..., object]:
+    @functools.wraps(callback)
+    def run(**values: object) -> object:
+        for name, value in values.items():
+            for item in value if isinstance(value, list | tuple) else [value]:
+                if problem := _problem(item):
+                    shown = f"Invalid value for '{names.get(name, name)}': {shortened(item)}"
+                    raise UsageError(f"{shown} is {problem}.", "See --help for the values.")
+        return callback(**values)
+
+    return run
+
+
+def _problem(value: object) -> str:
+    """Why a value of the command line is invalid; empty if it is valid."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else "not a finite number"
+    if isinstance(value, int):
+        return "" if -(2**63) <= value < 2**63 else "an integer of more than 64 bits"
+    text = str(value) if isinstance(value, str | os.PathLike) else ""
+    return "" if plain_text(text) else "no text: control characters or bytes that are not UTF-8"
 
 
 class DefaultList(TyperGroup):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -19,6 +20,17 @@ if TYPE_CHECKING:
 QUIET_SECONDS = 10.0  # between two lines of progress if stderr is not a terminal
 
 
+def open_streams() -> None:
+    """Make stdin, stdout and stderr usable: a closed one reads and writes nothing, and a letter
+    that a stream cannot encode is escaped."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller, as by `reflect lessons >&-`
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  open until the end
+        elif mode == "w":
+            stream.reconfigure(errors="backslashreplace")
+
+
 def print_status(text: str) -> None:
     """A line on stderr. A closed stderr is not an error."""
     with suppress(BrokenPipeError):
@@ -26,8 +38,16 @@ def print_status(text: str) -> None:
 
 
 def print_json(data: object) -> None:
-    """One JSON value on stdout. It may contain database rows and dataclasses."""
-    print(json.dumps(data, indent=2, ensure_ascii=False, default=_plain))
+    """One JSON value on stdout. It may contain database rows and dataclasses. Letters that the
+    terminal cannot show are JSON escapes."""
+    ascii = not str(sys.stdout.encoding).lower().startswith("utf")
+    print(json.dumps(data, indent=2, ensure_ascii=ascii, default=_plain))
+
+
+def print_utf8(text: str) -> None:
+    """The text of a file on stdout: UTF-8, whatever the terminal's encoding."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode())
 
 
 def _plain(value: object) -> object:

@@ -121,7 +121,9 @@ def resume(
 def prune(
     ws: Workspace,
     keep: int = Option(20, min=0, help="Number of newest runs to keep in any case."),
-    days: int = Option(30, min=0, help="Delete unrewarded traffic older than this many days."),
+    days: int = Option(
+        30, min=0, max=36_500, help="Delete unrewarded traffic older than this many days."
+    ),
     yes: bool = Option(False, "--yes", help="Delete them; without it, only list them."),
     json: Json = False,
 ) -> None:

@@ -31,7 +31,9 @@ def serve(
     trusted: bool = Option(
         False, "--trusted", help="Trust the clients' text: lessons from it need no approval."
     ),
-    queue: int = Option(256, min=1, help="Maximum waiting requests; further ones get 503."),
+    queue: int = Option(
+        256, min=1, max=2**31 - 1, help="Maximum waiting requests; further ones get 503."
+    ),
 ) -> None:
     """Serve the model with its lessons and its adapter, as the OpenAI API does.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import Field, fields
 
-from reflect.config import Settings
+from reflect.config import Settings, allowed
 
 PAGE = """# Settings
 
@@ -48,15 +48,10 @@ def page() -> str:
 
 
 def _values(setting: Field[object]) -> str:
-    if choices := setting.metadata["choices"]:
-        return ", ".join(f"`{choice}`" if choice else "empty" for choice in choices)
-    if isinstance(setting.default, bool):
-        return "`true`, `false`"
-    if isinstance(setting.default, str):
-        return "text"
-    kind = "integer" if isinstance(setting.default, int) else "number"
-    below = f", below {setting.metadata['lt']:g}" if setting.metadata["lt"] < float("inf") else ""
-    return f"{kind}, at least {setting.metadata['ge']:g}{below}"
+    if setting.metadata["choices"] or isinstance(setting.default, bool):
+        values = setting.metadata["choices"] or ("true", "false")
+        return ", ".join(f"`{value}`" if value else "empty" for value in values)
+    return allowed(setting)
 
 
 if __name__ == "__main__":

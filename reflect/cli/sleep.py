@@ -11,19 +11,23 @@ from typer import Argument, Option
 from reflect.cli.common import DryRun, Json, Seed, with_workspace
 from reflect.cli.output import duration, print_json, progress
 from reflect.errors import UsageError
+from reflect.reading import shortened
 
 if TYPE_CHECKING:
     from reflect.workspace.workspace import NightOptions, Workspace
 
+MOST_MINUTES = 10_000.0  # a week
 UNITS = {"s": 1 / 60, "": 1.0, "m": 1.0, "h": 60.0}
 
 
 def minutes(text: str) -> float:
     """ "90s", "10m", "1.5h", or a number of minutes."""
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([smh]?)", text.strip())
-    if not match:
-        raise UsageError(f"'{text}' is no length of time.", "Write 90s, 10m or 1.5h.")
-    return float(match[1]) * UNITS[match[2]]
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([smh]?)", text.strip())
+    length = float(match[1]) * UNITS[match[2]] if match else MOST_MINUTES + 1
+    if length > MOST_MINUTES:
+        message = f"{shortened(text)} is no length of time of at most 10000 minutes."
+        raise UsageError(message, "Write 90s, 10m or 1.5h.")
+    return length
 
 
 @with_workspace("model judge profile")

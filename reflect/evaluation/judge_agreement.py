@@ -15,6 +15,7 @@ has no width.
 from __future__ import annotations
 
 import random
+import re
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -75,7 +76,7 @@ def labelled(path: Path) -> list[Label]:
         if not isinstance(text, str):
             row.fail("text", "there is none", 'Give the answer that was graded: "text": "..."')
         if isinstance(reward, str):  # of YAML, where every value is a text
-            reward = float(reward) if reward.replace(".", "", 1).isdigit() else None
+            reward = float(reward) if re.fullmatch(r"\d+\.?\d*", reward) else None
         if isinstance(reward, bool) or not isinstance(reward, int | float) or not 0 <= reward <= 1:
             row.fail("reward", "it is no number from 0 to 1", "Give what a person gave the answer.")
         labels.append(Label(task, text, float(reward)))

@@ -19,6 +19,8 @@ def write(path: Path, data: bytes, *, overwrite: bool = False) -> bool:
     real = Path(os.path.realpath(path))  # AGENTS.md is often a link to CLAUDE.md
     if real.is_dir():
         raise UsageError(f"{path} is a folder.", "Name a file in it.")
+    if path.exists() and not path.is_file():  # the real path of a pipe does not exist
+        return _write_device(path, data)
     there = real.exists()
     if there and real.read_bytes() == data:
         return False
@@ -39,6 +41,18 @@ def write(path: Path, data: bytes, *, overwrite: bool = False) -> bool:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part)
         raise
+    return True
+
+
+def _write_device(path: Path, data: bytes) -> bool:
+    """Write to a pipe or a character device, such as /dev/stdout."""
+    if path.is_block_device():
+        raise UsageError(f"{path} is a disk.", "Name a file.")
+    # Without O_NONBLOCK, opening a pipe waits for its reader.
+    number = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    os.set_blocking(number, True)
+    with os.fdopen(number, "wb") as file:
+        file.write(data)
     return True
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from reflect.config import Settings
 from reflect.errors import ModelError, UnknownName, UsageError
+from reflect.reading import expand_home
 
 if TYPE_CHECKING:
     from reflect.models.base import Model
@@ -63,7 +64,7 @@ def find(name: str) -> Path:
         from reflect.models.hub import download
 
         return download(name.removeprefix("hf:"), KNOWN)
-    folder = Path(name).expanduser()
+    folder = expand_home(name)
     if (folder / "config.json").is_file():
         return folder.resolve()
     if folder.is_dir():

@@ -24,6 +24,7 @@ import yaml
 
 from reflect.errors import ReflectError, UnknownName, UsageError
 from reflect.export.files import write
+from reflect.reading import expand_home
 from reflect.store.dialect import without_password
 
 if TYPE_CHECKING:
@@ -323,8 +324,8 @@ def _remove(name: str, kind: str) -> None:
 
 def _files(name: str, kind: str) -> list[Path]:
     if kind == "launchd":
-        return [Path.home() / "Library" / "LaunchAgents" / f"{name}.plist"]
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "systemd" / "user"
+        return [expand_home() / "Library" / "LaunchAgents" / f"{name}.plist"]
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or expand_home() / ".config") / "systemd" / "user"
     return [home / f"{name}.service", home / f"{name}.timer"]
 
 

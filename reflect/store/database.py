@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, make_url
@@ -13,13 +12,15 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlmodel import Session
 
-from reflect.errors import NewerDatabase, StoreError
+from reflect.errors import NewerDatabase, StoreError, UsageError
+from reflect.reading import expand_home
 from reflect.store.dialect import Dialect, without_password
 from reflect.store.postgres import Postgres
 from reflect.store.sqlite import SQLite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 """Every revision that a database may have, oldest first."""
@@ -82,9 +83,16 @@ class Store:
 
     @contextmanager
     def translate_errors(self) -> Iterator[None]:
-        """Database errors as StoreErrors. A broken constraint is our bug, and stays as it is."""
+        """Database errors as StoreErrors, values that no column can hold as UsageErrors. A broken
+        constraint is our bug, and stays as it is."""
         try:
             yield
+        except OverflowError as e:
+            hint = "An id or a count has at most 18 digits."
+            raise UsageError("A number is too large for the database.", hint) from e
+        except UnicodeEncodeError as e:
+            hint = "It has half of a surrogate pair, or bytes that are not UTF-8."
+            raise UsageError("A text cannot be stored.", hint) from e
         except (DBAPIError, sqlite3.Error) as e:
             if error := self._dialect.explain(
                 e.orig if isinstance(e, DBAPIError) and e.orig else e
@@ -98,9 +106,7 @@ def _dialect(text: str) -> Dialect:
     is not served."""
     try:
         plain = "://" not in text
-        url = (
-            URL.create("sqlite", database=str(Path(text).expanduser())) if plain else make_url(text)
-        )
+        url = URL.create("sqlite", database=str(expand_home(text))) if plain else make_url(text)
     except (ArgumentError, ValueError) as e:
         raise StoreError(
             f"{without_password(text)} is not a database URL.",

@@ -3,6 +3,7 @@ statuses of the lessons."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlmodel import Session, col, select
@@ -134,8 +135,8 @@ def get_adapter(s: Session, id_or_name: int | str | None) -> Adapter:
     """An adapter by its name or id (a number as text is taken for an id when no adapter has that
     name)."""
     adapter = s.exec(select(Adapter).where(Adapter.name == str(id_or_name))).first()
-    if adapter is None and id_or_name is not None and str(id_or_name).isdecimal():
-        adapter = s.get(Adapter, int(id_or_name))
+    if adapter is None and re.fullmatch(r"\d{1,18}", str(id_or_name)):
+        adapter = s.get(Adapter, int(id_or_name or 0))
     if adapter is None:
         raise UnknownName(f"There is no adapter {id_or_name}.", "See `reflect adapters list`.")
     return adapter

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from reflect import models
 from reflect.adapters import activation
+from reflect.reading import expand_home
 from reflect.rollouts import judge
 from reflect.store import Store
 from reflect.store.dialect import without_password
@@ -43,7 +44,7 @@ class WorkspaceContext:
         """The database: a full path, or the URL without its password."""
         if "://" in self.settings.db:
             return without_password(self.settings.db)
-        return str(Path(self.settings.db).expanduser().resolve())
+        return str(expand_home(self.settings.db).resolve())
 
     @cached_property
     def store(self) -> Store:

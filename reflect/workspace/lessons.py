@@ -5,7 +5,6 @@ What a person adds or rewrites is pinned: no reflection changes it.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
@@ -16,6 +15,7 @@ from reflect.export.restore import Imported, restore
 from reflect.export.wording import Piece, word_diff
 from reflect.lessons.deduplicate import Merged, merge
 from reflect.lessons.selection import MAX_TOKENS, format_lesson
+from reflect.reading import expand_home, read_bytes, read_stdin
 from reflect.store import backup, forbidden_rules, lesson_evidence, lessons, nights
 from reflect.types import Author, LessonStatus, LinkKind, RuleKind, Trust
 from reflect.workspace.adapters import AdapterManager
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from reflect.records import Lesson, LessonLink, LessonVersion, Rule
     from reflect.workspace.context import WorkspaceContext
 
+MOST_BYTES = 256 * 2**20  # of an import
 DIFF_FIELDS = ("when", "do", "scope", "tags", "status", "pinned", "trust")
 
 
@@ -294,7 +295,7 @@ class Lessons:
         """
         return self.context.read(
             formats.save,
-            Path(path).expanduser(),
+            expand_home(path),
             format,
             profile=self.profile,
             scope=scope,
@@ -307,8 +308,9 @@ class Lessons:
         `trust` is for your own file: everything is restored as it was. Without it the texts become
         candidates. The rules are those of `reflect.export.restore`.
         """
-        name = "stdin" if str(path) == "-" else str(path)
-        data = sys.stdin.buffer.read() if name == "stdin" else Path(path).expanduser().read_bytes()
+        stdin = str(path) == "-"
+        name = "stdin" if stdin else str(path)
+        data = read_stdin(MOST_BYTES) if stdin else read_bytes(path, MOST_BYTES)
         return self.context.write(
             restore,
             lines.load(data, name),
@@ -324,7 +326,7 @@ class Lessons:
         `path`: a file, or a folder; by default next to the database, with the time in its name.
         Adapters are separate files and not included.
         """
-        target = Path(path).expanduser() if path is not None else None
+        target = expand_home(path) if path is not None else None
         return backup.backup(self.context.store, target)
 
     def _tokens(self, when: str, do: str) -> int:

@@ -77,3 +77,25 @@ def test_a_run_stores_a_renamed_setting_by_its_first_name() -> None:
     assert Settings().restored(config | {"learn": True}, model="other") == Settings(
         require_approval=True, lesson_limit=3, model="other"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("temperature = nan", "reflect.toml: temperature = nan is not a finite number. Allowed: number, at least 0, at most 100."),
+        ("temperature = -1", "temperature = -1 is too small. Allowed: number, at least 0, at most 100."),
+        ("threads = -4", "threads = -4 is too small. Allowed: integer, at least 0, at most 1024."),
+        ("k = inf", "k = inf is not int. Allowed: integer, at least 1, at most 10000."),
+        ("model = 5", "model = 5 is not str. Allowed: text."),
+        ('trials = "maybe"', "trials = 'maybe' is not bool. Allowed: true or false."),
+        (f"k = {'9' * 5001}", "reflect.toml is not TOML: Exceeds the limit"),
+        (f"k = {'[' * 5001}", "reflect.toml is not TOML: maximum recursion depth exceeded"),
+    ],
+)  # fmt: skip
+def test_a_refusal_says_file_key_value_and_what_is_allowed(
+    folder: Path, text: str, message: str
+) -> None:
+    (folder / "reflect.toml").write_text(f"{text}\n")
+    with pytest.raises(UsageError) as refusal:
+        config.load()
+    assert message in str(refusal.value)

@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from reflect.cli.common import Json, with_workspace
 from reflect.cli.lessons.common import Scope
-from reflect.cli.output import join, print_json, print_status
+from reflect.cli.output import join, print_json, print_status, print_utf8
 
 if TYPE_CHECKING:
     from reflect.workspace.workspace import Workspace
@@ -36,7 +36,7 @@ def export(
     for each scope. Retired and quarantined lessons are in jsonl only.
     """
     if out is None:
-        return print(ws.lessons.export(format, scope=scope), end="")
+        return print_utf8(ws.lessons.export(format, scope=scope))
     changed = ws.lessons.export_to(out, format, scope=scope, overwrite=yes)
     for path in changed:
         print(path)
