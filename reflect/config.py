@@ -195,10 +195,13 @@ FIRST_NAMES = {name: first for first, name in RENAMED.items()}
 
 def load(path: Path | None = None, /, **flags: object) -> Settings:
     """Read the settings; `path` is by default ./reflect.toml, if it exists. A flag that is None is
-    not set. Raises UsageError for an unknown setting or an invalid value."""
+    not set. Raises UsageError for an unknown setting or an invalid value, ReflectError for a file
+    that cannot be read."""
     settings = Settings()
     file = path or Path("reflect.toml")
-    if path or os.path.lexists(file):
+    if path and not os.path.lexists(path):
+        raise UsageError(f"There is no settings file {path}.")
+    if os.path.lexists(file):
         text = read_text(file, MOST_BYTES)
         try:
             table = tomllib.loads(text)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from unicodedata import category
 
-from reflect.errors import UsageError
+from reflect.errors import ReflectError, UsageError
 
 SILENCE = 10.0  # seconds without data from a pipe or device before reading fails
 CHUNK = 2**20
@@ -30,18 +30,16 @@ def expand_home(path: str | Path = "~") -> Path:
 
 
 def read_bytes(path: str | Path, most: int) -> bytes:
-    """The content of a file, pipe or device. UsageError where it cannot be read, has more than
-    `most` bytes, or sends nothing for SILENCE seconds."""
+    """The content of a file, pipe or device. ReflectError where it cannot be read, UsageError where
+    it is a folder, has more than `most` bytes, or sends nothing for SILENCE seconds."""
     file = expand_home(path)
     name = clipped(str(path))
     try:
         # Without O_NONBLOCK, opening a pipe waits for its writer.
         number = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    except FileNotFoundError as e:
-        raise UsageError(f"There is no file {name}.") from e
     except (OSError, ValueError) as e:
         why = e.strerror if isinstance(e, OSError) else str(e)
-        raise UsageError(f"{name} cannot be read: {why}.") from e
+        raise ReflectError(f"{name} cannot be read: {why}.", "Check the path.") from e
     try:
         if stat.S_ISDIR(os.fstat(number).st_mode):
             raise UsageError(f"{name} is a folder.", "Name a file in it.")
@@ -53,7 +51,7 @@ def read_bytes(path: str | Path, most: int) -> bytes:
                 raise _too_large(name, most)
         return b"".join(parts)
     except OSError as e:
-        raise UsageError(f"{name} cannot be read: {e.strerror}.") from e
+        raise ReflectError(f"{name} cannot be read: {e.strerror}.") from e
     finally:
         os.close(number)
 

@@ -13,6 +13,7 @@ held ends with one more version, in which it is text.
 from __future__ import annotations
 
 import json
+import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,7 @@ from pydantic import (
 )
 
 from reflect.errors import UsageError
+from reflect.reading import clipped, shortened
 from reflect.store import legacy
 from reflect.store.lessons import CONTENT
 from reflect.types import (
@@ -51,7 +53,20 @@ AS_TEXT = "exported without the weights that held it"  # the reason of the closi
 
 
 def _utc(time: datetime) -> datetime:
-    return time.astimezone(UTC)
+    try:
+        return time.astimezone(UTC)
+    except OverflowError as e:
+        raise ValueError("the time is out of range") from e
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", " ")  # PostgreSQL stores no NUL
+
+
+def _number(value: float) -> float:
+    if math.isnan(value):
+        raise ValueError("it is no number")
+    return value
 
 
 def _one_of(known: type[StrEnum]) -> Callable[[str], str]:
@@ -63,14 +78,17 @@ def _one_of(known: type[StrEnum]) -> Callable[[str], str]:
     return check
 
 
-def _said(text: str) -> str:
+def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("it is empty")
     return text
 
 
-Id = Annotated[int, Field(ge=1, lt=2**63)]
-Words = Annotated[str, AfterValidator(_said)]
+Id = Annotated[int, Field(ge=1, lt=2**31)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Number = Annotated[float, AfterValidator(_number)]
+Text = Annotated[str, AfterValidator(_storable)]
+Words = Annotated[Text, AfterValidator(_not_blank)]
 Time = Annotated[AwareDatetime, AfterValidator(_utc)]
 
 
@@ -86,17 +104,17 @@ class VersionLine(Line):
     version: Id
     parent: Id | None
     author: Annotated[str, AfterValidator(_one_of(Author))]
-    reason: str
+    reason: Text
     when: Words
     do: Words
-    scope: str
-    tags: list[str]
+    scope: Text
+    tags: list[Text]
     status: Annotated[str, AfterValidator(_one_of(LessonStatus))]
     pinned: bool
     trust: Annotated[str, AfterValidator(_one_of(Trust))]
-    tokens: Annotated[int, Field(ge=0, lt=2**63)]
+    tokens: Count
     created: Time
-    quarantine: Annotated[str | None, Field(exclude_if=lambda v: v is None)] = None
+    quarantine: Annotated[Text | None, Field(exclude_if=lambda v: v is None)] = None
     closing: Annotated[bool, Field(exclude_if=lambda v: not v)] = False
 
     @model_validator(mode="after")
@@ -117,13 +135,13 @@ class TrialLine(Line):
 
     version: Id
     kind: Annotated[str, AfterValidator(_one_of(TrialKind))]
-    effect: float
-    low: float
-    high: float
-    n: Annotated[int, Field(ge=0, lt=2**63)]
+    effect: Number
+    low: Number
+    high: Number
+    n: Count
     verdict: Annotated[str, AfterValidator(_one_of(TrialVerdict))]
-    model_fingerprint: str
-    measure: str = ""  # files of before it was recorded have none
+    model_fingerprint: Text
+    measure: Text = ""  # files of before it was recorded have none
     moved: Id | None  # the version that its verdict made
     created: Time
 
@@ -133,7 +151,7 @@ class LinkLine(Line):
 
     other: Id
     kind: Annotated[str, AfterValidator(_one_of(LinkKind))]
-    why: str
+    why: Text
     created: Time
 
 
@@ -236,18 +254,18 @@ def load(data: bytes, name: str) -> list[LessonLine]:
 def _header(text: str, where: str, name: str) -> None:
     try:
         header = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         header = None
     if (
         not isinstance(header, dict)
         or header.get("format") != FORMAT
         or type(header.get("version")) is not int
     ):
-        told = f"{name} is not an export of lessons: {where} is no header."
-        raise UsageError(told, "Make one with: reflect lessons export --out FILE")
+        message = f"{name} is not an export of lessons: {where} is no header."
+        raise UsageError(message, "Make one with: reflect lessons export --out FILE")
     if header["version"] > VERSION:
-        told = f"{name} was written by a newer reflect (format {header['version']}, this one reads {VERSION})."
-        raise UsageError(told, "Update reflect, then try again.")
+        message = f"{name} was written by a newer reflect (format {shortened(header['version'])}, this one reads {VERSION})."
+        raise UsageError(message, "Update reflect, then try again.")
 
 
 def _first_problem(e: ValidationError, where: str) -> str:
@@ -256,8 +274,8 @@ def _first_problem(e: ValidationError, where: str) -> str:
     field = "".join(
         f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]
     ).lstrip(".")
-    said = first["msg"].removeprefix("Value error, ").rstrip(".")
-    return f"{where}{f', {field}' if field else ''}: {said}."
+    problem = clipped(first["msg"].removeprefix("Value error, ").rstrip("."))
+    return f"{where}{f', {clipped(field)}' if field else ''}: {problem}."
 
 
 def _fields(row: object, shape: type[BaseModel]) -> Json:

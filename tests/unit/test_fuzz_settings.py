@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from reflect import config
 from reflect.config import Settings
-from reflect.errors import UsageError
+from reflect.errors import ReflectError
 
 FIELDS = {setting.name: setting for setting in fields(Settings)}
 names = st.sampled_from(sorted(FIELDS))
@@ -28,7 +28,7 @@ def load(**flags: object) -> Settings | None:
     refusal = None
     try:
         settings = config.load(**flags)
-    except UsageError as e:
+    except ReflectError as e:
         refusal = e
     if refusal:
         assert len(refusal.message) < 600 and str(refusal).isprintable(), refusal
