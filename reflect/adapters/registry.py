@@ -1,10 +1,10 @@
 """Adapters on disk: an immutable folder in the plain PEFT layout, with a sha256 manifest and the
-base it was made for.
+fingerprint of its base model.
 
-A folder is written under a temporary name, flushed and renamed, so that one that can be seen is
-whole.
+A folder is written under a temporary name, flushed and renamed: a folder with an adapter's name is
+complete.
 
-Not covered: somebody who can write both the folder and the database can forge an adapter.
+Not covered: a person who can write both the folder and the database can forge an adapter.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from reflect.errors import AdapterCorrupt, AdapterMismatch
 from reflect.records import Adapter
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from reflect.config import Settings
     from reflect.models.base import Model
 
-# what we know about the adapter, in its folder, for those who meet it without the database
 CARD = "reflect.json"
+"""How the adapter was made, in its folder, for readers without the database."""
 UNFINISHED = ".unfinished-"
 
 
@@ -40,8 +41,8 @@ def name_of(night_key: str) -> str:
 
 
 def folder_of(adapter: Adapter, settings: Settings) -> Path:
-    """Where the adapter lies. Paths in the database are relative to the home folder, so that both
-    can move together."""
+    """The adapter's folder. Paths in the database are relative to the home folder, so that both
+    can be moved together."""
     return settings.home_path / adapter.path
 
 
@@ -51,9 +52,9 @@ def exists(name: str, settings: Settings) -> bool:
 
 
 def card(name: str, settings: Settings) -> dict[str, Any]:
-    """What `publish` wrote about it."""
-    found: dict[str, Any] = json.loads((home(settings) / name / CARD).read_text())
-    return found
+    """What `publish` wrote into the adapter's CARD."""
+    content: dict[str, Any] = json.loads((home(settings) / name / CARD).read_text())
+    return content
 
 
 def row(model: Model, name: str, settings: Settings, night_id: int | None = None) -> Adapter:
@@ -71,8 +72,8 @@ def row(model: Model, name: str, settings: Settings, night_id: int | None = None
 def publish(
     model: Any, name: str, settings: Settings, about: dict[str, Any], under: str | None = None
 ) -> Path:
-    """Save the model's adapter `name` as a folder, `under` another name if given. A folder that
-    stands is left."""
+    """Save the model's adapter `name` as a folder, `under` another name if given. An existing
+    folder is not changed."""
     target = home(settings) / (under or name)
     if not target.exists():
         temporary = home(settings) / f"{UNFINISHED}{target.name}"
@@ -94,12 +95,12 @@ def publish(
 
 
 def discard(name: str, settings: Settings) -> None:
-    """Remove the folder of an adapter that no record speaks of."""
+    """Remove the folder of an adapter without a record."""
     shutil.rmtree(home(settings) / name, ignore_errors=True)
 
 
 def remove_leftovers(settings: Settings) -> None:
-    """Remove what a killed night left unfinished. Only for who holds the sleep lock."""
+    """Remove unfinished folders of a killed night. The caller must hold the sleep lock."""
     for path in home(settings).glob(f"{UNFINISHED}*"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -111,14 +112,17 @@ def files(folder: Path) -> list[Path]:
 
 def manifest_of(folder: Path) -> dict[str, str]:
     """file name -> sha256 of its bytes."""
-    return {
-        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in files(folder)
-    }
+    return {str(path.relative_to(folder)): digest_of(path) for path in files(folder)}
+
+
+def digest_of(path: Path) -> str:
+    """The sha256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:
-    """To the disk itself, file or folder."""
+    """Write a file or a folder to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -126,25 +130,35 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def verify(adapter: Adapter, settings: Settings, base_fingerprint: str | None = None) -> None:
-    """AdapterCorrupt when a file differs from the manifest, AdapterMismatch when it was made for
-    another base."""
+def verify(
+    adapter: Adapter,
+    settings: Settings,
+    base_fingerprint: str | None = None,
+    digests: Mapping[str, str] | None = None,
+) -> None:
+    """Compare the folder with the manifest, and the base. `digests`: sha256 by name of files that
+    were read already; these are not read again.
+
+    AdapterCorrupt when a file differs from the manifest, AdapterMismatch for another base.
+    """
     folder = folder_of(adapter, settings)
-    again = "Go back with `reflect adapters rollback`, or sleep again with another --seed."
+    hint = "Use its predecessor: `reflect adapters rollback`, or sleep again with another --seed."
     if not folder.is_dir():
-        raise AdapterCorrupt(f"The folder of adapter {adapter.name} is gone: {folder}.", again)
-    found = manifest_of(folder)
-    wrong = sorted(
-        n for n in found.keys() | adapter.manifest.keys() if found.get(n) != adapter.manifest.get(n)
-    )
-    if wrong:
         raise AdapterCorrupt(
-            f"Adapter {adapter.name} is damaged: {', '.join(wrong)} differs from its manifest.",
-            again,
+            f"The folder of adapter {adapter.name} does not exist: {folder}.", hint
         )
+    known, paths = dict(digests or {}), {str(p.relative_to(folder)): p for p in files(folder)}
+    wrong = paths.keys() ^ adapter.manifest.keys()
+    for name in paths.keys() & adapter.manifest.keys():
+        if (known.get(name) or digest_of(paths[name])) != adapter.manifest[name]:
+            wrong.add(name)
+    if wrong:
+        names = ", ".join(sorted(wrong))
+        message = f"Adapter {adapter.name} is damaged: {names} differs from its manifest."
+        raise AdapterCorrupt(message, hint)
     if base_fingerprint is not None and adapter.base_fingerprint != base_fingerprint:
         raise AdapterMismatch(
             f"Adapter {adapter.name} was made for another base: {adapter.base_model} "
             f"({adapter.base_fingerprint[:12]}), not this one ({base_fingerprint[:12]}).",
-            "Use the model it was made for (--model), or sleep again on this one.",
+            "Use the model that it was made for (--model), or sleep again on this one.",
         )

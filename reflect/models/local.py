@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from reflect.models.adapter_files import AdapterFiles
     from reflect.tasksets.task import Message
     from reflect.types import Json
 
@@ -273,9 +274,15 @@ class LocalModel:
         """Add an adapter `new` with the rank and weights of `name`. It is not active."""
         self.adapter_set.clone(name, new)
 
-    def load_adapter(self, name: str, path: Path | str) -> None:
-        """Load a PEFT folder under `name`. It is not active. AdapterError, AdapterMismatch."""
-        self.adapter_set.load(name, path)
+    def read_adapter(self, folder: Path | str) -> AdapterFiles:
+        """Read and check a PEFT folder for this network, from any thread. AdapterError,
+        AdapterMismatch."""
+        return self.adapter_set.read(folder)
+
+    def load_adapter(self, name: str, files: AdapterFiles | Path | str) -> None:
+        """Load a PEFT folder, or what `read_adapter` returned, under `name`. It is not active.
+        AdapterError, AdapterMismatch."""
+        self.adapter_set.load(name, files)
 
     def drop_adapter(self, name: str) -> None:
         """Remove an adapter from memory."""

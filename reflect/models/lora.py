@@ -1,175 +1,233 @@
 """Named LoRA adapters on one network: create, load, switch, scale, save and drop.
 
-peft puts its layers *into* the network, so the same `network` object answers with and without
-adapters; with none active each layer runs its own base weights alone, to the last bit.
+LoRA (arXiv 2106.09685) adds `B A x * alpha / rank` to the output of a frozen linear layer. While
+there are adapters, each adapted layer of the network is wrapped in a LoraLayer; with no adapter
+active it returns the output of the layer alone, to the last bit. Weights of the base are never
+written, except by `merge`.
 """
 
 from __future__ import annotations
 
-import copy
-import re
-import warnings
+import json
+import math
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import save_file
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from reflect.errors import AdapterError, AdapterMismatch, UnknownName
+from reflect.errors import AdapterError, UnknownName
+from reflect.models import adapter_files
+from reflect.models.adapter_files import AdapterFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from transformers import PreTrainedModel
 
 
-class AdapterSet:
-    """The adapters of `network`. `active` is the name of the one that is on, None for the bare
-    base."""
+@dataclass(frozen=True)
+class LoraWeights:
+    """The part of an adapter that belongs to one layer: A [rank, in], B [out, rank]."""
 
-    def __init__(self, network: torch.nn.Module) -> None:
+    a: torch.nn.Parameter
+    b: torch.nn.Parameter
+
+
+@dataclass
+class Lora:
+    """A loaded adapter. `scale` multiplies its strength: 1 as trained, 0 no effect; `number` is
+    unique within an AdapterSet; `digests`: sha256 by name of the files that it was read from."""
+
+    number: int
+    rank: int
+    alpha: float
+    layers: dict[str, LoraWeights]
+    digests: Mapping[str, str] = field(default_factory=dict)
+    scale: float = 1.0
+
+    @property
+    def factor(self) -> float:
+        """The factor of B A x."""
+        return self.scale * self.alpha / self.rank
+
+
+class Switch:
+    """The adapter that is on in all layers of a network, None for the bare base."""
+
+    active: Lora | None = None
+
+
+class LoraLayer(torch.nn.Module):
+    """A linear layer with the weights of the adapters that change it, by adapter number."""
+
+    def __init__(self, base_layer: torch.nn.Module, switch: Switch) -> None:
+        super().__init__()
+        self.training = base_layer.training
+        self.base_layer = base_layer
+        self.switch = switch
+        self.loras: dict[int, LoraWeights] = {}
+
+    def add(self, number: int, weights: LoraWeights) -> None:
+        """Add the weights of an adapter as parameters of this module."""
+        self.register_parameter(f"lora_A_{number}", weights.a)
+        self.register_parameter(f"lora_B_{number}", weights.b)
+        self.loras[number] = weights
+
+    def remove(self, number: int) -> None:
+        """Remove the weights of an adapter, if they are there."""
+        self._parameters.pop(f"lora_A_{number}", None)
+        self._parameters.pop(f"lora_B_{number}", None)
+        self.loras.pop(number, None)
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The output of the layer [..., out], in its own type, plus that of the active adapter."""
+        result = self.base_layer(x, *args, **kwargs)
+        active = self.switch.active
+        weights = None if active is None else self.loras.get(active.number)
+        if active is None or weights is None:
+            return result
+        x = x.to(weights.a.dtype)
+        change = functional.linear(functional.linear(x, weights.a), weights.b)
+        return (result + change * active.factor).to(result.dtype)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight of the layer; models read its type and device."""
+        weight: torch.Tensor = self.base_layer.weight  # type: ignore[assignment]
+        return weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The bias of the layer."""
+        bias: torch.Tensor | None = self.base_layer.bias  # type: ignore[assignment]
+        return bias
+
+
+class AdapterSet:
+    """The adapters of `network`, by name."""
+
+    def __init__(self, network: PreTrainedModel) -> None:
         self.network = network
-        self.active: str | None = None
-        self._peft: Any = None  # a PeftModel around `network` while there are adapters
-        self._scales: dict[str, float] = {}
-        self._weights: dict[str, list[torch.nn.Parameter]] = {}
-        self._layers: list[BaseTunerLayer] = []
+        self.layers = linear_layers(network)
+        self._switch = Switch()
+        self._loras: dict[str, Lora] = {}
+        self._number = 0
+
+    @property
+    def active(self) -> str | None:
+        """Name of the active adapter, None for the bare base."""
+        return next((name for name, x in self._loras.items() if x is self._switch.active), None)
 
     @property
     def names(self) -> list[str]:
         """Names of the loaded adapters."""
-        return list(self._scales)
+        return list(self._loras)
 
     def new(self, name: str, rank: int = 8, alpha: float = 32, seed: int = 0) -> None:
-        """Add an adapter on all linear layers: A uniform, B zero, no dropout, no bias. It has no
-        effect yet."""
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            lora_dropout=0.0,
-            bias="none",
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-            fan_in_fan_out=any(isinstance(m, Conv1D) for m in self.network.modules()),  # GPT-2
-            exclude_modules=outside_text(self.network),
-        )
+        """Add an adapter on all layers: A uniform, B zero. It has no effect yet.
+
+        The numbers are those that peft draws for the same seed: it makes two linear layers, then
+        draws A again.
+        """
+        weights = {}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self._add(name, config)
+            for layer, (width_in, width_out) in self.layers.items():
+                a = torch.nn.Linear(width_in, rank, bias=False).weight
+                b = torch.nn.Linear(rank, width_out, bias=False).weight
+                torch.nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+                torch.nn.init.zeros_(b)
+                base = self._base_layer(layer).weight
+                if base.is_floating_point():  # peft rounds to the precision of the base
+                    a = a.to(base.dtype).float()
+                weights[layer] = a, b
+        self._add(name, rank, alpha, weights)
 
     def clone(self, name: str, new: str) -> None:
         """Add `new` with the rank and the weights of `name`. The scale of `name` goes into its
         alpha, so both compute the same."""
-        self.known(name)
-        config = copy.deepcopy(self._peft.peft_config[name])
-        config.lora_alpha *= self._scales[name]
-        self._add(new, config)
-        with torch.no_grad():
-            for mine, its in zip(self.parameters(new), self.parameters(name), strict=True):
-                mine.copy_(its)
+        lora = self.known(name)
+        weights = {layer: (x.a.clone(), x.b.clone()) for layer, x in lora.layers.items()}
+        self._add(new, lora.rank, lora.alpha * lora.scale, weights)
 
-    def load(self, name: str, folder: Path | str) -> None:
-        """Load a PEFT folder. AdapterError when it cannot be read, AdapterMismatch when it does not
-        fit the network."""
-        try:
-            config = PeftConfig.from_pretrained(str(folder))
-            weights = load_peft_weights(str(folder), device="cpu")
-        except Exception as e:
-            raise AdapterError(
-                f"The adapter in {folder} cannot be read: {e}.", "Rebuild it: reflect sleep."
-            ) from e
-        try:
-            self._add(name, config)
-        except (ValueError, TypeError) as e:
-            raise self._mismatch(folder, e) from e
-        try:
-            differ = set(self._state(name)) ^ set(weights)
-            if differ:
-                raise RuntimeError(f"{len(differ)} weights differ by name")
-            set_peft_model_state_dict(self._peft, weights, adapter_name=name)
-        except RuntimeError as e:
-            self.drop(name)
-            raise self._mismatch(folder, e) from e
+    def read(self, folder: Path | str) -> AdapterFiles:
+        """Read and check a PEFT folder; changes nothing, so any thread may call it. AdapterError,
+        AdapterMismatch."""
+        return adapter_files.read(folder, self.layers)
 
-    def _state(self, name: str) -> dict[str, torch.Tensor]:
-        state: dict[str, torch.Tensor] = get_peft_model_state_dict(
-            self._peft, adapter_name=name, save_embedding_layers=False
-        )
-        return state
+    def load(self, name: str, files: AdapterFiles | Path | str) -> None:
+        """Add an adapter from a PEFT folder, or from what `read` returned for it. AdapterError when
+        it is not plain LoRA or the name is taken, AdapterMismatch when it does not fit the
+        network."""
+        if not isinstance(files, AdapterFiles):
+            files = self.read(files)
+        self._add(name, files.rank, files.alpha, files.weights, files.digests)
 
-    @staticmethod
-    def _mismatch(folder: Path | str, why: Exception) -> AdapterMismatch:
-        first = str(why).strip().splitlines()[0]
-        return AdapterMismatch(
-            f"The adapter in {folder} does not fit this model: {first}.",
-            "It was trained for another base model: open that one, "
-            "or rebuild the adapter with reflect sleep.",
-        )
-
-    def _add(self, name: str, config: Any) -> None:
-        if name in self._scales:
+    def _add(
+        self,
+        name: str,
+        rank: int,
+        alpha: float,
+        weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+        digests: Mapping[str, str] | None = None,
+    ) -> None:
+        """Add an adapter that is not active. After an error nothing is changed."""
+        if name in self._loras:
             raise AdapterError(f"An adapter named '{name}' is already loaded.")
-        if not name or "." in name:
-            raise AdapterError(
-                f"'{name}' cannot be the name of an adapter: it is empty or has a dot."
+        if not name:
+            raise AdapterError("An adapter needs a name that is not empty.")
+        self._number += 1
+        layers = {}
+        for layer, (a, b) in weights.items():
+            device = self._base_layer(layer).weight.device
+            layers[layer] = LoraWeights(
+                torch.nn.Parameter(a.detach().to(device)), torch.nn.Parameter(b.detach().to(device))
             )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft's own use of transformers
-            if self._peft is None:
-                self._peft = PeftModel(self.network, config, adapter_name=name)
-            else:
-                self._peft.add_adapter(name, config)
-        self._scales[name] = 1.0
-        mine = re.compile(rf"\.lora_[AB]\.{re.escape(name)}\.")
-        self._weights[name] = [p for key, p in self.network.named_parameters() if mine.search(key)]
-        self._settle()
+        lora = Lora(self._number, rank, alpha, layers, digests or {})
+        try:
+            for layer, pair in layers.items():
+                self._wrap(layer).add(lora.number, pair)
+        except BaseException:
+            self._remove(lora)
+            raise
+        self._loras[name] = lora
+
+    def _base_layer(self, layer: str) -> Any:
+        module = self.network.get_submodule(layer)
+        return module.base_layer if isinstance(module, LoraLayer) else module
+
+    def _wrap(self, layer: str) -> LoraLayer:
+        module = self.network.get_submodule(layer)
+        if not isinstance(module, LoraLayer):
+            module = LoraLayer(module, self._switch)
+            self.network.set_submodule(layer, module)
+        return module
+
+    def _remove(self, lora: Lora) -> None:
+        """Remove an adapter's weights, and the wrappers of layers without another adapter."""
+        for layer in lora.layers:
+            module = self.network.get_submodule(layer)
+            if isinstance(module, LoraLayer):
+                module.remove(lora.number)
+                if not module.loras:
+                    self.network.set_submodule(layer, module.base_layer)
 
     def drop(self, name: str) -> None:
-        """Forget an adapter; the bare base is on afterwards if it was active."""
-        self.known(name)
-        if self.active == name:
-            self.active = None
-        del self._scales[name], self._weights[name]
-        if self._scales:
-            self._peft.set_adapter(next(iter(self._scales)))  # else peft chooses, and warns
-            self._peft.delete_adapter(name)
-        else:
-            self._peft.unload()
-            self._peft = None
-        self._settle()
+        """Remove an adapter; the bare base is on afterwards if it was active."""
+        lora = self.known(name)
+        if self._switch.active is lora:
+            self._switch.active = None
+        del self._loras[name]
+        self._remove(lora)
 
     def use(self, name: str | None) -> None:
         """Switch to the adapter `name`, or to the bare base."""
-        if name is not None:
-            self.known(name)
-        if name != self.active:
-            self._switch(name)
-
-    def _switch(self, name: str | None) -> None:
-        """The effect of peft's `enable_adapters` and `set_adapter`, without their walk through all
-        modules: a training step switches between student and teacher for every batch."""
-        for layer in self._layers:
-            layer._disable_adapters = name is None
-            if name is not None:
-                layer._active_adapter = [name]
-        self.active = name
-
-    def _settle(self) -> None:
-        """Undo what peft does when it adds or removes layers: it activates one adapter, freezes the
-        others, and may leave modules in training mode. Inactive adapters stay trainable, because a
-        training step switches to the teacher and back."""
-        self._layers = [
-            module for module in self.network.modules() if isinstance(module, BaseTunerLayer)
-        ]
-        for parameter in (p for weights in self._weights.values() for p in weights):
-            parameter.requires_grad_(True)
-        self.network.eval()
-        self._switch(self.active)
+        self._switch.active = None if name is None else self.known(name)
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[None]:
@@ -182,51 +240,88 @@ class AdapterSet:
             self.use(before)
 
     def parameters(self, name: str) -> list[torch.nn.Parameter]:
-        """The adapter's trainable tensors, in a fixed order."""
-        self.known(name)
-        return list(self._weights[name])
+        """The adapter's trainable tensors: A and B of each layer, in the order of the network."""
+        return [p for x in self.known(name).layers.values() for p in (x.a, x.b)]
 
     def scale(self, name: str, factor: float) -> None:
         """Set the adapter's strength: 1 as trained, 0 no effect. Absolute, not relative to the last
         factor."""
-        self.known(name)
-        self._scales[name] = factor
-        for module in self.network.modules():
-            if hasattr(module, "set_scale"):
-                module.set_scale(name, factor)
+        self.known(name).scale = factor
+
+    def digests(self, name: str) -> Mapping[str, str]:
+        """File name -> sha256 of the files that the adapter was read from; empty for a new one."""
+        return self.known(name).digests
 
     def save(self, name: str, folder: Path | str, base: str) -> None:
         """Write a plain PEFT folder (adapter_config.json, adapter_model.safetensors), the scale
         folded into alpha."""
-        self.known(name)
+        lora = self.known(name)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {
-            key: value.detach().cpu().contiguous() for key, value in self._state(name).items()
+        tensors = {}
+        for layer, x in lora.layers.items():
+            for part, parameter in (("A", x.a), ("B", x.b)):
+                key = adapter_files.tensor_name(layer, part)
+                tensors[key] = parameter.detach().cpu().contiguous()
+        save_file(tensors, str(folder / adapter_files.WEIGHTS), metadata={"format": "pt"})
+        config = {
+            "base_model_name_or_path": base,
+            "bias": "none",
+            "fan_in_fan_out": any(isinstance(self._base_layer(x), Conv1D) for x in lora.layers),
+            "inference_mode": True,
+            "init_lora_weights": True,
+            "lora_alpha": lora.alpha * lora.scale,
+            "lora_dropout": 0.0,
+            "modules_to_save": None,
+            "peft_type": "LORA",
+            "r": lora.rank,
+            "target_modules": sorted(lora.layers),
+            "task_type": "CAUSAL_LM",
+            "use_dora": False,
+            "use_rslora": False,
         }
-        save_file(weights, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
-        config = self._peft.peft_config[name]
-        saved = copy.copy(config)
-        saved.lora_alpha = config.lora_alpha * self._scales[name]
-        saved.inference_mode, saved.base_model_name_or_path = True, base
-        saved.target_modules = sorted(config.target_modules)  # a set differs between processes
-        saved.save_pretrained(str(folder))
+        text = json.dumps(config, indent=2, sort_keys=True)
+        (folder / adapter_files.CONFIG).write_text(text)
 
-    def known(self, name: str) -> None:
-        """UnknownName for an adapter that is not loaded."""
-        if name not in self._scales:
+    def known(self, name: str) -> Lora:
+        """The adapter. UnknownName for one that is not loaded."""
+        if name not in self._loras:
             raise UnknownName(
                 f"No adapter '{name}' is loaded.",
-                f"Loaded are: {', '.join(self._scales) or 'none'}.",
+                f"Loaded are: {', '.join(self._loras) or 'none'}.",
             )
+        return self._loras[name]
+
+    def merge(self, name: str) -> None:
+        """Add an adapter to the weights of the base, rounded to their precision, and drop it."""
+        lora = self.known(name)
+        with torch.no_grad():
+            for layer, x in lora.layers.items():
+                base = self._base_layer(layer)
+                change = (x.b @ x.a) * lora.factor
+                base.weight += change.T if isinstance(base, Conv1D) else change
+        self.drop(name)
 
 
-def outside_text(network: PreTrainedModel) -> str | None:
-    """A pattern of the modules outside the language model, such as a vision encoder; None without
-    such modules."""
-    decoder = network.get_decoder()
-    name = next((name for name, module in network.named_modules() if module is decoder), "")
-    return rf"(?!{re.escape(name)}\.).*" if name and decoder is not network.base_model else None
+def linear_layers(network: PreTrainedModel) -> dict[str, tuple[int, int]]:
+    """The layers that an adapter can change, in the order of the network: name -> (in, out).
+
+    All linear layers of the language model except the output layer, which often shares its weights
+    with the embedding.
+    """
+    decoder, head = network.get_decoder(), network.get_output_embeddings()
+    prefix = ""
+    if decoder is not None and decoder is not network.base_model:  # there is a vision tower too
+        prefix = next((f"{name}." for name, x in network.named_modules() if x is decoder), "")
+    sizes = {}
+    for name, module in network.named_modules():
+        if module is head or not name.startswith(prefix):
+            continue
+        if isinstance(module, torch.nn.Linear):
+            sizes[name] = module.in_features, module.out_features
+        elif isinstance(module, Conv1D):  # GPT-2
+            sizes[name] = module.nx, module.nf
+    return sizes
 
 
 def merge(network: PreTrainedModel, adapter: Path | str, folder: Path | str) -> None:
@@ -235,5 +330,5 @@ def merge(network: PreTrainedModel, adapter: Path | str, folder: Path | str) -> 
     AdapterError, AdapterMismatch."""
     adapters = AdapterSet(network)
     adapters.load("merged", adapter)
-    adapters.use("merged")
-    adapters._peft.merge_and_unload().save_pretrained(str(folder))
+    adapters.merge("merged")
+    network.save_pretrained(str(folder))

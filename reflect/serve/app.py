@@ -66,13 +66,13 @@ def build(
     async def load(http: Request) -> Response:
         assert isinstance(chat, LocalChat)
         adapter = read(AdapterFolder, await body(http))
-        await chat.load(adapter.lora_name, adapter.lora_path)
+        await chat.adapters.load(adapter.lora_name, adapter.lora_path)
         return PlainTextResponse(f"Success: LoRA adapter '{adapter.lora_name}' added successfully.")
 
     async def unload(http: Request) -> Response:
         assert isinstance(chat, LocalChat)
         name = read(AdapterName, await body(http)).lora_name
-        await chat.unload(name)
+        await chat.adapters.unload(name)
         return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
     async def health(http: Request) -> Response:

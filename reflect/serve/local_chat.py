@@ -5,24 +5,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from reflect.adapters import activation
 from reflect.errors import AdapterError, ContextTooLong, ReflectError, UnknownName
 from reflect.models.base import Completion, Request
 from reflect.serve.engine import Busy, Engine, EngineJob, OnText
 from reflect.serve.schema import ApiError, ChatRequest, choice, delta, event, usage
+from reflect.serve.served_adapters import ClientAdapter, ServedAdapters
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Sequence
 
     from starlette.requests import Request as HttpRequest
 
-    from reflect.records import Adapter
     from reflect.serve.lesson_session import LessonSession, PreparedRequest
     from reflect.types import Json
 
@@ -39,6 +37,8 @@ class LocalRequest:
     client: ChatRequest
     prepared: PreparedRequest
     sampling: Request
+    adapter: str
+    """The name of the adapter for the client; empty without adapter."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -46,7 +46,7 @@ class LocalRequest:
         return {
             "x-request-id": self.prepared.name,
             "x-reflect-lessons": self.prepared.lessons,
-            "x-reflect-adapter": self.sampling.adapter or "",
+            "x-reflect-adapter": self.adapter,
         }
 
 
@@ -60,17 +60,20 @@ class LocalChat:
         self.names = {self.name, self.model.name, self.model.name.removeprefix("hf:")}
         self.fingerprint = self.model.fingerprint
         self.started = int(time.time())
-        self.loaded: dict[str, str] = {}  # adapters that a client has loaded -> their folders
-        self.activated: list[str] = []  # the profile's adapters since the start, oldest first
+        self.adapters = ServedAdapters(engine, session.settings, self.names)
 
     async def answer(self, http: HttpRequest, client: ChatRequest) -> Response:
         """The whole answer, or a stream of it. The answers are stored before the client has read
         their end."""
         loaded = self._loaded_adapter(client.model)
         prepared = await asyncio.to_thread(self.session.open, client)
-        active = prepared.adapter
-        adapter = loaded or (await self._ensure_active(active) if active else None)
-        request = LocalRequest(client, prepared, self._sampling(client, prepared, adapter))
+        adapter = loaded.key if loaded else None
+        if loaded:  # the answer is not the profile's, and is not stored as such
+            prepared = replace(prepared, adapter=None)
+        elif prepared.adapter:
+            adapter = await _result(self.adapters.ensure_active(prepared.adapter))
+        name = client.model if loaded else adapter or ""
+        request = LocalRequest(client, prepared, self._sampling(client, prepared, adapter), name)
         if client.stream:
             return await self._stream(request)
         job = self._submit(request.sampling)
@@ -121,8 +124,8 @@ class LocalChat:
             disconnect.cancel()
 
     async def _store(self, request: LocalRequest, completions: Sequence[Completion]) -> None:
-        adapter, prepared = request.sampling.adapter, request.prepared
-        name = self.name if adapter is None or prepared.adapter else adapter
+        prepared = request.prepared
+        name = self.name if prepared.adapter else request.adapter or self.name
         stored = self.session.close(prepared, completions, name, self.fingerprint)
         await asyncio.wrap_future(stored)
 
@@ -196,70 +199,16 @@ class LocalChat:
         finally:  # at the end, or when the client has disconnected
             job.cancel()
 
-    def _loaded_adapter(self, model: str) -> str | None:
+    def _loaded_adapter(self, model: str) -> ClientAdapter | None:
         """The adapter that a client names, None for the model itself. ApiError 404."""
-        if model in self.loaded:
-            return model
+        loaded = self.adapters.loaded
+        if model in loaded:
+            return loaded[model]
         if model in self.names:
             return None
-        known = ", ".join([self.name, *self.loaded])
+        known = ", ".join([self.name, *loaded])
         message = f"The model '{model}' does not exist. There are: {known}."
         raise ApiError(404, message, param="model", code="model_not_found")
-
-    async def _call(self, work: Callable[[], Any]) -> Any:
-        """The result of `work` in the engine's thread."""
-        return await _result(asyncio.wrap_future(self.engine.call(work)))
-
-    async def _ensure_active(self, adapter: Adapter) -> str:
-        """Load the profile's adapter when it is new. Of the older ones, the last one stays loaded,
-        and those in use."""
-
-        def ensure() -> None:
-            if adapter.name not in self.model.adapters:
-                activation.load(self.model, adapter, self.session.settings)
-            older = [name for name in self.activated if name != adapter.name]
-            self.activated = [*older, adapter.name]
-            for name in self.activated[:-2]:
-                if name not in self.loaded and not self.engine.uses(name):
-                    self.model.drop_adapter(name)
-                    self.activated.remove(name)
-
-        if self.activated[-1:] != [adapter.name]:
-            await self._call(ensure)
-        return adapter.name
-
-    async def load(self, name: str, path: str) -> None:
-        """Load a PEFT folder under a new name. ApiError 400 when the name is taken, 404 when the
-        folder has no adapter."""
-        if name in self.loaded or name in self.names:
-            message = f"The lora adapter '{name}' has already been loaded."
-            raise ApiError(400, message, param="lora_name")
-        if not (Path(path) / "adapter_config.json").is_file():
-            message = f"There is no adapter in {path}."
-            raise ApiError(404, message, param="lora_path", code="not_found")
-
-        def load() -> None:
-            if name not in self.model.adapters:
-                self.model.load_adapter(name, path)
-
-        await self._call(load)
-        self.loaded[name] = path
-
-    async def unload(self, name: str) -> None:
-        """Unload an adapter after its running requests are answered. ApiError 404 when it was not
-        loaded."""
-        if self.loaded.pop(name, None) is None:
-            message = f"The lora adapter '{name}' cannot be found."
-            raise ApiError(404, message, param="lora_name", code="not_found")
-
-        def drop() -> bool:
-            if self.engine.uses(name):
-                return False
-            self.model.drop_adapter(name)
-            return True
-
-        while name not in self.activated and not await self._call(drop):
-            await asyncio.sleep(0.05)
 
     async def models(self, http: HttpRequest) -> Response:
         """`GET /v1/models`, and one model by name."""
@@ -271,8 +220,8 @@ class LocalChat:
         }
         base = {"root": self.model.name, "parent": None, "fingerprint": self.fingerprint}
         rows: list[Json] = [{"id": self.name, **card, **base}]
-        for name, path in self.loaded.items():
-            rows.append({"id": name, **card, "root": path, "parent": self.name})
+        for name, adapter in self.adapters.loaded.items():
+            rows.append({"id": name, **card, "root": adapter.path, "parent": self.name})
         wanted = http.path_params.get("model")
         if wanted is None:
             return JSONResponse({"object": "list", "data": rows})
