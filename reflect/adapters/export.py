@@ -1,7 +1,7 @@
-"""Adapters on their way out: a plain PEFT folder with a model card, or an ordinary model folder
-with both in one.
+"""Export of an adapter: a plain PEFT folder with a model card, or a model folder with the adapter
+merged into the base.
 
-Not covered: secrets or licences in the lessons' words, which stand in the card as they are.
+Not covered: secrets or licences in the texts of lessons, which are in the card unchanged.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reflect.adapters import registry
+from reflect.adapters import activation, registry
 from reflect.adapters.model_card import Export, card
 from reflect.errors import UsageError
 from reflect.reading import expand_home
@@ -20,12 +22,16 @@ from reflect.records import Adapter, Night
 from reflect.store import Store, lessons, nights, revoked_adapters
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
     from reflect.config import Settings
 
 README = "README.md"
-PEFT_CONFIG = "adapter_config.json"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+ANOTHER = "Name another folder: --out FOLDER"
+FILE_ROW = re.compile(r"^\| ([\w.-]+) \| `([0-9a-f]{64})` \|$", re.MULTILINE)
+"""A row of the card's table of files. A name has no slash: it is a file of the folder itself."""
 
 
 def export(
@@ -37,81 +43,121 @@ def export(
     merge: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Write the adapter as the folder `target`, whole or not at all; `merge`: the base with the
-    adapter in it.
+    """Write the adapter as the folder `target`; `merge`: the base with the adapter in its weights.
+
+    All files are written next to the folder first. A new folder appears complete; in an existing
+    export (only with `overwrite`) each file is replaced as a whole, the card last, and files that
+    reflect did not write stay.
 
     AdapterCorrupt for damaged files, AdapterMismatch for another base than the settings' model
-    (merge only). UsageError for an adapter that knows what was revoked, and where something stands
-    that may not be replaced: only an exported folder is, and only with `overwrite`.
+    (merge only). UsageError for an adapter that was trained on a revoked lesson, and for a target
+    that cannot be written or may not be replaced.
     """
     with store.read() as s:
         adapter = nights.get_adapter(s, name)
         night = s.get(Night, adapter.night_id) if adapter.night_id else None
-        read = {lesson_id: version for lesson_id, version in (night.lessons if night else [])}  # noqa: C416
-        held = [
-            lessons.version(s, i, read[i])
+        versions = {pair[0]: pair[1] for pair in (night.lessons if night else [])}
+        rows = [
+            lessons.version(s, i, versions[i])
             for i in revoked_adapters.still_holds(adapter, night)
-            if i in read
+            if i in versions
         ]
     revoked_adapters.refuse(adapter)
     registry.verify(adapter, settings)
     target = expand_home(target)
-    replaceable(target, overwrite)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    part.mkdir(parents=True)
     try:
-        rank = json.loads((registry.folder_of(adapter, settings) / PEFT_CONFIG).read_text())["r"]
+        old = replaceable(target, overwrite)
+        whole = Path(os.path.abspath(target))  # `.` has no name
+        part = whole.with_name(f".{whole.name}.{os.getpid()}.part")
+        part.mkdir(parents=True)
+    except (OSError, ValueError) as e:
+        why = getattr(e, "strerror", None) or e
+        raise UsageError(f"The folder {target} cannot be written: {why}.", ANOTHER) from e
+    try:
+        rank = json.loads((registry.folder_of(adapter, settings) / CONFIG).read_text())["r"]
         (write_merged if merge else write_peft)(adapter, settings, part)
-        told = Export(adapter, night, held, rank, registry.manifest_of(part), merge)
-        (part / README).write_text(card(told), encoding="utf-8")
+        content = Export(adapter, night, rows, rank, registry.manifest_of(part), merge)
+        (part / README).write_text(card(content), encoding="utf-8")
         for path in (*registry.files(part), part):
             registry.flush(path)
-        if target.exists():
-            shutil.rmtree(target)
-        os.rename(part, target)
+        if old is None:
+            os.rename(part, target)
+        else:
+            replace_files(part, target, old)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target
 
 
-def replaceable(target: Path, overwrite: bool) -> None:
-    """UsageError when something stands at the target that may not be replaced."""
-    if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
-        return
-    exported = (target / README).is_file() and any(
-        (target / x).is_file() for x in (PEFT_CONFIG, "config.json")
-    )
-    if not exported:
-        raise UsageError(
-            f"{target} is there already, and is no exported adapter.",
-            "Name another folder: --out FOLDER",
-        )
+def replaceable(target: Path, overwrite: bool) -> dict[str, str] | None:
+    """The files of the export at the target (see `written_files`), none for an empty folder; None
+    where there is no folder. UsageError for anything else, and for an export without
+    `overwrite`."""
+    if target.is_symlink():
+        raise UsageError(f"{target} is a symbolic link.", "Name the folder that it points to.")
+    if not os.path.lexists(target):
+        return None
+    if target.is_dir() and not any(target.iterdir()):
+        return {}
+    files = written_files(target)
+    if not files:
+        raise UsageError(f"{target} exists and is no exported adapter.", ANOTHER)
     if not overwrite:
-        raise UsageError(
-            f"{target} is there already.", "Say --yes to replace it, or name another: --out FOLDER"
-        )
+        raise UsageError(f"{target} exists.", f"Add --yes to replace its files. {ANOTHER}")
+    return files
+
+
+def written_files(folder: Path) -> dict[str, str]:
+    """The files that an export wrote into the folder, from its card: name -> sha256. The card
+    itself has no sha256; of a card that a person has rewritten, the names of an adapter's files
+    are known. Empty for a folder without an export."""
+    card_file = folder / README
+    if not card_file.is_file() or not any((folder / x).is_file() for x in (CONFIG, "config.json")):
+        return {}
+    table = FILE_ROW.findall(card_file.read_text(encoding="utf-8", errors="replace"))
+    names = (CONFIG, WEIGHTS, registry.CARD)
+    return {README: ""} | (dict(table) or dict.fromkeys(names, ""))
+
+
+def replace_files(part: Path, target: Path, old: Mapping[str, str]) -> None:
+    """Move the files of a new export over those of an old one. An old file without successor is
+    removed if it is unchanged. UsageError, before any change, where the name of a new file belongs
+    to a file that no export wrote."""
+    names = [str(path.relative_to(part)) for path in registry.files(part)]
+    for name in names:
+        path = target / name
+        if os.path.lexists(path) and (name not in old or path.is_dir()):
+            raise UsageError(f"{path} exists and is not from an export.", ANOTHER)
+    for name in sorted(names, key=lambda name: name == README):  # the card last
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(part / name, target / name)
+    for name in old.keys() - set(names):
+        path = target / name
+        if path.is_file() and not path.is_symlink() and registry.digest_of(path) == old[name]:
+            path.unlink()
+    registry.flush(target)
 
 
 def write_peft(adapter: Adapter, settings: Settings, folder: Path) -> None:
-    """The files as they are. The name of a base from the hub is written as the hub writes it, so
+    """Copy the adapter's files. The name of a base from the hub is written as the hub writes it, so
     that peft finds it."""
     for path in registry.files(registry.folder_of(adapter, settings)):
         shutil.copyfile(path, folder / path.name)
     if adapter.base_model.startswith("hf:"):
-        config = json.loads((folder / PEFT_CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_text())
         config["base_model_name_or_path"] = adapter.base_model.removeprefix("hf:")
-        (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
 def write_merged(adapter: Adapter, settings: Settings, folder: Path) -> None:
-    """The base, read anew in float32 so that nothing is rounded away, with the adapter in its
+    """Write the base, loaded again in float32 so that nothing is rounded, with the adapter in its
     weights."""
     from reflect.models import is_remote, load_model
 
     if is_remote(settings.model):
-        told = f"{settings.model} is behind an API: there are no weights here to merge the adapter into."
         raise UsageError(
-            told,
+            f"{settings.model} is behind an API: its weights are not on this machine, "
+            "so the adapter cannot be merged into them.",
             f"Name them: reflect adapters export {adapter.name} --merge -m {adapter.base_model}",
         )
     whole: dict[str, Any] = {
@@ -122,5 +168,4 @@ def write_merged(adapter: Adapter, settings: Settings, folder: Path) -> None:
         "memory": 0.0,
     }
     model: Any = load_model(settings.model, dataclasses.replace(settings, **whole))
-    registry.verify(adapter, settings, model.fingerprint)
-    model.save_merged(registry.folder_of(adapter, settings), folder)
+    model.save_merged(activation.read(model, adapter, settings), folder)

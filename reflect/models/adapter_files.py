@@ -78,7 +78,7 @@ def read(folder: Path | str, layers: Mapping[str, tuple[int, int]]) -> AdapterFi
         digests = {CONFIG: raw.digest, WEIGHTS: file.hash.hexdigest()}
     except _Unreadable as e:
         raise _unreadable(folder, str(e)) from e
-    except _Refused as e:
+    except Refused as e:
         raise AdapterError(f"The adapter in {shown(folder)} is refused: {e}.", PLAIN) from e
     except _Differs as e:
         message = f"The adapter in {shown(folder)} does not fit this model: {e}."
@@ -97,7 +97,7 @@ class _Unreadable(Exception):
     """A file is missing, damaged or too large."""
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """The adapter is more, or other, than plain LoRA."""
 
 
@@ -189,12 +189,12 @@ def check_config(config: object) -> Config:
         raise _Unreadable(f"{CONFIG} is not a JSON object")
     for key in REQUIRED:
         if key not in config:
-            raise _Refused(f"{CONFIG} has no '{key}'")
+            raise Refused(f"{CONFIG} has no '{key}'")
     for key, value in config.items():
         check, why = CHECKS.get(key, (_is_unset, "is not supported"))
         if not check(value):
             text = shown(json.dumps(value), 60)
-            raise _Refused(f"'{shown(key, 60)}' = {text} in {CONFIG} {why}")
+            raise Refused(f"'{shown(key, 60)}' = {text} in {CONFIG} {why}")
     rank, alpha, targets = config["r"], config["lora_alpha"], config["target_modules"]
     excluded = config.get("exclude_modules")
     return Config(
@@ -375,7 +375,7 @@ def _tensors(
         flat = torch.frombuffer(data, dtype=torch.uint8, count=end - begin, offset=begin)
         tensor = flat.clone().view(dtype).to(torch.float32).reshape(expected[name])
         if not bool(torch.isfinite(tensor).all()):
-            raise _Refused(f"'{name}' has values that are no finite numbers")
+            raise Refused(f"'{name}' has values that are no finite numbers")
         tensors[name] = tensor
     return tensors
 
@@ -386,7 +386,7 @@ def _place(name: str, entry: object, shape: list[int]) -> tuple[int, int, torch.
         raise _Unreadable(f"the header says too little or too much about '{name}'")
     kind, offsets = entry["dtype"], entry["data_offsets"]
     if not isinstance(kind, str) or kind not in DTYPES:
-        raise _Refused(f"'{name}' is not of type {', '.join(DTYPES)}")
+        raise Refused(f"'{name}' is not of type {', '.join(DTYPES)}")
     if not _integers(entry["shape"]) or not _integers(offsets):
         raise _Unreadable(f"the shape or the offsets of '{name}' are no pair of integers")
     if entry["shape"] != shape:

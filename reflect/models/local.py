@@ -308,7 +308,7 @@ class LocalModel:
         """Write a plain PEFT folder with safetensors."""
         self.adapter_set.save(name, folder, base=self.name)
 
-    def save_merged(self, adapter: Path | str, folder: Path | str) -> None:
+    def save_merged(self, adapter: AdapterFiles | Path | str, folder: Path | str) -> None:
         """Write the base with the PEFT folder `adapter` merged into its weights as an ordinary
         model folder with its tokenizer. This model cannot answer afterwards. AdapterError,
         AdapterMismatch."""

@@ -62,7 +62,7 @@ class Switch:
     active: Lora | None = None
 
 
-class LoraLayer(torch.nn.Module):
+class LoraLayer(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
     """A linear layer with the weights of the adapters that change it, by adapter number."""
 
     def __init__(self, base_layer: torch.nn.Module, switch: Switch) -> None:
@@ -98,13 +98,13 @@ class LoraLayer(torch.nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The weight of the layer; models read its type and device."""
-        weight: torch.Tensor = self.base_layer.weight  # type: ignore[assignment]
+        weight: torch.Tensor = self.base_layer.weight
         return weight
 
     @property
     def bias(self) -> torch.Tensor | None:
         """The bias of the layer."""
-        bias: torch.Tensor | None = self.base_layer.bias  # type: ignore[assignment]
+        bias: torch.Tensor | None = self.base_layer.bias
         return bias
 
 
@@ -324,7 +324,7 @@ def linear_layers(network: PreTrainedModel) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-def merge(network: PreTrainedModel, adapter: Path | str, folder: Path | str) -> None:
+def merge(network: PreTrainedModel, adapter: AdapterFiles | Path | str, folder: Path | str) -> None:
     """Write the network with the PEFT folder `adapter` merged into its weights, as safetensors in
     the network's own precision. `network` must have no adapters, and cannot be used afterwards.
     AdapterError, AdapterMismatch."""
