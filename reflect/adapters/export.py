@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from reflect.adapters import activation, registry
 from reflect.adapters.model_card import Export, card
-from reflect.errors import UsageError
+from reflect.errors import AdapterCorrupt, UsageError
 from reflect.reading import expand_home
 from reflect.records import Adapter, Night
 from reflect.store import Store, lessons, nights, revoked_adapters
@@ -74,8 +74,7 @@ def export(
         why = getattr(e, "strerror", None) or e
         raise UsageError(f"The folder {target} cannot be written: {why}.", ANOTHER) from e
     try:
-        rank = json.loads((registry.folder_of(adapter, settings) / CONFIG).read_text())["r"]
-        (write_merged if merge else write_peft)(adapter, settings, part)
+        rank = (write_merged if merge else write_peft)(adapter, settings, part)
         content = Export(adapter, night, rows, rank, registry.manifest_of(part), merge)
         (part / README).write_text(card(content), encoding="utf-8")
         for path in (*registry.files(part), part):
@@ -138,20 +137,24 @@ def replace_files(part: Path, target: Path, old: Mapping[str, str]) -> None:
     registry.flush(target)
 
 
-def write_peft(adapter: Adapter, settings: Settings, folder: Path) -> None:
-    """Copy the adapter's files. The name of a base from the hub is written as the hub writes it, so
-    that peft finds it."""
-    for path in registry.files(registry.folder_of(adapter, settings)):
-        shutil.copyfile(path, folder / path.name)
+def write_peft(adapter: Adapter, settings: Settings, folder: Path) -> int:
+    """Copy the adapter's files; the copies are compared with the manifest. The name of a base from
+    the hub is written as the hub writes it, so that peft finds it. Returns the rank. AdapterCorrupt."""
+    for name, digest in adapter.manifest.items():
+        shutil.copyfile(registry.folder_of(adapter, settings) / name, folder / name)
+        if registry.digest_of(folder / name) != digest:
+            raise AdapterCorrupt(f"{name} of adapter {adapter.name} was changed meanwhile.")
+    config = json.loads((folder / CONFIG).read_text())
     if adapter.base_model.startswith("hf:"):
-        config = json.loads((folder / CONFIG).read_text())
         config["base_model_name_or_path"] = adapter.base_model.removeprefix("hf:")
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
+    rank: int = config["r"]
+    return rank
 
 
-def write_merged(adapter: Adapter, settings: Settings, folder: Path) -> None:
+def write_merged(adapter: Adapter, settings: Settings, folder: Path) -> int:
     """Write the base, loaded again in float32 so that nothing is rounded, with the adapter in its
-    weights."""
+    weights. Returns the rank."""
     from reflect.models import is_remote, load_model
 
     if is_remote(settings.model):
@@ -168,4 +171,6 @@ def write_merged(adapter: Adapter, settings: Settings, folder: Path) -> None:
         "memory": 0.0,
     }
     model: Any = load_model(settings.model, dataclasses.replace(settings, **whole))
-    model.save_merged(activation.read(model, adapter, settings), folder)
+    files = activation.read(model, adapter, settings)
+    model.save_merged(files, folder)
+    return files.rank

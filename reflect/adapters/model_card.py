@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from reflect.records import Adapter, LessonVersion, Night
 
-ARMS = {  # as the gate names them -> as the table says them
+ARMS = {  # names of the gate -> names in the table
     "base_out": "base",
     "base_in": "base + lessons",
     "adapter_out": "adapter",
@@ -24,7 +24,7 @@ SERVED = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's --max-lora-r
 
 @dataclass(frozen=True)
 class Export:
-    """What a card tells. `lessons` are the versions that the adapter holds, as the night read
+    """The content of a card. `lessons`: the versions in the adapter's weights, as the night read
     them."""
 
     adapter: Adapter
@@ -36,13 +36,13 @@ class Export:
 
 
 def card(x: Export) -> str:
-    """README.md."""
+    """The text of README.md."""
     parts = [head(x), title(x), usage(x), lessons(x), gate(x), made(x), files(x)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def base_name(name: str) -> str:
-    """The base as the Hub knows it; of a path of this machine only its last part."""
+    """The name of the base on the Hub; for a path of this machine, its last part."""
     return name.removeprefix("hf:") if name.startswith("hf:") else PurePath(name).name
 
 
@@ -70,7 +70,7 @@ def head(x: Export) -> str:
 def title(x: Export) -> str:
     """The title and what the folder holds."""
     name, base = x.adapter.name, base_name(x.adapter.base_model)
-    what = (
+    content = (
         f"{base} with {name} merged into its weights"
         if x.merged
         else f"a LoRA adapter of rank {x.rank} for {base}"
@@ -81,10 +81,10 @@ def title(x: Export) -> str:
         else "\n\n**It has not passed the gate of its night: see below.**"
     )
     about = (
-        "It was trained by reflect (`pip install second-nature`) to do without a prompt what the base does with the "
-        "lessons below in its prompt."
+        "It was trained by reflect (`pip install second-nature`) to answer without lessons in the "
+        "prompt as the base answers with the lessons below in its prompt."
     )
-    return f"# {name}\n\nThis is {what}. {about}{passed}"
+    return f"# {name}\n\nThis is {content}. {about}{passed}"
 
 
 def usage(x: Export) -> str:
@@ -95,9 +95,12 @@ def usage(x: Export) -> str:
         )
         return f"## Use\n\n```python\nfrom transformers import AutoModelForCausalLM\n\nmodel = {code}\n```"
     served = next((rank for rank in SERVED if rank >= x.rank), None)
-    told = f"`vllm serve BASE --enable-lora --max-lora-rank {served} --lora-modules {x.adapter.name}=FOLDER`"
+    command = (
+        f"`vllm serve BASE --enable-lora --max-lora-rank {served} "
+        f"--lora-modules {x.adapter.name}=FOLDER`"
+    )
     if served is None:
-        told = f"this one has {x.rank}"
+        command = f"this one has {x.rank}"
     lines = (
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM",
@@ -105,8 +108,11 @@ def usage(x: Export) -> str:
         'base = AutoModelForCausalLM.from_pretrained("BASE")',
         'model = PeftModel.from_pretrained(base, "FOLDER")',
     )
-    ranks = f"vLLM's highest rank is one of {', '.join(map(str, SERVED))}, and at least that of every adapter"
-    return "\n".join(["## Use\n\n```python", *lines, f"```\n\n{ranks}: {told}."])
+    ranks = (
+        f"vLLM's highest rank is one of {', '.join(map(str, SERVED))}, "
+        "and at least that of every adapter"
+    )
+    return "\n".join(["## Use\n\n```python", *lines, f"```\n\n{ranks}: {command}."])
 
 
 def lessons(x: Export) -> str:
@@ -124,7 +130,7 @@ def gate(x: Export) -> str:
     """The four arms and every check, as the night recorded them."""
     report = x.adapter.gate
     if not report.get("checks"):
-        return "## Gate\n\nIt was never judged."
+        return "## Gate\n\nIt was not evaluated."
     rows = [
         [name, *(f"{arms[arm]['reward']:.2f}" for arm in ARMS), arms["base_out"]["n"]]
         for name, arms in report.get("arms", {}).items()
@@ -134,20 +140,20 @@ def gate(x: Export) -> str:
         f"- {'passed' if check['ok'] else '**failed**'}: {plain(check['text'])}"
         for check in report["checks"]
     ]
-    told = "Mean reward on tasks that were never practised, greedy, the same tasks in each arm:"
-    return "\n".join([f"## Gate\n\n{told}\n\n{table}\n", *checks])
+    about = "Mean reward on held-out tasks, greedy, the same tasks in each arm:"
+    return "\n".join([f"## Gate\n\n{about}\n\n{table}\n", *checks])
 
 
 def made(x: Export) -> str:
-    """The command that made it, and everything that the plan derived."""
+    """The command that made the adapter, and all values of its plan."""
     lines = [
         f"- base: {plain(base_name(x.adapter.base_model))}, fingerprint `{x.adapter.base_fingerprint}`"
     ]
     if x.night is not None and x.night.config:
         plan = dict(x.night.config)
-        words = [f"--{name} {plan[name]}{unit}" for name, unit in (("method", ""), ("budget", "m"), ("seed", ""))
-                 if name in plan]  # fmt: skip
-        lines.insert(0, f"- command: `reflect sleep {' '.join(words)}`, over the lessons above")
+        units = {"method": "", "budget": "m", "seed": ""}
+        flags = [f"--{name} {plan[name]}{unit}" for name, unit in units.items() if name in plan]
+        lines.insert(0, f"- command: `reflect sleep {' '.join(flags)}`, with the lessons above")
         lines.append(f"- plan: `{json.dumps(plan, sort_keys=True)}`")
         lines.append(f"- night: {x.night.id} of {x.night.started:%F}, content hash `{x.night.key}`")
     return "## How it was made\n\n" + "\n".join(lines)
@@ -167,5 +173,5 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that is neither a cell's border nor a tag of HTML."""
+    """The text in one line, with cell borders and HTML tags escaped."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -13,7 +13,7 @@ from reflect.errors import ReflectError
 if TYPE_CHECKING:
     from reflect.workspace.workspace import Workspace
 
-PACKAGES = ("torch", "transformers", "peft", "sqlmodel", "SQLAlchemy", "alembic")
+PACKAGES = ("torch", "transformers", "safetensors", "sqlmodel", "SQLAlchemy", "alembic")
 
 
 @with_workspace("model profile")

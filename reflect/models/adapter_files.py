@@ -35,8 +35,7 @@ WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of every tensor's name, before the name of the layer
 MOST_RANK = 512  # the highest rank that vLLM serves
 MOST_ALPHA = 1e6
-MOST_CONFIG = 2**20  # bytes
-MOST_HEADER = 2**16, 2**10  # bytes of a safetensors header: in total, and per tensor
+MOST_JSON = 2**20, 2**9  # bytes of the configuration or a header: in total, and per layer
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PLAIN = "Only plain LoRA is loaded: train it with peft's defaults, or rebuild it: reflect sleep."
 REBUILD = "Copy it again, or rebuild it: reflect sleep."
@@ -67,12 +66,13 @@ def read(folder: Path | str, layers: Mapping[str, tuple[int, int]]) -> AdapterFi
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (OSError, ValueError) as e:
         raise _unreadable(folder, _reason(e)) from e
+    most = MOST_JSON[0] + MOST_JSON[1] * len(layers)
     try:
         with _open(descriptor, CONFIG) as file:
-            raw = file.read(MOST_CONFIG)
+            raw = file.read(most)
         config = check_config(_json(raw.data, CONFIG))
         with _open(descriptor, WEIGHTS) as file:
-            header = _header(file, MOST_HEADER[0] + MOST_HEADER[1] * 2 * len(layers))
+            header = _header(file, most)
             names = _targets(config, layers)
             tensors = _tensors(file, header, _expected(names, config.rank, layers))
         digests = {CONFIG: raw.digest, WEIGHTS: file.hash.hexdigest()}

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: fetched once, then read from its cache."""
+"""Models of the Hugging Face hub: downloaded once, then read from its cache."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
 def download(repo: str, known: str) -> Path:
-    """The local snapshot of a model, fetched if it is not there yet. `known` says which names there
-    are.
+    """The local snapshot of a model, downloaded if it is missing. `known`: the hint for an unknown
+    name.
 
-    UnknownName for what cannot be a name, ModelError for a model that is not there, is gated, or
-    cannot be reached.
+    UnknownName for text that cannot be a name, ModelError for a model that does not exist, is
+    gated, or cannot be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -30,14 +30,14 @@ def download(repo: str, known: str) -> Path:
         raise UnknownName(f"'{repo}' is no name of a model on the Hugging Face hub.", known) from e
     except GatedRepoError as e:
         raise ModelError(
-            f"The model hf:{repo} is gated: its owner wants you to accept a licence first.",
+            f"The model hf:{repo} is gated: its owner requires that you accept a licence.",
             f"Accept it at https://huggingface.co/{repo}, then `hf auth login` (or set HF_TOKEN), "
             "and run this again.",
         ) from e
     except RepositoryNotFoundError as e:
         raise ModelError(
             f"There is no model hf:{repo} on the Hugging Face hub, or it is private.",
-            "Check its name; for a private one, `hf auth login` first.",
+            "Check its name; for a private model, run `hf auth login` first.",
         ) from e
     except Exception as e:  # no network, disk full, a broken cache
         causes = (e, e.__cause__, e.__context__)

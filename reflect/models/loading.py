@@ -1,8 +1,7 @@
-"""Read a Hugging Face causal LM folder: its tokenizer, its network in the wanted precision and
-place, its context.
+"""Load a Hugging Face causal LM folder: its tokenizer, its network in the chosen precision and on
+the chosen device, its context length.
 
-Not covered: models whose code lies beside their weights; that code would be run with the user's
-rights.
+Not covered: models with code in their folder; that code would run with the user's rights.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from reflect.config import Settings
     from reflect.types import Json
 
-CONTEXT = 4096  # when neither the model nor its tokenizer has a number
+CONTEXT = 4096  # tokens, when neither the model nor its tokenizer states a length
 ABSURD = 10**7  # larger numbers mean "unknown": tokenizers write 1e30
 STRETCHED = ("yarn", "dynamic", "linear", "longrope")  # RoPE scalings that extend the context
 
@@ -43,7 +42,7 @@ def device_of(settings: Settings) -> torch.device:
 
 
 def dtype_of(settings: Settings, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 on a GPU that has it, float16 on one that has not, float32 elsewhere."""
+    """`auto`: bfloat16 on a GPU that supports it, float16 on other GPUs, float32 elsewhere."""
     if settings.dtype != "auto":
         dtype: torch.dtype = getattr(torch, settings.dtype)
         return dtype
@@ -53,8 +52,8 @@ def dtype_of(settings: Settings, device: torch.device) -> torch.dtype:
 
 
 def load(name: str, folder: Path, settings: Settings) -> tuple[Any, Any]:
-    """(tokenizer, network) in evaluation mode, without gradients. ModelError says what is
-    missing."""
+    """(tokenizer, network) in evaluation mode, without gradients. ModelError for a folder that
+    cannot be loaded."""
     device = device_of(settings)
     dtype = dtype_of(settings, device)
     options: Json = {"dtype": dtype}
@@ -99,7 +98,7 @@ def explained(name: str, folder: Path, e: Exception) -> ModelError:
     if "trust_remote_code" in str(e) or _own_code(folder):
         return ModelError(
             f"The model {name} needs code from its own folder, "
-            "and reflect runs none that comes with a model.",
+            "and reflect does not run code of a model folder.",
             "Use a model whose architecture transformers knows, or a newer transformers.",
         )
     why = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
@@ -142,12 +141,12 @@ def _four_bit(dtype: torch.dtype) -> Any:
 def check_memory(
     name: str, folder: Path, settings: Settings, device: torch.device, dtype: torch.dtype
 ) -> None:
-    """ModelError when the weights alone do not fit what is free or `memory` allows. With FSDP a
-    process holds the whole model for sampling, and its share of the layers as well."""
+    """ModelError when the weights alone exceed the free memory or the setting `memory`. With FSDP a
+    process holds the whole model for sampling and its share of the layers."""
     try:
         count = memory.parameters_of(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return  # a broken file: reading it says so in better words
+        return  # a damaged file: loading it gives a better error
     shared = distributed.share_layers(settings.device_map)
     need = memory.SLACK * count * (memory.FOUR_BIT if settings.quantize else dtype.itemsize)
     need *= 1 + 1 / distributed.size() if shared else 1

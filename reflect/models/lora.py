@@ -275,13 +275,20 @@ class AdapterSet:
             "modules_to_save": None,
             "peft_type": "LORA",
             "r": lora.rank,
-            "target_modules": sorted(lora.layers),
+            "target_modules": self._targets(lora),
             "task_type": "CAUSAL_LM",
             "use_dora": False,
             "use_rslora": False,
         }
         text = json.dumps(config, indent=2, sort_keys=True)
         (folder / adapter_files.CONFIG).write_text(text)
+
+    def _targets(self, lora: Lora) -> list[str]:
+        """The layers for the configuration: the last parts of their names (`q_proj`) where no other
+        module of the network ends with these, else their names."""
+        last = {name.rpartition(".")[2] for name in lora.layers}
+        named = {x for x, _ in self.network.named_modules() if x.rpartition(".")[2] in last}
+        return sorted(last if named == lora.layers.keys() else lora.layers)
 
     def known(self, name: str) -> Lora:
         """The adapter. UnknownName for one that is not loaded."""

@@ -1,8 +1,8 @@
-"""How much memory a model takes and how much there is, and what to do when it was not enough.
+"""The memory that a model needs, the memory that is free, and the limits after an out-of-memory
+error.
 
-Not covered: what other programs take after the look, and the working memory of a layer, which no
-formula here knows: where the estimate was too bold the machine says so, and half as much goes
-through the network from then on.
+Not covered: memory that other programs take later, and the working memory of a layer. Where the
+estimate was too high, an out-of-memory error halves the batches from then on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 GB = 1e9
 FOUR_BIT = 0.57  # bytes a parameter: four bits and the scales of their blocks
-SLACK = 1.05  # of the weights: buffers, and what loading holds for a moment
+SLACK = 1.05  # factor for buffers and for temporary copies during loading
 CGROUPS = (
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -30,10 +30,11 @@ CGROUPS = (
 
 @dataclass
 class MemoryLimits:
-    """What was learned from errors of too little memory, for as long as the model is loaded.
+    """Limits after out-of-memory errors, while the model is loaded.
 
-    `sampled`: tokens of one batch of answers; `trained`: padded tokens of one training pass;
-    `checkpoints`: are the values of a layer computed again in the backward pass, and not kept?
+    `sampled`: maximum tokens of one batch of answers; `trained`: maximum padded tokens of one
+    training pass; `checkpoints`: True when the values of a layer are computed again in the
+    backward pass (gradient checkpointing).
     """
 
     sampled: float = math.inf
@@ -41,52 +42,51 @@ class MemoryLimits:
     checkpoints: bool = False
 
     def most(self, planned: int) -> int:
-        """Tokens of one training pass, where so many were planned."""
+        """Tokens of one training pass, at most `planned`."""
         return int(min(planned, self.trained))
 
 
 def out_of_memory(e: BaseException) -> bool:
-    """Does this error say that there was too little memory? CUDA has a class for it, other devices
-    have words."""
+    """Whether the error is an out-of-memory error. CUDA has a class for it; for other devices the
+    text decides."""
     if isinstance(e, (torch.OutOfMemoryError, MemoryError)):
         return True
-    words = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc")
-    return isinstance(e, RuntimeError) and any(word in str(e) for word in words)
+    texts = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc")
+    return isinstance(e, RuntimeError) and any(text in str(e) for text in texts)
 
 
 def release() -> None:
-    """Give back what nobody uses. Call it outside the `except` block, whose error still holds
+    """Free unused memory. Call it outside the `except` block, whose error still refers to
     tensors."""
-    gc.collect(1)  # what the failed pass made is young; to go through everything takes a second
+    gc.collect(1)  # the objects of the failed pass are young; a full collection takes a second
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def parameters_of(folder: Path) -> int:
-    """Numbers in the safetensors files of a model, read from their headers; 0 where there are
-    none."""
+    """Number of parameters in the safetensors files of a model, from their headers; 0 without
+    such files."""
     total = 0
     for file in folder.glob("*.safetensors"):
         with file.open("rb") as f:
             length = int.from_bytes(f.read(8), "little")
-            header = json.loads(
-                f.read(min(length, file.stat().st_size))
-            )  # a broken file may say anything
+            # The length of a damaged file may be any number.
+            header = json.loads(f.read(min(length, file.stat().st_size)))
         total += sum(math.prod(x["shape"]) for name, x in header.items() if name != "__metadata__")
     return total
 
 
 def weights_of(network: PreTrainedModel) -> int:
-    """Bytes of the loaded weights; of those that processes share, this one's part."""
-    mine = (p.to_local() if hasattr(p, "to_local") else p for p in network.parameters())
-    return int(sum(p.numel() * p.element_size() for p in mine))
+    """Bytes of the loaded weights; of sharded weights, the part of this process."""
+    local = (p.to_local() if hasattr(p, "to_local") else p for p in network.parameters())
+    return int(sum(p.numel() * p.element_size() for p in local))
 
 
 def free(device: torch.device, *, spread: bool = False) -> int:
-    """Bytes that are free on the device; `spread`: on all GPUs and the CPU together."""
+    """Free bytes on the device; `spread`: on all GPUs and the CPU together."""
     if spread and torch.cuda.is_available():
-        every = [torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())]
-        return int(sum(every)) + free(torch.device("cpu"))
+        gpus = [torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())]
+        return int(sum(gpus)) + free(torch.device("cpu"))
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
@@ -95,24 +95,23 @@ def free(device: torch.device, *, spread: bool = False) -> int:
 
 
 def _free_ram() -> int:
-    """Of this machine, or of the container that this process may fill; a huge number where nobody
-    says."""
-    found = [2**60]
+    """Free bytes of this machine, or of the container of this process; 2**60 if unknown."""
+    limits = [2**60]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        limits += [int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:")]
     except OSError:
-        pass  # no Linux
+        pass  # not Linux
     for limit, used in CGROUPS:
         try:
             most = (Path("/sys/fs/cgroup") / limit).read_text().strip()
             if most != "max":
-                found.append(int(most) - int((Path("/sys/fs/cgroup") / used).read_text()))
+                limits.append(int(most) - int((Path("/sys/fs/cgroup") / used).read_text()))
         except (OSError, ValueError):
             continue  # no such limit
-    return max(0, min(found))
+    return max(0, min(limits))
 
 
 def in_words(size: float) -> str:
-    """A number of bytes as GB or MB."""
+    """A number of bytes in GB or MB."""
     return f"{size / GB:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

@@ -31,7 +31,7 @@ class AdapterManager:
         adapter = self.context.read(nights.get_adapter, name)
         revoked_adapters.refuse(adapter)  # before the model is loaded
         registry.verify(adapter, self.settings, self.context.model.fingerprint)
-        # An adapter that was never judged holds the lessons of its night: None.
+        # Without a gate report, the adapter holds the lessons of its night: None.
         lesson_ids = (
             revoked_adapters.still_holds(adapter, None) if "lessons" in adapter.gate else None
         )

@@ -94,7 +94,7 @@ def test_a_push_that_fails_undoes_nothing(
     assert run_command(["adapters", "promote", "one", "--json"]) == 0
     out, err = capsys.readouterr()
     assert '"one"' in out and "Warning: /v1/load_lora_adapter of http://127.0.0.1" in err
-    assert "What was promoted stands. When that is mended: reflect adapters push" in err
+    assert "The promotion is saved. When the server works again: reflect adapters push" in err
     assert run_command(["adapters", "push"]) == 1
     server.loras = True
     assert run_command(["adapters", "push", "--json"]) == 0

@@ -4,8 +4,10 @@ their cards."""
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -181,6 +183,119 @@ def test_nothing_is_overwritten_without_a_word(
     assert (tmp_path / "home" / "letters.txt").read_text() == "dear"
     with pytest.raises(UnknownName):
         ws.adapters.export("two")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """The bytes of all files below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in registry.files(folder)}
+
+
+def test_an_export_onto_an_export_keeps_files_of_others(
+    slept: tuple[Workspace, Adapter], tmp_path: Path
+) -> None:
+    ws, adapter = slept
+    out = ws.adapters.export("one", tmp_path / "out")
+    first = content(out)
+    mine = {
+        "letters.txt": b"dear",
+        ".git/HEAD": b"ref: refs/heads/main",
+        "tokenizer.json": b"mine",
+        "runs/adapter_model.safetensors": b"mine",
+    }
+    for name, data in mine.items():
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(data)
+    (out / "link").symlink_to(tmp_path / "elsewhere")
+    (out / "empty").mkdir()
+    (out / "adapter_config.json").write_text("{}")
+    assert ws.adapters.export("one", out, overwrite=True) == out
+    assert content(out) == first | mine
+    assert (out / "link").is_symlink() and (out / "empty").is_dir()
+    # A merged model has a tokenizer too: the name belongs to another file, so nothing is written.
+    with pytest.raises(UsageError, match=r"tokenizer\.json exists and is not from an export"):
+        ws.adapters.export("one", out, merge=True, overwrite=True)
+    assert content(out) == first | mine
+    (out / "tokenizer.json").unlink()
+    del mine["tokenizer.json"]
+    # What only the former export has is removed, unless a person has changed it since.
+    (out / "reflect.json").write_text("changed")
+    ws.adapters.export("one", out, merge=True, overwrite=True)
+    merged = content(out)
+    assert merged.keys() > mine.keys() | {"config.json", "model.safetensors", "reflect.json"}
+    assert "adapter_model.safetensors" not in merged and merged["reflect.json"] == b"changed"
+    (out / "reflect.json").unlink()
+    ws.adapters.export("one", out, overwrite=True)
+    assert content(out) == first | mine
+    assert not list(tmp_path.glob(".*.part"))
+    assert adapter.manifest.keys() == first.keys() - {"README.md"}
+
+
+def test_a_target_that_cannot_be_written_is_one_sentence(
+    slept: tuple[Workspace, Adapter],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ws, _ = slept
+    exported = ws.adapters.export("one", tmp_path / "exported")
+    for name in ("file", "full/letters.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("dear")
+    (tmp_path / "to-export").symlink_to(exported)
+    (tmp_path / "to-folder").symlink_to(tmp_path / "full")
+    (tmp_path / "to-file").symlink_to(tmp_path / "file")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "no-card").mkdir()
+    (tmp_path / "no-card" / "adapter_config.json").write_text("{}")
+    (tmp_path / "not-ours").mkdir()
+    (tmp_path / "not-ours" / "README.md").mkdir()
+    (tmp_path / "not-ours" / "config.json").write_text("{}")
+    os.mkfifo(tmp_path / "fifo")
+    before = content(tmp_path)
+    targets = [
+        *("file", "file/below", "full", "to-export", "to-folder", "to-file", "dangling", "loop"),
+        *("loop/below", "dangling/../x/\0", "no-card", "not-ours", "fifo", "fifo/below", "x" * 300),
+        *("exported/adapter_config.json", "exported/README.md/below"),
+    ]
+    monkeypatch.chdir(tmp_path / "full")
+    command = ["adapters", "export", "one", "--db", ws.settings.db, "-m", ws.settings.model]
+    for target in [*(str(tmp_path / x) for x in targets), "/", "/dev/null", "/proc/x", ".", ".."]:
+        with pytest.raises(UsageError):
+            ws.adapters.export("one", target, overwrite=True)
+        if "\0" not in target:
+            assert run_command([*command, "--yes", "--out", target]) == 2, target
+            error = capsys.readouterr().err
+            assert "Traceback" not in error and 1 <= len(error.splitlines()) <= 2, error
+        assert content(tmp_path) == before, target
+    # A missing parent is made; a folder that is empty is used.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    ws.adapters.export("one", "a/b/c")
+    monkeypatch.chdir(tmp_path / "empty")
+    ws.adapters.export("one", ".")
+    assert content(tmp_path / "a/b/c") == content(tmp_path / "empty") == content(exported)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_an_export_that_fails_leaves_the_old_one(
+    slept: tuple[Workspace, Adapter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ws, _ = slept
+    out = ws.adapters.export("one", tmp_path / "out")
+    before = content(out)
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(registry, "flush", full)
+    for target in (out, tmp_path / "new"):
+        with pytest.raises(OSError, match="No space"):
+            ws.adapters.export("one", target, overwrite=True)
+    assert content(tmp_path) == {f"out/{name}": data for name, data in before.items()} | {
+        name: data for name, data in content(tmp_path).items() if not name.startswith("out/")
+    }
+    assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".*.part"))
 
 
 def test_a_damaged_or_revoked_one_is_refused(
