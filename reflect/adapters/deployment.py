@@ -48,7 +48,7 @@ def push(store: Store, settings: Settings, left: Adapter | None = None) -> Pushe
     server fails."""
     if not settings.serve_url:
         raise UsageError(
-            "No adapter server is configured.",
+            "No adapter server is configured: serve_url is not set.",
             "Set serve_url in reflect.toml: serve_url = 'http://127.0.0.1:8000'",
         )
     server = AdapterServer(settings.serve_url)
