@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket as sockets
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -71,3 +71,63 @@ def send_raw(base: str, data: bytes, seconds: float = 20) -> bytes:
         while part := one.recv(65536):
             parts.append(part)
         return b"".join(parts)
+
+
+class RawUpstream:
+    """A server that answers each request with the bytes of `reply`, in the given parts, and closes
+    the connection. None among the parts: it is silent until the client leaves. `seen`: the
+    requests, byte by byte."""
+
+    def __init__(self, reply: Callable[[bytes], Iterable[bytes | None]]) -> None:
+        self.reply = reply
+        self.seen: list[bytes] = []
+        self.left = threading.Event()
+        """A client has left during the silence."""
+        self.silent = threading.Event()
+        self.listener = sockets.create_server(("127.0.0.1", 0), backlog=64)
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> RawUpstream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                one, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(one,), daemon=True).start()
+
+    def _serve(self, one: sockets.socket) -> None:
+        with one:
+            data = b""
+            while b"\r\n\r\n" not in data:
+                if not (part := one.recv(65536)):
+                    return
+                data += part
+            head, _, body = data.partition(b"\r\n\r\n")
+            sizes = [
+                x.split(b":")[1]
+                for x in head.lower().split(b"\r\n")
+                if x[:15] == b"content-length:"
+            ]
+            while len(body) < int(sizes[0] if sizes else 0):
+                body += one.recv(65536)
+            request = head + b"\r\n\r\n" + body
+            self.seen.append(request)
+            with suppress(OSError):
+                for part in self.reply(request):
+                    if part is not None:
+                        one.sendall(part)
+                        continue
+                    self.silent.set()
+                    with suppress(OSError):
+                        one.recv(1)
+                    return self.left.set()
+                one.shutdown(sockets.SHUT_WR)
+                while one.recv(65536):
+                    pass
