@@ -41,6 +41,7 @@ from reflect.cli import (
     sleep,
     tasks,
     trial,
+    ui,
 )
 from reflect.cli.common import check_values
 from reflect.cli.output import open_streams, print_status
@@ -85,6 +86,8 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "adapters": adapters.app,
     "profiles": profiles.app,
     "serve": serve.serve,
+    "ui": ui.ui,
+    "report": ui.report,
     "doctor": doctor.doctor,
     "init": init.init,
 }

@@ -1,0 +1,1 @@
+"""Lessons, groups, nights and prompts as pages in a browser, without a build step."""
