@@ -39,6 +39,8 @@ PICK_BYTES = 24
 FINGERPRINTED = re.compile(
     r".*\.(safetensors|bin|model)|config\.json|(tokenizer|chat_template|vocab|merges).*"
 )
+SHORT = 2**16  # characters of a prompt that is tokenised without further checks
+PIECE = 2**16  # characters that are tokenised at a time to find that a prompt is too long
 LIGHT_BYTES = 2**26  # weights of a network whose steps are too short for several threads
 
 
@@ -134,10 +136,8 @@ class LocalModel:
         groups = [self.rows(request) for request in requests]
         for adapter in dict.fromkeys(adapters):
             same = [g for name, g in zip(adapters, groups, strict=True) if name == adapter]
-            rows = [row for group in same for row in group if row.limit > 0]
             with nullcontext() if adapter == self.active else self.using(adapter):
-                for batch in batches(rows, self.cache_tokens(), self._row_tokens()):
-                    self._decode(batch)
+                self.decode_rows([row for group in same for row in group])
         pairs = zip(requests, groups, strict=True)
         return [[self.completion(row, request) for row in group] for request, group in pairs]
 
@@ -156,6 +156,38 @@ class LocalModel:
         return [
             GenerationRow(prompt, s, limit, request.temperature, stopped) for s in request.seeds
         ]
+
+    def decode_rows(self, rows: Sequence[GenerationRow]) -> None:
+        """Decode rows with the active adapter, in batches that fit the memory. Errors as in
+        `sample`."""
+        unfinished = [row for row in rows if row.limit > 0]
+        for batch in batches(unfinished, self.cache_tokens(), self._row_tokens()):
+            self._decode(batch)
+
+    def check_length(self, messages: Sequence[Message], tools: Sequence[Json] = ()) -> None:
+        """ContextTooLong for a conversation that is far too long, before all of it is rendered and
+        tokenised: by its characters, then by the tokens of its first pieces."""
+        characters, most = text_length([*messages, *tools]), self.context * self._longest_token
+        if characters <= SHORT:
+            return
+        message = f"The prompt has {characters} characters, the model {self.name} reads "
+        hint = "Shorten the messages, or use a model with a longer context."
+        if characters > max(most, SHORT):
+            raise ContextTooLong(
+                f"{message}at most {most}: {self.context} tokens with its answer.", hint
+            )
+        count = 0
+        for text in (m["content"] for m in messages if m["role"] != "assistant"):
+            for at in range(0, len(text), PIECE):
+                # A cut within a word can add a few tokens.
+                count += max(0, self.count_tokens(text[at : at + PIECE]) - 8)
+                if count > self.context:
+                    raise ContextTooLong(f"{message}{self.context} tokens with its answer.", hint)
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Characters of the longest token of the vocabulary."""
+        return max(map(len, self.tokenizer.get_vocab()))
 
     def _decode(self, batch: list[GenerationRow]) -> None:
         """Decode a batch. After an out-of-memory error in halves; later batches are smaller."""
@@ -202,10 +234,6 @@ class LocalModel:
         return Completion(
             text, len(row.prompt), len(tokens), finish, row.seed, tokens, calls, thought=thought
         )
-
-    def partial_text(self, row: GenerationRow) -> str:
-        """The text of a row so far, without its thought."""
-        return self.chat.split(self.decode(row.tokens))[1]
 
     def continuous_batch(self) -> ContinuousBatch | None:
         """A batch that rows can join while it runs; None when the layers do not allow it."""
@@ -314,6 +342,20 @@ class LocalModel:
         AdapterMismatch."""
         merge(self.network, adapter, folder)
         self.tokenizer.save_pretrained(folder)
+
+
+def text_length(value: object) -> int:
+    """The characters of all texts in a JSON value, names of fields included."""
+    total, stack = 0, [value]
+    while stack:
+        one = stack.pop()
+        if isinstance(one, str):
+            total += len(one)
+        elif isinstance(one, dict):
+            stack += [*one, *one.values()]
+        elif isinstance(one, list | tuple):
+            stack += one
+    return total
 
 
 def batches(

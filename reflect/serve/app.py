@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from reflect.errors import Conflict, ReflectError, UnknownName, UsageError
+from reflect.serve.api_errors import api_error, reply
 from reflect.serve.auth import AuthMiddleware
-from reflect.serve.local_chat import LocalChat, api_error
+from reflect.serve.client_limits import MOST_BYTES, ClientMiddleware
 from reflect.serve.proxy import Proxy
 from reflect.serve.schema import AdapterFolder, AdapterName, ApiError, Feedback, parse, read
 
 if TYPE_CHECKING:
     from reflect.serve.lesson_session import LessonSession
+    from reflect.serve.local_chat import LocalChat
     from reflect.types import Json
 
-MOST_BYTES = 8 * 2**20  # of one request
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -37,17 +38,10 @@ def build(
     most_bytes: int = MOST_BYTES,
 ) -> Starlette:
     """The application. An empty `key` means no authentication."""
-    local = isinstance(chat, LocalChat)
+    local = not isinstance(chat, Proxy)
 
     async def body(http: Request) -> Json:
-        parts, size = [], 0
-        async for part in http.stream():
-            size += len(part)
-            if size > most_bytes:
-                message = f"The request has more than {most_bytes} bytes."
-                raise ApiError(413, message, code="request_too_large")
-            parts.append(part)
-        http.state.body = b"".join(parts)  # the proxy passes on these bytes
+        http.state.body = await http.body()  # the proxy passes on these bytes
         try:
             content: Json = json.loads(http.state.body)
         except (ValueError, RecursionError) as e:
@@ -60,22 +54,16 @@ def build(
     async def feedback(http: Request) -> Response:
         given = read(Feedback, await body(http))
         reward = given.id, given.reward, given.feedback, given.choice
-        await asyncio.to_thread(session.reward, *reward)
+        await asyncio.wrap_future(session.reward(*reward))
         return JSONResponse({"id": given.id, "object": "feedback", "reward": given.reward})
 
-    async def load(http: Request) -> Response:
-        assert isinstance(chat, LocalChat)
-        adapter = read(AdapterFolder, await body(http))
-        await chat.adapters.load(adapter.lora_name, adapter.lora_path)
-        return PlainTextResponse(f"Success: LoRA adapter '{adapter.lora_name}' added successfully.")
-
-    async def unload(http: Request) -> Response:
-        assert isinstance(chat, LocalChat)
-        name = read(AdapterName, await body(http)).lora_name
-        await chat.adapters.unload(name)
-        return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
+    def failure() -> str:
+        engine = "" if isinstance(chat, Proxy) else chat.engine.failure
+        return session.writer.failure or engine
 
     async def health(http: Request) -> Response:
+        if problem := failure():
+            raise ApiError(503, problem, code="unhealthy", kind="server_error")
         return Response()
 
     routes = [
@@ -88,20 +76,51 @@ def build(
     if isinstance(chat, Proxy):
         routes.append(Route("/v1/{path:path}", chat.anything, methods=METHODS))
     else:
-        routes.append(Route("/v1/load_lora_adapter", load, methods=["POST"]))
-        routes.append(Route("/v1/unload_lora_adapter", unload, methods=["POST"]))
+        routes += adapter_routes(chat, body)
     handlers: dict[Any, Any] = {
         ApiError: refuse,
         ReflectError: refuse,
         HTTPException: unknown_url,
-        ClientDisconnect: disconnected,
     }
-    middleware = [Middleware(AuthMiddleware, key=key)]
-    return Starlette(routes=routes, exception_handlers=handlers, middleware=middleware)
+    middleware = [
+        Middleware(AuthMiddleware, key=key),
+        Middleware(ClientMiddleware, most_bytes=most_bytes),
+    ]
+    app = Starlette(routes=routes, exception_handlers=handlers, middleware=middleware)
+    app.state.failure = failure
+    return app
 
 
-def _reply(e: ApiError) -> Response:
-    return JSONResponse(e.body, e.status, e.headers)
+def adapter_routes(chat: LocalChat, body: Callable[[Request], Awaitable[Json]]) -> list[Route]:
+    """The routes that load and unload adapters, as in vLLM. What is begun is completed, also if the
+    client leaves."""
+    tasks: set[asyncio.Future[None]] = set()
+
+    def ended(task: asyncio.Future[None]) -> None:
+        tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # the client may not be there to get it
+
+    async def complete(work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        tasks.add(task)
+        task.add_done_callback(ended)
+        await asyncio.shield(task)
+
+    async def load(http: Request) -> Response:
+        adapter = read(AdapterFolder, await body(http))
+        await complete(chat.adapters.load(adapter.lora_name, adapter.lora_path))
+        return PlainTextResponse(f"Success: LoRA adapter '{adapter.lora_name}' added successfully.")
+
+    async def unload(http: Request) -> Response:
+        name = read(AdapterName, await body(http)).lora_name
+        await complete(chat.adapters.unload(name))
+        return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
+
+    return [
+        Route("/v1/load_lora_adapter", load, methods=["POST"]),
+        Route("/v1/unload_lora_adapter", unload, methods=["POST"]),
+    ]
 
 
 async def refuse(http: Request, e: Exception) -> Response:
@@ -111,7 +130,7 @@ async def refuse(http: Request, e: Exception) -> Response:
     elif isinstance(e, UsageError) and http.url.path == "/v1/feedback":
         status = 404 if isinstance(e, UnknownName) else 400
         e = ApiError(status, str(e), param="id", code="not_found")
-    return _reply(api_error(e))
+    return reply(api_error(e))
 
 
 async def unknown_url(http: Request, e: Exception) -> Response:
@@ -120,9 +139,4 @@ async def unknown_url(http: Request, e: Exception) -> Response:
     problem = {404: "Unknown request URL", 405: "Not allowed to"}.get(e.status_code, e.detail)
     message = f"{problem}: {http.method} {http.url.path}."
     code = "unknown_url" if e.status_code == 404 else None
-    return _reply(ApiError(e.status_code, message, code=code, headers=e.headers))
-
-
-async def disconnected(http: Request, e: Exception) -> Response:
-    """The reply to nobody: the client has left."""
-    return Response(status_code=499)
+    return reply(ApiError(e.status_code, message, code=code, headers=e.headers))

@@ -15,12 +15,17 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from reflect.errors import ModelError, ReflectError
+from reflect.models.growing_text import PartialText
 from reflect.models.memory import out_of_memory
+from reflect.serve.worker import Worker, settle
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from reflect.models.base import Completion, Request
     from reflect.models.continuous_batch import ContinuousBatch
     from reflect.models.generation import GenerationRow
@@ -32,24 +37,28 @@ GATHER = 4  # steps between two prefills: new prompts are read together
 ALLOW = 128  # answer tokens that a new row must have room for
 TURN = 8  # steps of one adapter while other adapters wait
 
+Result = TypeVar("Result")
 OnText = Callable[[int, str], None]
 """Called in the engine's thread with (index of the answer, its text so far)."""
 
 
 class Busy(ReflectError):
-    """The queue is full."""
+    """The queue is full, or the server ends."""
 
 
 class EngineJob:
     """One submitted request. `done` holds its completions; call `cancel` to stop computing it."""
 
-    def __init__(self, request: Request, on_text: OnText | None) -> None:
+    def __init__(
+        self, request: Request, rows: Sequence[GenerationRow], on_text: OnText | None
+    ) -> None:
         self.request = request
         self.on_text = on_text
         self.done: Future[list[Completion]] = Future()
         self.cancelled = False
-        self.rows: list[GenerationRow] = []
-        self.unfinished = 0  # rows without a result
+        self.rows = rows
+        self.texts = [PartialText(row) for row in rows] if on_text else []
+        self.unfinished = len(rows)  # rows without a result
 
     def cancel(self) -> None:
         """Stop computing this request."""
@@ -57,8 +66,9 @@ class EngineJob:
 
 
 class Engine:
-    """Decodes submitted requests. `submit` can be called from any thread; `model` is used by the
-    engine's thread only: other code reaches it through `call`."""
+    """Decodes submitted requests. `submit` can be called from any thread, and tokenises in it. The
+    network and the adapters of `model` are used by the engine's thread only: other code reaches
+    them through `call`."""
 
     def __init__(self, model: LocalModel, queue: int) -> None:
         self.model = model
@@ -73,27 +83,47 @@ class Engine:
         self._capacity = 0  # maximum tokens in a batch, measured at the last prefill
         self._jobs: dict[int, EngineJob] = {}  # id of a row in a batch -> its job
         self._open = True
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
-        self._thread.start()
+        self._worker = Worker("engine", self._loop, self._end)
 
-    def submit(self, request: Request, on_text: OnText | None = None) -> EngineJob:
-        """Queue a request. Without an adapter name it gets the bare base. Raises Busy when the
-        queue is full."""
-        job = EngineJob(replace(request, adapter=request.adapter or None), on_text)
+    @property
+    def failure(self) -> str:
+        """Why the thread ended, "" while it runs."""
+        return self._worker.failure
+
+    def check_queue(self) -> None:
+        """Raise Busy when the queue is full. Requests of clients that have left do not count."""
+        if not self._open:
+            raise Busy(self.failure or "The server is stopping.")
+        jobs = {id(job) for job, _ in list(self._waiting) if not job.cancelled}
+        if len(jobs) + sum(not job.cancelled for job in list(self._submitted)) >= self.queue:
+            raise Busy("Too many requests are waiting.", "Try again in a moment.")
+
+    def submit(
+        self,
+        request: Request,
+        on_text: OnText | None = None,
+        rows: Sequence[GenerationRow] | None = None,
+    ) -> EngineJob:
+        """Queue a request. Without an adapter name it gets the bare base. `rows`: of the request,
+        if they are made already. Raises Busy when the queue is full, ContextTooLong."""
+        if rows is None:
+            rows = self.model.rows(request)
+        job = EngineJob(replace(request, adapter=request.adapter or None), rows, on_text)
         with self._wake:
-            waiting = len(self._submitted) + len({id(other) for other, _ in list(self._waiting)})
-            if not self._open or waiting >= self.queue:
-                raise Busy("Too many requests are waiting.", "Try again in a moment.")
+            self.check_queue()
             self._submitted.append(job)
             self._wake.notify()
         return job
 
-    def call(self, work: Callable[[], Any]) -> Future[Any]:
-        """Run `work` in the engine's thread, between two steps."""
-        result: Future[Any] = Future()
+    def call(self, work: Callable[[], Result]) -> Future[Result]:
+        """Run `work` in the engine's thread, between two steps, unless its waiter is cancelled."""
+        result: Future[Result] = Future()
         with self._wake:
-            self._calls.append((work, result))
-            self._wake.notify()
+            if self._open:
+                self._calls.append((work, result))
+                self._wake.notify()
+                return result
+        settle(result, ModelError(self.failure or "The server has stopped."))
         return result
 
     def uses(self, adapter: str) -> bool:
@@ -105,7 +135,7 @@ class Engine:
         with self._wake:
             self._open = False
             self._wake.notify()
-        self._thread.join(timeout=10)
+        self._worker.join(10)
 
     # Everything below runs in the engine's thread.
 
@@ -113,11 +143,22 @@ class Engine:
         while self._receive():
             self._drop_cancelled()
             for adapter in self._needed_adapters():
-                e = self._error_of_turn(adapter)
+                e = _error(partial(self._run_turn, adapter))
                 if e and not (out_of_memory(e) and self._shrink_batch(adapter)):
                     self._fail(adapter, e)
-        for job in {*self._jobs.values(), *(job for job, _ in self._waiting), *self._submitted}:
-            self._finish(job, ModelError("The server has stopped."))
+        self._end(ModelError("The server has stopped."))
+
+    def _end(self, e: ReflectError) -> None:
+        """Fail everything that waits, and everything that comes."""
+        with self._wake:
+            self._open = False
+            waiting = [job for job, _ in self._waiting]
+            jobs = {*self._jobs.values(), *waiting, *self._submitted}
+            calls = [result for _, result in self._calls]
+        for job in jobs:
+            settle(job.done, e)
+        for result in calls:
+            settle(result, e)
 
     def _receive(self) -> bool:
         """Wait for work, run the calls and queue the rows. False when the engine is closed."""
@@ -126,23 +167,21 @@ class Engine:
                 self._submitted or self._calls or self._waiting or self._jobs
             ):
                 self._wake.wait()
-            calls, submitted = list(self._calls), list(self._submitted)
-            self._calls.clear()
-            self._submitted.clear()
-        for work, result in calls:
-            try:
-                result.set_result(work())
-            except BaseException as e:
-                result.set_exception(e)
-        for job in submitted:
-            try:
-                if job.request.adapter is not None:
-                    self.model.adapter_set.known(job.request.adapter)
-                job.rows = self.model.rows(job.request)
-                job.unfinished = len(job.rows)
+        while self._calls:
+            work, result = self._calls.popleft()
+            if not result.cancelled():
+                try:
+                    settle(result, work())
+                except BaseException as e:
+                    settle(result, e)
+        while self._submitted:
+            job = self._submitted.popleft()
+            name = job.request.adapter
+            known = partial(self.model.adapter_set.known, name or "")
+            if name is not None and (problem := _error(known)):
+                self._finish(job, problem)
+            else:
                 self._waiting += [(job, row) for row in job.rows]
-            except Exception as e:
-                self._finish(job, e)
         return self._open
 
     def _drop_cancelled(self) -> None:
@@ -159,14 +198,6 @@ class Engine:
         """The adapters of unfinished requests, running ones first."""
         running = [name for name, batch in self._batches.items() if batch.rows]
         return list(dict.fromkeys([*running, *(job.request.adapter for job, _ in self._waiting)]))
-
-    def _error_of_turn(self, adapter: str | None) -> Exception | None:
-        """Run a turn; its error without the traceback, which would keep tensors alive."""
-        try:
-            self._run_turn(adapter)
-        except Exception as e:
-            return e.with_traceback(None)
-        return None
 
     def _run_turn(self, adapter: str | None) -> None:
         self.model.use(adapter)
@@ -241,25 +272,35 @@ class Engine:
         """Answer all waiting requests of this adapter in one `sample` call."""
         jobs = list(dict.fromkeys(j for j, _ in self._waiting if j.request.adapter == adapter))
         self._waiting = deque((job, row) for job, row in self._waiting if job not in jobs)
+        for job in jobs:
+            for row in job.rows:
+                row.stopped = partial(_stopped, job, row.stopped)
+        error = None
         try:
-            answers = self.model.sample([job.request for job in jobs])
-            for job, completions in zip(jobs, answers, strict=True):
-                job.done.set_result(completions)
+            self.model.decode_rows([row for job in jobs for row in job.rows])
         except Exception as e:
-            for job in jobs:
-                self._finish(job, e)
+            error = e
+        for job in jobs:
+            self._finish(job, error)
 
     def _send_text(self, row: GenerationRow) -> None:
         job = self._jobs.get(id(row))
-        if job and job.on_text and not job.cancelled:
-            index = next(i for i, other in enumerate(job.rows) if other is row)
-            job.on_text(index, self.model.partial_text(row))
+        if job is None or job.on_text is None or job.cancelled:
+            return
+        index = next(i for i, other in enumerate(job.rows) if other is row)
+        try:
+            job.on_text(index, job.texts[index].read(self.model))
+        except Exception as e:  # its client's event loop has ended, or its text cannot be read
+            job.cancel()
+            self._finish(job, e)
 
-    def _fail(self, adapter: str | None, e: Exception) -> None:
+    def _fail(self, adapter: str | None, e: BaseException) -> None:
         """Fail all running requests of this adapter, and their waiting rows."""
         if (batch := self._batches.get(adapter)) is not None:
             batch.clear()
         jobs = {job for job in self._jobs.values() if job.request.adapter == adapter}
+        # The adapter cannot be used at all if no request of it runs.
+        jobs = jobs or {job for job, _ in self._waiting if job.request.adapter == adapter}
         if out_of_memory(e) and jobs:
             rows = [row for job in jobs for row in job.rows]
             e = self.model.memory_error(max(rows, key=lambda row: len(row.prompt)))
@@ -268,12 +309,33 @@ class Engine:
         for job in jobs:
             self._finish(job, e)
 
-    def _finish(self, job: EngineJob, e: Exception | None = None) -> None:
-        if job.done.done():
-            return
+    def _finish(self, job: EngineJob, e: BaseException | None = None) -> None:
+        """Give the job its completions, or the error."""
+        completions: list[Completion] = []
+
+        def complete() -> None:
+            completions.extend(self.model.completion(row, job.request) for row in job.rows)
+
+        e = e or _error(complete)
         if e is None:
-            job.done.set_result([self.model.completion(row, job.request) for row in job.rows])
-        elif isinstance(e, ReflectError):
-            job.done.set_exception(e)
-        else:
-            job.done.set_exception(ModelError(f"The model failed: {e}."))
+            return settle(job.done, completions)
+        settle(
+            job.done, e if isinstance(e, ReflectError) else ModelError(f"The model failed: {e}.")
+        )
+
+
+def _error(work: Callable[[], object]) -> BaseException | None:
+    """The error of `work` without its traceback, which would keep tensors alive; None if it
+    succeeds."""
+    try:
+        work()
+    except BaseException as e:
+        return e.with_traceback(None)
+    return None
+
+
+def _stopped(
+    job: EngineJob, stopped: Callable[[list[int]], bool] | None, tokens: list[int]
+) -> bool:
+    """True at the end of an answer, or when its client has left."""
+    return job.cancelled or (stopped is not None and stopped(tokens))

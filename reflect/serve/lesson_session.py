@@ -14,16 +14,15 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from reflect import prompts
 from reflect.lessons.selection import select_lessons
 from reflect.records import Adapter, Exchange, Exposure
 from reflect.rollouts.episode import messages_for
+from reflect.serve.writer import Writer
 from reflect.store import Store, exchanges, nights
 from reflect.tasksets.task import Message, Task
 from reflect.trials.assignment import Assignment, draw, withhold
@@ -31,6 +30,8 @@ from reflect.types import Trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from sqlmodel import Session
 
     from reflect.config import Settings
     from reflect.models.base import Completion
@@ -80,9 +81,7 @@ class LessonSession:
         self.context, self.taskset, self.trusted = context, taskset, trusted
         version = f"traffic/{prompts.version('system')}"
         self.measure = hashlib.sha256(version.encode()).hexdigest()[:12]
-        self._queue: SimpleQueue[tuple[list[Exchange], Future[None]] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._write, name="exchanges", daemon=True)
-        self._thread.start()
+        self.writer = Writer(store)
 
     def open(self, request: ChatRequest) -> PreparedRequest:
         """Choose the lessons of a request and read the active adapter, in one transaction.
@@ -92,8 +91,9 @@ class LessonSession:
         """
         name = f"chatcmpl-{secrets.token_hex(12)}"
         text = json.dumps(request.messages, sort_keys=True, ensure_ascii=False)
+        digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
         task = Task(
-            id=f"asked-{hashlib.sha256(text.encode()).hexdigest()[:12]}",
+            id=f"asked-{digest[:12]}",
             messages=request.messages,
             verifier="traffic",
             answer="",  # unknown
@@ -143,18 +143,21 @@ class LessonSession:
         The future is done when they are committed: a client that has read an answer to its end can
         reward it. Answers that come while the disk is busy are stored in one transaction.
         """
-        adapter = prepared.adapter.id if prepared.adapter else None
-        rows = []
-        for index, completion in enumerate(completions):
+        if not prepared.record:
+            stored: Future[None] = Future()
+            stored.set_result(None)
+            return stored
+        name, adapter = name or prepared.name, prepared.adapter.id if prepared.adapter else None
+        exposures = [
+            {field: getattr(row, field) for field in EXPOSURE_FIELDS} for row in prepared.exposures
+        ]
+
+        def exchange(index: int, completion: Completion) -> Exchange:
             answer: Message = {"role": "assistant", "content": completion.text}
             answer |= {"tool_calls": list(completion.calls)} if completion.calls else {}
             digest = hashlib.sha256(f"{prepared.name}/{index}".encode()).digest()
-            exposures = [
-                {field: getattr(row, field) for field in EXPOSURE_FIELDS}
-                for row in prepared.exposures
-            ]
-            exchange = Exchange(
-                name=name or prepared.name,
+            return Exchange(
+                name=name,
                 choice=index,
                 profile=self.settings.profile,
                 taskset=prepared.taskset,
@@ -173,41 +176,20 @@ class LessonSession:
                 measure=self.measure,
                 trust=Trust.UNTRUSTED if prepared.task.untrusted else Trust.CLEAN,
             )
-            rows.append(exchange)
-        stored: Future[None] = Future()
-        if prepared.record:
-            self._queue.put((rows, stored))
-        else:
-            stored.set_result(None)
-        return stored
 
-    def reward(self, name: str, reward: float, feedback: str, choice: int | None) -> None:
-        """Store a reward. Errors as in `store.exchanges.reward`."""
-        with self.store.write() as s:
+        return self.writer.submit(
+            lambda s: exchanges.save(s, [exchange(*row) for row in enumerate(completions)])
+        )
+
+    def reward(self, name: str, reward: float, feedback: str, choice: int | None) -> Future[None]:
+        """Store a reward; the future is done when it is committed. Errors as in
+        `store.exchanges.reward`."""
+
+        def write(s: Session) -> None:
             exchanges.reward(s, name, reward, feedback, choice)
+
+        return self.writer.submit(write)
 
     def stop(self) -> None:
         """Store what is queued, and end the thread."""
-        self._queue.put(None)
-        self._thread.join(timeout=30)
-
-    def _write(self) -> None:
-        """Store all that is queued in one transaction: its flush to disk is what takes time."""
-        stopped = False
-        while not stopped and (first := self._queue.get()) is not None:
-            batch = [first]
-            while not stopped and not self._queue.empty():
-                more = self._queue.get()
-                stopped = more is None
-                batch += [] if more is None else [more]
-            error: Exception | None = None
-            try:
-                with self.store.write() as s:
-                    exchanges.save(s, [row for rows, _ in batch for row in rows])
-            except Exception as e:  # such as a full disk: the requests fail, the server goes on
-                error = e
-            for _, stored in batch:
-                if error:
-                    stored.set_exception(error)
-                else:
-                    stored.set_result(None)
+        self.writer.stop()

@@ -6,28 +6,29 @@ import asyncio
 import hashlib
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from reflect.errors import AdapterError, ContextTooLong, ReflectError, UnknownName
+from reflect.errors import ReflectError
 from reflect.models.base import Completion, Request
+from reflect.serve.api_errors import RETRY, api_error
 from reflect.serve.engine import Busy, Engine, EngineJob, OnText
 from reflect.serve.schema import ApiError, ChatRequest, choice, delta, event, usage
 from reflect.serve.served_adapters import ClientAdapter, ServedAdapters
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Sequence
+    from concurrent.futures import Future
 
     from starlette.requests import Request as HttpRequest
+    from starlette.types import Receive, Scope, Send
 
+    from reflect.models.generation import GenerationRow
     from reflect.serve.lesson_session import LessonSession, PreparedRequest
     from reflect.types import Json
 
-RETRY_SECONDS = 1
 Result = TypeVar("Result")
-Part = tuple[int, str]
-"""(index of the answer, its text so far)."""
 
 
 @dataclass(frozen=True)
@@ -64,32 +65,38 @@ class LocalChat:
 
     async def answer(self, http: HttpRequest, client: ChatRequest) -> Response:
         """The whole answer, or a stream of it. The answers are stored before the client has read
-        their end."""
+        their end. A caller that is cancelled, because its client has left, ends the computation."""
         loaded = self._loaded_adapter(client.model)
-        prepared = await asyncio.to_thread(self.session.open, client)
+        self._check_queue()
+        prepared, sampling, rows = await _result(asyncio.to_thread(self._prepare, client))
         adapter = loaded.key if loaded else None
         if loaded:  # the answer is not the profile's, and is not stored as such
             prepared = replace(prepared, adapter=None)
         elif prepared.adapter:
             adapter = await _result(self.adapters.ensure_active(prepared.adapter))
         name = client.model if loaded else adapter or ""
-        request = LocalRequest(client, prepared, self._sampling(client, prepared, adapter), name)
+        request = LocalRequest(client, prepared, replace(sampling, adapter=adapter), name)
         if client.stream:
-            return await self._stream(request)
-        job = self._submit(request.sampling)
+            return await self._stream(request, rows)
+        job = self._submit(request, rows)
         try:
-            completions = await self._wait(http, job)
-            await self._store(request, completions)
-        except BaseException:
+            completions = await _result(asyncio.wrap_future(job.done))
+        finally:
             job.cancel()
-            raise
-        body = self._body(prepared, "chat.completion")
+        await self._store(request, completions)
+        body = self._body(request.prepared, "chat.completion")
         body["choices"] = [choice(i, completion) for i, completion in enumerate(completions)]
         return JSONResponse(body | {"usage": usage(completions)}, headers=request.headers)
 
-    def _sampling(
-        self, client: ChatRequest, prepared: PreparedRequest, adapter: str | None
-    ) -> Request:
+    def _prepare(self, client: ChatRequest) -> tuple[PreparedRequest, Request, list[GenerationRow]]:
+        """The request with its lessons, for the model without an adapter, and tokenised.
+        ContextTooLong before long texts are searched or tokenised in full."""
+        self.model.check_length(client.messages, client.tools)
+        prepared = self.session.open(client)
+        sampling = self._sampling(client, prepared)
+        return prepared, sampling, self.model.rows(sampling)
+
+    def _sampling(self, client: ChatRequest, prepared: PreparedRequest) -> Request:
         digest = hashlib.sha256(prepared.name.encode()).digest()
         seed = int.from_bytes(digest[:8], "big") if client.seed is None else client.seed
         return Request(
@@ -98,30 +105,23 @@ class LocalChat:
             max_tokens=client.max_tokens or self.model.context,
             temperature=client.temperature,
             stop=client.stop,
-            adapter=adapter,
+            adapter=None,
             tools=client.tools,
         )
 
-    def _submit(self, request: Request, on_text: OnText | None = None) -> EngineJob:
+    def _check_queue(self) -> None:
         try:
-            return self.engine.submit(request, on_text)
+            self.engine.check_queue()
         except Busy as e:
-            wait = {"retry-after": str(RETRY_SECONDS)}
-            raise ApiError(503, str(e), code="overloaded", kind="server_error", headers=wait) from e
+            raise ApiError(
+                503, str(e), code="overloaded", kind="server_error", headers=RETRY
+            ) from e
 
-    async def _wait(self, http: HttpRequest, job: EngineJob) -> list[Completion]:
-        """The completions. A client that disconnects ends the computation."""
-        result = asyncio.wrap_future(job.done)
-        disconnect = asyncio.ensure_future(_disconnected(http))
-        waits: set[asyncio.Future[Any]] = {result, disconnect}
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            if not result.done():
-                result.cancel()
-                raise ApiError(499, "The client has disconnected.", kind="server_error")
-            return await _result(result)
-        finally:
-            disconnect.cancel()
+    def _submit(
+        self, request: LocalRequest, rows: Sequence[GenerationRow], on_text: OnText | None = None
+    ) -> EngineJob:
+        self._check_queue()
+        return self.engine.submit(request.sampling, on_text, rows)
 
     async def _store(self, request: LocalRequest, completions: Sequence[Completion]) -> None:
         prepared = request.prepared
@@ -138,30 +138,24 @@ class LocalChat:
             "system_fingerprint": f"fp_{self.fingerprint[:12]}",
         }
 
-    async def _stream(self, request: LocalRequest) -> Response:
-        loop, parts = asyncio.get_running_loop(), asyncio.Queue[Part | None]()
-
-        def on_text(index: int, text: str) -> None:  # in the engine's thread
-            loop.call_soon_threadsafe(parts.put_nowait, (index, text))
-
+    async def _stream(self, request: LocalRequest, rows: Sequence[GenerationRow]) -> Response:
+        parts = Parts()
         # With tools the text may turn out to be a call, so it is sent at the end only.
-        job = self._submit(request.sampling, None if request.client.tools else on_text)
-        job.done.add_done_callback(lambda _: loop.call_soon_threadsafe(parts.put_nowait, None))
-        first = await parts.get()  # a refused request gets a status, not a stream
-        if first is None and (e := job.done.exception()) is not None:
-            raise api_error(e)
-        headers = request.headers | {"cache-control": "no-cache"}
-        events = self._events(request, job, first, parts)
-        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        job = self._submit(request, rows, None if request.client.tools else parts.put)
+        job.done.add_done_callback(parts.end)
+        try:
+            first = await parts.take()  # a refused request gets a status, not a stream
+            if parts.ended and (e := job.done.exception()) is not None:
+                raise api_error(e)
+        except BaseException:
+            job.cancel()
+            raise
+        return JobStream(self._events(request, job, first, parts), request.headers, job)
 
     async def _events(
-        self,
-        request: LocalRequest,
-        job: EngineJob,
-        part: Part | None,
-        parts: asyncio.Queue[Part | None],
+        self, request: LocalRequest, job: EngineJob, texts: dict[int, str], parts: Parts
     ) -> AsyncIterator[bytes]:
-        """The server-sent events of a stream. `part` is the first one of `parts`."""
+        """The server-sent events of a stream. `texts` are the first ones of `parts`."""
         client = request.client
         body = self._body(request.prepared, "chat.completion.chunk")
         body |= {"usage": None} if client.usage else {}
@@ -170,34 +164,33 @@ class LocalChat:
             return event(body | {"choices": [delta(index, content, finish)]})
 
         sent = [""] * client.n
-        try:
-            for i in range(client.n):
-                yield chunk(i, {"role": "assistant", "content": ""})
-            while part is not None:
-                i, text = part
-                text = _settled(text, request.sampling.stop)
+        for i in range(client.n):
+            yield chunk(i, {"role": "assistant", "content": ""})
+        while True:
+            for i, text in texts.items():
+                text = _settled(text, request.sampling.stop, len(sent[i]))
                 if len(text) > len(sent[i]) and text.startswith(sent[i]):
                     yield chunk(i, {"content": text[len(sent[i]) :]})
                     sent[i] = text
-                part = await parts.get()
-            try:
-                completions = await _result(asyncio.wrap_future(job.done))
-                await self._store(request, completions)
-            except ApiError as e:  # too late for a status
-                yield event(e.body)
-                return
-            for i, completion in enumerate(completions):
-                if rest := completion.text[len(sent[i]) :]:
-                    yield chunk(i, {"content": rest})
-                if completion.calls:
-                    calls = [{"index": at, **call} for at, call in enumerate(completion.calls)]
-                    yield chunk(i, {"tool_calls": calls})
-                yield chunk(i, {}, completion.finish)
-            if client.usage:
-                yield event(body | {"choices": [], "usage": usage(completions)})
-            yield event(b"[DONE]")
-        finally:  # at the end, or when the client has disconnected
-            job.cancel()
+            if parts.ended:
+                break
+            texts = await parts.take()
+        try:
+            completions = await asyncio.wrap_future(job.done)
+            await self._store(request, completions)
+        except Exception as e:  # too late for a status
+            yield event(api_error(e).body)
+            return
+        for i, completion in enumerate(completions):
+            if rest := completion.text[len(sent[i]) :]:
+                yield chunk(i, {"content": rest})
+            if completion.calls:
+                calls = [{"index": at, **call} for at, call in enumerate(completion.calls)]
+                yield chunk(i, {"tool_calls": calls})
+            yield chunk(i, {}, completion.finish)
+        if client.usage:
+            yield event(body | {"choices": [], "usage": usage(completions)})
+        yield event(b"[DONE]")
 
     def _loaded_adapter(self, model: str) -> ClientAdapter | None:
         """The adapter that a client names, None for the model itself. ApiError 404."""
@@ -229,10 +222,10 @@ class LocalChat:
         return JSONResponse(next((row for row in rows if row["id"] == wanted), rows[0]))
 
 
-def _settled(text: str, stop: Sequence[str]) -> str:
+def _settled(text: str, stop: Sequence[str], start: int = 0) -> str:
     """The part that cannot change any more: without an incomplete letter, a possible beginning of
-    a stop string, and all after a stop string."""
-    if cuts := [at for s in stop if (at := text.find(s)) >= 0]:
+    a stop string, and all after a stop string. `start`: the length that was settled before."""
+    if cuts := [at for s in stop if (at := text.find(s, max(0, start - len(s)))) >= 0]:
         return text[: min(cuts)]
     text = text.rstrip("\ufffd")
     for s in stop:
@@ -241,10 +234,51 @@ def _settled(text: str, stop: Sequence[str]) -> str:
     return text
 
 
-async def _disconnected(http: HttpRequest) -> None:
-    """Returns when the client has disconnected."""
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
+class Parts:
+    """The texts of a stream on their way from the engine's thread to the event loop. Of each answer
+    only the newest text waits, so that a slow client does not fill the memory."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._loop, self._changed = asyncio.get_running_loop(), asyncio.Event()
+        self._texts: dict[int, str] = {}
+
+    def put(self, index: int, text: str) -> None:
+        """Take the text of an answer. In the engine's thread."""
+        self._texts[index] = text
+        self._loop.call_soon_threadsafe(self._changed.set)
+
+    def end(self, done: Future[list[Completion]]) -> None:
+        """No text comes after this one. In any thread."""
+        self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        self.ended = True
+        self._changed.set()
+
+    async def take(self) -> dict[int, str]:
+        """The texts that changed, after at least one did or the end came."""
+        await self._changed.wait()
+        self._changed.clear()
+        return {index: self._texts.pop(index) for index in list(self._texts)}
+
+
+class JobStream(StreamingResponse):
+    """A stream of events. Its job is cancelled at the end, also if no event was sent."""
+
+    def __init__(
+        self, events: AsyncIterator[bytes], headers: dict[str, str], job: EngineJob
+    ) -> None:
+        headers = headers | {"cache-control": "no-cache"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self.job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.job.cancel()
 
 
 async def _result(result: Awaitable[Result]) -> Result:
@@ -253,17 +287,3 @@ async def _result(result: Awaitable[Result]) -> Result:
         return await result
     except ReflectError as e:
         raise api_error(e) from e
-
-
-def api_error(e: BaseException) -> ApiError:
-    """The status and code of an error."""
-    if isinstance(e, ApiError):
-        return e
-    if isinstance(e, UnknownName):
-        return ApiError(404, str(e), param="model", code="model_not_found")
-    if isinstance(e, AdapterError):
-        return ApiError(400, str(e), code="adapter_error")
-    if isinstance(e, ContextTooLong):
-        return ApiError(400, str(e), param="messages", code="context_length_exceeded")
-    message = str(e) if isinstance(e, ReflectError) else f"{type(e).__name__}: {e}"
-    return ApiError(500, message, code="internal_error", kind="server_error")

@@ -1,7 +1,8 @@
 """Start, announce and stop the server.
 
 After SIGTERM or SIGINT the server accepts nothing new, finishes the running requests within
-PATIENCE seconds, and the process ends as every command of reflect does.
+PATIENCE seconds, and the process ends as every command of reflect does. Incomplete requests do not
+delay the end. If one of its threads ends by an error, the process ends with that error.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from reflect.workspace.workspace import Workspace
 
 PATIENCE = 30  # seconds for running requests
+FAILED_PATIENCE = 3  # seconds for running requests after a thread has ended by an error
 BACKLOG = 512
 MODULES = ("starlette", "uvicorn", "httpx2")
 
@@ -66,16 +68,16 @@ def serve(ws: Workspace, options: ServeOptions, ready: Callable[[str], None]) ->
         app, close = assemble(ws, options)
         stack.callback(close)
         base = url(listener, options.host)
-        asyncio.run(server(app, lambda: ready(base)).serve(sockets=[listener]))
+        proxy = bool(options.upstream)
+        asyncio.run(server(app, lambda: ready(base), proxy=proxy).serve(sockets=[listener]))
+        if failure := app.state.failure():
+            raise ServeError(failure, "Start the server again; if this repeats, report it.")
 
 
 def assemble(ws: Workspace, options: ServeOptions) -> tuple[Starlette, Callable[[], None]]:
     """(the application, a function that stops its threads)."""
-    from reflect.models.local import LocalModel
     from reflect.serve.app import build
-    from reflect.serve.engine import Engine
     from reflect.serve.lesson_session import LessonSession
-    from reflect.serve.local_chat import LocalChat
     from reflect.serve.proxy import Proxy
 
     def session(context: int | None) -> LessonSession:
@@ -93,6 +95,10 @@ def assemble(ws: Workspace, options: ServeOptions) -> tuple[Starlette, Callable[
         key = os.environ.get("REFLECT_UPSTREAM_KEY", "")
         proxy = Proxy(options.upstream, upstream, key=key, own_key=options.key)
         return build(proxy, upstream, key=options.key), upstream.stop
+    from reflect.models.local import LocalModel
+    from reflect.serve.engine import Engine
+    from reflect.serve.local_chat import LocalChat
+
     if not isinstance(ws.model, LocalModel):
         message = f"{ws.settings.model} is not a model of this machine."
         raise UsageError(message, "Serve in front of its server: reflect serve --upstream URL")
@@ -108,23 +114,40 @@ def assemble(ws: Workspace, options: ServeOptions) -> tuple[Starlette, Callable[
     return build(LocalChat(engine, local), local, key=options.key), close
 
 
-def server(app: Starlette, ready: Callable[[], None]) -> uvicorn.Server:
-    """A uvicorn server that calls `ready` when it listens. It logs errors only: no request, no
-    key."""
+def server(
+    app: Starlette, ready: Callable[[], None], *, proxy: bool = False, files: int = 0
+) -> uvicorn.Server:
+    """A uvicorn server that calls `ready` when it listens, and ends when a thread of the
+    application has ended by an error. It logs errors only: no request, no key. `files`: the limit
+    of open files, 0 for that of the system."""
     import uvicorn
+
+    from reflect.serve.connection import connections_for, limited, quiet_accept, raise_file_limit
 
     class Announced(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            asyncio.get_running_loop().set_exception_handler(quiet_accept())
             await super().startup(sockets)
             ready()
 
+        async def on_tick(self, counter: int) -> bool:
+            failure = getattr(getattr(app, "state", None), "failure", None)
+            if failure is not None and failure():
+                self.config.timeout_graceful_shutdown = FAILED_PATIENCE
+                return True
+            return await super().on_tick(counter)
+
+    files = files or raise_file_limit()
+    backlog = min(BACKLOG, files // 8)
     config = uvicorn.Config(
         app,
+        http=limited(connections_for(files, backlog, proxy)),
+        ws="none",
         lifespan="off",
         access_log=False,
         log_level="error",
         timeout_graceful_shutdown=PATIENCE,
-        backlog=BACKLOG,
+        backlog=backlog,
     )
     return Announced(config)
 

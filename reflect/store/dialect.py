@@ -58,6 +58,18 @@ class Dialect(Protocol):
         is wrong."""
 
 
+def storable(text: str) -> str:
+    """The text with U+FFFD for half surrogates, which no database can hold. Two halves that follow
+    each other become their character."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 def without_password(url: str) -> str:
     """The URL as it may be printed, however badly it is written."""
     url = re.sub(r"(://[^:/?#]*):.*@", r"\1:***@", url)

@@ -23,7 +23,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 
 from reflect.errors import StoreError
 from reflect.store import dialect
-from reflect.store.dialect import AGAIN, without_password
+from reflect.store.dialect import AGAIN, storable, without_password
 
 if TYPE_CHECKING:
     import psycopg
@@ -206,7 +206,7 @@ def _first_line(e: BaseException) -> str:
 
 
 def _dumps(value: object) -> str:
-    return json.dumps(_spelled(value), ensure_ascii=False)
+    return storable(json.dumps(_spelled(value), ensure_ascii=False))
 
 
 def _loads(text: str) -> object:
@@ -230,10 +230,10 @@ def _on_connect(connection: psycopg.Connection, record: object) -> None:
     from psycopg.types.string import StrDumper
 
     class Text(StrDumper):
-        """PostgreSQL's text cannot hold the character 0; what a model says may."""
+        """PostgreSQL's text cannot hold the character 0, which a model may write."""
 
         def dump(self, obj: str) -> Any:
-            return super().dump(obj.replace("\0", "\N{REPLACEMENT CHARACTER}"))
+            return super().dump(storable(obj).replace("\0", "\N{REPLACEMENT CHARACTER}"))
 
     connection.adapters.register_dumper(str, Text)
     connection.execute("SET jit = off")  # compiling a search takes longer than searching

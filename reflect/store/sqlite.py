@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from reflect.errors import StoreError
 from reflect.store import dialect
-from reflect.store.dialect import AGAIN
+from reflect.store.dialect import AGAIN, storable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,6 +113,7 @@ class SQLite:
         engine = create_engine(
             self._url, poolclass=NullPool, json_serializer=partial(json.dumps, ensure_ascii=False)
         )
+        event.listen(engine, "before_cursor_execute", _before_execute, retval=True)
         event.listen(engine, "connect", _on_connect)
         event.listen(engine, "begin", _on_begin)
         return {kind: engine.execution_options(begin=kind) for kind in dialect.KINDS}
@@ -158,6 +159,27 @@ def _on_connect(connection: sqlite3.Connection, record: object) -> None:
     connection.execute(f"PRAGMA busy_timeout={dialect.LOCK_SECONDS * 1000:.0f}")
     connection.execute("PRAGMA foreign_keys=ON")
     connection.execute("PRAGMA synchronous=FULL")
+
+
+def _before_execute(
+    connection: Connection,
+    cursor: object,
+    statement: str,
+    parameters: object,
+    context: object,
+    executemany: bool,
+) -> tuple[str, object]:
+    return statement, _storable(parameters)
+
+
+def _storable(value: object) -> object:
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, dict):
+        return {key: _storable(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_storable, value))
+    return value
 
 
 def _on_begin(connection: Connection) -> None:
