@@ -21,6 +21,7 @@ import json
 import math
 import random
 import re
+import reprlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -28,8 +29,9 @@ from reflect import prompts
 from reflect.errors import BadTaskFile, UnknownName
 from reflect.tasksets import code
 from reflect.tasksets.base import Taskset
+from reflect.tasksets.numbers import only_number
 from reflect.tasksets.task import HUMAN, JUDGE, Message, Split, Task
-from reflect.tasksets.verifiers import VERIFIERS, extract_answer, last_number
+from reflect.tasksets.verifiers import VERIFIERS, extract_answer, final_answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -206,8 +208,9 @@ def _answer(row: FileRow, verifier: str) -> str | int | float:
         row.fail("answer", "it is not a text or a number", 'Write it as one text, such as "2 1 3".')
     if isinstance(answer, float) and not math.isfinite(answer):
         row.fail("answer", f"{answer} is no number that can be compared", "Give a finite number.")
-    if verifier == "number" and last_number(str(answer)) is None:
-        row.fail("answer", f"{answer!r} holds no number", "Give a number, or another verifier.")
+    if verifier == "number" and only_number(final_answer(str(answer))) is None:
+        problem = f"{reprlib.repr(answer)} is not one number"
+        row.fail("answer", problem, "Give the number alone, or use another verifier.")
     if verifier == "regex":
         try:
             re.compile(str(answer))

@@ -6,7 +6,8 @@ must be measured again. The hash holds the source of `verify`, `audit` and `envi
 taskset and of the functions and texts in `Taskset.rules`, with all that they use by name from their
 own module: functions, methods, constants, tables that were read from a file. Comments and
 docstrings do not count. Code without a source counts by its bytecode. A named verifier, and a
-taskset class of this package, counts by its version (see `verifiers.reward_texts`).
+taskset class of this package, counts by its version (see `verifiers.reward_texts`). The tasksets
+that are shipped keep version 1: later versions score their answers as version 1 does.
 
 Not covered: what a verifier reads or imports while it runs, and what it keeps in `self`.
 """
@@ -18,13 +19,16 @@ import hashlib
 import inspect
 import json
 import re
+import sys
 import textwrap
+from pathlib import Path
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING
 
 from reflect import prompts
+from reflect.config import shipped
 from reflect.tasksets.base import Taskset
-from reflect.tasksets.verifiers import reward_texts
+from reflect.tasksets.verifiers import extract_answer, reward_texts
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -60,9 +64,11 @@ def _add_function(rule: object, kind: type, texts: dict[Hashable, str]) -> None:
         or id(function) in texts
     ):
         return
-    if function.__module__.startswith("reflect.") and (own := reward_texts(function.__qualname__)):
-        texts |= {text: text for text in own}
-        return
+    if function.__module__.startswith("reflect."):
+        own = reward_texts(function.__qualname__, first=_is_shipped(kind))
+        if own:
+            texts |= {text: text for text in own}
+            return
     texts[id(function)] = _source(function)
     for name in sorted(set(_names(function.__code__))):
         if name in function.__globals__:
@@ -71,12 +77,20 @@ def _add_function(rule: object, kind: type, texts: dict[Hashable, str]) -> None:
             _add(name, attribute, None, kind, texts)
 
 
+def _is_shipped(kind: type) -> bool:
+    """Is the class defined in a taskset of this package?"""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return file is not None and Path(file).parent == shipped("tasks")
+
+
 def _add(
     name: str, value: object, module: str | None, kind: type, texts: dict[Hashable, str]
 ) -> None:
     """Add the value of a name: code of that module (None: of any), or data."""
     if callable(value) or hasattr(value, "fget") or hasattr(value, "__func__"):
         if module is not None and getattr(value, "__module__", None) != module:
+            if value is extract_answer:  # of another module, but it has versions
+                _add_function(value, kind, texts)
             return
         if isinstance(value, type):
             texts[value] = _source(value)

@@ -25,7 +25,7 @@ from reflect.records import Lesson, Reflection, Rollout, Trial
 from reflect.rollouts.context import TasksetContext
 from reflect.store import lessons as db
 from reflect.store import runs, trials
-from reflect.tasksets import load_taskset
+from reflect.tasksets import extract_answer, load_taskset, taskset
 from reflect.tasksets.task import Score, Task
 from reflect.training import lesson_set
 from reflect.trials import comparison
@@ -99,10 +99,6 @@ def test_named_verifiers_and_the_audit_count():
 @pytest.mark.parametrize(
     ("row", "version"),
     [
-        ({"answer": "a"}, "8219a673a06c"),
-        ({"answer": 1, "verifier": "number"}, "c2b5626be9c9"),
-        ({"answer": "a", "verifier": "contains"}, "19ab4de61e57"),
-        ({"answer": "a", "verifier": "regex", "gold": "a"}, "e93fe0a38d99"),
         ({"rubric": "Is it polite?"}, "3faded8f9df7"),
         ({"cases": [{"stdin": "2", "stdout": "4"}], "verifier": "code"}, "bac4084227b6"),
     ],
@@ -111,6 +107,44 @@ def test_effects_measured_by_the_first_version_still_count(tmp_path, row, versio
     """Runs and trials of before hold these hashes: with others, all evidence would begin anew."""
     (tmp_path / "t.jsonl").write_text(json.dumps({"prompt": "p", "split": "practice"} | row))
     assert reward_version(load_taskset(tmp_path / "t.jsonl")) == version
+
+
+@pytest.mark.parametrize(
+    ("row", "first", "second"),
+    [
+        ({"answer": "a"}, "8219a673a06c", "cfb1d38ab84a"),
+        ({"answer": 1, "verifier": "number"}, "c2b5626be9c9", "2840c7e5857f"),
+        ({"answer": "a", "verifier": "contains"}, "19ab4de61e57", "cc2ae48d245b"),
+        ({"answer": "a", "verifier": "regex", "gold": "a"}, "e93fe0a38d99", "863010481d64"),
+    ],
+)
+def test_verifiers_that_score_otherwise_start_their_evidence_anew(
+    tmp_path, monkeypatch, row, first, second
+):
+    """Version 2 accepts answers that version 1 did not. Both hashes are pinned: the first proves
+    that only the change restarts evidence, the second that nothing else does later."""
+    (tmp_path / "t.jsonl").write_text(json.dumps({"prompt": "p", "split": "practice"} | row))
+    rows = load_taskset(tmp_path / "t.jsonl")
+    assert reward_version(rows) == second
+    monkeypatch.setattr("reflect.trials.reward_version._is_shipped", lambda kind: True)
+    assert reward_version(rows) == first
+
+
+def test_code_that_extracts_the_answer_starts_anew_and_other_code_does_not(monkeypatch):
+    def own(text, answer):
+        return float(answer in text)
+
+    def extracting(text, answer):
+        return float(answer == extract_answer(text))
+
+    def rows(split):
+        yield f"{split}?", "a"
+
+    tasksets = [taskset(verify=verify)(rows) for verify in (own, extracting)]
+    later = [reward_version(one) for one in tasksets]
+    monkeypatch.setattr("reflect.trials.reward_version._is_shipped", lambda kind: True)
+    first = [reward_version(one) for one in tasksets]
+    assert later[0] == first[0] and later[1] != first[1]
 
 
 def test_the_shipped_tasksets_keep_their_first_version():
@@ -135,8 +169,8 @@ def test_evidence_begins_anew_with_another_verifier_and_the_lesson_stays(sqlite_
         sqlite_store, "active", when=f"the task says {verb}", do=f"use {op}", scope="dialect"
     )
     half = Settings(withhold_active=0.5)
-    for taskset, n in ((dialect.TASKSET, 24), (Stricter(), 12)):
-        practice(RuleModel(), sqlite_store, taskset, half, n=n, k=8, seed=1)
+    for source, n in ((dialect.TASKSET, 24), (Stricter(), 12)):
+        practice(RuleModel(), sqlite_store, source, half, n=n, k=8, seed=1)
     with sqlite_store.read() as s:
         found = {
             trial.measure: trial
