@@ -346,7 +346,8 @@ def _header(file: _File, most: int) -> dict[str, object]:
     header = _json(file.take(length), f"the header of {file.name}")
     if not isinstance(header, dict):
         raise _Unreadable(f"the header of {file.name} is not a JSON object")
-    header.pop("__metadata__", None)
+    if not isinstance(header.pop("__metadata__", {}), dict):
+        raise _Unreadable(f"the metadata of {file.name} is not a JSON object")
     return header
 
 

@@ -7,6 +7,7 @@ effect; they may be loaded.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pickle
@@ -258,6 +259,9 @@ ATTACKS: dict[str, Attack] = {
     "rslora text": config(use_rslora="yes"),
     "targets regex": config(target_modules="(.*)*q_proj"),
     "targets catastrophic": config(target_modules="^(([a-z])+.)+[A-Z]([a-z])+$"),
+    "targets none left": lambda f: f.write_config(exclude_modules=f.config["target_modules"]),
+    "targets by half a name": config(target_modules=["_proj"]),
+    "targets in other case": config(target_modules="ALL-LINEAR"),
     "targets empty": config(target_modules=[]),
     "targets null": config(target_modules=None),
     "targets head": config(target_modules=["lm_head"]),
@@ -289,6 +293,9 @@ ATTACKS: dict[str, Attack] = {
         json.dumps(f.config)[:-1] + ', "x": ' + "9" * 10_000 + "}"
     ),
     "config key twice": lambda f: f.config_file.write_text(json.dumps(f.config)[:-1] + ', "r": 4}'),
+    "config python": raw_config("{'peft_type': 'LORA'}"),
+    "config gzip": lambda f: f.config_file.write_bytes(gzip.compress(f.config_file.read_bytes())),
+    "config of 50 MB": lambda f: f.write_config(x=["y" * 99] * 500_000),
     "config nul": lambda f: f.config_file.write_bytes(b"\0" * 4096),
     "config surrogate": config(**{"\ud83d": 1}),
     "config key of 500 KB": config(**{"k" * 500_000: 1}),
@@ -313,6 +320,10 @@ ATTACKS: dict[str, Attack] = {
     "weights endless": link(WEIGHTS, "/dev/zero"),
     "weights terminal": link(WEIGHTS, "/dev/tty"),
     "weights folder": folder_instead(WEIGHTS),
+    "weights zip": lambda f: f.weights_file.write_bytes(b"PK\x03\x04" + f.data),
+    "weights gguf": lambda f: f.weights_file.write_bytes(b"GGUF" + f.data),
+    "weights gzip": lambda f: f.weights_file.write_bytes(gzip.compress(f.weights_file.read_bytes())),
+    "weights in shards": lambda f: f.weights_file.rename(f.path / "adapter_model-00001-of-00001.safetensors"),
     "weights link": link_to_itself,
     "weights pickle": pickled,
     "weights pickle by name": pickle_in_safetensors,
@@ -354,6 +365,7 @@ ATTACKS: dict[str, Attack] = {
     "tensor of the base": renamed(lambda _: "base_model.model.model.norm.weight"),
     "tensor with a path": renamed(lambda name: "../../" + name),
     "tensor with dots": renamed(lambda name: name.replace(".lora_", "..lora_")),
+    "tensor of a lookalike": renamed(lambda name: name.replace("lora", "l\u043era")),
     "tensor of another adapter": renamed(lambda name: name.replace(".weight", ".default.weight")),
     "tensor with nul": renamed(lambda name: name + "\0"),
     "tensor of the embedding": renamed(
@@ -366,11 +378,12 @@ ATTACKS: dict[str, Attack] = {
     "tensor with a bias": extra_tensor("base_model.model.model.layers.0.self_attn.q_proj.bias"),
     "tensor without name": extra_tensor(""),
     "tensor missing": missing,
+    "metadata no object": lambda f: f.write_weights(f.header | {"__metadata__": 5}),
     "metadata in place of tensors": lambda f: f.write_weights(
         {"__metadata__": {"format": "pt"}}, b""
     ),
 }
-LARGE = (
+LARGE = ("config of 50 MB", 
     "header a million keys",
     "header 100 MB of spaces",
     "config 10 GB",

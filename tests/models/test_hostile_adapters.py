@@ -423,6 +423,22 @@ def test_a_server_refuses_hostile_folders_while_others_are_answered(
     assert base_hash(tiny.network) == before and tiny.adapters == []
 
 
+def test_numbers_that_overflow_fail_the_requests_of_their_adapter_only(
+    tiny: LocalModel, tmp_path: Path
+) -> None:
+    tiny.new_adapter("made")
+    for parameter in tiny.adapter_parameters("made"):
+        parameter.data.fill_(1e30)
+    tiny.save_adapter("made", tmp_path / "huge")
+    tiny.drop_adapter("made")
+    with serving(tmp_path / "lessons.db", tiny) as base:
+        before = ask(base)
+        assert load(base, "x", tmp_path / "huge").status_code == 200
+        status, _, message = ask(base, "x")
+        assert status == 500 and "not a number" in message
+        assert ask(base) == before
+
+
 def test_a_name_never_means_other_weights(tiny: LocalModel, good: Path, tmp_path: Path) -> None:
     other = random_adapter(tiny, tmp_path / "other", seed=5)
     with serving(tmp_path / "lessons.db", tiny) as base:
