@@ -37,7 +37,7 @@ class Export:
 
 def card(x: Export) -> str:
     """The text of README.md."""
-    parts = [head(x), title(x), usage(x), lessons(x), gate(x), made(x), files(x)]
+    parts = [head(x), title(x), usage(x), lessons(x), gate(x), origin(x), files(x)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -144,7 +144,7 @@ def gate(x: Export) -> str:
     return "\n".join([f"## Gate\n\n{about}\n\n{table}\n", *checks])
 
 
-def made(x: Export) -> str:
+def origin(x: Export) -> str:
     """The command that made the adapter, and all values of its plan."""
     lines = [
         f"- base: {plain(base_name(x.adapter.base_model))}, fingerprint `{x.adapter.base_fingerprint}`"

@@ -145,7 +145,7 @@ def check_memory(
     process holds the whole model for sampling and its share of the layers."""
     try:
         count = memory.parameters_of(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return  # a damaged file: loading it gives a better error
     shared = distributed.share_layers(settings.device_map)
     need = memory.SLACK * count * (memory.FOUR_BIT if settings.quantize else dtype.itemsize)

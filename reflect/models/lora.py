@@ -184,7 +184,7 @@ class AdapterSet:
         self._number += 1
         layers = {}
         for layer, (a, b) in weights.items():
-            device = self._base_layer(layer).weight.device
+            device = self._device(layer)
             layers[layer] = LoraWeights(
                 torch.nn.Parameter(a.detach().to(device)), torch.nn.Parameter(b.detach().to(device))
             )
@@ -200,6 +200,14 @@ class AdapterSet:
     def _base_layer(self, layer: str) -> Any:
         module = self.network.get_submodule(layer)
         return module.base_layer if isinstance(module, LoraLayer) else module
+
+    def _device(self, layer: str) -> torch.device:
+        """The device of a layer's inputs; accelerate offloads its weight, then that has none."""
+        base = self._base_layer(layer)
+        if base.weight.is_meta:
+            return torch.device(base._hf_hook.execution_device)
+        device: torch.device = base.weight.device
+        return device
 
     def _wrap(self, layer: str) -> LoraLayer:
         module = self.network.get_submodule(layer)

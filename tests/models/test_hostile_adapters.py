@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import httpx2
 import pytest
 import torch
@@ -308,6 +309,20 @@ def test_layers_are_wrapped_only_while_there_is_an_adapter(tiny: LocalModel, goo
     tiny.drop_adapter("x")
     assert tiny.active is None
     assert [name for name, _ in tiny.network.named_modules()] == modules
+
+
+def test_layers_whose_weights_are_offloaded_take_adapters(
+    tiny: LocalModel, good: Path, tmp_path: Path
+) -> None:
+    tiny.load_adapter("x", good)
+    with tiny.using("x"):
+        want = logits(tiny)
+    model = load_model(str(save_tiny(tmp_path / "again")))
+    accelerate.cpu_offload(model.network, torch.device("cpu"))
+    model.load_adapter("x", good)
+    model.new_adapter("new", rank=2)
+    with model.using("x"):
+        assert torch.equal(logits(model), want)
 
 
 # ---- the bytes that were verified are the bytes that are used
