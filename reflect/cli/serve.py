@@ -10,6 +10,8 @@ from reflect.cli.common import with_workspace
 from reflect.cli.output import print_status
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from reflect.workspace.workspace import Workspace
 
 
@@ -45,7 +47,13 @@ def serve(
     def ready(url: str) -> None:
         model = f"in front of {upstream}" if upstream else f"with the model {ws.settings.model}"
         where = f"profile {ws.settings.profile}, database {ws.path}"
-        print_status(f"Serving {model}, {where}. Ctrl-C stops it.")
+        print_status(f"Serving {model}, {where}. The page is under /ui. Ctrl-C stops it.")
         print(url, flush=True)
 
-    serve(ws, ServeOptions(host, port, key, upstream, taskset, trusted, queue), ready)
+    def pages() -> ASGIApp:
+        from reflect.web.app import build
+        from reflect.workspace.workspace import Workspace
+
+        return build(Workspace(ws.settings), key)  # it shares no model with the engine's thread
+
+    serve(ws, ServeOptions(host, port, key, upstream, taskset, trusted, queue), ready, pages)

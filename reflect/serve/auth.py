@@ -22,6 +22,8 @@ from reflect.serve.schema import ApiError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+PAGES = "/ui"
+"""The pages of `reflect.web` below it control access themselves."""
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{0,5})?")
 
 
@@ -33,7 +35,9 @@ class AuthMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse the request, or pass it on."""
-        protected = scope["type"] == "http" and scope["path"] != "/health"
+        path = scope.get("path", "")
+        own = path == "/health" or path == PAGES or path.startswith(f"{PAGES}/")
+        protected = scope["type"] == "http" and not own
         if protected and (e := self.refusal(Request(scope))):
             return await JSONResponse(e.body, e.status, e.headers)(scope, receive, send)
         await self.app(scope, receive, send)

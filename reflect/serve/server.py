@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     import uvicorn
     from starlette.applications import Starlette
+    from starlette.types import ASGIApp
 
     from reflect.workspace.workspace import Workspace
 
@@ -47,14 +48,20 @@ class ServeOptions:
     queue: int = 256
 
 
-def serve(ws: Workspace, options: ServeOptions, ready: Callable[[str], None]) -> None:
-    """Serve until a signal comes. Calls `ready` with the base URL. ServeError, UsageError before
-    the model is loaded."""
+def serve(
+    ws: Workspace,
+    options: ServeOptions,
+    ready: Callable[[str], None],
+    pages: Callable[[], ASGIApp] | None = None,
+) -> None:
+    """Serve until a signal comes. Calls `ready` with the base URL. `pages` makes an application
+    with its own access control for the paths below PAGES. ServeError, UsageError before the model
+    is loaded."""
     missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
     if missing:
         message = f"reflect serve needs {', '.join(missing)}."
         raise UsageError(message, "Install what it needs: pip install 'second-nature[serve]'")
-    from reflect.serve.auth import loopback
+    from reflect.serve.auth import PAGES, loopback
 
     if not options.key and not loopback(options.host):
         message = f"On {options.host} others can reach this server, so it needs a key."
@@ -67,6 +74,8 @@ def serve(ws: Workspace, options: ServeOptions, ready: Callable[[str], None]) ->
         stack.callback(listener.close)
         app, close = assemble(ws, options)
         stack.callback(close)
+        if pages:
+            app.mount(PAGES, pages())
         base = url(listener, options.host)
         proxy = bool(options.upstream)
         asyncio.run(server(app, lambda: ready(base), proxy=proxy).serve(sockets=[listener]))

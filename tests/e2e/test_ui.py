@@ -477,3 +477,30 @@ def test_with_a_key_a_browser_logs_in_once(page: Any, workspace: Path) -> None:
         assert cookie["httpOnly"] and cookie["sameSite"] == "Strict"
     finally:
         stop(process)
+
+
+def test_reflect_serve_has_the_page_too(workspace: Path) -> None:
+    command = [sys.executable, "-m", "reflect", "serve", "--port", "0", "--db", str(workspace)]
+    command += ["--upstream", "http://127.0.0.1:9/v1"]
+    environment = os.environ | {"REFLECT_SERVE_KEY": "the-key"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    )
+    assert process.stdout is not None
+    url = process.stdout.readline().strip().removesuffix("/v1")
+    try:
+        assert ask(f"{url}/v1/models") == 401 and ask(f"{url}/ui/lessons") == 303, "to the login"
+        with urllib.request.urlopen(f"{url}/ui/login") as answer:
+            token = re.search(r'name="token" value="([^"]+)"', answer.read().decode())
+        assert token
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        body = urllib.parse.urlencode({"token": token[1], "key": "the-key"}).encode()
+        with opener.open(f"{url}/ui/login", body) as answer:
+            assert answer.url == f"{url}/ui/" and answer.status == 200
+        with opener.open(f"{url}/ui/lessons/1") as answer:
+            assert 'href="/ui/nights"' in answer.read().decode()
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            opener.open(f"{url}/ui/../v1/models")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
