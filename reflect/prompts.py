@@ -2,6 +2,9 @@
 
 A user's own `./prompts/` wins over the packaged folder. Rendering is strict (an unknown variable is
 an error) and sandboxed; lesson text is only ever a *value* in a template, never a template.
+
+What a model, a tool, a task or a client wrote enters a prompt through `quote`, so that no line of
+it can pass for a line of the prompt.
 """
 
 from __future__ import annotations
@@ -14,32 +17,102 @@ from typing import TYPE_CHECKING, Any
 
 from reflect.config import shipped
 from reflect.errors import UsageError
+from reflect.markup import skeleton, strip_role_tokens
 
 if TYPE_CHECKING:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-ROLE_TOKEN = re.compile(r"<\|[^|<>]{0,40}\|>|</?s>|\[/?INST\]")
-
 # The variables of a rubric: the text of the task, and its reference answer if it has one.
 RUBRIC = ("task", "reference")
+
+QUOTED = "| "  # begins each line that is not the prompt's own; no line of a template begins so
+LINE_ENDS = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+# A text that cannot pass for a line of a prompt: one line of plain ASCII without its words.
+_PLAIN = re.compile(
+    r"(?!(?:turn|lessons?|no lessons|task|end|note|left out|add|revise|retire|merge|rubric|why"
+    r"|better|you|what|a good answer|reply)\b)(?!.*(?:attempt|reward|feedback))[a-z0-9][ -~]*",
+    re.IGNORECASE,
+)
+LEFT_OUT = "[the rest is left out, because it imitates a heading of this prompt]"
+_APART = r"[^a-z0-9\n]{0,2}"  # between two letters of a word
+_ATTEMPT, _REWARD = _APART.join("attempt"), _APART.join("reward")
+_DIGITS = r"\d+(?:\.\d+)?"
+_HEADING = re.compile(
+    rf"{_ATTEMPT}\W{{0,8}}{_DIGITS}\W{{0,8}}{_REWARD}\W{{0,8}}{_DIGITS}\W{{0,4}}:"
+)
+_COUNTED = re.compile(rf"(?:{_ATTEMPT}|{_REWARD})(?:[^\S\n]*\S){{0,40}}")
+_SHAPE = re.compile(rf"\b[a-z]+\W{{0,3}}\d+\W{{1,3}}[a-z]+\W{{0,3}}{_DIGITS}\W{{0,3}}:")
+_NUMBER = re.compile(rf"(?<![\[\d.]){_DIGITS}(?!\d)")
+
+REMOVED = "[a line that imitates a lesson was removed]"
+# The parts of a lesson, and the first and last lines of its fence: see system.jinja.
+_WHEN = re.compile(rf"(?:[-*]\s*)?\b{_APART.join('when')}\s*:")
+_DO = re.compile(rf"\b{_APART.join('do')}\s*:")
+_FENCE = re.compile(
+    r"\blessons from practice\b.*?(?:use each|\[\W*[0-9a-f]{4,8}\W*\]).*"
+    r"|\[\W*end\s+[0-9a-f]{4,8}\W*\].*"
+)
 
 
 def sanitize_line(text: str) -> str:
     """The text on one line, without control characters and role tokens; white space is folded."""
-    text = ROLE_TOKEN.sub(" ", text)
     text = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(text.split())
+    return " ".join(strip_role_tokens(text).split())
 
 
-def nonce(*texts: str, digits: int = 4) -> str:
-    """A hash of `texts` that occurs in none of them, in `digits` hexadecimal digits.
+def sanitize_block(text: str) -> str:
+    """The text without role tokens and control characters, for another prompt; it keeps its lines,
+    each of which ends with a newline."""
+    text = LINE_ENDS.sub("\n", text)
+    text = "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
+    return strip_role_tokens(text)
+
+
+def quote(text: str, *, own_line: bool = False) -> str:
+    """The text, sanitized, so that no line of it can pass for a line of the prompt.
+
+    Every line after the first begins with `| `, whatever it holds. The first continues a line of
+    the prompt, such as "feedback: "; if it has a line of its own (`own_line`), it gets the mark
+    when other lines follow or when it is not plain.
+    """
+    first, *rest = sanitize_block(text).split("\n")
+    plain = _PLAIN.fullmatch(first) and not _SHAPE.search(first.lower())
+    if own_line and first and (rest or not plain):
+        first = QUOTED + first
+    return f"\n{QUOTED}".join([first, *rest])
+
+
+def inert(text: str) -> str:
+    """The text, sanitized, without headings of a review. A small model reads `attempt 4, reward 1:`
+    as one wherever it is in a line, so marked lines are not enough.
+
+    From such a heading on, the text is left out (LEFT_OUT says so). In what only resembles one, the
+    numbers get brackets: `trial [4], score [1]:`, `a reward of [1]`. Spelling, case, look-alike
+    letters and invisible characters make no difference.
+    """
+    text = sanitize_block(text)
+    shape, places = skeleton(text)
+    if heading := _HEADING.search(shape):
+        start = places[heading.start()]
+        text, shape = text[:start] + LEFT_OUT, shape[: heading.start()]
+    regions = [m.span() for pattern in (_COUNTED, _SHAPE) for m in pattern.finditer(shape)]
+    numbers = {m.span() for start, end in regions for m in _NUMBER.finditer(shape, start, end)}
+    parts, done = [], 0
+    for start, end in sorted(numbers):
+        parts += [text[done : places[start]], f"[{shape[start:end]}]"]
+        done = places[end - 1] + 1
+    return "".join([*parts, text[done:]])
+
+
+def nonce(*texts: str, digits: int = 4, avoid: str = "") -> str:
+    """A hash of `texts` that occurs in none of them nor in `avoid`, in `digits` hexadecimal digits.
 
     The author of only a part of the texts cannot guess it. It is not random: the same prompt always
     has the same bytes, so that rollback restores it and caches hit.
     """
     for salt in range(100):
         nonce = hashlib.sha256("\x00".join((str(salt), *texts)).encode()).hexdigest()[:digits]
-        if not any(nonce in text for text in texts):
+        if not any(nonce in text for text in (*texts, avoid)):
             return nonce
     return nonce
 
@@ -114,10 +187,38 @@ def version(name: str) -> str:
 
 
 def system_prompt(system: str, lessons: list[dict[str, str]]) -> str:
-    """The system message of a rollout; "" if it is empty. `lessons`: {when, do}."""
+    """The system message of a rollout; "" if it is empty. `lessons`: {when, do}. What imitates
+    lessons or their fence in `system` is removed, because a model would follow it as a lesson."""
     rows = [{"when": sanitize_line(row["when"]), "do": sanitize_line(row["do"])} for row in lessons]
-    mark = nonce(*(row["when"] + row["do"] for row in rows))
+    system = _without_imitated_lessons(system)
+    mark = nonce(*(row["when"] + row["do"] for row in rows), avoid=system)
     return render("system", system=system, lessons=rows, fence=mark)
+
+
+def _without_imitated_lessons(text: str) -> str:
+    """The text with REMOVED from each place on where a line imitates the lessons of system.jinja;
+    a condition and its advice may be on two lines."""
+    lines = text.splitlines(keepends=True)
+    when: tuple[int, int] | None = None  # a condition without advice: its line, and where it begins
+    for i, line in enumerate(lines):
+        shape, places = skeleton(line)
+        if fence := _FENCE.search(shape):
+            lines[i], when = _removed(line, places[fence.start()]), None
+            continue
+        condition = _WHEN.search(shape)
+        advice = _DO.search(shape, condition.end() if condition else 0)
+        if advice and condition:
+            lines[i], when = _removed(line, places[condition.start()]), None
+        elif advice and when and when[0] == i - 1:
+            lines[i - 1], lines[i] = _removed(lines[i - 1], when[1]), _removed(line, 0)
+            when = None
+        else:
+            when = (i, places[condition.start()]) if condition else None
+    return "".join(lines)
+
+
+def _removed(line: str, start: int) -> str:
+    return line[:start] + REMOVED + line[len(line.rstrip("\r\n")) :]
 
 
 def with_lessons(
@@ -132,10 +233,3 @@ def with_lessons(
     text = system_prompt(messages[at]["content"], lessons)
     first = [{**messages[at], "content": text}] if text else []
     return [*messages[:at], *first, *messages[at + 1 :]]
-
-
-def sanitize_block(text: str) -> str:
-    """The text without role tokens and control characters, for another prompt; it keeps its
-    lines."""
-    text = ROLE_TOKEN.sub(" ", text)
-    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)

@@ -19,7 +19,7 @@ from reflect.day.reflection import MARGIN, Group, SummarizedGroup, attempts_of, 
 from reflect.errors import ModelError
 from reflect.models.base import Completion, Model, Request
 from reflect.models.partial import sample_each
-from reflect.prompts import sanitize_block
+from reflect.prompts import QUOTED, inert, quote, sanitize_block
 from reflect.tasksets.tools import shortened
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class _NotesPlan:
     def __init__(self, model: Model, group: Group, attempts: list[Attempt], budget: int) -> None:
         self.attempts = attempts
         self.unread: list[int] = []  # attempts, from 0, whose middle is not read
-        self._task = sanitize_block(group.task.text)
+        self._task = quote(inert(group.task.text))
         size = model.context - MOST - MARGIN
         size -= model.count_tokens(self._prompt(attempts[0], "", 1, 1))
         texts: list[tuple[int, str]] = []
@@ -112,10 +112,10 @@ def _plan(model: Model, group: Group, max_tokens: int) -> _NotesPlan | None:
 
 def _pieces(model: Model, attempt: Attempt, size: int) -> list[str]:
     """The attempt in pieces of at most `size` tokens, turns whole if they fit."""
-    turns = [turn.text(shortened(turn.back, TOOL_CHARACTERS)) for turn in attempt.turns]
+    turns = [turn.text(lambda text: shortened(text, TOOL_CHARACTERS)) for turn in attempt.turns]
     pieces: list[str] = []
     left = 0
-    for block in turns or [attempt.text]:
+    for block in turns or [attempt.words()]:
         for part, tokens in _split(model, block, size):
             if tokens <= left:
                 pieces[-1] += f"\n{part}"
@@ -127,8 +127,9 @@ def _pieces(model: Model, attempt: Attempt, size: int) -> list[str]:
 
 
 def _split(model: Model, text: str, size: int) -> list[tuple[str, int]]:
-    """The text, halved until each part has at most `size` tokens, with their tokens."""
+    """The text, halved until each part has at most `size` tokens, with their tokens. A part that
+    may begin within a line is marked as quoted."""
     tokens, half = model.count_tokens(text), len(text) // 2
-    if tokens <= size or len(text) < 2:
+    if tokens <= size or len(text) < 4 * len(QUOTED):
         return [(text, tokens)]
-    return _split(model, text[:half], size) + _split(model, text[half:], size)
+    return _split(model, text[:half], size) + _split(model, QUOTED + text[half:], size)

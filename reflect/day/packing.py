@@ -3,7 +3,8 @@
 The template prints the common prefix (the task) once. If the budget does not hold the whole group,
 tool output is trimmed before the model's own words; the best, the worst and the median attempt stay
 whole longest; and cuts are made in the middle, before the ends. The text and the record say what
-was cut.
+was cut. No line of an attempt or of its feedback can pass for a heading: see `quote` and `inert` in
+`reflect.prompts`.
 
 A group that is several times longer than the budget is not packed as it is: see
 `reflect.day.long_groups`.
@@ -11,9 +12,12 @@ A group that is several times longer than the budget is not packed as it is: see
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from reflect.prompts import inert, quote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,8 +45,8 @@ class Attempt:
     def words(self, keep: float = 1.0, tools: float = 1.0) -> str:
         """The share `keep` of its text, with the share `tools` of the tool output."""
         if not self.turns:
-            return _trim(self.text, keep)
-        blocks = [turn.text(_shorten(turn.back, tools)) for turn in self.turns]
+            return _trim(self._quoted[0], keep)
+        blocks = [turn.text(lambda text: _shorten(text, tools)) for turn in self.turns]
         n = max(2, int(len(blocks) * keep))
         if n >= len(blocks):
             share = max(keep, 0.25)
@@ -50,6 +54,15 @@ class Attempt:
         head = (n + 1) // 2
         cut = f"[{len(blocks) - n} turns cut]"
         return "\n".join([*blocks[:head], cut, *blocks[len(blocks) - (n - head) :]])
+
+    @property
+    def quoted_feedback(self) -> str:
+        """The feedback, so that no line of it looks like a heading."""
+        return self._quoted[1]
+
+    @functools.cached_property  # a long group is packed many times
+    def _quoted(self) -> tuple[str, str]:
+        return quote(inert(self.text.strip()), own_line=True), quote(inert(self.feedback))
 
 
 @dataclass(frozen=True)
@@ -72,9 +85,9 @@ def reward_text(reward: float | None) -> str:
 
 
 def _block(number: int, attempt: Attempt, text: str) -> str:
-    lines = [f"attempt {number}, reward {reward_text(attempt.reward)}:", text.strip() or "(empty)"]
+    lines = [f"attempt {number}, reward {reward_text(attempt.reward)}:", text or "(empty)"]
     if attempt.feedback:
-        lines.append(f"feedback: {attempt.feedback}")
+        lines.append(f"feedback: {attempt.quoted_feedback}")
     return "\n".join(lines)
 
 
@@ -147,6 +160,6 @@ def _squeeze(packed: Packed, budget: int, count: Callable[[str], int]) -> Packed
     text, half = packed.text, len(packed.text) // 2
     while half and count(text) > budget:
         half //= 2
-        text = f"{packed.text[:half]}\n[cut]\n{packed.text[len(packed.text) - half :]}"
+        text = f"{packed.text[:half]}\n[cut] {packed.text[len(packed.text) - half :]}"
     cut = "; ".join(filter(None, [packed.cut, "the middle of what remained"]))
     return Packed(text, count(text), cut)

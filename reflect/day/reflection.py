@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from reflect import prompts
 from reflect.day.packing import Attempt, Packed, pack
-from reflect.prompts import sanitize_block
+from reflect.prompts import inert, quote, sanitize_block, sanitize_line
 from reflect.rollouts.transcript import Turn, last_words, turns_of
 from reflect.types import Trust
 
@@ -133,10 +133,13 @@ def group_budget(model: Model, group: Group, max_tokens: int) -> int:
 
 
 def _prompt(group: Group, packed: str, cut: str) -> str:
-    line = prompts.sanitize_line
-    lessons = [{"id": x.id, "when": line(x.when), "do": line(x.do)} for x in group.shown]
-    task = sanitize_block(group.task.text)
+    lessons = [{"id": x.id, "when": _line(x.when), "do": _line(x.do)} for x in group.shown]
+    task = quote(inert(group.task.text))
     fence = prompts.nonce(task, packed)
     return prompts.render(
         "reflect", task=task, lessons=lessons, attempts=packed, cut=cut, fence=fence
     )
+
+
+def _line(text: str) -> str:
+    return inert(sanitize_line(text))

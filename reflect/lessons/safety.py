@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from reflect.prompts import ROLE_TOKEN
+from reflect.markup import ROLE_TOKEN, skeleton
 from reflect.tasksets.code import hardcodes
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ def words(text: str) -> list[str]:
 
 
 def suspicions(text: str) -> list[str]:
-    """The forbidden things that the text names; empty if it is clean."""
-    return [name for name, pattern in PATTERNS.items() if pattern.search(text)]
+    """The forbidden things that the text names, in whatever letters; empty if it is clean."""
+    forms = {text, skeleton(text)[0]}
+    return [name for name, pattern in PATTERNS.items() if any(map(pattern.search, forms))]
 
 
 def leaks(text: str, task: Task) -> str | None:

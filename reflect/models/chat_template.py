@@ -9,6 +9,10 @@ A thought (`<think>...</think>` at the head of an answer) is no part of the answ
 reviews read what follows it, and it is not shown to the model again. A thought that never ends
 leaves an empty answer.
 
+No text of a message becomes markup: a special token of the tokenizer, or an added or role token
+that the template writes, gets a space before its last character (`Chat.markup`). A message without
+such text is encoded exactly as it is.
+
 Not covered: templates that speak in channels (gpt-oss), whose thoughts stay in the text.
 """
 
@@ -21,9 +25,10 @@ from typing import TYPE_CHECKING
 
 from reflect import prompts
 from reflect.errors import ModelError
+from reflect.markup import ROLE_TOKEN, breaker, map_strings
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -35,6 +40,7 @@ THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 MARKS = frozenset(mark for pair in THOUGHTS for mark in pair) | {
     "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>",
 }  # fmt: skip
+RESPONSE = frozenset({"<tool_response>", "</tool_response>"})  # see `plainly`
 THOUGHT_KEYS = ("thought", "reasoning", "reasoning_content")
 PROBE_TOOL: Json = {
     "type": "function",
@@ -66,10 +72,9 @@ class Chat:
     def render(self, messages: Sequence[Message], tools: Sequence[Json] = ()) -> str:
         """The conversation up to where the assistant speaks. ModelError when the template refuses
         it."""
-        words = [without_thought(message) for message in messages]
-        if self.knows_tools:
-            words = [with_arguments(message) for message in words]
-        else:
+        words = [self.plain(with_arguments(without_thought(message))) for message in messages]
+        tools = [self.plain(tool) for tool in tools]
+        if not self.knows_tools:
             words, tools = plainly(words, tools), ()
         system = [m["content"].strip() for m in words if m["role"] == "system"]
         forms = [words, system_first(words), fold_system(words)] if system else [words]
@@ -87,6 +92,56 @@ class Chat:
                 return text
         assert refusal is not None
         raise self._refused(refusal) from refusal
+
+    def plain(self, data: Json) -> Json:
+        """A message or a tool in which no text is markup.
+
+        The marks of thoughts and calls stay in an answer of the assistant; those that are no
+        special tokens also stay elsewhere, because tasks ask for them ("think in <think> tags"),
+        but not in tool output.
+        """
+        change = self._breakers.get(data.get("role", ""), self._breakers[""])
+        return {key: map_strings(value, change) for key, value in data.items()}
+
+    @cached_property
+    def _breakers(self) -> dict[str, Callable[[str], str]]:
+        """By role; "" is any other."""
+        return {
+            "assistant": breaker(self.markup - MARKS),
+            "tool": breaker(self.markup | RESPONSE),
+            "": breaker(self.markup - (MARKS - self._special_tokens)),
+        }
+
+    @cached_property
+    def _special_tokens(self) -> frozenset[str]:
+        return frozenset(self._special.values()) | set(self.tokenizer.all_special_tokens)
+
+    @cached_property
+    def markup(self) -> frozenset[str]:
+        """What only the template may write: special tokens, and the added tokens in brackets and
+        role tokens that it writes. Words and one or two characters are no markup."""
+        written = "\n".join(self._written())
+        added = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
+        tokens = {token for token in added if token[:1] in "<[" and token[-1:] in ">]"}
+        tokens = {token for token in tokens if token in written} | self._special_tokens
+        tokens |= {match[0] for match in ROLE_TOKEN.finditer(written)}
+        stripped = {token.strip(" \n\t\N{LOWER ONE EIGHTH BLOCK}") for token in tokens}
+        return frozenset(text for text in stripped if len(text) > 2 and not text.isalnum())
+
+    def _written(self) -> Iterator[str]:
+        """The source of the template, and conversations as it writes them."""
+        templates = self.tokenizer.chat_template
+        yield from templates.values() if isinstance(templates, dict) else [str(templates)]
+        user: Message = {"role": "user", "content": "a"}
+        answer: Message = {"role": "assistant", "content": "b"}
+        call = {"type": "function", "id": "c", "function": {"name": "d", "arguments": {}}}
+        calls: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
+        result: Message = {"role": "tool", "content": "e", "name": "d", "tool_call_id": "c"}
+        system: Message = {"role": "system", "content": "f"}
+        for talk in ([user, answer, user], [system, user, answer], [user, calls, result]):
+            for tools in ((), (PROBE_TOOL,)):
+                with suppress(Exception):  # whatever the template's author raises
+                    yield self._apply(talk, tools)
 
     def _apply(
         self, messages: Sequence[Message], tools: Sequence[Json] = (), speak: bool = True

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from reflect.errors import ContextTooLong, ModelError, ModelHalted, UsageError
+from reflect.markup import break_role_tokens, map_strings
 from reflect.models.base import ACTIVE, Completion, Request
 from reflect.models.budget import Budget
 from reflect.models.credentials import NAMES, checked_url, the_key
@@ -237,7 +238,7 @@ class RemoteModel:
         free = max(self.context - self._size(request), self.context // 4)
         fields: Json = {
             "model": adapter or self.served,
-            "messages": list(request.messages),
+            "messages": map_strings(request.messages, break_role_tokens),
             "temperature": request.temperature,
             "seed": seeds[0],
             longest: min(request.max_tokens, free),
@@ -245,7 +246,8 @@ class RemoteModel:
         fields |= {"n": len(seeds)} if len(seeds) > 1 else {}
         # The API takes four stop strings; the reply is cut at all of them.
         fields |= {"stop": list(request.stop[:4])} if request.stop else {}
-        fields |= {"tools": list(request.tools)} if request.tools else {}
+        tools = map_strings(request.tools, break_role_tokens)
+        fields |= {"tools": tools} if request.tools else {}
         return {name: value for name, value in fields.items() if name not in self.declined}
 
     def _size(self, request: Request) -> int:

@@ -2,7 +2,7 @@
 
 The base model without adapter grades, greedily, with prompts/judge.jinja. Its prompt has the task,
 the rubric, the reference answer if there is one, and the answer in a fence whose nonce the answer
-cannot contain. A grade counts only in a line with that nonce:
+cannot contain; each further line of them is quoted. A grade counts only in a line with that nonce:
 
     why a3f90c41: polite, but it names no date
     reward a3f90c41: 0.5
@@ -23,7 +23,7 @@ from reflect.errors import ModelError, ModelHalted, ReflectError
 from reflect.models import load_model
 from reflect.models.base import Completion, Model, Request
 from reflect.models.partial import sample_each
-from reflect.prompts import sanitize_block
+from reflect.prompts import quote
 from reflect.rollouts.episode import HALTED
 from reflect.tasksets.task import JUDGE, Score, Task
 from reflect.types import RolloutErrorKind
@@ -171,15 +171,11 @@ def _prompt(template: str, task: Task, **answers: str) -> tuple[str, str]:
     than room for them."""
     reference = "" if task.answer is None else str(task.answer)
     rubric = prompts.rubric(task.rubric, task.text, reference)
-    shown = {name: sanitize_block(text) for name, text in answers.items()}
+    shown = {name: quote(text, own_line=True) for name, text in answers.items()}
     nonce = prompts.nonce(task.text, rubric, reference, *shown.values(), digits=8)
-    words = {
-        "task": sanitize_block(task.text),
-        "rubric": rubric,
-        "reference": reference,
-        "fence": nonce,
-    }
-    return prompts.render(template, **words, **shown), nonce
+    values = {"task": task.text, "rubric": rubric, "reference": reference}
+    quoted = {name: quote(text) for name, text in values.items()}
+    return prompts.render(template, **quoted, **shown, fence=nonce), nonce
 
 
 def _grade(reply: Completion, nonce: str) -> Grade | ReflectError:

@@ -2,7 +2,8 @@
 
     turn 1: call: times(374, 58)
     > result: 21692
-    turn 2: answer: 21692
+    turn 2: The calculator was right.
+    | answer: 21692                      a second line of the turn
     feedback: ...                        if the turn has feedback
 
 The reflection reads this form, and `reflect runs show` prints it.
@@ -10,10 +11,15 @@ The reflection reads this form, and `reflect runs show` prints it.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from reflect.prompts import inert, quote
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from reflect.records import Rollout
     from reflect.tasksets.task import Message
 
@@ -34,12 +40,16 @@ class Turn:
     """The output of tools and the environment."""
     feedback: str = ""
 
-    def text(self, back: str | None = None) -> str:
-        """The turn as text; `back`, if given, replaces its output."""
-        shown = self.back if back is None else back
-        lines = [f"turn {self.number}: {self.words.strip() or '(empty)'}"]
-        lines += [f"> {line}" for line in shown.splitlines() if line.strip()]
-        return "\n".join([*lines, f"feedback: {self.feedback}"] if self.feedback else lines)
+    def text(self, cut: Callable[[str], str] = str) -> str:
+        """The turn as text, its output shortened by `cut`."""
+        words, feedback, back = self._quoted
+        lines = [f"turn {self.number}: {words or '(empty)'}"]
+        lines += [f"> {line}" for line in cut(back).splitlines() if line.strip()]
+        return "\n".join([*lines, f"feedback: {feedback}"] if feedback else lines)
+
+    @functools.cached_property  # a long group is packed many times
+    def _quoted(self) -> tuple[str, str, str]:
+        return quote(inert(self.words.strip())), quote(inert(self.feedback)), inert(self.back)
 
 
 def turns_of(row: Rollout) -> list[Turn]:
