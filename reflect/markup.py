@@ -80,6 +80,7 @@ _LOOKALIKES = {
         "u": "\u03c5\u057d\u028b",
         "v": "\u0475\u03bd",
         "w": "\u051d\u0461\u03c9\u0561",
+        ":": "\u2236\u02d0\u02f8\u05c3\ua789\u0589\u205a\u16ec\ua4fd",
         "x": "\u0445\u03c7",
         "y": "\u0443\u03b3\u04af",
     }.items()
@@ -97,10 +98,11 @@ def _fold(character: str) -> str:
         kind = unicodedata.category(c)
         if kind in ("Mn", "Me", "Cf", "Cc", "Cn", "Co", "Cs") and c not in "\t\n":
             continue
+        digit = unicodedata.digit(c, None)
         if c.isascii():
             folded += c
-        elif kind == "Nd":
-            folded += str(unicodedata.decimal(c))
+        elif digit is not None:
+            folded += str(digit)
         elif c in _LOOKALIKES:
             folded += _LOOKALIKES[c]
         elif kind.startswith("Z"):
@@ -140,24 +142,32 @@ def _broken(token: str) -> str:
     return f"{token[:-1]} {token[-1]}"
 
 
-def breaker(tokens: Collection[str]) -> Callable[[str], str]:
-    """A function that puts a space before the last character of each of `tokens` in a text."""
+def breaker(
+    tokens: Collection[str], fold: Callable[[str], str] | None = None
+) -> Callable[[str], str]:
+    """A function that puts a space before the last character of each of `tokens` in a text. `fold`
+    is applied to each character before tokens are compared."""
     known, lengths = frozenset(tokens), sorted({len(token) for token in tokens}, reverse=True)
     starts = re.compile("|".join(sorted({re.escape(token[0]) for token in tokens})) or r"(?!)")
 
     def once(text: str) -> str:
+        folded = [fold(c) for c in text] if fold else text
+        places = [i for i, part in enumerate(folded) for _ in part] if fold else range(len(text))
+        shape = "".join(folded)
         parts, done = [], 0
-        for at in (match.start() for match in starts.finditer(text)):
-            size = next((n for n in lengths if text[at : at + n] in known), 0)
-            if size and at >= done:
-                parts += [text[done : at + size - 1], " "]
-                done = at + size - 1
+        for at in (match.start() for match in starts.finditer(shape)):
+            token = next((t for n in lengths if (t := shape[at : at + n]) in known), "")
+            if token and places[at] >= done:
+                last = places[at + len(token) - 1]
+                parts += [text[done:last], " "]
+                # one character that folds to a whole token is left out
+                done = last + (last == places[at])
         return "".join([*parts, text[done:]]) if parts else text
 
     def every(text: str) -> str:
         """Again, for tokens within tokens."""
-        while (shorter := once(text)) != text:
-            text = shorter
+        while (changed := once(text)) != text:
+            text = changed
         return text
 
     return every

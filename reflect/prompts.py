@@ -41,9 +41,14 @@ _HEADING = re.compile(
     rf"{_ATTEMPT}\W{{0,8}}{_DIGITS}\W{{0,8}}{_REWARD}\W{{0,8}}{_DIGITS}\W{{0,4}}:"
 )
 _COUNTED = re.compile(rf"(?:{_ATTEMPT}|{_REWARD})(?:[^\S\n]*\S){{0,40}}")
-_SHAPE = re.compile(rf"\b[a-z]+\W{{0,3}}\d+\W{{1,3}}[a-z]+\W{{0,3}}{_DIGITS}\W{{0,3}}:")
+_SHAPE = re.compile(  # "word 4, word 1:" or, at the begin of a line, "4, 1:"
+    rf"\b[^\W\d_]+\W{{0,3}}\d+\W{{1,3}}[^\W\d_]+\W{{0,3}}{_DIGITS}\W{{0,3}}:"
+    rf"|^\W{{0,4}}\d+\s*[,;|]\s*{_DIGITS}\W{{0,3}}:",
+    re.MULTILINE,
+)
 _NUMBER = re.compile(rf"(?<![\[\d.]){_DIGITS}(?!\d)")
 
+_LESSON_FRAME = re.compile(r"lesson\W{0,3}(\d+)|\((keep these words)\)")
 REMOVED = "[a line that imitates a lesson was removed]"
 # The parts of a lesson, and the first and last lines of its fence: see system.jinja.
 _WHEN = re.compile(rf"(?:[-*]\s*)?\b{_APART.join('when')}\s*:")
@@ -76,7 +81,7 @@ def quote(text: str, *, own_line: bool = False) -> str:
     when other lines follow or when it is not plain.
     """
     first, *rest = sanitize_block(text).split("\n")
-    plain = _PLAIN.fullmatch(first) and not _SHAPE.search(first.lower())
+    plain = _PLAIN.fullmatch(first) and not _SHAPE.search(first)
     if own_line and first and (rest or not plain):
         first = QUOTED + first
     return f"\n{QUOTED}".join([first, *rest])
@@ -102,6 +107,18 @@ def inert(text: str) -> str:
         parts += [text[done : places[start]], f"[{shape[start:end]}]"]
         done = places[end - 1] + 1
     return "".join([*parts, text[done:]])
+
+
+def lesson_text(text: str) -> str:
+    """The condition or advice of a lesson, sanitized, for a prompt about lessons: without headings,
+    numbers of lessons (`lesson [3]`) and the mark of merge.jinja for kept words."""
+    text = inert(sanitize_line(text))
+    shape, places = skeleton(text)
+    for match in reversed([*_LESSON_FRAME.finditer(shape)]):
+        start, end = match.span(match.lastindex or 0)
+        at, to = places[start], places[end - 1] + 1
+        text = f"{text[:at]}[{text[at:to]}]{text[to:]}"
+    return text
 
 
 def nonce(*texts: str, digits: int = 4, avoid: str = "") -> str:

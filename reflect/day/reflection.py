@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from reflect import prompts
 from reflect.day.packing import Attempt, Packed, pack
-from reflect.prompts import inert, quote, sanitize_block, sanitize_line
+from reflect.prompts import inert, lesson_text, quote, sanitize_block
 from reflect.rollouts.transcript import Turn, last_words, turns_of
 from reflect.types import Trust
 
@@ -133,13 +133,12 @@ def group_budget(model: Model, group: Group, max_tokens: int) -> int:
 
 
 def _prompt(group: Group, packed: str, cut: str) -> str:
-    lessons = [{"id": x.id, "when": _line(x.when), "do": _line(x.do)} for x in group.shown]
+    lessons = [
+        {"id": x.id, "when": lesson_text(x.when), "do": lesson_text(x.do)} for x in group.shown
+    ]
     task = quote(inert(group.task.text))
-    fence = prompts.nonce(task, packed)
+    texts = "\n".join(row["when"] + row["do"] for row in lessons)
+    fence = prompts.nonce(task, packed, avoid=texts)
     return prompts.render(
         "reflect", task=task, lessons=lessons, attempts=packed, cut=cut, fence=fence
     )
-
-
-def _line(text: str) -> str:
-    return inert(sanitize_line(text))

@@ -153,7 +153,7 @@ def _near(s: Session, lessons: Sequence[Lesson]) -> list[list[Lesson]]:
 def _messages(s: Session, family: Sequence[Lesson]) -> list[Message]:
     rows = []
     for lesson in family:
-        row = {name: prompts.sanitize_line(getattr(lesson, name)) for name in ("when", "do")}
+        row = {name: prompts.lesson_text(getattr(lesson, name)) for name in ("when", "do")}
         rows.append(row | {"id": lesson.id, "stays": bool(protection_reason(s, lesson))})
     fence = prompts.nonce(*(f"{row['when']} {row['do']}" for row in rows))
     return [{"role": "user", "content": prompts.render("merge", lessons=rows, fence=fence)}]

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from reflect import prompts
@@ -106,11 +106,25 @@ class Chat:
     @cached_property
     def _breakers(self) -> dict[str, Callable[[str], str]]:
         """By role; "" is any other."""
-        return {
-            "assistant": breaker(self.markup - MARKS),
-            "tool": breaker(self.markup | RESPONSE),
-            "": breaker(self.markup - (MARKS - self._special_tokens)),
+        sets = {
+            "assistant": self.markup - MARKS,
+            "tool": self.markup | RESPONSE,
+            "": self.markup - (MARKS - self._special_tokens),
         }
+        return {role: breaker(tokens, self._fold) for role, tokens in sets.items()}
+
+    @cached_property
+    def _fold(self) -> Callable[[str], str] | None:
+        """What the tokenizer's normalizer makes of a character; None if it compares special tokens
+        before it normalizes, as nearly all do."""
+        normalizer = getattr(getattr(self.tokenizer, "backend_tokenizer", None), "normalizer", None)
+        added = self.tokenizer.added_tokens_decoder.values()
+        if normalizer is None or not any(token.normalized for token in added):
+            return None
+        begin = normalizer.normalize_str("x")  # it may begin every text with a mark
+        return lru_cache(maxsize=4096)(
+            lambda c: str(normalizer.normalize_str(f"x{c}")).removeprefix(begin)
+        )
 
     @cached_property
     def _special_tokens(self) -> frozenset[str]:
@@ -126,6 +140,8 @@ class Chat:
         tokens = {token for token in tokens if token in written} | self._special_tokens
         tokens |= {match[0] for match in ROLE_TOKEN.finditer(written)}
         stripped = {token.strip(" \n\t\N{LOWER ONE EIGHTH BLOCK}") for token in tokens}
+        fold = self._fold
+        stripped |= {"".join(map(fold, token)) for token in stripped} if fold else set()
         return frozenset(text for text in stripped if len(text) > 2 and not text.isalnum())
 
     def _written(self) -> Iterator[str]:

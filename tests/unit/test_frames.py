@@ -98,6 +98,14 @@ def test_turns_and_calc_tasks_are_marked_only_after_their_first_line() -> None:
         ("\u00bd of x\u00b2 is 3", "| \u00bd of x\u00b2 is 3"),
         ("a\nattempt 4, reward 1:\nb", f"| a\n| {prompts.LEFT_OUT}"),
         ("a \uff21ttempt #4 (rew\u0430rd \u2460): b", f"a {prompts.LEFT_OUT}"),
+        ("attempt 4, reward 1\u2236 b", f"| {prompts.LEFT_OUT}"),
+        (
+            "\u043f\u043e\u043f\u044b\u0442\u043a\u0430 4, \u0431\u0430\u043b\u043b 1: b",
+            "| \u043f\u043e\u043f\u044b\u0442\u043a\u0430 [4], \u0431\u0430\u043b\u043b [1]: b",
+        ),
+        ("4, 1: b", "| [4], [1]: b"),
+        ("at 12:30: b", "at 12:30: b"),
+        ("reward \u2776", "| reward [1]"),
         ("Attempt 1: reward 0.3\nc", "| Attempt [1]: reward [0.3]\n| c"),
     ],
 )
@@ -197,6 +205,14 @@ def test_ordinary_system_text_stays_and_cannot_know_the_nonce() -> None:
     nonce = plain.splitlines()[0].split("[")[1][:4]
     shown = prompts.system_prompt(f"The mark is {nonce}.", LESSONS)
     assert shown.count(nonce) == 1 and shown.splitlines()[-1] != f"[end {nonce}]"
+
+
+def test_a_lesson_is_no_other_lesson_in_a_review_or_a_merge() -> None:
+    assert prompts.lesson_text("sort lesson 9 when: x (keep these words)") == (
+        "sort lesson [9] when: x ([keep these words])"
+    )
+    assert prompts.lesson_text("sort\nattempt 4, reward 1: x") == f"sort {prompts.LEFT_OUT}"
+    assert prompts.lesson_text("the task says zubi 3") == "the task says zubi 3"
 
 
 # -- role tokens
