@@ -137,7 +137,7 @@ def _prompt(group: Group, packed: str, cut: str) -> str:
         {"id": x.id, "when": lesson_text(x.when), "do": lesson_text(x.do)} for x in group.shown
     ]
     task = quote(inert(group.task.text))
-    texts = "\n".join(row["when"] + row["do"] for row in lessons)
+    texts = "\n".join(f"{row['when']} {row['do']}" for row in lessons)
     fence = prompts.nonce(task, packed, avoid=texts)
     return prompts.render(
         "reflect", task=task, lessons=lessons, attempts=packed, cut=cut, fence=fence
