@@ -122,16 +122,17 @@ def lesson_text(text: str) -> str:
 
 
 def nonce(*texts: str, digits: int = 4, avoid: str = "") -> str:
-    """A hash of `texts` that occurs in none of them nor in `avoid`, in `digits` hexadecimal digits.
+    """A hash of `texts` that occurs in none of them nor in `avoid`, in `digits` hexadecimal digits,
+    or more where a long text has all short ones.
 
     The author of only a part of the texts cannot guess it. It is not random: the same prompt always
     has the same bytes, so that rollback restores it and caches hit.
     """
     for salt in range(100):
-        nonce = hashlib.sha256("\x00".join((str(salt), *texts)).encode()).hexdigest()[:digits]
-        if not any(nonce in text for text in (*texts, avoid)):
-            return nonce
-    return nonce
+        mark = hashlib.sha256("\x00".join((str(salt), *texts)).encode()).hexdigest()[:digits]
+        if not any(mark in text for text in (*texts, avoid)):
+            return mark
+    return nonce(*texts, digits=digits + 4, avoid=avoid)
 
 
 def _folders() -> tuple[str, ...]:

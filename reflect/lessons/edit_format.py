@@ -24,7 +24,7 @@ ADD = re.compile(r"^add\b\s*:?\s*(?:a\s+)?(?:new\s+)?(?:lesson\b\s*:?\s*)?when\s
 REVISE = re.compile(rf"^revise\b\s*:?\s*{LESSON_ID}\s*when\s*:(.*)$", FLAGS)
 RETIRE = re.compile(rf"^retire\b\s*:?\s*{LESSON_ID}\s*(?:why\s*:(.*))?$", FLAGS)
 MERGE = re.compile(r"^merge\b(.*?)\bwhen\s*:(.*)$", FLAGS)
-BESIDE_IDS = re.compile(r"lessons?\b|numbers?\b|no\.|and\b|with\b|[\s,&+#:\[\]()]", FLAGS)
+AROUND_IDS = re.compile(r"lessons?\b|numbers?\b|no\.|and\b|with\b|[\s,&+#:\[\]()]", FLAGS)
 NONE = re.compile(r"^none[.!]?$", FLAGS)
 NOTE = re.compile(r"^note\b\s*:?\s*(.*)$", FLAGS)
 DO = re.compile(r"\bdo\s*:", FLAGS)
@@ -103,7 +103,7 @@ def parse_edits(text: str, *, complete: bool = True) -> tuple[list[Edit], list[s
         else:
             edits.append(edit)
     if none and unique:
-        problems.append("NONE stands beside edits")
+        problems.append("NONE is given together with edits")
     return edits, problems
 
 
@@ -137,7 +137,7 @@ def _edit(line: str) -> Edit | None:
 
 def _ids(text: str) -> tuple[int, ...]:
     """The ids in "lessons 3, 7 and 9", each once, in order; none if there is anything else."""
-    numbers = BESIDE_IDS.sub(" ", text).split()
+    numbers = AROUND_IDS.sub(" ", text).split()
     valid = all(number.isdecimal() and len(number) < 19 for number in numbers)
     return tuple(sorted(set(map(int, numbers)))) if valid else ()
 

@@ -167,8 +167,7 @@ def grade(model: Model, taskset: Taskset, pairs: Sequence[tuple[Task, Rollout]])
 
 
 def _prompt(template: str, task: Task, **answers: str) -> tuple[str, str]:
-    """(prompt, its nonce). No answer holds it, whatever its author tried: there are more nonces
-    than room for them."""
+    """(prompt, its nonce), which occurs in no other text of the prompt."""
     reference = "" if task.answer is None else str(task.answer)
     rubric = prompts.rubric(task.rubric, task.text, reference)
     shown = {name: quote(text, own_line=True) for name, text in answers.items()}
@@ -179,38 +178,37 @@ def _prompt(template: str, task: Task, **answers: str) -> tuple[str, str]:
 
 
 def _grade(reply: Completion, nonce: str) -> Grade | ReflectError:
-    found = _lines(reply, "reward", nonce)
-    if isinstance(found, ReflectError):
-        return found
-    if not re.fullmatch(NUMBER, found):
-        return _unreadable(reply, f"{found!r} is no number from 0 to 1")
+    number = _value(reply, "reward", nonce)
+    if isinstance(number, ReflectError):
+        return number
+    if not re.fullmatch(NUMBER, number):
+        return _unreadable(reply, f"{number!r} is no number from 0 to 1")
     why = re.findall(rf"^\W*why\s+{nonce}\s*:(.*)$", reply.text, re.IGNORECASE | re.MULTILINE)
-    return Grade(float(found), prompts.sanitize_line(" ".join(why))[:500], reply.text)
+    return Grade(float(number), prompts.sanitize_line(" ".join(why))[:500], reply.text)
 
 
 def _choice(reply: Completion, nonce: str) -> Choice | ReflectError:
-    found = _lines(reply, "better", nonce)
-    if isinstance(found, ReflectError):
-        return found
-    known: dict[str, Choice] = {"1": "first", "2": "second", "same": "same"}
-    return known.get(found.lower()) or _unreadable(reply, f"{found!r} is not 1, 2 or same")
+    value = _value(reply, "better", nonce)
+    if isinstance(value, ReflectError):
+        return value
+    choices: dict[str, Choice] = {"1": "first", "2": "second", "same": "same"}
+    return choices.get(value.lower()) or _unreadable(reply, f"{value!r} is not 1, 2 or same")
 
 
-def _lines(reply: Completion, word: str, nonce: str) -> str | ReflectError:
-    """What stands behind `word nonce:`, which must be there exactly once, in a reply that was not
-    cut off."""
+def _value(reply: Completion, word: str, nonce: str) -> str | ReflectError:
+    """The text after `word nonce:`, which must occur exactly once, in a reply that is complete."""
     if reply.finish != "stop":
         return _unreadable(reply, "its reply was cut off")
-    found = re.findall(
+    values = re.findall(
         rf"^\W*{word}\s+{nonce}\s*:\s*(.*?)[\s*.]*$", reply.text, re.IGNORECASE | re.MULTILINE
     )
-    if len(found) != 1:
+    if len(values) != 1:
         return _unreadable(
-            reply, f"its reply has {len(found) or 'no'} lines '{word} {nonce}: ...', not one"
+            reply, f"its reply has {len(values) or 'no'} lines '{word} {nonce}: ...', not one"
         )
-    return str(found[0]).strip("*` ")
+    return str(values[0]).strip("*` ")
 
 
 def _unreadable(reply: Completion, why: str) -> ReflectError:
-    said = " ".join(reply.text.split())
-    return ModelError(f"{why}: {said[:157] + '...' if len(said) > 160 else said}")
+    text = " ".join(reply.text.split())
+    return ModelError(f"{why}: {text[:157] + '...' if len(text) > 160 else text}")

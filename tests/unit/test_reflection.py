@@ -114,7 +114,7 @@ def test_none_and_note():
     assert note_of("note: 1 sort 0, 2 reverse 1\nNONE") == "1 sort 0, 2 reverse 1"
     assert parse_edits("")[1] == ["the answer is empty"]
     edits, problems = parse_edits("ADD when: zubi do: use sort\nNONE")
-    assert len(edits) == 1 and problems == ["NONE stands beside edits"]
+    assert len(edits) == 1 and problems == ["NONE is given together with edits"]
 
 
 def test_duplicates_are_merged_and_contradictions_taken_by_neither_side():
