@@ -13,7 +13,7 @@ No text of a message becomes markup: a special token of the tokenizer, or an add
 that the template writes, gets a space before its last character (`Chat.markup`). A message without
 such text is encoded exactly as it is.
 
-Not covered: templates that speak in channels (gpt-oss), whose thoughts stay in the text.
+See `reflect.tasksets.thoughts` for the spellings.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from reflect import prompts
 from reflect.errors import ModelError
 from reflect.markup import ROLE_TOKEN, breaker, map_strings
+from reflect.tasksets.thoughts import THOUGHTS, split_thought
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -35,10 +36,10 @@ if TYPE_CHECKING:
     from reflect.tasksets.task import Message
     from reflect.types import Json
 
-THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 # Tokens that some tokenizers count as special, and that mean something in an answer.
 MARKS = frozenset(mark for pair in THOUGHTS for mark in pair) | {
     "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>",
+    "<|channel|>", "<|message|>",
 }  # fmt: skip
 RESPONSE = frozenset({"<tool_response>", "</tool_response>"})  # see `plainly`
 THOUGHT_KEYS = ("thought", "reasoning", "reasoning_content")
@@ -219,12 +220,7 @@ class Chat:
 
     def split(self, text: str) -> tuple[str, str]:
         """(thought, answer) of what the model wrote."""
-        for begin, end in THOUGHTS:
-            if self.opened == begin or text.lstrip().startswith(begin):
-                thought, closed, answer = text.partition(end)
-                thought = thought.lstrip().removeprefix(begin).strip()
-                return thought, answer.lstrip() if closed else ""
-        return "", text
+        return split_thought(text, self.opened)
 
 
 def names(tools: Sequence[Json]) -> Collection[str]:

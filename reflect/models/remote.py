@@ -10,7 +10,7 @@ With `samples` = 1 each attempt is one request with its own seed, so that a serv
 seeds gives the same answers in any grouping. With more samples per request the prompt is paid once,
 and the first seed counts.
 
-Not covered: streaming, images, separate reasoning fields. `count_tokens` is an estimate.
+Not covered: streaming, images. `count_tokens` is an estimate.
 """
 
 from __future__ import annotations
