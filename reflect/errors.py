@@ -9,6 +9,7 @@
     │   └── Conflict             somebody else changed the same lesson first
     ├── ModelError               a model that cannot be loaded or cannot answer
     │   ├── ContextTooLong       a prompt that does not fit the model's context
+    │   ├── MessagesRefused      messages that the model's chat template cannot take
     │   └── ModelHalted          it answers no further request either
     ├── AdapterError             an adapter that must not be used
     │   ├── AdapterCorrupt       a file differs from its sha256 manifest
@@ -70,6 +71,10 @@ class ModelError(ReflectError):
 
 class ContextTooLong(ModelError):
     """A prompt does not fit the context of the model."""
+
+
+class MessagesRefused(ModelError):
+    """The chat template of the model cannot take the messages."""
 
 
 class ModelHalted(ModelError):

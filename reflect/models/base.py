@@ -55,6 +55,7 @@ class Request:
     tools: tuple[
         Json, ...
     ] = ()  # {"type": "function", "function": {name, description, parameters}}
+    top_p: float = 1.0  # sample only from the most probable tokens, which have this probability
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,10 @@ from contextlib import suppress
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
+from pydantic_core import from_json
+
 from reflect import prompts
-from reflect.errors import ModelError
+from reflect.errors import MessagesRefused
 from reflect.markup import ROLE_TOKEN, breaker, map_strings
 from reflect.tasksets.thoughts import THOUGHTS, split_thought
 
@@ -71,8 +73,8 @@ class Chat:
     # -- what the model reads
 
     def render(self, messages: Sequence[Message], tools: Sequence[Json] = ()) -> str:
-        """The conversation up to where the assistant speaks. ModelError when the template refuses
-        it."""
+        """The conversation up to where the assistant speaks. MessagesRefused when the template
+        cannot take it."""
         words = [self.plain(with_arguments(without_thought(message))) for message in messages]
         tools = [self.plain(tool) for tool in tools]
         if not self.knows_tools:
@@ -169,8 +171,8 @@ class Chat:
         )
         return text
 
-    def _refused(self, e: Exception) -> ModelError:
-        return ModelError(f"The chat template of {self.name} refuses these messages: {e}.")
+    def _refused(self, e: Exception) -> MessagesRefused:
+        return MessagesRefused(f"The chat template of {self.name} refuses these messages: {e}.")
 
     @cached_property
     def knows_tools(self) -> bool:
@@ -250,7 +252,7 @@ def with_arguments(message: Message) -> Message:
         function = dict(call["function"])
         if isinstance(function.get("arguments"), str):
             with suppress(ValueError):  # a call that nobody could read is shown as it was
-                function["arguments"] = json.loads(function["arguments"] or "{}")
+                function["arguments"] = from_json(function["arguments"] or "{}")
         calls.append({**call, "function": function})
     return {**message, "tool_calls": calls}
 

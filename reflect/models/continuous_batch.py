@@ -23,7 +23,15 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from reflect.models.generation import GREEDY, SHARED, GenerationRow, _append, _prefill, pick
+from reflect.models.generation import (
+    GREEDY,
+    SHARED,
+    GenerationRow,
+    _append,
+    _prefill,
+    nucleus,
+    pick,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -167,7 +175,7 @@ class ContinuousBatch:
             drawn_R = torch.tensor(
                 [draw.random() for draw in self._draws], dtype=wide, device=device
             )
-        token_R = pick(logits_RV, drawn_R, temperature_R)
+        token_R = pick(nucleus(logits_RV, self.rows), drawn_R, temperature_R)
         finite_R = logits_RV.amax(-1).isfinite()
         tokens = token_R.where(finite_R, -1).tolist()
         running = set(_append(list(self.rows), tokens, self.ends))

@@ -45,6 +45,7 @@ class GenerationRow:
     seed: int
     limit: int  # most tokens to sample, >= 1
     temperature: float = 1.0
+    top_p: float = 1.0
     stopped: Callable[[list[int]], bool] | None = (
         None  # does this row's text hold one of its stop strings?
     )
@@ -134,6 +135,22 @@ def pick(
     return torch.where(temperature_R < GREEDY, logits_RV.argmax(-1), drawn)
 
 
+def nucleus(logits_RV: torch.Tensor, rows: Sequence[GenerationRow | None]) -> torch.Tensor:
+    """The logits, for rows with top_p < 1 without the tokens outside the smallest set of that
+    probability (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration")."""
+    limited = {i: row for i, row in enumerate(rows) if row and row.top_p < 1}
+    if not limited:
+        return logits_RV
+    logits_RV = logits_RV.clone()
+    for i, row in limited.items():
+        scaled_V = logits_RV[i].float() / max(row.temperature, GREEDY)
+        sorted_V, order_V = torch.softmax(scaled_V, -1).sort(descending=True, stable=True)
+        outside_V = sorted_V.cumsum(-1) - sorted_V >= row.top_p
+        outside_V[0] = False
+        logits_RV[i, order_V[outside_V]] = -torch.inf
+    return logits_RV
+
+
 def decode(
     network: PreTrainedModel, rows: Sequence[GenerationRow], ends: frozenset[int], pad: int
 ) -> None:
@@ -171,7 +188,8 @@ def _decode(
     mask = _mask(seen_GT, slots, steps, network.dtype)
 
     for step in range(steps):
-        token_R = pick(logits_RV, None if drawn_RS is None else drawn_RS[:, step], temperature_R)
+        drawn_R = None if drawn_RS is None else drawn_RS[:, step]
+        token_R = pick(nucleus(logits_RV, live), drawn_R, temperature_R)
         finite_R = logits_RV.amax(-1).isfinite()
         running = _append(live, token_R.where(finite_R, -1).tolist(), ends)
         if not running:

@@ -154,7 +154,8 @@ class LocalModel:
         limit = min(room, request.max_tokens)
         stopped = self._stopper(request.stop)
         return [
-            GenerationRow(prompt, s, limit, request.temperature, stopped) for s in request.seeds
+            GenerationRow(prompt, s, limit, request.temperature, request.top_p, stopped)
+            for s in request.seeds
         ]
 
     def decode_rows(self, rows: Sequence[GenerationRow]) -> None:

@@ -245,6 +245,7 @@ class RemoteModel:
         }
         fields |= {"n": len(seeds)} if len(seeds) > 1 else {}
         # The API takes four stop strings; the reply is cut at all of them.
+        fields |= {"top_p": request.top_p} if request.top_p < 1 else {}
         fields |= {"stop": list(request.stop[:4])} if request.stop else {}
         tools = map_strings(request.tools, break_role_tokens)
         fields |= {"tools": tools} if request.tools else {}

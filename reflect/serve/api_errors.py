@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from starlette.responses import JSONResponse, Response
 
-from reflect.errors import AdapterError, ContextTooLong, ReflectError, StoreError, UnknownName
+from reflect.errors import (
+    AdapterError,
+    ContextTooLong,
+    MessagesRefused,
+    ReflectError,
+    StoreError,
+    UnknownName,
+    UsageError,
+)
 from reflect.serve.schema import ApiError
 
 RETRY = {"retry-after": "1"}
@@ -28,5 +36,7 @@ def api_error(e: BaseException) -> ApiError:
         return ApiError(503, str(e), code=code, kind="server_error", headers=RETRY)
     if isinstance(e, ContextTooLong):
         return ApiError(400, str(e), param="messages", code="context_length_exceeded")
+    if isinstance(e, MessagesRefused | UsageError):
+        return ApiError(400, str(e), param="messages", code="invalid_value")
     message = str(e) if isinstance(e, ReflectError) else f"{type(e).__name__}: {e}"
     return ApiError(500, message, code="internal_error", kind="server_error")

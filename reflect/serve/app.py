@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +13,26 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+import reflect
 from reflect.errors import Conflict, ReflectError, UnknownName, UsageError
 from reflect.serve.api_errors import api_error, reply
 from reflect.serve.auth import AuthMiddleware
 from reflect.serve.client_limits import MOST_BYTES, ClientMiddleware
+from reflect.serve.openapi import document
 from reflect.serve.proxy import Proxy
-from reflect.serve.schema import AdapterFolder, AdapterName, ApiError, Feedback, parse, read
+from reflect.serve.schema import (
+    AdapterFolder,
+    AdapterName,
+    ApiError,
+    Feedback,
+    load_json,
+    parse,
+    read,
+)
 
 if TYPE_CHECKING:
     from reflect.serve.lesson_session import LessonSession
     from reflect.serve.local_chat import LocalChat
-    from reflect.types import Json
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 Handler = Callable[[Request], Awaitable[Response]]
@@ -40,13 +48,9 @@ def build(
     """The application. An empty `key` means no authentication."""
     local = not isinstance(chat, Proxy)
 
-    async def body(http: Request) -> Json:
+    async def body(http: Request) -> object:
         http.state.body = await http.body()  # the proxy passes on these bytes
-        try:
-            content: Json = json.loads(http.state.body)
-        except (ValueError, RecursionError) as e:
-            raise ApiError(400, f"We could not parse the JSON body of your request: {e}.") from e
-        return content
+        return load_json(http.state.body)
 
     async def completions(http: Request) -> Response:
         return await chat.answer(http, parse(await body(http), http.headers, strict=local))
@@ -66,8 +70,12 @@ def build(
             raise ApiError(503, problem, code="unhealthy", kind="server_error")
         return Response()
 
+    async def openapi(http: Request) -> Response:
+        return JSONResponse(document(reflect.__version__, local=local, key=bool(key)))
+
     routes = [
         Route("/health", health),
+        Route("/openapi.json", openapi),
         Route("/v1/models", chat.models),
         Route("/v1/models/{model:path}", chat.models),
         Route("/v1/chat/completions", completions, methods=["POST"]),
@@ -91,7 +99,7 @@ def build(
     return app
 
 
-def adapter_routes(chat: LocalChat, body: Callable[[Request], Awaitable[Json]]) -> list[Route]:
+def adapter_routes(chat: LocalChat, body: Callable[[Request], Awaitable[object]]) -> list[Route]:
     """The routes that load and unload adapters, as in vLLM. What is begun is completed, also if the
     client leaves."""
     tasks: set[asyncio.Future[None]] = set()

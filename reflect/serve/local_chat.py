@@ -104,6 +104,7 @@ class LocalChat:
             seeds=tuple((seed + i) % 2**63 for i in range(client.n)),
             max_tokens=client.max_tokens or self.model.context,
             temperature=client.temperature,
+            top_p=client.top_p,
             stop=client.stop,
             adapter=None,
             tools=client.tools,

@@ -1,6 +1,6 @@
 """The chat completions API on the wire: request bodies, answers and errors.
 
-A field that the model does not support is refused, never ignored: another `top_p`, penalties,
+A field that the model does not support is refused, never ignored: penalties,
 logprobs, a response format, images. Fields that change no answer (`user`, `metadata`, `store` ...)
 and unknown fields are ignored.
 """
@@ -8,11 +8,15 @@ and unknown fields are ignored.
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError, from_json
 
+from reflect.reading import clipped
 from reflect.types import Json
 
 if TYPE_CHECKING:
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
     from reflect.models.base import Completion
     from reflect.tasksets.task import Message
 
-Text = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -50,21 +54,70 @@ class StrictModel(BaseModel):
 
 
 class Function(StrictModel):
-    """A function that a tool names."""
+    """A function that a tool names. Its other fields are for the chat template."""
 
-    name: Text
+    model_config = ConfigDict(extra="allow")
+    name: Name
+    description: str | None = None
+    parameters: Json | None = None
 
 
 class Tool(StrictModel):
     """An offered tool."""
 
+    type: Literal["function"] = "function"
     function: Function
+
+
+class FunctionName(StrictModel):
+    """The name of an offered function."""
+
+    name: Name
 
 
 class ToolChoice(StrictModel):
     """The one tool that the model may call."""
 
-    function: Function
+    type: Literal["function"] = "function"
+    function: FunctionName
+
+
+class CalledFunction(StrictModel):
+    """A call of an earlier answer. `arguments`: JSON text, or an object."""
+
+    name: Name
+    arguments: str | Json = "{}"
+
+
+class ToolCall(StrictModel):
+    """A tool call of an earlier answer."""
+
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: CalledFunction
+
+
+class TextPart(StrictModel):
+    """A part of a content. Images, sounds and files are refused."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(StrictModel):
+    """One message. Without tool calls it has a content."""
+
+    role: Literal["assistant", "developer", "function", "system", "tool", "user"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _content(self) -> ChatMessage:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise PydanticCustomError("string_type", "It must be a text", {"field": "content"})
+        return self
 
 
 class ResponseFormat(StrictModel):
@@ -83,7 +136,7 @@ class Options(StrictModel):
     """The `reflect` object of a body. Each field also exists as a header, `x-reflect-NAME`."""
 
     lessons: bool | None = None
-    taskset: str | None = None
+    taskset: Name | None = None
     conversation: str | None = None
     untrusted: bool | None = None
 
@@ -91,7 +144,7 @@ class Options(StrictModel):
 class RelayedBody(StrictModel):
     """The fields that lessons depend on; no other field of an upstream request is read."""
 
-    model: Text
+    model: Name
     messages: Annotated[list[Json], Field(min_length=1)]
     reflect: Options | None = None
     stream: bool | None = None
@@ -99,70 +152,173 @@ class RelayedBody(StrictModel):
 
 
 class LocalBody(RelayedBody):
-    """The fields and values that the model of this process supports."""
+    """The body of `POST /v1/chat/completions`: the fields and values that the model of this process
+    supports. Unknown fields are ignored."""
 
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]  # type: ignore[assignment]
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=4)] | None = None
+    stop: Name | Annotated[list[Name], Field(max_length=4)] | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
-    top_p: Literal[1] | None = None
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     logprobs: Literal[False] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     logit_bias: Annotated[Json, Field(max_length=0)] | None = None
     response_format: ResponseFormat | None = None
+    functions: Annotated[list[Json], Field(max_length=0)] | None = None
+    function_call: Literal["none", "auto"] | None = None
+    modalities: list[Literal["text"]] | None = None
+    audio: None = None
+    web_search_options: None = None
+    reasoning_effort: None = None
+    verbosity: Literal["medium"] | None = None
 
 
 class Feedback(StrictModel):
     """A reward for the answer `id`; `choice` is its index among several."""
 
-    id: Text
+    id: Name
     reward: Annotated[float, Field(ge=0, le=1)]
-    feedback: Annotated[str, Field(max_length=10_000)] = ""
+    feedback: Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00]*$")] = ""
     choice: Annotated[int, Field(ge=0, lt=2**31)] | None = None
 
 
 class AdapterFolder(StrictModel):
     """The body of `load_lora_adapter`."""
 
-    lora_name: Text
-    lora_path: Text
+    lora_name: Name
+    lora_path: Name
 
 
 class AdapterName(StrictModel):
     """The body of `unload_lora_adapter`."""
 
-    lora_name: Text
+    lora_name: Name
 
 
-UNSUPPORTED = {"top_p", "frequency_penalty", "presence_penalty", "logprobs", "logit_bias"}
-UNSUPPORTED |= {"response_format"}
+SUPPORTED = {"n", "seed", "max_tokens", "max_completion_tokens", "temperature", "top_p", "stop"}
+SUPPORTED |= {"tools", "tool_choice"} | RelayedBody.model_fields.keys()
+UNSUPPORTED = LocalBody.model_fields.keys() - SUPPORTED
+"""Fields with one value that changes nothing; each other value is refused."""
+DEEPEST = 200  # levels of a JSON body
+
+
+def load_json(data: bytes) -> object:
+    """The JSON value of a body. ApiError 400 for what is no JSON in UTF-8, and, naming the field,
+    for half a surrogate pair, a number that is not finite, and nesting below DEEPEST levels."""
+    error: Exception | None = None
+    value: object = None
+    try:
+        value = from_json(data)
+    except ValueError as e:
+        error = e
+    # Only a number with a large exponent or many digits can be infinite.
+    if error or b"NaN" in data or b"Inf" in data or LARGE.search(data):
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError) as e:
+            message = (
+                f"We could not parse the JSON body of your request: {clipped(str(error or e))}."
+            )
+            raise ApiError(400, message) from e
+        if problem := _bad_value(value):
+            field, why = problem
+            raise ApiError(400, f"'{field}' {why}.", param=field, code="invalid_value")
+    return value
+
+
+LARGE = re.compile(rb"[eE]\+?\d{3}|\d{300}")
+
+
+def _bad_value(value: object) -> tuple[str, str] | None:
+    """(its field, why) of the first value in a body that nothing can store or send."""
+    stack: list[tuple[tuple[str | int, ...], int, object]] = [((), 0, value)]
+    while stack:
+        path, depth, item = stack.pop()
+        field = _field(path)
+        if depth > DEEPEST:
+            return field, f"is nested deeper than {DEEPEST} levels"
+        if isinstance(item, float) and not math.isfinite(item):
+            return field, "is not a finite number"
+        if isinstance(item, str) and not _encodes(item):
+            return field, "has half of a surrogate pair"
+        rows: list[tuple[str | int, object]] = []
+        if isinstance(item, dict):
+            rows += item.items()
+        elif isinstance(item, list):
+            rows += enumerate(item)
+        if key := next((key for key, _ in rows if isinstance(key, str) and not _encodes(key)), ""):
+            return _field((*path, key)), "has half of a surrogate pair"
+        # The first components of a path are enough to name a field.
+        stack += [((*path, key)[:4], depth + 1, inner) for key, inner in reversed(rows)]
+    return None
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _field(path: Sequence[str | int]) -> str:
+    """`messages[0].content`: the name of a field by its path."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in path]
+    return clipped("".join(parts).lstrip("."), 100)
 
 
 def read(schema: type[Body], raw: object) -> Body:
     """The validated body. ApiError 400 names the first invalid field."""
+    if not isinstance(raw, dict):
+        raise ApiError(400, "The body must be a JSON object.")
     try:
         return schema.model_validate(raw)
     except ValidationError as e:
-        errors = e.errors(include_url=False)
-    # Every branch of a union has its own error; the one about the value says more.
+        errors = e.errors(include_url=False, include_input=False)
+    # Every branch of a union has its own error: the one that is deepest in the body says most.
     same = [row for row in errors if row["loc"][:1] == errors[0]["loc"][:1]]
-    error = next((row for row in same if not row["type"].endswith("_type")), errors[0])
-    if not isinstance(raw, dict):
-        raise ApiError(400, "The body must be a JSON object.")
-    # For `stop: str | list[str]` pydantic names the branch too: keep the field only.
-    path = [part for part in error["loc"] if part in raw or len(error["loc"]) == 1]
-    nested = error["loc"][:2] if error["loc"][0] == "reflect" else path or error["loc"][:1]
-    param = ".".join(map(str, nested))
-    kind = error["type"]
+    paths = [_path(raw, row["loc"], row["type"] == "missing") for row in same]
+    ranks = [
+        (len(path), not row["type"].endswith("_type"))
+        for row, path in zip(same, paths, strict=True)
+    ]
+    best = ranks.index(max(ranks))
+    error, path = same[best], paths[best]
+    path += [error["ctx"]["field"]] if "field" in error.get("ctx", {}) else []
+    # The whole path is in the message; `param` is the field of the body, or of a message.
+    param = _field(path[: {"messages": 3, "reflect": 2}.get(str(path[0]), 1)])
+    where, kind = _field(path), error["type"]
     code = "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
-    if param in UNSUPPORTED:
-        code = "unsupported_value"
-    raise ApiError(400, f"'{param}': {error['msg']}.", param=param, code=code)
+    text = PLAIN.get(kind, error["msg"].replace(" after validation", ""))
+    if param in UNSUPPORTED or (path[2:3] == ["content"] and path[4:] == ["type"]):
+        code, text = "unsupported_value", "This value is not supported"
+    message = f"'{where}': {clipped(text)}."
+    raise ApiError(400, message, param=param, code=None if path[-1] == "role" else code)
+
+
+PLAIN = {"missing": "It is required", "string_type": "It must be a text"}
+PLAIN |= dict.fromkeys(("model_type", "dict_type"), "It must be a JSON object")
+
+
+def _path(value: object, location: Sequence[str | int], missing: bool) -> list[str | int]:
+    """The part of pydantic's location that is in the body: it also names the branches of unions. A
+    missing field is the last part."""
+    path: list[str | int] = []
+    for i, part in enumerate(location):
+        rows = dict(enumerate(value)) if isinstance(value, list) else value
+        if isinstance(rows, dict) and part in rows:
+            value = rows[part]
+        elif not (missing and i + 1 == len(location)):
+            continue
+        path.append(part)
+    return path
 
 
 @dataclass(frozen=True)
@@ -184,19 +340,21 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     temperature: float = 1.0
+    top_p: float = 1.0
     max_tokens: int | None = None
     tools: tuple[Json, ...] = ()
 
 
-def parse(raw: Json, headers: Mapping[str, str], *, strict: bool = True) -> ChatRequest:
+def parse(raw: object, headers: Mapping[str, str], *, strict: bool = True) -> ChatRequest:
     """The request of a client. `strict=False`, for an upstream request, reads only what lessons
     need. ApiError 400."""
     body = read(LocalBody if strict else RelayedBody, raw)
+    assert isinstance(raw, dict)
     options = body.reflect or Options()
     off = headers.get("x-reflect-lessons", "on").lower() in ("off", "false", "0", "no")
     common = ChatRequest(
         model=body.model,
-        messages=[_message(message, i, strict) for i, message in enumerate(body.messages)],
+        messages=[_message(message, i, strict) for i, message in enumerate(raw["messages"])],
         raw=raw,
         stream=body.stream is True,
         usage=bool(body.stream_options and body.stream_options.include_usage),
@@ -213,6 +371,7 @@ def parse(raw: Json, headers: Mapping[str, str], *, strict: bool = True) -> Chat
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         seed=body.seed,
         temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         tools=_offered(raw.get("tools") or [], body.tool_choice),
     )
@@ -225,42 +384,36 @@ def _offered(tools: list[Json], wanted: str | ToolChoice | None) -> tuple[Json, 
     name = wanted.function.name
     named = tuple(tool for tool in tools if tool["function"]["name"] == name)
     if not named:
-        raise ApiError(400, f"'tool_choice' names no offered tool: {name}.", param="tool_choice")
+        message = f"'tool_choice' names no offered tool: {clipped(name)}."
+        raise ApiError(400, message, param="tool_choice", code="invalid_value")
     return named
 
 
-ROLES = ("assistant", "developer", "function", "system", "tool", "user")
-
-
 def _message(message: Json, i: int, strict: bool) -> Message:
-    """The message with text content; `developer` becomes `system`."""
-    role = message.get("role")
-    if role not in ROLES:
-        where = f"messages[{i}].role"
-        raise ApiError(400, f"'{where}' must be one of {', '.join(ROLES)}.", param=where)
-    optional = not strict or (role == "assistant" and bool(message.get("tool_calls")))
-    text = _content(message.get("content"), f"messages[{i}].content", strict, optional)
-    return {**message, "content": text, "role": "system" if role == "developer" else role}
-
-
-def _content(value: object, where: str, strict: bool, optional: bool) -> str:
-    if isinstance(value, str):
-        return value
-    if value is None and optional:
-        return ""
-    if not isinstance(value, list):
+    """The message with text content; `developer` becomes `system`. In an upstream request a content
+    may have other parts, and no role is unknown."""
+    where, role, content = f"messages[{i}]", message.get("role"), message.get("content")
+    if not isinstance(role, str):
+        where += ".role"
         raise ApiError(400, f"'{where}' must be a text.", param=where, code="invalid_type")
-    texts = []
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        elif strict:
-            message = f"'{where}' has a part that is no text."
-            raise ApiError(400, message, param=where, code="unsupported_value")
-        else:
-            texts.append(f"[{kind or 'part'}]")
-    return "\n".join(texts)
+    if not isinstance(content, str | list | None):
+        where += ".content"
+        raise ApiError(400, f"'{where}' must be a text.", param=where, code="invalid_type")
+    parts = [_part_text(part) for part in content] if isinstance(content, list) else [content or ""]
+    changed: Message = {"content": "\n".join(parts)}
+    if role == "developer":
+        changed["role"] = "system"
+    if strict and not message.get("tool_calls"):  # null and [] are no calls
+        message = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**message, **changed}
+
+
+def _part_text(part: object) -> str:
+    """The text of a content part; the kind of another part in brackets."""
+    fields = part if isinstance(part, dict) else {}
+    if fields.get("type") == "text" and isinstance(fields.get("text"), str):
+        return str(fields["text"])
+    return f"[{clipped(str(fields.get('type') or 'part'), 40)}]"
 
 
 def choice(index: int, completion: Completion) -> Json:

@@ -183,7 +183,7 @@ BAD = [
     ({"temperature": 3}, 400, "temperature", "invalid_value"),
     ({"seed": 2**64}, 400, "seed", "invalid_value"),
     ({"stop": list("abcde")}, 400, "stop", "invalid_value"),
-    ({"top_p": 0.5}, 400, "top_p", "unsupported_value"),
+    ({"top_p": 1.5}, 400, "top_p", "invalid_value"),
     ({"response_format": {"type": "json_object"}}, 400, "response_format", "unsupported_value"),
     ({"tools": [{"type": "function"}]}, 400, "tools", "invalid_value"),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from reflect.config import Settings
 from reflect.errors import AdapterError, AdapterMismatch, ModelError, UnknownName
 from reflect.models import load_model
 from reflect.models.base import Request
-from reflect.models.generation import GenerationRow, uniforms
+from reflect.models.generation import GenerationRow, nucleus, uniforms
 from reflect.models.local import LocalModel, batches
 
 
@@ -415,3 +416,28 @@ def test_the_pocket_model_answers_in_groups(pocket: LocalModel) -> None:
             0, ids.shape[1] :
         ].tolist()
     assert list(greedy.tokens) == [t for t in out if t not in pocket.ends]
+
+
+def test_top_p_samples_from_the_most_probable_tokens(tiny: LocalModel) -> None:
+    seeds = tuple(range(8))
+    free = Request(ask(1, 2), seeds, 20)
+    plain = tiny.sample([free])
+    assert tiny.sample([replace(free, top_p=1.0)]) == plain
+    greedy = tiny.sample([replace(free, temperature=0.0)])[0][0].text
+    assert {x.text for x in tiny.sample([replace(free, top_p=0.0)])[0]} == {greedy}
+    # Rows with and without it share a batch, and each answers as it does alone.
+    some = replace(free, top_p=0.5)
+    assert tiny.sample([free, some]) == [*plain, *tiny.sample([some])] != [*plain, *plain]
+
+
+def test_the_nucleus_is_the_smallest_set_of_that_probability() -> None:
+    logits = torch.log(torch.tensor([[0.1, 0.5, 0.1, 0.3]] * 4))
+    rows = [GenerationRow((1,), 0, 1, top_p=p) for p in (1.0, 0.45, 0.7, 0.0)]
+    kept = nucleus(logits, rows).isfinite().tolist()
+    assert kept == [
+        [True] * 4,
+        [False, True, False, False],
+        [False, True, False, True],
+        [False, True, False, False],
+    ]
+    assert nucleus(logits, rows[:1]) is logits
