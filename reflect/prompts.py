@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from reflect.config import shipped
 from reflect.errors import UsageError
+from reflect.invisible import remove_invisible
 from reflect.markup import skeleton, strip_role_tokens
 
 if TYPE_CHECKING:
@@ -60,17 +61,15 @@ _FENCE = re.compile(
 
 
 def sanitize_line(text: str) -> str:
-    """The text on one line, without control characters and role tokens; white space is folded."""
-    text = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(strip_role_tokens(text).split())
+    """The text on one line, without control characters, invisible characters (see
+    `reflect.invisible`) and role tokens; white space is folded."""
+    return " ".join(strip_role_tokens(remove_invisible(text)).split())
 
 
 def sanitize_block(text: str) -> str:
-    """The text without role tokens and control characters, for another prompt; it keeps its lines,
-    each of which ends with a newline."""
-    text = LINE_ENDS.sub("\n", text)
-    text = "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
-    return strip_role_tokens(text)
+    """The text without role tokens, control characters and invisible characters, for another
+    prompt; it keeps its lines, each of which ends with a newline."""
+    return strip_role_tokens(remove_invisible(LINE_ENDS.sub("\n", text), keep="\n\t"))
 
 
 def quote(text: str, *, own_line: bool = False) -> str:

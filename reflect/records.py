@@ -90,6 +90,8 @@ class Run(SQLModel, table=True):
     """Requests, tokens and cost of models behind an API."""
     measure: str = ""
     """Hash of the verifier's code and of the system template: what its rewards mean."""
+    task_keys: list[str] | None = Field(default=None, sa_type=OPTIONAL_JSON)
+    """Its tasks, in order. None: it practised traffic, or an earlier version began it."""
     bundle: Json = Field(default_factory=dict, sa_type=JSON)
     """The effect of all lessons together."""
     status: str = RunStatus.RUNNING
@@ -360,6 +362,18 @@ class Exchange(SQLModel, table=True):
     run_id: int | None = Field(default=None, foreign_key="run.id", index=True)
     """The run that reflected on it."""
     created: datetime = Field(default_factory=now)
+
+
+class RowHash(SQLModel, table=True):
+    """The hash of a row as reflect wrote it: see `reflect.store.row_hashes`."""
+
+    __tablename__ = "row_hash"
+    __table_args__ = {"sqlite_with_rowid": False}
+    name: str = Field(primary_key=True)
+    """The row's table."""
+    key: str = Field(primary_key=True)
+    """Its primary key, as text."""
+    hash: str
 
 
 FACTS: dict[tuple[str, str], type[StrEnum]] = {

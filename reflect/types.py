@@ -111,6 +111,8 @@ class RunStatus(StrEnum):
 
     RUNNING = "running"
     DONE = "done"
+    ABANDONED = "abandoned"
+    """A person began another run in its place; what it practised counts."""
 
 
 class Finish(StrEnum):

@@ -37,6 +37,11 @@ def print_report(report: Report, json: bool) -> None:
     if report.ungraded:
         hint = f"reflect grade list --run {report.run_id}"
         print_status(f"{report.ungraded} rollouts wait for a person's grade: {hint}")
+    for run_id in report.superseded:
+        print_status(
+            f"Run {run_id} stays unfinished: its tasks have changed since it began. "
+            f"Close it: reflect runs abandon {run_id}"
+        )
     if report.errors:
         print_status(f"{report.errors} rollouts failed: reflect runs show {report.run_id}")
 

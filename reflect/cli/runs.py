@@ -89,9 +89,10 @@ def show(
 
 
 def run_json(run: Run) -> dict[str, object]:
-    """A run as JSON, without its checkpoints (see `reflect.trials.checkpoints`)."""
+    """A run as JSON, without its tasks and checkpoints (see `reflect.trials.checkpoints`)."""
     row = to_dict(run)
     row.pop("checkpoints")
+    row.pop("task_keys")
     spent, traffic = row.pop("spent"), row.pop("from_traffic")
     extra = ({"spent": spent} if spent else {}) | ({"from_traffic": True} if traffic else {})
     return row | {"config": run.config | extra}
@@ -108,12 +109,28 @@ def _rewards(rewards: Sequence[float | None]) -> tuple[float | None, str]:
 def resume(
     ws: Workspace,
     run_id: int | None = Argument(None, metavar="ID", help="[default: the newest unfinished run]"),
+    restart: bool = Option(
+        False,
+        "--restart",
+        help="Close it as abandoned, and begin another run with its settings, and with the tasks, "
+        "the model and the adapter as they are now.",
+    ),
     json: Json = False,
 ) -> None:
-    """Finish a run that was interrupted."""
+    """Finish a run that was interrupted. Refused if its tasks or its model have changed."""
     with progress() as bar:
-        report = ws.resume(run_id, progress=bar)
+        report = ws.resume(run_id, restart=restart, progress=bar)
     print_report(report, json)
+
+
+@app.command()
+@with_workspace()
+def abandon(ws: Workspace, run_id: RunId, json: Json = False) -> None:
+    """Close an unfinished run. Its rollouts stay."""
+    run = ws.abandon(run_id)
+    if json:
+        return print_json(run_json(run))
+    print(f"run {run.id} is closed as abandoned")
 
 
 @app.command()

@@ -66,18 +66,22 @@ def practice(
     use_lessons: bool = True,
     reflector: Model | None = None,
     progress: Progress | None = None,
+    continues: Run | None = None,
+    replaces: Run | None = None,
 ) -> Report:
     """Practise n tasks k times each with the model's active adapter, and learn from them.
 
     `seed=None` continues the newest unfinished run with the same arguments, or starts a new one. A
     finished run is only reported. A taskset with fewer than n tasks gives what it has; none is a
-    UsageError. `reflector` reflects on the rollouts, by default the model itself. Raises
-    ModelHalted if one of them stops answering.
+    UsageError. `reflector` reflects on the rollouts, by default the model itself. `continues`,
+    `replaces`: see `open_run`. Raises ModelHalted if a model stops answering.
     """
     began = time.monotonic()
     isolation.limit(settings.verify_seconds, settings.verify_memory)
     start = TasksetContext(model, store, taskset, settings, progress=progress)
-    run, tasks = open_run(start, n, k, seed, learn, use_lessons, reflector)
+    run, tasks, superseded = open_run(
+        start, n, k, seed, learn, use_lessons, reflector, continues, replaces
+    )
     context = start.in_run(run, reflector)
     budget, trials = RunBudget(context), RunTrials(run)
     waves = waves_of(tasks)
@@ -99,7 +103,7 @@ def practice(
             save_checkpoint(s, runs.get_run(s, run.id), trials.states())
         runs.finish_run(s, run.id)
     context.report(len(tasks), len(tasks), "done")
-    return report(store, run, waves, time.monotonic() - began)
+    return report(store, run, waves, time.monotonic() - began, superseded)
 
 
 def learn_from_grades(context: TasksetContext, run_id: int) -> Report:

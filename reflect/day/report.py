@@ -48,10 +48,18 @@ class Report:
     """Usage of models behind an API: see `reflect.models.budget`."""
     ungraded: int = 0
     """Rollouts that wait for a person's grade."""
+    superseded: list[int] = field(default_factory=list)
+    """Unfinished runs with the same arguments, whose tasks have changed since."""
     seconds: float = 0.0
 
 
-def report(store: Store, run: Run, waves: Sequence[Sequence[Task]], seconds: float = 0.0) -> Report:
+def report(
+    store: Store,
+    run: Run,
+    waves: Sequence[Sequence[Task]],
+    seconds: float = 0.0,
+    superseded: Sequence[int] = (),
+) -> Report:
     """Sum up a run whose tasks ran in `waves`."""
     keys = [task.key for wave in waves for task in wave]
     with store.read() as s:
@@ -84,6 +92,7 @@ def report(store: Store, run: Run, waves: Sequence[Sequence[Task]], seconds: flo
         bundle=now.bundle,
         spent=now.spent or {},
         ungraded=sum(row.reward is None and row.error is None for row in every),
+        superseded=list(superseded),
         seconds=seconds,
     )
 

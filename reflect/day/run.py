@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from reflect.errors import ModelError, ModelHalted, UsageError
 from reflect.models.base import MeteredModel, Model, active_adapter
 from reflect.store import Store, nights, runs
 from reflect.tasksets.base import has_environment
 from reflect.trials.reward_version import reward_version
-from reflect.types import Finish
+from reflect.types import Finish, RunStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlmodel import Session
 
@@ -28,7 +28,22 @@ CONTINUE = "Then run the same command again, or `reflect runs resume`: it goes o
 SAMPLING = ("temperature", "max_tokens", "reflect_tokens", "lesson_budget", "lesson_limit")
 TRIALS = ("require_approval", "trials", "withhold_candidate", "withhold_active", "withhold_bundle")
 FLAGS = ("learn", "use_lessons")
+NOT_IN_KEY = ("base_url",)  # in `Run.config`
+MOST = 6  # changed tasks that an error names
+RESTART = (
+    "begin another run with everything as it is now: reflect runs resume {} --restart. The first "
+    "one is then closed as abandoned; its rollouts stay."
+)
 EPISODES = ("max_turns", "episode_tokens", "episode_seconds")
+
+
+class OpenedRun(NamedTuple):
+    """A run that was continued or begun."""
+
+    run: Run
+    tasks: list[Task]
+    superseded: list[int]
+    """Unfinished runs with the same arguments, whose tasks have changed since."""
 
 
 def open_run(
@@ -39,9 +54,15 @@ def open_run(
     learn: bool,
     use_lessons: bool,
     reflector: Model | None,
-) -> tuple[Run, list[Task]]:
-    """The run with these arguments, continued or new, and its tasks. Rollouts that an interrupted
-    run did not make are open again. Raises UsageError without a task."""
+    continues: Run | None = None,
+    replaces: Run | None = None,
+) -> OpenedRun:
+    """The run with these arguments, continued or new. Rollouts that an interrupted run did not make
+    are open again.
+
+    `continues`: it must be this run. `replaces`: it must be another one, and this run is closed as
+    abandoned. Raises UsageError otherwise, and without a task.
+    """
     model, taskset, settings = context.model, context.taskset, context.settings
     if n < 1 or k < 1:
         raise UsageError(
@@ -60,20 +81,36 @@ def open_run(
         adapter_id = nights.get_adapter(s, adapter).id if adapter else None
         asked = [taskset.name, settings.profile, n, k, model.fingerprint, adapter_id]
 
-        def tasks_and_key(seed: int) -> tuple[list[Task], str]:
-            tasks = list({task.key: task for task in taskset.tasks("practice", n, seed)}.values())
-            content = [*asked, meaning, config, seed, [task.key for task in tasks]]
-            text = json.dumps(content, sort_keys=True)
-            return tasks, hashlib.sha256(text.encode()).hexdigest()[:32]
+        def tasks_of(seed: int) -> list[Task]:
+            return list({task.key: task for task in taskset.tasks("practice", n, seed)}.values())
 
+        def key_of(seed: int, task_keys: Sequence[str]) -> str:
+            content = [*asked, meaning, config, seed, list(task_keys)]
+            text = json.dumps(content, sort_keys=True)
+            return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+        unfinished = runs.unfinished(s, taskset.name, settings.profile)
         if seed is None:
-            seed = _open_seed(s, taskset.name, settings.profile, tasks_and_key)
-        tasks, key = tasks_and_key(seed)
+            mine = (r.seed for r in unfinished if key_of(r.seed, _keys(tasks_of(r.seed))) == r.key)
+            seed = next(mine, None)
+        seed = runs.next_seed(s, taskset.name, settings.profile) if seed is None else seed
+        tasks = tasks_of(seed)
+        key = key_of(seed, _keys(tasks))
         if not tasks:
             raise UsageError(
                 f"The taskset {taskset.name} has no practice tasks.",
                 "Give some the split 'practice'.",
             )
+        if continues and continues.key != key:
+            raise UsageError(
+                f"Run {continues.id} cannot continue: {_difference(s, continues, tasks, config)}.",
+                f"Restore that, or {RESTART.format(continues.id)}",
+            )
+        if replaces and replaces.key == key:
+            what = f"Nothing has changed since run {replaces.id} began."
+            raise UsageError(what, f"Continue it: reflect runs resume {replaces.id}")
+        if replaces:
+            runs.abandon(s, replaces.id)
         runs.save_tasks(s, taskset.name, tasks)
         remote = _metered((model, reflector))
         run = runs.start_run(
@@ -88,21 +125,45 @@ def open_run(
             model_fingerprint=model.fingerprint,
             adapter_id=adapter_id,
             measure=meaning,
+            task_keys=_keys(tasks),
             # The server is not part of the key: it may move.
             config=config | ({"base_url": remote[0].url} if remote else {}),
         )
         runs.reopen(s, run.id, Finish.HALTED)
-    return run, tasks
+        superseded = [
+            r.id or 0
+            for r in unfinished
+            if r.id != run.id and r.task_keys and key_of(r.seed, r.task_keys) == r.key
+            and _keys(tasks_of(r.seed)) != r.task_keys and r.status == RunStatus.RUNNING
+        ]  # fmt: skip
+    return OpenedRun(run, tasks, superseded)
 
 
-def _open_seed(
-    s: Session, taskset: str, profile: str, tasks_and_key: Callable[[int], tuple[list[Task], str]]
-) -> int:
-    """The seed of the newest unfinished run with the same arguments, else the next free one."""
-    for run in runs.unfinished(s, taskset, profile):
-        if tasks_and_key(run.seed)[1] == run.key:
-            return run.seed
-    return runs.next_seed(s, taskset, profile)
+def _keys(tasks: Sequence[Task]) -> list[str]:
+    return [task.key for task in tasks]
+
+
+def _difference(s: Session, run: Run, tasks: Sequence[Task], config: Mapping[str, object]) -> str:
+    """What differs from the run as it began: its tasks, or its settings."""
+    begun = run.task_keys or list(dict.fromkeys(x.task_key for x in runs.rollouts(s, run.id)))
+    before = {key: runs.task(s, key).task_id for key in begun}
+    now = {task.key: task.id for task in tasks}
+    old = {name for key, name in before.items() if key not in now}
+    new = {name for key, name in now.items() if key not in before} if run.task_keys else set()
+    kinds = {"has changed": old & new, "is missing": old - new, "is new": new - old}
+    parts = [f"task {name} {verb}" for verb, names in kinds.items() for name in sorted(names)]
+    if parts:
+        more = [f"and {len(parts) - MOST} more"] if len(parts) > MOST else []
+        return ", ".join(parts[:MOST] + more)
+    if run.task_keys and run.task_keys != _keys(tasks):
+        return "the order of its tasks has changed"
+    names = sorted(
+        name for name in config.keys() | run.config.keys()
+        if name not in NOT_IN_KEY and config.get(name) != run.config.get(name)
+    )  # fmt: skip
+    if names:
+        return f"the setting {names[0]} was {run.config.get(names[0])!r} when it began"
+    return "its tasks have changed"
 
 
 # -- resuming
@@ -118,9 +179,12 @@ class ResumedRun:
     """`learn` and `use_lessons` of `practice`."""
 
 
-def resume(store: Store, settings: Settings, run_id: int | None = None) -> ResumedRun:
+def resume(
+    store: Store, settings: Settings, run_id: int | None = None, *, restart: bool = False
+) -> ResumedRun:
     """The run with that id, by default the newest unfinished one of the profile. Raises UsageError
-    if there is none, or if another adapter is active now."""
+    if there is none, or if another adapter is active now (unless another run is to replace it:
+    `restart`)."""
     with store.read() as s:
         rows = [runs.get_run(s, run_id)] if run_id else runs.unfinished(s, profile=settings.profile)
         if not rows:
@@ -128,15 +192,21 @@ def resume(store: Store, settings: Settings, run_id: int | None = None) -> Resum
         run = rows[0]
         active = nights.active_adapter(s, run.profile)
     # The rollouts of a run over traffic are complete, whatever adapter is active.
-    if not run.from_traffic and (active.id if active else None) != run.adapter_id:
+    other = not run.from_traffic and (active.id if active else None) != run.adapter_id
+    if other and not restart:
         was = f"adapter {run.adapter_id}" if run.adapter_id else "no adapter"
         raise UsageError(
-            f"Run {run.id} was begun with {was} on.", "Switch back to it, or begin a new run."
+            f"Run {run.id} was begun with {was} on.",
+            f"Switch back to it, or {RESTART.format(run.id)}",
         )
+    if restart and (run.from_traffic or run.status == RunStatus.DONE):
+        what = "of traffic" if run.from_traffic else "finished"
+        raise UsageError(f"Run {run.id} is {what}: it cannot be begun anew.", "See: reflect run")
     changes: dict[str, object] = {
         "model": run.model,
         "profile": run.profile,
         "reflector": run.config.get("reflector", ""),
+        "judge": run.config.get("judge", ""),
     }
     if settings.base_url:  # its server has moved
         changes["base_url"] = settings.base_url
@@ -150,7 +220,7 @@ def ensure_unchanged(run: Run, model: Model, reflector: Model | None, meaning: s
     before = {run.model: (model, run.model_fingerprint)}
     if reflector is not None:
         before[reflector.name] = (reflector, str(run.config.get("reflector_fingerprint")))
-    hint = "Begin a new run: reflect run."
+    hint = f"Restore it, or {RESTART.format(run.id)}"
     for name, (now, fingerprint) in before.items():
         if now.fingerprint != fingerprint:
             raise ModelError(f"The model {name} has changed since run {run.id}.", hint)

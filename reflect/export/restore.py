@@ -122,7 +122,7 @@ def _strange(
     if tokens > MAX_TOKENS:
         why = f"{tokens} tokens are too long for a lesson (at most {MAX_TOKENS})"
         return Imported("!", None, when, do, why)
-    doubts = [f"it names {what}" for what in safety.suspicions(f"{head.when} {head.do}")]
+    doubts = _doubts(head.when, head.do)
     if head.status == LessonStatus.QUARANTINED:
         doubts.append("it is quarantined there")
     why = "; ".join(doubts)
@@ -201,14 +201,14 @@ def _link(s: Session, lines: Sequence[LessonLine], done: Sequence[Imported]) -> 
 
 def _quarantine(s: Session, lesson: Lesson, one: LessonLine, source: str) -> str:
     """Quarantine a suspicious lesson that no person wrote or approved; why, or ""."""
-    doubts = safety.suspicions(f"{lesson.when} {lesson.do}")
+    doubts = _doubts(lesson.when, lesson.do)
     vouched = any(
         v.author == Author.HUMAN and (v.when, v.do) == (one.head.when, one.head.do)
         for v in one.versions
     )
     if not doubts or vouched or lesson.status in (LessonStatus.QUARANTINED, LessonStatus.RETIRED):
         return ""
-    why = "; ".join(f"it names {what}" for what in doubts)
+    why = "; ".join(doubts)
     db.revise(
         s,
         lesson.id,
@@ -218,6 +218,13 @@ def _quarantine(s: Session, lesson: Lesson, one: LessonLine, source: str) -> str
         quarantine=QuarantineReason.IMPORTED,
     )
     return why
+
+
+def _doubts(when: str, do: str) -> list[str]:
+    """The forbidden things that the text names, also when invisible characters divide them."""
+    texts = f"{when} {do}", f"{sanitize_line(when)} {sanitize_line(do)}"
+    names = dict.fromkeys(name for text in texts for name in safety.suspicions(text))
+    return [f"it names {name}" for name in names]
 
 
 def _versions(rows: Sequence[VersionLine]) -> list[LessonVersion]:

@@ -14,6 +14,7 @@ from sqlmodel import Session
 
 from reflect.errors import NewerDatabase, StoreError, UsageError
 from reflect.reading import expand_home
+from reflect.store import row_hashes
 from reflect.store.dialect import Dialect, without_password
 from reflect.store.postgres import Postgres
 from reflect.store.sqlite import SQLite
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 """Every revision that a database may have, oldest first."""
+FIRST_HASHED = "0007"
+"""The revision that brought the hashes of rows."""
 
 
 class Store:
@@ -39,9 +42,12 @@ class Store:
         self.url = self._dialect.url
         self.path = self._dialect.path if isinstance(self._dialect, SQLite) else None
         self._engines = self._dialect.engines()
-        with self.translate_errors():
-            self._dialect.prepare()
-            self._bring_up_to_date()
+        try:
+            with self.translate_errors():
+                self._dialect.prepare()
+                self._bring_up_to_date()
+        except UnicodeDecodeError as e:  # from a database's own text: here nothing else is read
+            raise self._dialect.explain(e) or e from e
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -56,11 +62,12 @@ class Store:
         a time."""
         with (
             self.translate_errors(),
-            Session(self._engines["write"], expire_on_commit=False) as s,
+            row_hashes.WriteSession(self._engines["write"], expire_on_commit=False) as s,
             s.begin(),
         ):
             s.connection()  # takes the lock now, so that reads stay true until the end
             yield s
+            row_hashes.save(s)
 
     def close(self) -> None:
         """Let go of idle connections. The store can be used again."""
@@ -78,8 +85,11 @@ class Store:
             revision = _revision(c, self._dialect)
             if revision != REVISIONS[-1]:  # another process may have been faster
                 before = self._dialect.orphans(c)
+                hashed = revision is not None and revision >= FIRST_HASHED
+                wrong = list(row_hashes.mismatches(c)) if hashed else []
                 upgrade(c, revision)
                 self._dialect.settle(c, before)
+                row_hashes.save_all(c, wrong)
 
     @contextmanager
     def translate_errors(self) -> Iterator[None]:
@@ -133,11 +143,17 @@ def _revision(connection: Connection, database: Dialect) -> str | None:
         what = f"{name} is a database of another program."
         raise StoreError(what, "Name another one with --db.")
     query = "SELECT version_num FROM alembic_version"
-    revision = connection.exec_driver_sql(query).scalar()
-    if revision is None:
-        hint = "Put back a copy of it, or name another one with --db."
+    rows = [str(row) for row in connection.exec_driver_sql(query).scalars()]
+    hint = "Put back a copy of it, or name another one with --db."
+    if not rows:
         raise StoreError(f"{name} does not say its version.", hint)
+    if len(rows) > 1:
+        raise StoreError(f"{name} says that it has the versions {' and '.join(rows)}.", hint)
+    (revision,) = rows
     if revision not in REVISIONS:
         what = f"{name} was written by a newer reflect (revision {revision})."
         raise NewerDatabase(what, "Update reflect, then try again.")
-    return str(revision)
+    if "row_hash" in tables and revision < FIRST_HASHED:
+        what = f"{name} says that it has version {revision}, but its tables are of a newer one."
+        raise StoreError(what, hint)
+    return revision

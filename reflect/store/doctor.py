@@ -1,6 +1,10 @@
-"""What is wrong with a database, in sentences. It looks and changes nothing.
+"""The problems of a database, one sentence each. The checks change nothing.
 
-Not covered: whether an adapter's files are what they were (`reflect adapters verify`).
+`check` compares what the tables say of each other; with `deep` also each row with the hash that
+reflect wrote for it (see `reflect.store.row_hashes`) and the search index with the lessons.
+
+Not covered: the files of adapters (`reflect adapters verify`), and SQLite's write-ahead log, which
+has checksums of its own.
 """
 
 from __future__ import annotations
@@ -13,43 +17,81 @@ from sqlmodel import Session, SQLModel
 
 from reflect.errors import StoreError
 from reflect.records import FACTS, fact_check
-from reflect.store import forbidden_rules
+from reflect.store import forbidden_rules, row_hashes
 from reflect.store.lessons import CONTENT
 
 if TYPE_CHECKING:
     from reflect.store.database import Store
 
 
-def check(database: Store | Session) -> list[str]:
-    """Every problem found, one sentence each; an empty list is a healthy database."""
+def check(database: Store | Session, *, deep: bool = False) -> list[str]:
+    """Every problem found, one sentence each; an empty list is a healthy database. `deep`: compare
+    every row with its hash, and the search index with the lessons (only of a Store)."""
     try:
         if isinstance(database, Session):
-            return _problems(database)
+            return _problems(database, deep)
         with database.read() as s:
-            return _problems(s)
+            _read_any_text(s)
+            problems = _problems(s, deep)
+        return problems + (_search_problems(database) if deep and not problems else [])
     except StoreError as e:
         return [str(e)]
     except DBAPIError as e:
         return [f"The tables are not as reflect made them: {e.orig}."]
 
 
-def _problems(s: Session) -> list[str]:
+def accept(database: Store) -> None:
+    """Take the present rows as right: hash all of them anew, and rebuild the search index."""
+    with database.write() as s:
+        if s.get_bind().dialect.name == "sqlite":
+            rebuild = "INSERT INTO lesson_fts(lesson_fts) VALUES('rebuild')"
+            s.connection().exec_driver_sql(rebuild)
+        row_hashes.save_all(s.connection())
+
+
+def _read_any_text(s: Session) -> None:
+    """Text that is no UTF-8 is read as it is, so that the row which has it can be named."""
+    if s.get_bind().dialect.name == "sqlite":
+        raw = s.connection().connection.dbapi_connection
+        setattr(raw, "text_factory", lambda text: text.decode(errors="surrogateescape"))  # noqa: B010
+
+
+def _problems(s: Session, deep: bool) -> list[str]:
     if damage := _damage(s):
-        return damage  # what the other checks would read is not what was written
-    return (
-        _orphans(s)
-        + [problem for query, words in CHECKS for problem in _ask(s, query, words)]
-        + forbidden_rules.problems(s)
-    )
+        return damage  # the other checks would not read what was written
+    problems = row_hashes.sentences(row_hashes.mismatches(s.connection())) if deep else []
+    try:
+        return problems + (
+            _orphans(s)
+            + [problem for query, words in CHECKS for problem in _ask(s, query, words)]
+            + forbidden_rules.problems(s)
+        )
+    except (DBAPIError, ValueError) as e:  # a value that no column of its type can hold
+        if not problems:
+            raise
+        return [*problems, f"Further checks failed: {e}."]
 
 
 def _damage(s: Session) -> list[str]:
-    """What SQLite says of its file. PostgreSQL checks its pages whenever it reads them."""
+    """SQLite's report on its file. PostgreSQL checks its pages whenever it reads them."""
     if s.get_bind().dialect.name != "sqlite":
         return []
     reports = s.connection().exec_driver_sql("PRAGMA integrity_check(20)").scalars()
     known = ("ok", "CHECK constraint failed")  # CHECKS names the rows that broke a constraint
     return [f"SQLite reports damage: {text}." for text in reports if not text.startswith(known)]
+
+
+def _search_problems(database: Store) -> list[str]:
+    """SQLite's comparison of the search index with the lessons. It is written as an INSERT, and
+    writes nothing."""
+    compare = "INSERT INTO lesson_fts(lesson_fts, rank) VALUES('integrity-check', 1)"
+    try:
+        with database.write() as s:
+            if s.get_bind().dialect.name == "sqlite":
+                s.connection().exec_driver_sql(compare)
+    except StoreError as e:
+        return [f"The search index does not match the lessons: {e}"]
+    return []
 
 
 def _orphans(s: Session) -> list[str]:
@@ -110,7 +152,7 @@ CHECKS: tuple[tuple[str, str], ...] = (
     (
         """SELECT l.id, l.version, max(v.version) FROM lesson l LEFT JOIN lesson_version v ON v.lesson_id = l.id
            GROUP BY l.id, l.version HAVING max(v.version) IS NULL OR max(v.version) <> l.version ORDER BY l.id""",
-        "Lesson {0} stands at version {1}, but its newest recorded version is {2}.",
+        "Lesson {0} is at version {1}, but its newest recorded version is {2}.",
     ),
     (
         f"""SELECT l.id, l.version FROM lesson l JOIN lesson_version v ON v.lesson_id = l.id AND v.version = l.version
@@ -149,7 +191,10 @@ CHECKS: tuple[tuple[str, str], ...] = (
         "Reflection {0} of run {1} is over a group without rollouts.",
     ),
     (
-        "SELECT id FROM rollout WHERE (reward IS NULL AND error IS NULL) OR reward < 0 OR reward > 1 ORDER BY id",
+        # One that a person has to grade has no reward until then.
+        """SELECT id FROM rollout WHERE reward < 0 OR reward > 1 OR (reward IS NULL AND error IS NULL AND NOT EXISTS
+           (SELECT 1 FROM task t WHERE t.key = task_key AND CAST(t.content AS VARCHAR) LIKE '%"verifier": "human"%'))
+           ORDER BY id""",
         "Rollout {0} has neither a reward between 0 and 1 nor an error.",
     ),
     (

@@ -237,6 +237,8 @@ def _on_connect(connection: psycopg.Connection, record: object) -> None:
 
     connection.adapters.register_dumper(str, Text)
     connection.execute("SET jit = off")  # compiling a search takes longer than searching
+    # Rows are hashed as text: the same text whatever the server's configuration.
+    connection.execute("SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET extra_float_digits = 1")
     connection.commit()
 
 

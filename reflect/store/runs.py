@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from sqlalchemy import case, delete, exists, update
 from sqlmodel import Session, col, func, select
 
-from reflect.errors import UnknownName
+from reflect.errors import UnknownName, UsageError
 from reflect.records import (
     Exchange,
     Exposure,
@@ -99,9 +99,15 @@ def _chunks(keys: Sequence[str]) -> Iterable[Sequence[str]]:
 
 
 def start_run(s: Session, *, key: str, **fields: Any) -> Run:
-    """The run of this key: the existing one, or a new one with these fields of records.Run."""
+    """The run of this key: the existing one, also if it was abandoned, or a new one with these
+    fields of records.Run."""
     run = s.exec(select(Run).where(Run.key == key)).first()
-    return run or save(s, Run.model_validate({"key": key, **fields}))
+    if run is None:
+        return save(s, Run.model_validate({"key": key, **fields}))
+    if run.status == RunStatus.ABANDONED:
+        run.status, run.ended = RunStatus.RUNNING, None
+    run.task_keys = run.task_keys or fields.get("task_keys")
+    return save(s, run)
 
 
 def finish_run(s: Session, run_id: int | None) -> Run:
@@ -109,6 +115,16 @@ def finish_run(s: Session, run_id: int | None) -> Run:
     run = get_run(s, run_id)
     if run.status != RunStatus.DONE:
         run.status, run.ended = RunStatus.DONE, now()
+    return save(s, run)
+
+
+def abandon(s: Session, run_id: int | None) -> Run:
+    """Close an unfinished run. Its rollouts stay, and count as evidence. UsageError for a run that
+    is done."""
+    run = get_run(s, run_id)
+    if run.status == RunStatus.DONE:
+        raise UsageError(f"Run {run.id} is finished.", "See `reflect runs list`.")
+    run.status, run.ended = RunStatus.ABANDONED, run.ended or now()
     return save(s, run)
 
 
@@ -125,7 +141,7 @@ def list_runs(s: Session, limit: int | None = 20, profile: str | None = None) ->
 
 def unfinished(s: Session, taskset: str | None = None, profile: str | None = None) -> list[Run]:
     """Runs that were interrupted or are still going, newest first."""
-    newest = select(Run).where(Run.status != RunStatus.DONE).order_by(col(Run.id).desc())
+    newest = select(Run).where(Run.status == RunStatus.RUNNING).order_by(col(Run.id).desc())
     if taskset is not None:
         newest = newest.where(Run.taskset == taskset)
     if profile is not None:
@@ -174,7 +190,7 @@ def figures(s: Session, run_id: int | None) -> Figures:
 
 
 class Prunable(NamedTuple):
-    """Ids of the done runs beyond the newest ones: those that may go, and those that open trials
+    """Ids of the closed runs beyond the newest ones: those that may go, and those that open trials
     need."""
 
     gone: list[int]
@@ -182,7 +198,7 @@ class Prunable(NamedTuple):
 
 
 def prune(s: Session, keep: int = 20, profile: str | None = None) -> Prunable:
-    """Delete done runs beyond the newest `keep`, with all their rows, unless a lesson or an open
+    """Delete closed runs beyond the newest `keep`, with all their rows, unless a lesson or an open
     trial rests on one."""
     runs = prunable(s, keep, profile)
     delete_runs(s, runs.gone)
@@ -194,10 +210,10 @@ def prunable(s: Session, keep: int = 20, profile: str | None = None) -> Prunable
     taught = select(Reflection.run_id).join(
         LessonVersion, col(LessonVersion.reflection_id) == col(Reflection.id)
     )
-    done = select(Run).where(Run.status == RunStatus.DONE, col(Run.id).not_in(taught))
+    closed = select(Run).where(Run.status != RunStatus.RUNNING, col(Run.id).not_in(taught))
     if profile is not None:
-        done = done.where(Run.profile == profile)
-    old = list(s.exec(done.order_by(col(Run.id).desc()).offset(keep)))
+        closed = closed.where(Run.profile == profile)
+    old = list(s.exec(closed.order_by(col(Run.id).desc()).offset(keep)))
     needed = trials.resting_on(s, [run.id or 0 for run in old])
     # where the evidence on a bundle begins
     needed |= {run.id or 0 for run in old if run.bundle.get("harm")}

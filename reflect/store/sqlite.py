@@ -138,9 +138,11 @@ class SQLite:
 
     def explain(self, e: BaseException) -> StoreError | None:
         """The database's error as a StoreError with a next step."""
-        if not isinstance(e, sqlite3.Error):
+        if not isinstance(e, sqlite3.Error | UnicodeDecodeError):
             return None
         name = getattr(e, "sqlite_errorname", None) or ""
+        if isinstance(e, UnicodeDecodeError) or str(e).startswith("Could not decode to UTF-8"):
+            name = "SQLITE_CORRUPT"  # a text, or SQLite's message about one, is not UTF-8
         if name.startswith("SQLITE_IOERR") and shutil.disk_usage(self.path.parent).free < 2**16:
             # where there is no room even for its shared memory, SQLite calls it an I/O error
             name = "SQLITE_FULL"

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypedDict
 
-from reflect.errors import NightBusy, UnknownName, UsageError
+from reflect.errors import NightBusy, StoreError, UnknownName, UsageError
 from reflect.lessons import selection
 from reflect.models import distributed, is_remote
 from reflect.rollouts.episode import messages_for, opening
-from reflect.store import doctor, nights
+from reflect.store import doctor, nights, runs
 from reflect.tasksets.base import find_task
 from reflect.workspace.context import WorkspaceContext
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from reflect.models.base import Model
     from reflect.night.due import Due
     from reflect.night.sleep import NightReport
-    from reflect.records import Adapter, Lesson
+    from reflect.records import Adapter, Lesson, Run
     from reflect.store import Store
     from reflect.tasksets.base import Taskset
     from reflect.tasksets.task import Message, Split, Task
@@ -157,6 +157,22 @@ class Workspace:
     ) -> Report:
         """Practise n tasks k times each and learn from it. The same arguments continue an
         interrupted run."""
+        settings = self.settings
+        n, k = settings.n if n is None else n, settings.k if k is None else k
+        return self._practice(taskset, n, k, seed, learn, use_lessons, progress)
+
+    def _practice(
+        self,
+        taskset: str | Path | Taskset,
+        n: int,
+        k: int,
+        seed: int | None,
+        learn: bool,
+        use_lessons: bool,
+        progress: Progress | None,
+        continues: Run | None = None,
+        replaces: Run | None = None,
+    ) -> Report:
         from reflect.day.practice import practice
 
         bound = self.taskset(taskset)  # its errors come before anything is loaded
@@ -165,30 +181,51 @@ class Workspace:
             self.store,
             bound,
             self.settings,
-            n=self.settings.n if n is None else n,
-            k=self.settings.k if k is None else k,
+            n=n,
+            k=k,
             seed=seed,
             learn=learn,
             use_lessons=use_lessons,
             reflector=self.reflector if learn else None,
             progress=progress,
+            continues=continues,
+            replaces=replaces,
         )
 
-    def resume(self, run_id: int | None = None, *, progress: Progress | None = None) -> Report:
+    def resume(
+        self,
+        run_id: int | None = None,
+        *,
+        restart: bool = False,
+        progress: Progress | None = None,
+    ) -> Report:
         """Finish a run with the settings that it was started with, by default the newest unfinished
-        run."""
+        run. Raises UsageError or ModelError if its tasks, model, adapter or verifier have changed.
+
+        `restart`: begin another run in its place, with its settings and everything else as it is
+        now. The first one is closed as abandoned; its rollouts stay.
+        """
         from reflect.day.run import ensure_unchanged, resume
         from reflect.trials.reward_version import reward_version
 
-        resumed = resume(self.store, self.settings, run_id)
+        resumed = resume(self.store, self.settings, run_id, restart=restart)
         run, ws = resumed.run, Workspace(resumed.settings)
         if run.from_traffic:
             from reflect.day.traffic import finish
 
             return finish(ws.model, ws.store, ws.settings, run, progress)
         taskset = ws.taskset(run.taskset)
-        ensure_unchanged(run, ws.model, ws.reflector, reward_version(taskset))
-        return ws.run(taskset, n=run.n, k=run.k, seed=run.seed, progress=progress, **resumed.flags)
+        if not restart:
+            ensure_unchanged(run, ws.model, ws.reflector, reward_version(taskset))
+        learn, use_lessons = (resumed.flags.get(name, True) for name in ("learn", "use_lessons"))
+        continues, replaces = (None, run) if restart else (run, None)
+        return ws._practice(
+            taskset, run.n, run.k, run.seed, learn, use_lessons, progress, continues, replaces
+        )
+
+    def abandon(self, run_id: int) -> Run:
+        """Close an unfinished run. Its rollouts stay, and count as evidence on its lessons."""
+        return self.context.write(runs.abandon, run_id)
 
     def prompt(self, taskset: str | Path | Taskset, task: str | Task | None = None) -> Prompt:
         """The prompt of a task, given by itself or its id; by default of the first holdout task."""
@@ -373,7 +410,18 @@ class Workspace:
 
         return cleanup.remove_leftovers(self.store, self.settings)
 
-    def doctor(self) -> list[str]:
-        """Problems of the database and the adapters, one sentence each; [] if there are none."""
-        adapters = self.adapters.verify(base=False).values()
-        return doctor.check(self.store) + [problem for problem in adapters if problem]
+    def doctor(self, *, deep: bool = False, accept: bool = False) -> list[str]:
+        """Problems of the database and the adapters, one sentence each; [] if there are none.
+
+        `deep`: compare every row with the hash that was saved with it. `accept`: first take the
+        rows as they are now as right, after a change by another program.
+        """
+        try:
+            if accept:
+                doctor.accept(self.store)
+            problems = doctor.check(self.store, deep=deep)
+        except StoreError as e:
+            return [str(e)]
+        if problems:
+            return problems  # the rows of adapters may be unreadable
+        return [problem for problem in self.adapters.verify(base=False).values() if problem]

@@ -84,7 +84,7 @@ def test_a_password_is_asked_for_and_never_printed(
     assert (
         "hunter2" not in said.out + said.err
         and "lodger:***@" in said.out
-        and "password=***" in said.err
+        and "password=***" in said.out
     )
     postgres.sql("GRANT ALL ON ALL TABLES IN SCHEMA public TO lodger", name_of(url))
     assert "secret" not in Store(lodger.replace("lodger@", "lodger:secret@")).url
