@@ -12,6 +12,7 @@ held ends with one more version, in which it is text.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from pydantic import (
 )
 
 from reflect.errors import UsageError
+from reflect.export.files import text_of
 from reflect.reading import clipped, shortened
 from reflect.store import legacy
 from reflect.store.lessons import CONTENT
@@ -224,7 +226,9 @@ def load(data: bytes, name: str) -> list[LessonLine]:
     lines: dict[int, LessonLine] = {}  # by id
     numbers: dict[int, int] = {}  # id -> number of its line
     head = False
-    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes it
+        data = data.decode("utf-16", errors="replace").encode(errors="replace")
+    for number, raw in enumerate(text_of(data).split(b"\n"), 1):
         where = f"{name}, line {number}"
         try:
             text = raw.decode().strip()

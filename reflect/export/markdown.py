@@ -81,35 +81,44 @@ def with_block(data: bytes, new: str, name: str) -> bytes:
     """The file's bytes with `new` in place of the block, or after the last line when there is none.
 
     Every other byte stays, its line ends, a missing newline at the end and a byte order mark
-    included. UsageError when the markers are broken or the file is not UTF-8: nothing is guessed.
+    included; so does a block that differs from `new` only in its line ends. UsageError when the
+    markers are broken or the file is not UTF-8: nothing is guessed.
     """
     try:
-        data.decode()
-    except UnicodeDecodeError as e:
+        binary = "\0" in data.decode()  # UTF-16 without a byte order mark, for example
+    except UnicodeDecodeError:
+        binary = True
+    if binary:
         what = f"{name} is not UTF-8 text, so nothing was written."
-        raise UsageError(what, "Save it as UTF-8 first.") from e
-    newline = b"\r\n" if b"\r\n" in data else b"\n"
-    fresh = new.encode().replace(b"\n", newline)
+        raise UsageError(what, "Save it as UTF-8 first.")
     begins, ends = (_lines_with(data, marker.encode()) for marker in (BEGIN, END))
     if not begins and not ends:
-        gap = newline if data.endswith(b"\n") else newline * 2
-        return data + (gap if data.removeprefix(b"\xef\xbb\xbf") else b"") + fresh + newline
+        newline = files.line_end(data)
+        own = files.text_of(data)
+        gap = newline * (1 if own.endswith(b"\n") else 2) if own else b""
+        return data + gap + new.encode().replace(b"\n", newline) + newline
     if len(begins) != 1 or len(ends) != 1 or begins[0] > ends[0]:
-        found = sorted([*((at, "begin") for at in begins), *((at, "end") for at in ends)])
-        lines = ", ".join(f"{word} in line {len(data[:at].split(newline))}" for at, word in found)
+        marks = sorted([*((at, "begin") for at in begins), *((at, "end") for at in ends)])
+        lines = ", ".join(f"{mark} in line {_line_number(data, at)}" for at, mark in marks)
         raise UsageError(
             f"The markers of the lessons in {name} are broken ({lines}), so nothing was written.",
             f"There must be one line {BEGIN} and one line {END} after it, or neither.",
         )
-    return data[: begins[0]] + fresh + data[ends[0] + len(END.encode()) :]
+    start, end = begins[0], ends[0] + len(END.encode())
+    if files.text_of(data[start:end]) == new.encode():
+        return data
+    fresh = new.encode().replace(b"\n", files.line_end(data[start:end]))
+    return data[:start] + fresh + data[end:]
 
 
 def _lines_with(data: bytes, marker: bytes) -> list[int]:
-    """Where the marker stands, alone on its line."""
-    found = re.finditer(
-        rb"(?:^|(?<=\n)|(?<=\xef\xbb\xbf))[ \t]*(%b)[ \t]*(?=\r?\n|$)" % re.escape(marker), data
-    )
-    return [match.start(1) for match in found]
+    """Places of the marker, alone on its line."""
+    pattern = rb"(?:^|(?<=[\r\n])|(?<=\xef\xbb\xbf))[ \t]*(%b)[ \t]*(?=[\r\n]|$)"
+    return [match.start(1) for match in re.finditer(pattern % re.escape(marker), data)]
+
+
+def _line_number(data: bytes, at: int) -> int:
+    return files.text_of(data[:at]).count(b"\n") + 1
 
 
 def write_block(path: Path, lessons: Iterable[Lesson]) -> list[Path]:
@@ -117,7 +126,7 @@ def write_block(path: Path, lessons: Iterable[Lesson]) -> list[Path]:
     already."""
     data = path.read_bytes() if path.is_file() else b""
     new = with_block(data, block(lessons), str(path))
-    return [path] if files.write(path, new, overwrite=True) else []
+    return [path] if files.write(path, new, overwrite=True, exact=True) else []
 
 
 # -- SKILL.md
@@ -181,8 +190,8 @@ def write_skills(folder: Path, lessons: Iterable[Lesson], *, overwrite: bool = F
     texts = {folder / name / "SKILL.md": text for name, text in skills(lessons).items()}
     for path in texts:
         if path.is_file() and not overwrite and MARK.encode() not in path.read_bytes():
-            told = f"{path} was not written by reflect."
-            raise UsageError(told, "Name another folder, or say --yes to overwrite it.")
+            what = f"{path} was not written by reflect."
+            raise UsageError(what, "Name another folder, or say --yes to overwrite it.")
     return [
         path for path, text in texts.items() if files.write(path, text.encode(), overwrite=True)
     ]

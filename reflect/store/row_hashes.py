@@ -14,6 +14,7 @@ ORM (migrations) must call `save_all`.
 from __future__ import annotations
 
 import hashlib
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import (
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "schema"
 """The table name under which the SQL of SQLite's tables, indexes and triggers is hashed."""
-CHUNK = 500  # values in one IN (...)
+CHUNK, MANY = 500, 10_000  # values in one IN (...); rows that are written together
 OUTSIDE = "by something other than reflect"
 MOST = 10  # rows of one table that are named
 OWN_SCHEMA = "SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
@@ -106,7 +107,7 @@ def save_all(connection: Connection, but: Collection[Mismatch] = ()) -> None:
         _insert(connection, table.name, ((key, "") for key in lost))
     if connection.dialect.name == "sqlite":
         parts = connection.exec_driver_sql(OWN_SCHEMA).all()
-        _insert(connection, SCHEMA, ((name, _hash((sql,))) for name, sql in parts))
+        _insert(connection, SCHEMA, ((name, _hash([sql])) for name, sql in parts))
 
 
 def mismatches(connection: Connection) -> Iterator[Mismatch]:
@@ -115,7 +116,7 @@ def mismatches(connection: Connection) -> Iterator[Mismatch]:
         yield from _compare(_stored(connection, table.name), _hashes(connection, table), table.name)
     if connection.dialect.name == "sqlite":
         parts = connection.exec_driver_sql(OWN_SCHEMA).all()
-        now = {name: _hash((sql,)) for name, sql in parts}
+        now = {name: _hash([sql]) for name, sql in parts}
         stored = _stored(connection, SCHEMA)
         mine = ((name, value) for name, value in now.items() if name in stored)
         yield from _compare(stored, mine, SCHEMA)
@@ -173,12 +174,13 @@ def _save(connection: Connection, table: Table, keys: Sequence[str]) -> None:
 
 
 def _insert(connection: Connection, table: str, hashes: Iterable[tuple[str, str]]) -> None:
-    if rows := [(table, key, value) for key, value in hashes]:
-        mark = "?" if connection.dialect.name == "sqlite" else "%s"
+    rows = ((table, key, value) for key, value in hashes)
+    mark = _mark(connection)
+    while some := list(islice(rows, MANY)):
         connection.exec_driver_sql(
             f"INSERT INTO row_hash (name, key, hash) VALUES ({mark}, {mark}, {mark})"
             " ON CONFLICT (name, key) DO UPDATE SET hash = excluded.hash",
-            rows,
+            some,
         )
 
 
@@ -189,14 +191,21 @@ def _hashes(
     (key,) = table.primary_key
     whole = "t.*" if connection.dialect.name == "sqlite" else "CAST(t AS text)"
     query = f'SELECT t."{key.name}", {whole} FROM "{table.name}" t'
-    values: dict[str, int | str] = {}
-    if keys is not None:
-        typed = [int(one) if key.type.python_type is int else one for one in keys]
-        values = {f"k{i}": one for i, one in enumerate(typed)}
-        query += f' WHERE t."{key.name}" IN ({", ".join(f":{name}" for name in values)})'
-    for row in connection.execute(text(query), values):
-        yield str(row[0]), _hash(tuple(row[1:]))
+    if keys is None:
+        result = connection.exec_driver_sql(query)
+    else:
+        typed = tuple(map(int, keys) if key.type.python_type is int else keys)
+        query += f' WHERE t."{key.name}" IN ({", ".join([_mark(connection)] * len(typed))})'
+        result = connection.exec_driver_sql(query, typed)
+    assert result.cursor is not None
+    for key_, *values in result.cursor:
+        yield str(key_), _hash(values)
 
 
-def _hash(values: tuple[object, ...]) -> str:
+def _mark(connection: Connection) -> str:
+    """The driver's placeholder of a value."""
+    return "?" if connection.dialect.name == "sqlite" else "%s"
+
+
+def _hash(values: Sequence[object]) -> str:
     return hashlib.blake2b(repr(values).encode(errors="surrogatepass"), digest_size=8).hexdigest()

@@ -390,6 +390,7 @@ def test_in_python_too(book: Any) -> None:
     [
         ("exit 3", "failed with exit code 3", False),
         ("kill -9 $$", "failed with exit code -9", False),
+        ("echo more >> $1; exit 3", "failed with exit code 3", True),
         ("rm $1", "left no text", False),
         ("printf '\\377\\376' > $1", "left no text", False),
         ("printf '' > $1", "'when' is empty", False),

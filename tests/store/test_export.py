@@ -506,11 +506,86 @@ def test_a_write_that_fails_leaves_the_old_file(
     assert file.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.md"]
 
 
+def test_the_same_text_is_not_written_again_whatever_its_line_ends(
+    book: Lessons, tmp_path: Path
+) -> None:
+    """Git and editors change line ends, byte order marks and the last newline."""
+    for format in ("jsonl", "markdown"):
+        file = tmp_path / f"out.{format}"
+        assert book.export_to(file, format) == [file]
+        text = file.read_bytes()
+        for same in (
+            text,
+            text.replace(b"\n", b"\r\n"),
+            text.replace(b"\n", b"\r"),
+            text.rstrip(b"\n"),
+            b"\xef\xbb\xbf" + text,
+            b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n").rstrip(),
+        ):
+            file.write_bytes(same)
+            assert book.export_to(file, format) == [] and file.read_bytes() == same
+    (skill,) = [path for path in book.export_to(tmp_path, "skill") if path.parent.name == "letters"]
+    skill.write_bytes(skill.read_bytes().replace(b"\n", b"\r\n"))
+    assert book.export_to(tmp_path, "skill") == []
+
+
+BODIES = (
+    b"", b"hello", b"hello\n", b"# A\r\n\r\ntext\r\n", b"# A\r\ntext", b"mixed\r\nlf\nend\r\n", b"\n",
+    b"\xef\xbb\xbfbom\r\n", b"\xef\xbb\xbf", b"cr only\rline\r", b"cr\rno end", b"text\n\n\n", b"lf\ncrlf\r\n",
+    b"a\x0cb\x0b\n", "a\u2028b\x85\n".encode(),
+)  # fmt: skip
+CHANGES = (
+    lambda data: data,
+    lambda data: data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n"),
+    lambda data: data.replace(b"\r\n", b"\n"),
+    lambda data: data.replace(b"\r\n", b"\n").replace(b"\n", b"\r"),
+    lambda data: data.rstrip(b"\r\n"),
+    lambda data: data + b"more",
+    lambda data: b"\xef\xbb\xbf" + data.removeprefix(b"\xef\xbb\xbf"),
+)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_a_second_export_changes_nothing(body: bytes) -> None:
+    text = f"{BEGIN}\n\n- a\n\n{END}"
+    first = with_block(body, text, "a.md")
+    assert first.startswith(body)
+    for change in CHANGES:
+        data = change(first)
+        assert with_block(data, text, "a.md") == data
+        other = with_block(data, text.replace("- a", "- b"), "a.md")
+        assert other != data and with_block(other, text, "a.md") == data, "and its way back"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
+def test_a_file_in_another_encoding_is_left_alone(
+    book: Lessons, tmp_path: Path, encoding: str
+) -> None:
+    file = tmp_path / "AGENTS.md"
+    file.write_bytes("naïve\n".encode(encoding))
+    before = file.read_bytes()
+    with pytest.raises(UsageError, match="not UTF-8"):
+        book.export_to(file, "agents")
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_an_export_that_a_shell_has_encoded_is_imported(
+    book: Lessons, encoding: str, line_end: str
+) -> None:
+    text, there = book.export(), other(book)
+    file = saved(book)
+    file.write_bytes(text.replace("\n", line_end).encode(encoding))
+    assert signs(there, file, trust=True) == "+++++" and signs(there, file, trust=True) == "====="
+    assert there.export() == text
+
+
 def test_nothing_is_overwritten_unasked(book: Lessons, tmp_path: Path) -> None:
     file = tmp_path / "README.md"
     file.write_text("mine")
     for format in ("jsonl", "markdown"):
-        with pytest.raises(UsageError, match="is there already"):
+        with pytest.raises(UsageError, match="already exists"):
             book.export_to(file, format)
     assert book.export_to(file, "markdown", overwrite=True) == [file]
     with pytest.raises(UsageError, match="formats are: jsonl"):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -43,21 +43,34 @@ def edit_text(text: str) -> str:
         editor = next((name for name in ("nano", "vi") if shutil.which(name)), None)
         if not editor:
             raise UsageError("There is no editor.", hint)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "lesson.txt"
-        file.write_text(text, encoding="utf-8")
-        try:
-            code = subprocess.call([*shlex.split(editor), str(file)])
-        except (OSError, ValueError) as e:
-            message = f"The editor {editor} does not start: {e}."
-            raise ReflectError(message, f"Set $EDITOR. {UNCHANGED}") from e
-        if code:
-            raise ReflectError(f"The editor {editor} failed with exit code {code}.", UNCHANGED)
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as e:
-            message = f"The editor {editor} left no text that can be read: {e}."
-            raise ReflectError(message, UNCHANGED) from e
+    folder = Path(tempfile.mkdtemp(prefix="reflect-"))
+    file = folder / "lesson.txt"
+    file.write_text(text, encoding="utf-8")
+    try:
+        edited = _run(editor, file)
+    except ReflectError as e:
+        with suppress(OSError, UnicodeDecodeError):
+            if file.read_text(encoding="utf-8") != text:
+                raise ReflectError(e.message, f"{e.hint}\nYour text is kept in {file}") from e
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    return edited
+
+
+def _run(editor: str, file: Path) -> str:
+    try:
+        code = subprocess.call([*shlex.split(editor), str(file)])
+    except (OSError, ValueError) as e:
+        message = f"The editor {editor} does not start: {e}."
+        raise ReflectError(message, f"Set $EDITOR. {UNCHANGED}") from e
+    if code:
+        raise ReflectError(f"The editor {editor} failed with exit code {code}.", UNCHANGED)
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        message = f"The editor {editor} left no text that can be read: {e}."
+        raise ReflectError(message, UNCHANGED) from e
 
 
 def form(when: str, do: str, scope: str, tags: Iterable[str]) -> str:
