@@ -1,5 +1,5 @@
-"""A hash of every row, kept by ordinary writes, so that `reflect doctor --deep` finds rows that were
-changed, added or deleted by anything else: a bad disk, a bad copy, another program.
+"""A hash of every row, kept by ordinary writes, so that `reflect doctor --deep` finds rows that
+anything else changed, added or deleted: a bad disk, a bad copy, another program.
 
 `WriteSession` records which rows a transaction touched, whether by the unit of work or by UPDATE
 and DELETE statements; before the commit `save` reads those rows back as the database stores them
@@ -198,8 +198,8 @@ def _hashes(
         query += f' WHERE t."{key.name}" IN ({", ".join([_mark(connection)] * len(typed))})'
         result = connection.exec_driver_sql(query, typed)
     assert result.cursor is not None
-    for key_, *values in result.cursor:
-        yield str(key_), _hash(values)
+    for own, *values in iter(result.cursor.fetchone, None):
+        yield str(own), _hash(values)
 
 
 def _mark(connection: Connection) -> str:
