@@ -82,8 +82,8 @@ def check(
     seconds: float = Option(120.0, min=0.1, max=1e6, help="Time limit per generator of gym."),
     json: Json = False,
 ) -> None:
-    """Prove without a model that every known-good answer scores 1.0 and that the splits are
-    disjoint.
+    """Prove without a model that every known-good answer scores 1.0, that a model can give it
+    within max_tokens, and that the splits are disjoint.
 
     `gym` means all generators of reasoning-gym.
     """
@@ -116,6 +116,7 @@ def _print_check(result: Checked) -> None:
 def _check(name: str, n: int | None) -> Checked:
     """Check a taskset by name or file. A generator of gym is sampled, because some take a second
     for each task."""
+    from reflect import config
     from reflect.tasksets import check, load_taskset
     from reflect.tasksets.gymcheck import Checked
 
@@ -123,4 +124,5 @@ def _check(name: str, n: int | None) -> Checked:
     if n is None and name.startswith("gym:"):
         n = 20
     practice, holdout = len(taskset.tasks("practice", n)), len(taskset.tasks("holdout", n))
-    return Checked(taskset.name, check(taskset, n), practice, holdout)
+    problems = check(taskset, n, config.load().max_tokens)
+    return Checked(taskset.name, problems, practice, holdout)

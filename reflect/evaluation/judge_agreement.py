@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from reflect.rollouts.judge import Grade, Judge
 from reflect.stats.bootstrap import bootstrap, mean
 from reflect.stats.kappa import agreement_row, kappa, kappa_of
-from reflect.tasksets.files import messages_of, rows_of, task_of
+from reflect.tasksets.files import messages_of, task_of
+from reflect.tasksets.rows import rows_of
 from reflect.tasksets.task import JUDGE, Task
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 load_taskset("letters")              tasks/letters.py: the user's ./tasks/, then the shipped ones
 load_taskset("dialect:2")            a variant of one
 load_taskset("my.jsonl")             a file of tasks
+load_taskset("my_folder")            its files train.* and test.*
 load_taskset("my_tasks.py")          a Python file; my_tasks.py:NAME when it has several
 load_taskset("package.module:NAME")  a taskset of a module
 load_taskset("gym:leg_counting")     a generator of reasoning-gym
@@ -20,8 +21,9 @@ from reflect.errors import ReflectError, UnknownName
 from reflect.tasksets import imports
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.environment import Environment, EnvironmentStep, Toolbox
-from reflect.tasksets.files import SUFFIXES, FileTaskset, name_of
+from reflect.tasksets.files import FileTaskset, name_of
 from reflect.tasksets.functions import taskset
+from reflect.tasksets.rows import SUFFIXES, ensure_readable
 from reflect.tasksets.task import Score, Task
 from reflect.tasksets.tools import Outside
 from reflect.tasksets.validation import check, ensure_disjoint_splits
@@ -67,6 +69,9 @@ def load_taskset(name: str | Path) -> Taskset:
     imported = imports.from_module(dotted["module"], dotted["name"]) if dotted else None
     if imported:
         return _named(imported, text)
+    if Path(text).is_dir():
+        return FileTaskset(Path(text))
+    ensure_readable(Path(text))
     near = difflib.get_close_matches(base, [*files, *packaged, "gym"], n=1)
     meant = f" Did you mean {near[0]}?" if near else ""
     known, suffixes = ", ".join([*files, *packaged]), ", ".join(SUFFIXES)

@@ -1,4 +1,4 @@
-"""A taskset from a file: JSONL (one task per line), or JSON and YAML (a list of tasks).
+"""A taskset from a file: JSONL (one task per line), JSON and YAML (a list of tasks), CSV and TSV.
 
     {"prompt": "How many r are in strawberry?", "verifier": "number", "answer": 3}
     {"id": "capital-fr", "prompt": "The capital of France?", "answer": "Paris", "split": "holdout"}
@@ -10,12 +10,13 @@ the messages when absent, about 70 % practice, so that a question is never in bo
 outside bytes); `rubric` (the criteria of a judge; `answer` is then a reference and may be
 missing). A task with the verifier `code` has `cases` instead of an answer, and more (see
 `reflect.tasksets.code`). Other fields are ignored. A repeated task without an id counts once.
+Rows of other formats are read as `reflect.tasksets.formats` says.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -23,42 +24,26 @@ import random
 import re
 import reprlib
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING
 
 from reflect import prompts
-from reflect.errors import BadTaskFile, UnknownName
+from reflect.errors import BadTaskFile
 from reflect.tasksets import code
 from reflect.tasksets.base import Taskset
+from reflect.tasksets.formats import converted, line_that_converts
 from reflect.tasksets.numbers import only_number
+from reflect.tasksets.rows import FileRow, rows_of
 from reflect.tasksets.task import HUMAN, JUDGE, Message, Split, Task
-from reflect.tasksets.verifiers import VERIFIERS, extract_answer, final_answer
+from reflect.tasksets.verifiers import VERIFIERS, extract_answer, final_answer, normal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from yaml import Node
-
     from reflect.types import Json
 
-SUFFIXES = (".jsonl", ".json", ".yaml", ".yml")
 OWN_FIELDS = ("id", "prompt", "messages", "verifier", "answer", "split", "gold", "untrusted")
 FIELDS = (*OWN_FIELDS, "rubric", *code.FIELDS)
-NEWLINE = b"\n"
 TRUTH = {True: True, False: False, "true": True, "false": False}  # YAML gives texts
 ROLES = ("system", "user", "assistant", "tool")
 PRACTICE_SHARE = 0.7
-LARGEST = 100_000  # values in one task of a YAML file, its aliases written out
-
-
-class FileRow(NamedTuple):
-    """The fields of one task in a file; `where` is its file and line."""
-
-    where: str
-    fields: Json
-
-    def fail(self, field: str, problem: str, step: str) -> NoReturn:
-        """Raise BadTaskFile for a field of this row."""
-        raise BadTaskFile(f"{self.where}, field '{field}': {problem}.", step)
 
 
 class FileTaskset(Taskset):
@@ -96,7 +81,7 @@ def name_of(path: Path) -> str:
 
 def _read_tasks(path: Path) -> list[tuple[Task, str]]:
     """(task, known-good text) of every row. Ids are unique, no question is in both splits."""
-    rows = [(row, messages_of(row)) for row in rows_of(path)]
+    rows = [(row, messages_of(row)) for row in map(converted, rows_of(path))]
     if not rows:
         raise BadTaskFile(
             f"{path} holds no task.", 'Give one task per line: {"prompt": "...", "answer": "..."}.'
@@ -200,7 +185,9 @@ def _answer(row: FileRow, verifier: str) -> str | int | float:
         return ""  # the reference is optional
     if answer is None or (isinstance(answer, str) and not answer.strip()):
         near = difflib.get_close_matches("answer", set(row.fields) - set(FIELDS), cutoff=0.7)
-        step = f"Rename '{near[0]}' to 'answer'." if near else "Give the right answer."
+        others = set(row.fields) - {"id", "split", "prompt", "messages", "verifier", "answer"}
+        step = line_that_converts(row) if others else "Give the right answer."
+        step = f"Rename '{near[0]}' to 'answer'." if near else step
         row.fail("answer", "there is none", step)
     if isinstance(answer, bool):
         return "true" if answer else "false"
@@ -216,8 +203,9 @@ def _answer(row: FileRow, verifier: str) -> str | int | float:
             re.compile(str(answer))
         except re.error as e:
             row.fail("answer", f"{answer!r} is no regular expression: {e}", "Correct the pattern.")
-    elif not extract_answer(str(answer)):
-        row.fail("answer", "nothing follows its 'answer:'", "Give the right answer.")
+    elif not normal(extract_answer(str(answer))):
+        step = "Give the right answer."
+        row.fail("answer", "nothing is left of it (it ends after 'answer:', or is invisible)", step)
     return answer
 
 
@@ -227,13 +215,14 @@ def messages_of(row: FileRow) -> list[Message]:
     other = () if row.fields.get("verifier") == "code" else code.FIELDS
     known = [name for name in FIELDS if name not in other]
     for field in set(row.fields) - set(FIELDS):
-        near = difflib.get_close_matches(field, known, n=1, cutoff=0.75)
-        if near and near[0] not in row.fields:
-            row.fail(field, "it is not known", f"Rename it to '{near[0]}'.")
+        near = _near(field, tuple(known))
+        if near and near not in row.fields:
+            row.fail(field, "it is not known", f"Rename it to '{near}'.")
     prompt, messages = row.fields.get("prompt"), row.fields.get("messages")
     if (prompt is None) == (messages is None):
-        problem = "there is none" if prompt is None else "there is 'messages' too"
-        row.fail("prompt", problem, "Give one of the two.")
+        if prompt is None:
+            row.fail("prompt", "there is none", line_that_converts(row))
+        row.fail("prompt", "there is 'messages' too", "Give one of the two.")
     if messages is None:
         if not isinstance(prompt, str) or not prompt.strip():
             row.fail("prompt", "it is not a text", 'Write "prompt": "your question".')
@@ -249,6 +238,11 @@ def messages_of(row: FileRow) -> list[Message]:
         step = "End with what the model has to answer."
         row.fail("messages", "the last one is not the user's", step)
     return [dict(m) for m in messages]
+
+
+@functools.lru_cache(1024)  # the rows of a file have the same fields
+def _near(field: str, known: tuple[str, ...]) -> str:
+    return next(iter(difflib.get_close_matches(field, known, n=1, cutoff=0.75)), "")
 
 
 def _split(row: FileRow, default: Split) -> Split:
@@ -272,113 +266,3 @@ def _splits(hashes: list[str]) -> dict[str, Split]:
 
 def _hash(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def rows_of(path: Path) -> Iterator[FileRow]:
-    """The rows of a file of tasks, one at a time. UnknownName, BadTaskFile."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as e:
-        step = "Check the path, or run: reflect tasks list"
-        raise UnknownName(f"There is no file {path}.", step) from e
-    except UnicodeDecodeError as e:
-        where = f"{path}, line {e.object[: e.start].count(NEWLINE) + 1}"
-        raise BadTaskFile(f"{where}: it is not UTF-8 text.", "Save the file as UTF-8.") from e
-    except OSError as e:
-        step = "Give a file that you may read."
-        raise BadTaskFile(f"{path} cannot be read: {e.strerror}.", step) from e
-    read = {".jsonl": _jsonl, ".json": _json}.get(path.suffix.lower(), _yaml)
-    for where, fields in read(path, text):
-        if not isinstance(fields, dict):
-            step = 'A task looks like {"prompt": "...", "answer": "..."}.'
-            raise BadTaskFile(f"{where}: it is not a task.", step)
-        try:
-            json.dumps(fields, ensure_ascii=False).encode()
-        except UnicodeEncodeError as e:
-            problem = f"{where}: it holds half a character (\\ud...)."
-            raise BadTaskFile(problem, "Write that character whole.") from e
-        except RecursionError as e:
-            raise BadTaskFile(f"{where}: it is nested too deeply.", "Write it flat.") from e
-        given = {str(name): value for name, value in fields.items() if value is not None}
-        yield FileRow(where, given)
-
-
-def _jsonl(path: Path, text: str) -> Iterator[tuple[str, object]]:
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON text may hold U+2028
-        if line.strip():
-            where = f"{path}, line {number}"
-            try:
-                yield where, json.loads(line)
-            except (ValueError, RecursionError) as e:
-                problem = f"{where}: this is no JSON: {_message(e)}."
-                raise BadTaskFile(problem, "Write one whole task per line.") from e
-
-
-def _json(path: Path, text: str) -> Iterator[tuple[str, object]]:
-    try:
-        tasks = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        line = f", line {e.lineno}" if isinstance(e, json.JSONDecodeError) else ""
-        step = "Write a list of tasks, or name the file .jsonl."
-        raise BadTaskFile(f"{path}{line}: this is no JSON: {_message(e)}.", step) from e
-    if not isinstance(tasks, list):
-        raise BadTaskFile(f"{path} is not a list of tasks.", "Write [task, task, ...].")
-    for number, fields in enumerate(tasks, 1):
-        yield f"{path}, task {number}", fields
-
-
-def _message(e: Exception) -> str:
-    return f"{e.msg} at column {e.colno}" if isinstance(e, json.JSONDecodeError) else str(e)
-
-
-def _yaml(path: Path, text: str) -> Iterator[tuple[str, object]]:
-    """Scalars are texts (BaseLoader): `answer: no` is the word no, `answer: 010` is 010. Only
-    `args` and `returns` of code cases are JSON values: 2 is a number there, and "2" a text."""
-    import yaml
-
-    try:
-        root = yaml.compose(text, Loader=yaml.BaseLoader)
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = f"{path}{line}: {getattr(e, 'problem', None) or e}."
-        raise BadTaskFile(problem, "Correct the YAML there.") from e
-    except RecursionError as e:
-        raise BadTaskFile(f"{path}: it is nested too deeply.", "Write it flat.") from e
-    if root is None:
-        return
-    if not isinstance(root, yaml.SequenceNode):
-        step = "Begin each task with '- prompt: ...'."
-        raise BadTaskFile(f"{path} is not a list of tasks.", step)
-    sizes: dict[int, float] = {}
-    for node in root.value:
-        where = f"{path}, line {node.start_mark.line + 1}"
-        if _size(node, sizes) > LARGEST:
-            problem = f"{where}: its aliases (*name) make it endless."
-            raise BadTaskFile(problem, "Write their values in full.")
-        yield where, _plain(node)
-
-
-def _size(node: Node, sizes: dict[int, float]) -> float:
-    """Number of nodes with aliases expanded: few lines can be billions, or contain themselves."""
-    if id(node) not in sizes:
-        sizes[id(node)] = math.inf  # while it is counted: a node that contains itself
-        parts = node.value if isinstance(node.value, list) else []
-        flat = [part for item in parts for part in (item if isinstance(item, tuple) else (item,))]
-        sizes[id(node)] = 1 + sum(_size(part, sizes) for part in flat)
-    return sizes[id(node)]
-
-
-def _plain(node: Node, typed: bool = False) -> object:
-    """The value of a YAML node: texts, lists and dicts; with `typed`, unquoted scalars are JSON."""
-    if isinstance(node.value, str):
-        if typed and node.style is None:
-            with contextlib.suppress(ValueError):
-                return json.loads(node.value)
-        return node.value
-    if node.value and not isinstance(node.value[0], tuple):
-        return [_plain(item, typed) for item in node.value]
-    if node.id == "sequence":
-        return []
-    typing = ("args", "returns")
-    return {str(_plain(k)): _plain(v, typed or k.value in typing) for k, v in node.value}

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 from reflect.errors import BadTaskFile
 from reflect.tasksets.base import Taskset
-from reflect.tasksets.files import FileRow, messages_of, task_of
+from reflect.tasksets.files import messages_of, task_of
+from reflect.tasksets.rows import FileRow
 from reflect.tasksets.task import Score, Split, Task
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from reflect import prompts
 from reflect.errors import UsageError
 from reflect.tasksets import isolation
 from reflect.tasksets.task import HUMAN, JUDGE, Score, Split, Task
+from reflect.tasksets.thoughts import split_thought
 from reflect.tasksets.verifiers import VERIFIERS
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ SILENCE = [""] * 100  # turns of an assistant that says nothing
 SIDES: tuple[Split, Split] = ("practice", "holdout")
 
 
-def check(taskset: Taskset, n: int | None = None) -> list[str]:
+def check(taskset: Taskset, n: int | None = None, max_tokens: int = 0) -> list[str]:
     """What is wrong with the first n tasks of each side (all when None), in sentences; [] when
-    nothing is.
+    nothing is. `max_tokens`: the longest answer that a model may give; 0 is no limit.
 
     Not covered: whether two differently worded tasks are the same task, and whether a verifier can
     be fooled.
@@ -39,7 +40,7 @@ def check(taskset: Taskset, n: int | None = None) -> list[str]:
             problems.append(f"{side}: the order depends on more than the seed")
     with isolation.batch():
         for task in [*sides["practice"], *sides["holdout"], *taskset.following(20)]:
-            problems += _wrong_scores(taskset, task)
+            problems += _wrong_scores(taskset, task) or _unreachable(taskset, task, max_tokens)
     return problems
 
 
@@ -75,14 +76,14 @@ def apart(sides: dict[Split, list[Task]]) -> list[str]:
 
 
 def _wrong_scores(taskset: Taskset, task: Task) -> list[str]:
-    if task.verifier in (JUDGE, HUMAN):  # without a model nobody can say more
+    if task.verifier in (JUDGE, HUMAN):  # without a model no more can be checked
         wrong = prompts.rubric_problem(task.rubric) if task.rubric else "there is none"
         return [f"task {task.id}: its rubric: {wrong}"] if wrong and task.verifier == JUDGE else []
     if task.verifier not in VERIFIERS and task.verifier != "taskset":
         return [f"task {task.id}: there is no verifier {task.verifier!r}"]
     try:
         good, empty = replay(taskset, task, taskset.gold(task)), replay(taskset, task, SILENCE)
-    except Exception as e:  # somebody's verifier: whatever it raises is what is wrong with it
+    except Exception as e:  # a user's verifier may raise anything
         return [f"task {task.id}: its verifier broke: {type(e).__name__}: {e}"]
     problems = []
     if good.reward != 1.0:
@@ -91,6 +92,21 @@ def _wrong_scores(taskset: Taskset, task: Task) -> list[str]:
     if empty.reward >= 1.0:
         problems.append(f"task {task.id}: an empty answer scores 1")
     return problems
+
+
+def _unreachable(taskset: Taskset, task: Task, max_tokens: int) -> list[str]:
+    """Why no model can give the known-good answer."""
+    if task.verifier in ("exact", "contains"):
+        answer = str(task.answer).strip()
+        if split_thought(answer) != ("", answer):
+            problem = "its answer begins with a thought, and a thought is no part of an answer"
+            return [f"task {task.id}: {problem}: leave it out"]
+    gold = taskset.gold(task)
+    words = max(len(text.split()) for text in ([gold] if isinstance(gold, str) else gold or [""]))
+    if 0 < max_tokens < words:  # a token is at most a word
+        problem = f"its known-good answer has {words} words, and max_tokens is {max_tokens}"
+        return [f"task {task.id}: {problem}: raise it"]
+    return []
 
 
 def _question(task: Task) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypedDict
 from reflect.errors import UsageError
 from reflect.rollouts.context import TasksetContext
 from reflect.store import grades, runs
-from reflect.tasksets.files import FileRow, rows_of
+from reflect.tasksets.rows import FileRow, rows_of
 from reflect.tasksets.task import Task
 from reflect.workspace.context import WorkspaceContext
 

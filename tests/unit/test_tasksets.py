@@ -249,8 +249,8 @@ def test_the_same_question_without_ids_counts_once_and_stays_on_one_side(tmp_pat
             "line 2, field 'verifier': there is no verifier",
         ),
         (
-            '{"prompt": "a", "answer": "b", "split": "test"}',
-            "line 2, field 'split': there is no split 'test'",
+            '{"prompt": "a", "answer": "b", "split": "tset"}',
+            "line 2, field 'split': there is no split 'tset'",
         ),
         ('{"prompt": "a", "answer": "b", "id": [1]}', "line 2, field 'id'"),
         (
