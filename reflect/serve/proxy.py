@@ -23,7 +23,7 @@ import httpx2
 
 from reflect.serve.answer_reader import AnswerReader
 from reflect.serve.raw_request import rewrite
-from reflect.serve.relay import RelayedResponse, until_disconnect
+from reflect.serve.relay import RelayedResponse
 from reflect.serve.schema import ApiError, ChatRequest
 from reflect.serve.upstream import base_url, reply_headers, request_headers, target
 
@@ -67,15 +67,15 @@ class Proxy:
         prepared, body = await asyncio.to_thread(self._prepare, request, http.state.body)
         reply = await self._send(http, body, plain=True)
         if prepared is None or reply.status_code != 200:
-            return await self._reply(http, reply, _relay(reply))
+            return await self._reply(reply, _relay(reply))
         parts = self._observe(reply, prepared, request) if prepared.record else _relay(reply)
         headers = {"x-reflect-id": prepared.name, "x-reflect-lessons": prepared.lessons}
-        return await self._reply(http, reply, parts, headers)
+        return await self._reply(reply, parts, headers)
 
     async def anything(self, http: HttpRequest) -> Response:
         """Forward every other path of the API."""
         reply = await self._send(http, await http.body())
-        return await self._reply(http, reply, _relay(reply))
+        return await self._reply(reply, _relay(reply))
 
     async def models(self, http: HttpRequest) -> Response:
         """`GET /v1/models` of the upstream server."""
@@ -111,8 +111,7 @@ class Proxy:
             http.method, url, headers=headers, content=body, extensions={"target": path}
         )
         try:
-            sending = self._client.send(request, stream=True, follow_redirects=False)
-            reply = await until_disconnect(http.receive, sending)
+            reply = await self._client.send(request, stream=True, follow_redirects=False)
         except httpx2.HTTPError as e:
             raise _bad_gateway(f"{self.url} cannot be reached: {type(e).__name__}") from e
         if not 200 <= reply.status_code <= 599:
@@ -124,7 +123,6 @@ class Proxy:
 
     async def _reply(
         self,
-        http: HttpRequest,
         reply: httpx2.Response,
         parts: AsyncGenerator[bytes],
         added: Mapping[str, str] | None = None,
@@ -135,7 +133,7 @@ class Proxy:
         headers += [(name.encode(), value.encode()) for name, value in (added or {}).items()]
         try:
             if (_length(reply) or WHOLE + 1) <= WHOLE:
-                parts = _again(await until_disconnect(http.receive, _all(parts)))
+                parts = _again(await _all(parts))
         except BaseException as e:
             await reply.aclose()
             if isinstance(e, httpx2.HTTPError):

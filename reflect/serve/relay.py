@@ -1,27 +1,23 @@
 """Passes the bytes of an upstream's answer on to the client as they come.
 
-When the client leaves, the upstream's connection is closed at once. When the upstream breaks off,
-so does the answer to the client, which then sees that it is not complete.
+When the client leaves, `client_limits` cancels the request, which closes the upstream's connection.
+When the upstream breaks off, so does the answer to the client, which can see that it is incomplete.
 """
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import httpx2
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Coroutine
+    from collections.abc import AsyncGenerator
 
     from starlette.types import Receive, Scope, Send
 
     from reflect.serve.upstream import Headers
-
-Result = TypeVar("Result")
 
 
 class RelayedResponse(Response):
@@ -34,10 +30,10 @@ class RelayedResponse(Response):
         self.reply, self.parts = reply, parts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer until its end, or until the client or the upstream leaves."""
+        """Send the answer until its end, or until the upstream breaks off."""
         try:
-            with suppress(ClientDisconnect, httpx2.HTTPError):
-                await until_disconnect(receive, self._send(send))
+            with suppress(httpx2.HTTPError):
+                await self._send(send)
         finally:
             await self.parts.aclose()
             await self.reply.aclose()
@@ -48,26 +44,3 @@ class RelayedResponse(Response):
         async for part in self.parts:
             await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def until_disconnect(receive: Receive, work: Coroutine[object, object, Result]) -> Result:
-    """The result of `work`. ClientDisconnect, and the end of the work, when the client leaves
-    first. The body of the request must have been read."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnect(receive))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        leaving.cancel()
-        if not working.done():
-            working.cancel()
-            await asyncio.wait({working})
-
-
-async def _disconnect(receive: Receive) -> None:
-    """Return when the client has left."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -51,8 +51,9 @@ NOT_CREDENTIAL = {"idempotency-key", "sec-websocket-key"}
 BODY = {"content-length", "content-encoding", "content-type"}
 NOT_BACK = re.compile(
     r"set-cookie2?|authorization|date|server|x-reflect-(id|lessons)|access-control-.*|alt-svc"
-    r"|strict-transport-security|public-key-pins.*|clear-site-data"
+    r"|strict-transport-security|content-security-policy.*|public-key-pins.*|clear-site-data"
 )
+NO_PAGE = (b"content-security-policy", b"sandbox")
 
 
 def base_url(url: str) -> httpx2.URL:
@@ -131,7 +132,8 @@ def request_headers(headers: Iterable[tuple[bytes, bytes]], key: str, own_key: s
 
 def reply_headers(headers: Iterable[tuple[bytes, bytes]], key: str) -> Headers:
     """The upstream's headers for the client, without those that repeat the upstream's key. Length
-    and encoding stay: the body is passed on as it comes."""
+    and encoding stay: the body is passed on as it comes. A browser that shows it as a page gives
+    the page no access to this server."""
     rows = [(name.lower(), value) for name, value in headers]
     stop = _named_in_connection(rows) - BODY
     chunked = any(name == b"transfer-encoding" for name, _ in rows)
@@ -144,7 +146,7 @@ def reply_headers(headers: Iterable[tuple[bytes, bytes]], key: str) -> Headers:
             drop = text in stop or bool(HOP_BY_HOP.fullmatch(text) or NOT_BACK.fullmatch(text))
         if not drop and not (key and key.encode() in value):
             kept.append((name, value))
-    return kept
+    return [*kept, NO_PAGE]
 
 
 def _name(name: bytes) -> str:

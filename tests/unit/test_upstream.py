@@ -166,11 +166,13 @@ def test_the_upstreams_key_is_the_only_authorization() -> None:
 def test_headers_back_to_the_client() -> None:
     def back(*lines: str, key: str = "") -> list[bytes]:
         rows = [tuple(part.strip().encode() for part in line.split(":", 1)) for line in lines]
-        return [name for name, _ in reply_headers(rows, key)]
+        *headers, last = reply_headers(rows, key)
+        assert last == (b"content-security-policy", b"sandbox")
+        return [name for name, _ in headers]
 
     for name in """set-cookie Set-Cookie set-cookie2 authorization connection keep-alive transfer-encoding trailer
         upgrade proxy-authenticate proxy-connection date server access-control-allow-origin alt-svc
-        strict-transport-security clear-site-data x-reflect-id x-reflect-lessons set_cookie""".split():
+        strict-transport-security clear-site-data content-security-policy x-reflect-id x-reflect-lessons set_cookie""".split():
         assert back(f"{name}: a") == [], name
     kept = """content-type content-length content-encoding retry-after x-request-id www-authenticate location
         x-ratelimit-remaining-requests openai-processing-ms vary etag x-reflect-adapter""".split()
