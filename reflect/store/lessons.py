@@ -17,6 +17,7 @@ from reflect.records import (
     LessonLink,
     LessonVersion,
     Night,
+    Run,
     now,
 )
 from reflect.store import revoked_adapters
@@ -219,6 +220,13 @@ def count(
     """How many lessons `listing` has without a limit."""
     mine = select(func.count()).select_from(Lesson)
     return s.exec(mine.where(*_filters(profile, status, scope))).one()
+
+
+def scopes_in_use(s: Session, profile: str) -> set[str]:
+    """The scopes of the profile's lessons, and the tasksets of its runs."""
+    lessons = select(Lesson.scope).where(Lesson.profile == profile).distinct()
+    runs = select(Run.taskset).where(Run.profile == profile).distinct()
+    return {*s.exec(lessons), *s.exec(runs)}
 
 
 def search(

@@ -15,6 +15,7 @@ import difflib
 import re
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reflect.config import shipped
 from reflect.errors import ReflectError, UnknownName
@@ -28,6 +29,9 @@ from reflect.tasksets.task import Score, Task
 from reflect.tasksets.tools import Outside
 from reflect.tasksets.validation import check, ensure_disjoint_splits
 from reflect.tasksets.verifiers import extract_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 __all__ = ["Environment", "EnvironmentStep", "Outside", "Score", "Task", "Taskset", "Toolbox"]
 __all__ += ["available", "check", "extract_answer", "load_taskset", "taskset"]
@@ -90,6 +94,23 @@ def available() -> list[Taskset]:
             broken.name, broken.about, broken.load_error = name, f"broken: {e.message}", e
             tasksets.append(broken)
     return tasksets
+
+
+def scope_problem(scope: str, used: Collection[str]) -> str:
+    """Why no prompt would show a lesson of this scope; "" if a taskset has this name. `used`: names
+    that runs and lessons have already. No file is loaded."""
+    path = Path(scope)
+    if not scope or scope in used or scope.partition(":")[0] in {*_modules(), *imports.packaged()}:
+        return ""
+    if scope.startswith("gym:") or (len(scope) < 200 and path.exists() and name_of(path) == scope):
+        return ""
+    files = [file.name for file in Path.cwd().iterdir() if file.suffix.lower() in SUFFIXES]
+    near = [file for file in files if Path(file).stem == scope]
+    near += difflib.get_close_matches(scope, [*files, *_modules(), *used], n=1)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    return (
+        f"No taskset and no run is called {scope[:80]!r}, so no prompt shows the lesson yet.{meant}"
+    )
 
 
 def _variant(base: Taskset, name: str, argument: str) -> Taskset:

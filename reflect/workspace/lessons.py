@@ -17,6 +17,7 @@ from reflect.lessons.deduplicate import Merged, merge
 from reflect.lessons.selection import MAX_TOKENS, format_lesson
 from reflect.reading import expand_home, read_bytes, read_stdin
 from reflect.store import backup, forbidden_rules, lesson_evidence, lessons, nights
+from reflect.tasksets import scope_problem
 from reflect.types import Author, LessonStatus, LinkKind, RuleKind, Trust
 from reflect.workspace.adapters import AdapterManager
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from reflect.records import Lesson, LessonLink, LessonVersion, Rule
     from reflect.workspace.context import WorkspaceContext
 
+TRAFFIC = "traffic"  # the default taskset of `reflect serve`
 MOST_BYTES = 256 * 2**20  # of an import
 DIFF_FIELDS = ("when", "do", "scope", "tags", "status", "pinned", "trust")
 
@@ -139,6 +141,7 @@ class Lessons:
         Raises UsageError if a lesson with this text exists, or if the text is empty or too long.
         """
         tokens = self._tokens(when, do)
+        self._check_scope(scope)
         with self.context.store.write() as s:
             same = lessons.find_exact(s, when, do, self.profile)
             if same is not None:
@@ -172,6 +175,8 @@ class Lessons:
         """
         with self.context.store.write() as s:
             head = lessons.get(s, lesson_id)
+            if changes.get("scope", head.scope) != head.scope:
+                self._check_scope(changes["scope"])
             when = " ".join(changes.get("when", head.when).split())
             do = " ".join(changes.get("do", head.do).split())
             fields = cast("Revision", changes)
@@ -328,6 +333,12 @@ class Lessons:
         """
         target = expand_home(path) if path is not None else None
         return backup.backup(self.context.store, target)
+
+    def _check_scope(self, scope: str) -> None:
+        """Warn if no taskset, run or lesson of the profile has the name `scope`."""
+        used = {TRAFFIC, *self.context.read(lessons.scopes_in_use, self.profile)}
+        if problem := scope_problem(scope, used):
+            self.context.complaints.append(problem)
 
     def _tokens(self, when: str, do: str) -> int:
         """Tokens of a lesson's line in a prompt; 0 if the model is not available. UsageError if it

@@ -551,3 +551,19 @@ def test_merge_on_the_command_line_and_its_links(cli: Cli, book: Any) -> None:
     assert cli("merge", error=True).startswith("dialect: 2 lessons, ")
     cli("undo", str(two))
     assert book.get(two).status == "active"
+
+
+def test_a_scope_that_no_taskset_has_is_a_warning_with_the_likely_name(folder, capsys):
+    (folder / "house.jsonl").write_text('{"prompt": "q", "answer": "a"}\n')
+    add = ["lessons", "add", "--when", "a question about the house", "--do"]
+    known, unknown = (
+        ("house.jsonl", "dialect:3", "traffic", "gym:leg_counting"),
+        ("dialekt", "x" * 5000),
+    )
+    asked = [("house", True), *((x, False) for x in known), *((x, True) for x in unknown)]
+    for i, (scope, warned) in enumerate([*asked, ("house", False)]):
+        assert run_command([*add, f"answer {i}", "--scope", scope]) == 0
+        error = capsys.readouterr().err
+        assert ("No taskset and no run is called" in error) == warned, scope
+        if scope == "house" and warned:
+            assert "Did you mean house.jsonl?" in error
