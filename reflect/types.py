@@ -7,9 +7,9 @@ lines keep their values.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 Json = dict[str, Any]
 """A JSON object."""
@@ -219,6 +219,48 @@ class QuestionKind(StrEnum):
     """Following lessons that are new to the adapter."""
     UNRELATED = "unrelated"
     """Tasksets outside the night."""
+
+
+class Arm(StrEnum):
+    """The arms of a comparison: with or without the adapter, with or without lessons in the
+    prompt."""
+
+    BASE = "base"
+    LESSONS = "lessons"
+    ADAPTER = "adapter"
+    BOTH = "both"
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the adapter is active."""
+        return self in (Arm.ADAPTER, Arm.BOTH)
+
+    @property
+    def has_lessons(self) -> bool:
+        """Whether lessons are in the prompt."""
+        return self in (Arm.LESSONS, Arm.BOTH)
+
+    @property
+    def heading(self) -> str:
+        """The heading of its column in a table."""
+        return ("adapter" if self.has_adapter else "base") + " + lessons" * self.has_lessons
+
+
+OLD_ARMS = dict(zip(("base_out", "base_in", "adapter_out", "adapter_in"), Arm, strict=True))
+"""The arms' names in JSON before version 0.2; remove them there."""
+Result = TypeVar("Result")
+
+
+def with_old_arms(results: Mapping[Arm, Result]) -> dict[str, Result]:
+    """Results of arms under their names, and again under their old ones."""
+    old = {name: results[arm] for name, arm in OLD_ARMS.items() if arm in results}
+    return {str(arm): result for arm, result in results.items()} | old
+
+
+def by_arm(stored: Mapping[str, Result]) -> dict[Arm, Result]:
+    """The results that JSON holds under new or old names."""
+    names = OLD_ARMS | {str(arm): arm for arm in Arm}
+    return {names[name]: result for name, result in stored.items()}
 
 
 class Limits(NamedTuple):

@@ -8,17 +8,13 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from reflect.types import Arm, by_arm
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from reflect.records import Adapter, LessonVersion, Night
 
-ARMS = {  # names of the gate -> names in the table
-    "base_out": "base",
-    "base_in": "base + lessons",
-    "adapter_out": "adapter",
-    "adapter_in": "adapter + lessons",
-}
 SERVED = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's --max-lora-rank
 
 
@@ -132,10 +128,10 @@ def gate(x: Export) -> str:
     if not report.get("checks"):
         return "## Gate\n\nIt was not evaluated."
     rows = [
-        [name, *(f"{arms[arm]['reward']:.2f}" for arm in ARMS), arms["base_out"]["n"]]
-        for name, arms in report.get("arms", {}).items()
+        [name, *(f"{arms[arm]['reward']:.2f}" for arm in Arm), arms[Arm.BASE]["n"]]
+        for name, arms in ((name, by_arm(x)) for name, x in report.get("arms", {}).items())
     ]
-    table = grid(["holdout tasks of", *ARMS.values(), "n"], rows)
+    table = grid(["holdout tasks of", *(arm.heading for arm in Arm), "n"], rows)
     checks = [
         f"- {'passed' if check['ok'] else '**failed**'}: {plain(check['text'])}"
         for check in report["checks"]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from reflect.cli.output import aligned, duration, join, progress
 from reflect.cli.report import check_line
-from reflect.workspace.workspace import FOUR_ARMS, Workspace
+from reflect.types import Arm, with_old_arms
+from reflect.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from reflect.day.report import Report
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from reflect.records import Reflection, Rollout
     from reflect.tasksets.task import Task
 
-Arms = dict[str, dict[str, "ArmResult"]]  # taskset -> arm -> result
+Arms = dict[str, dict[Arm, "ArmResult"]]  # taskset -> arm -> result
 DAY = {"letters": (24, 8), "dialect": (32, 8), "shop": (48, 3)}  # tasks, rollouts per task
 ANY_DAY = (32, 8)  # of other tasksets
 EXAM = 96  # holdout tasks of each taskset, the same in every arm
@@ -28,12 +29,6 @@ ABOUT = {
     "letters": "How often is a letter in a word? The model reads whole words, never their letters.",
     "dialect": "Made-up verbs stand for operations on lists. What a verb means can only be found "
     "out by trying.",
-}
-HEADS = {
-    "base_out": "base",
-    "base_in": "base + lessons",
-    "adapter_out": "adapter",
-    "adapter_in": "adapter + lessons",
 }
 
 
@@ -109,7 +104,7 @@ class Story:
             self.tell(f"Lessons {join(report.distilled)} have left the prompt.")
         return report
 
-    def exam(self, name: str, arms: Sequence[str]) -> dict[str, ArmResult]:
+    def exam(self, name: str, arms: Sequence[Arm]) -> dict[Arm, ArmResult]:
         """These arms on the same holdout tasks each time."""
         from reflect.tasksets.base import has_environment
 
@@ -134,8 +129,8 @@ def play(
             about = ABOUT.get(name.partition(":")[0]) or ws.taskset(name).about
             tell(f"\n== Day {night}: {name}\n{about}")
             rollouts += story.day(name, seed if name not in arms else seed + night)
-            arms[name] = story.exam(name, ("base_out", "base_in"))
-            base, lessons = arms[name]["base_out"], arms[name]["base_in"]
+            arms[name] = story.exam(name, (Arm.BASE, Arm.LESSONS))
+            base, lessons = arms[name][Arm.BASE], arms[name][Arm.LESSONS]
             rewards = f"{base.reward:.2f} without lessons, {lessons.reward:.2f} with them"
             tell(f"On {base.n} tasks never practised: {rewards} in the prompt.")
         tasks = [(name, example(ws, name)) for name in today]
@@ -144,7 +139,7 @@ def play(
         report = story.night()
         story.tell_prompts(tasks, "The same prompt in the morning")
         for name in arms:
-            arms[name] |= story.exam(name, ("adapter_out", "adapter_in"))
+            arms[name] |= story.exam(name, (Arm.ADAPTER, Arm.BOTH))
         mornings.append(
             {
                 "night": night,
@@ -242,17 +237,17 @@ def finish(
 def arms_json(arms: Arms) -> dict[str, dict[str, object]]:
     """The arms so far as JSON."""
     return {
-        name: {arm: result.shape() for arm, result in results.items()}
+        name: with_old_arms({arm: result.shape() for arm, result in results.items()})
         | {"recovered": recovered([results])}
         for name, results in arms.items()
     }
 
 
-def recovered(arms: Sequence[dict[str, ArmResult]]) -> float:
+def recovered(arms: Sequence[dict[Arm, ArmResult]]) -> float:
     """Share of the lessons' gain that the bare adapter has, over all tasks of these tasksets."""
     base, lessons, adapter = (
         sum(sum(results[arm].rewards) for results in arms)
-        for arm in ("base_out", "base_in", "adapter_out")
+        for arm in (Arm.BASE, Arm.LESSONS, Arm.ADAPTER)
     )
     return ratio(adapter - base, lessons - base)
 
@@ -267,7 +262,7 @@ def held_by_adapter(mornings: Sequence[Mapping[str, Any]]) -> float:
     of the first day."""
     first, last = mornings[0]["tasksets"], mornings[-1]["tasksets"]
     after, before = (
-        sum(float(tasksets[name]["adapter_out"]["reward"]) for name in first)
+        sum(float(tasksets[name][Arm.ADAPTER]["reward"]) for name in first)
         for tasksets in (last, first)
     )
     return ratio(after, before)
@@ -299,18 +294,18 @@ def lesson_tokens(ws: Workspace, arms: Arms, seed: int) -> dict[str, float]:
             for lesson in ws.prompt(name, task).lessons:
                 after += lesson.tokens * (lesson.id in distilled)
                 kept += lesson.tokens * (lesson.id not in distilled)
-    before = sum(results["base_in"].lesson_tokens for results in arms.values()) / len(arms)
+    before = sum(results[Arm.LESSONS].lesson_tokens for results in arms.values()) / len(arms)
     means = {"before": before, "after": after / prompts, "kept": kept / prompts}
     return {name: round(value, 1) for name, value in means.items()}
 
 
 def table_lines(arms: Arms) -> list[str]:
     """The four arms as aligned text: mean reward and its 95 % interval."""
-    rows = [["", *HEADS.values(), "n"]]
+    rows = [["", *(arm.heading for arm in Arm), "n"]]
     for name, results in arms.items():
-        cells = [results[arm] for arm in FOUR_ARMS]
+        cells = [results[arm] for arm in Arm]
         rewards = [f"{x.reward:.2f} ({x.ci95[0]:.2f}-{x.ci95[1]:.2f})" for x in cells]
-        rows.append([name, *rewards, str(results["base_out"].n)])
+        rows.append([name, *rewards, str(results[Arm.BASE].n)])
     return aligned(rows)
 
 

@@ -28,16 +28,17 @@ def evaluate(
 
     The same tasks in each arm, one greedy answer each.
 
-    base: no lessons. lessons: all that are held. adapter: the active adapter, no lessons. both: as
-    at run time.
+    base: no lessons. lessons: all in the prompt, also those in an adapter. adapter: the active
+    adapter, no lessons. both: the active adapter and the lessons that a run shows.
     """
     from reflect.cli.tasks import split_of
-    from reflect.evaluation.arms import ARMS, paired_difference
+    from reflect.evaluation.arms import paired_difference
+    from reflect.types import Arm, values
 
     names = [name.strip() for name in arms.split(",") if name.strip()]
-    unknown = [name for name in names if name not in ARMS]
+    unknown = [name for name in names if name not in values(Arm)]
     if unknown or not names:
-        known = f"The arms are: {', '.join(ARMS)}."
+        known = f"The arms are: {', '.join(values(Arm))}."
         raise UnknownName(f"There is no arm '{', '.join(unknown)}'.", known)
     with progress() as bar:
         results = ws.evaluate(
@@ -45,7 +46,7 @@ def evaluate(
         )
     if json:
         return print_json({"arms": {name: result.shape() for name, result in results.items()}})
-    first, rows = results[names[0]], []
+    first, rows = next(iter(results.values())), []
     for name, arm in results.items():
         mean, low, high = paired_difference(arm, first)
         difference = "" if arm is first else f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from reflect.cli.output import duration, print_json, print_status, print_table
+from reflect.types import Arm, by_arm
 
 if TYPE_CHECKING:
     from reflect.day.report import Report
 
-ARMS = ("base_out", "base_in", "adapter_out", "adapter_in")
 SIGNS = dict.fromkeys(("added", "accepted"), "+") | dict.fromkeys(("retired", "rejected"), "-")
 SIGNS |= dict.fromkeys(("superseded", "revised", "merged"), "~")
 SIGNS |= {"quarantined": "?", "alarm": "!"}  # alarm: too much would be lost, nothing was changed
@@ -80,8 +80,9 @@ def change_line(change: Mapping[str, Any]) -> str:
 def print_gate(gate: Mapping[str, Any]) -> None:
     """The gate's report on stdout: the four arms, then each check."""
     if tasksets := gate.get("arms"):
-        rows = [[name, *(arms[arm]["reward"] for arm in ARMS)] for name, arms in tasksets.items()]
-        print_table(rows, ", ".join(("taskset", *ARMS)))
+        results = {name: by_arm(arms) for name, arms in tasksets.items()}
+        rows = [[name, *(arms[arm]["reward"] for arm in Arm)] for name, arms in results.items()]
+        print_table(rows, ", ".join(("taskset", *Arm)))
     for check in gate.get("checks", []):
         print(check_line(check))
 

@@ -3,7 +3,7 @@
     base      base model, no lessons
     lessons   base model, all lessons kept as text (candidate, active and distilled)
     adapter   active adapter, no lessons
-    both      active adapter, and the lessons that the prompt has at run time
+    both      active adapter, and the lessons that a run shows
 
 The tasks are paired across arms, so a difference has a smaller variance than either mean: see
 `paired_difference`.
@@ -18,12 +18,12 @@ from reflect.config import Settings
 from reflect.errors import UnknownName, UsageError
 from reflect.lessons.selection import format_lesson, lessons_for
 from reflect.models.base import Model, SamplingOptions, active_adapter, using
-from reflect.records import SHOWN_STATUSES, Rollout
+from reflect.records import HELD_STATUSES, SHOWN_STATUSES, Rollout
 from reflect.rollouts.runner import DEFAULTS, Part, run_parts
 from reflect.rollouts.stepwise import PerTurnLessons
 from reflect.rollouts.transcript import LESSONS, last_words
 from reflect.stats.bootstrap import bootstrap
-from reflect.types import Finish, LessonStatus, Progress
+from reflect.types import Arm, Finish, Progress, values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from reflect.tasksets.base import Taskset
     from reflect.tasksets.task import Split, Task
 
-ARMS = ("base", "lessons", "adapter", "both")
-HELD_STATUSES = (LessonStatus.CANDIDATE, LessonStatus.ACTIVE, LessonStatus.DISTILLED)
 BATCH = 64  # tasks per sample call: large enough to be quick, small enough to show progress
 
 
@@ -70,26 +68,25 @@ def evaluate(
     store: Store,
     taskset: Taskset,
     *,
-    arms: Sequence[str] = ("base", "lessons"),
+    arms: Sequence[str] = (Arm.BASE, Arm.LESSONS),
     n: int | None = None,
     split: Split = "holdout",
     seed: int = 0,
     settings: Settings | None = None,
     statuses: Sequence[str] = HELD_STATUSES,
+    both_statuses: Sequence[str] = SHOWN_STATUSES,
     progress: Progress | None = None,
-) -> dict[str, ArmResult]:
-    """The result of each arm on the first n tasks of the split (None: all). `statuses`: of the
-    lessons in the arm `lessons`.
+) -> dict[Arm, ArmResult]:
+    """The result of each arm on the first n tasks of the split (None: all). `statuses` and
+    `both_statuses`: of the lessons in the arms `lessons` and `both`.
 
     The arms `adapter` and `both` use the model's active adapter. Raises UnknownName for an unknown
     arm, UsageError if there is no task, or no active adapter to compare.
     """
     settings = settings or Settings()
-    unknown = [arm for arm in arms if arm not in ARMS]
-    if unknown:
-        raise UnknownName(f"There is no arm '{unknown[0]}'.", f"The arms are: {', '.join(ARMS)}.")
+    chosen = [arm_of(name) for name in arms]
     active = active_adapter(model)
-    if active is None and {"adapter", "both"} & set(arms):
+    if active is None and any(arm.has_adapter for arm in chosen):
         raise UsageError(
             "No adapter is active, so there is nothing to compare.", "Run `reflect sleep` first."
         )
@@ -99,15 +96,15 @@ def evaluate(
             f"The taskset {taskset.name} has no {split} tasks.",
             "Add some, or choose another split.",
         )
-    shown = {"base": (), "lessons": tuple(statuses), "adapter": (), "both": SHOWN_STATUSES}
+    shown = {Arm.LESSONS: statuses, Arm.BOTH: both_statuses}
     results = {}
-    for i, arm in enumerate(arms):
+    for i, arm in enumerate(chosen):
         with store.read() as s:
             lessons = [
-                lessons_for(model, s, taskset, task, settings, shown[arm]) if shown[arm] else []
+                lessons_for(model, s, taskset, task, settings, shown[arm]) if arm in shown else []
                 for task in tasks
             ]
-        with using(model, active if arm in ("adapter", "both") else None):
+        with using(model, active if arm.has_adapter else None):
             results[arm] = run_arm(
                 model,
                 taskset,
@@ -116,6 +113,14 @@ def evaluate(
                 progress=_part(progress, i * len(tasks), len(arms) * len(tasks), arm),
             )
     return results
+
+
+def arm_of(name: str) -> Arm:
+    """The arm of that name. Raises UnknownName."""
+    if name not in values(Arm):
+        known = f"The arms are: {', '.join(values(Arm))}."
+        raise UnknownName(f"There is no arm '{name}'.", known)
+    return Arm(name)
 
 
 def run_arm(

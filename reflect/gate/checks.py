@@ -61,7 +61,7 @@ class Probe(NamedTuple):
     entropy: float
 
 
-Triple = tuple[float, float, float]  # rewards of one task: base_out, base_in, adapter_out
+Triple = tuple[float, float, float]  # rewards of one task in the arms base, lessons, adapter
 
 
 # -- gain
@@ -78,10 +78,10 @@ def recovered(triples: Sequence[Triple]) -> tuple[float, float]:
 
 
 def _share(means: Means) -> Means:
-    """From (base_out, base_in, adapter_out); 0 if the lessons bring no gain."""
-    out, into, adapter = (means[..., i] for i in range(3))
-    gained = into > out
-    return np.where(gained, (adapter - out) / np.where(gained, into - out, 1.0), 0.0)
+    """From (base, lessons, adapter); 0 if the lessons bring no gain."""
+    base, lessons, adapter = (means[..., i] for i in range(3))
+    gained = lessons > base
+    return np.where(gained, (adapter - base) / np.where(gained, lessons - base, 1.0), 0.0)
 
 
 def gain(triples: Sequence[Triple]) -> Check:
@@ -101,10 +101,10 @@ def placebo(triples: Sequence[Triple]) -> Check:
     return Check("placebo", share < PLACEBO_MOST, share, PLACEBO_MOST, text, CheckKind.PROOF)
 
 
-def taskset(name: str, base_out: ArmResult, adapter_out: ArmResult) -> Check:
+def taskset(name: str, base: ArmResult, adapter: ArmResult) -> Check:
     """A taskset that got worse than the bare base cannot hide behind one that got better."""
-    mean, _, high = paired_difference(adapter_out, base_out, level=LEVEL)
-    text = f"{name} without lessons: {base_out.reward:.2f} before, {adapter_out.reward:.2f} now"
+    mean, _, high = paired_difference(adapter, base, level=LEVEL)
+    text = f"{name} without lessons: {base.reward:.2f} before, {adapter.reward:.2f} now"
     return Check(f"taskset {name}", high >= -MARGIN, mean, -MARGIN, text, CheckKind.GAIN)
 
 

@@ -23,7 +23,15 @@ from reflect.tasksets import available
 from reflect.training.lesson_set import Rows, gains, lesson_effects, rows_for
 from reflect.training.plan import PER_LESSON
 from reflect.training.teacher_data import TrainingData, advice_of, contradicted, guarded, near_tasks
-from reflect.types import CheckKind, Json, LessonStatus, QuestionKind, TrialVerdict
+from reflect.types import (
+    Arm,
+    CheckKind,
+    Json,
+    LessonStatus,
+    QuestionKind,
+    TrialVerdict,
+    with_old_arms,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +46,6 @@ LESSON_ENOUGH = 0.7  # share of one lesson's own gain, which few tasks measure
 TRIES, TRIED = 4, 24  # pass@k: attempts at each task, and tasks of a taskset
 FEWEST = 8  # tasks of a question with sampled attempts
 FINEST = 0.1  # the bisection of the scale ends here, and no adapter is made weaker than this
-ARMS = ("base_out", "base_in", "adapter_out", "adapter_in")
 
 
 @dataclass(frozen=True)
@@ -47,19 +54,19 @@ class Arms:
 
     taskset: Taskset
     rows: Rows
-    base_out: ArmResult
-    base_in: ArmResult
-    adapter_out: ArmResult
-    adapter_in: ArmResult
+    base: ArmResult
+    lessons: ArmResult
+    adapter: ArmResult
+    both: ArmResult
 
     def shape(self) -> Json:
         """The rewards of each arm, as JSON."""
-        return {name: getattr(self, name).shape() for name in ARMS}
+        return with_old_arms({arm: getattr(self, arm).shape() for arm in Arm})
 
     def triples(self, third: Sequence[float] | None = None) -> list[checks.Triple]:
-        """Rewards by task: base_out, base_in, adapter_out (or `third`)."""
-        last = self.adapter_out.rewards if third is None else third
-        return list(zip(self.base_out.rewards, self.base_in.rewards, last, strict=True))
+        """Rewards by task: base, lessons, adapter (or `third`)."""
+        last = self.adapter.rewards if third is None else third
+        return list(zip(self.base.rewards, self.lessons.rewards, last, strict=True))
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ class GateEvaluation:
         most, seed = ctx.plan.gate_tasks, ctx.plan.seed
         self.revoked = forgetting.probes_of(ctx)
         self.rows: dict[str, Rows] = {}
-        self.base: dict[str, tuple[ArmResult, ArmResult]] = {}  # taskset -> base_out, base_in
+        self.base: dict[str, tuple[ArmResult, ArmResult]] = {}  # taskset -> base, lessons
         self.questions: list[GateQuestion] = []
         self.earlier: list[tuple[str, list[int], ArmResult]] = []
         self.rules: list[tuple[Taskset, Rows, ArmResult, ArmResult]] = []
@@ -95,16 +102,16 @@ class GateEvaluation:
         for item in ctx.tasksets:
             taskset = item.taskset
             rows = self.rows[taskset.name] = gate_rows(ctx, item)
-            out, into = ctx.run_arm(taskset, _bare(rows)), ctx.run_arm(taskset, rows)
-            self.base[taskset.name] = out, into
-            at = [i for i, (_, lessons) in enumerate(rows) if any(map(_distilled, lessons))]
+            base, lessons = ctx.run_arm(taskset, _bare(rows)), ctx.run_arm(taskset, rows)
+            self.base[taskset.name] = base, lessons
+            at = [i for i, (_, texts) in enumerate(rows) if any(map(_distilled, texts))]
             if previous and at:
                 before = ctx.run_arm(taskset, _bare([rows[i] for i in at]), previous)
                 self.earlier.append((taskset.name, at, before))
             free = rows[:most]
             ruled = contradicted(free, advice_of(item), random.Random(f"override {seed}"))
             if ruled:
-                true = ArmResult(0.0, len(free), (0.0, 0.0), answers=into.answers[: len(free)])
+                true = ArmResult(0.0, len(free), (0.0, 0.0), answers=lessons.answers[: len(free)])
                 self.rules.append((taskset, ruled, ctx.run_arm(taskset, ruled), true))
             near = near_tasks(ctx, item, "holdout")[:most]
             self._add(f"near tasks of {taskset.name}", QuestionKind.NEAR, taskset, near)
@@ -166,15 +173,15 @@ class GateEvaluation:
         arms = []
         for key, rows in self.rows.items():
             taskset = self.tasksets[key]
-            out, into = ctx.run_arm(taskset, _bare(rows), name), ctx.run_arm(taskset, rows, name)
-            arms.append(Arms(taskset, rows, *self.base[key], out, into))
+            adapter, both = (ctx.run_arm(taskset, some, name) for some in (_bare(rows), rows))
+            arms.append(Arms(taskset, rows, *self.base[key], adapter, both))
         triples = [triple for a in arms for triple in a.triples()]
-        results = [checks.answers([a.adapter_out for a in arms]), checks.gain(triples)]
-        results += [checks.taskset(a.taskset.name, a.base_out, a.adapter_out) for a in arms]
+        results = [checks.answers([a.adapter for a in arms]), checks.gain(triples)]
+        results += [checks.taskset(a.taskset.name, a.base, a.adapter) for a in arms]
         if placebo:
             shuffled = [triple for a in arms for triple in a.triples(placebo[a.taskset.name])]
             results.append(checks.placebo(shuffled))
-        rewards = {a.taskset.name: a.adapter_out.rewards for a in arms}
+        rewards = {a.taskset.name: a.adapter.rewards for a in arms}
         for key, at, before in self.earlier:
             after = [rewards[key][i] for i in at]
             now = ArmResult(sum(after) / len(after), len(after), (0.0, 1.0), after)
@@ -212,7 +219,7 @@ class GateEvaluation:
         before = [x for values in self.passed.values() for x in values]
         after = [x for key, rows in self.rows.items() for x in self._passes(name, key, rows)]
         base, adapter = (
-            _together([getattr(a, arm) for a in arms]) for arm in ("base_in", "adapter_out")
+            _together([getattr(a, arm) for a in arms]) for arm in (Arm.LESSONS, Arm.ADAPTER)
         )
         return [
             *([checks.override(ruled, free, now)] if ruled else []),
@@ -241,8 +248,8 @@ def lesson_verdicts(arms: Sequence[Arms]) -> Json:
     whether the adapter keeps enough of its gain."""
     verdicts: Json = {}
     for a in arms:
-        in_prompt = lesson_effects(a.rows, gains(a.base_in, a.base_out))
-        for i, e in lesson_effects(a.rows, gains(a.adapter_out, a.base_out)).items():
+        in_prompt = lesson_effects(a.rows, gains(a.lessons, a.base))
+        for i, e in lesson_effects(a.rows, gains(a.adapter, a.base)).items():
             kept = e.mean >= LESSON_ENOUGH * in_prompt[i].mean
             if str(i) not in verdicts or verdicts[str(i)]["n"] < e.n:
                 verdict = TrialVerdict.ACCEPT if kept else TrialVerdict.REJECT

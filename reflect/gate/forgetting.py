@@ -15,17 +15,15 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reflect.errors import ReflectError
-from reflect.evaluation.arms import HELD_STATUSES, ArmResult, paired_difference
+from reflect.evaluation.arms import ArmResult, paired_difference
 from reflect.gate.checks import MARGIN, Check
 from reflect.lessons.selection import POOL, lessons_for
-from reflect.records import LESSON_STATUSES, Lesson
+from reflect.records import HELD_STATUSES, LESSON_STATUSES, Lesson
 from reflect.rollouts.stepwise import only
 from reflect.store import Store, revoked_adapters
 from reflect.store import lessons as lessons_db
-from reflect.store import runs as runs_db
-from reflect.tasksets import load_taskset
 from reflect.tasksets.base import Taskset
+from reflect.training.lesson_set import installed, practised
 from reflect.types import AdapterStatus, CheckKind
 
 if TYPE_CHECKING:
@@ -113,15 +111,7 @@ def rows_of(ctx: NightContext, lesson: Lesson, taskset: Taskset, n: int) -> Rows
 def tasksets_of(ctx: NightContext, lesson: Lesson) -> list[Taskset]:
     """Where the lesson would be shown: its scope's taskset; for a general lesson all of the night
     and of the profile's runs."""
-    tasksets = {item.taskset.name: item.taskset for item in ctx.tasksets}
-    names = {lesson.scope} if lesson.scope else set(tasksets)
-    if not lesson.scope:
-        with ctx.store.read() as s:
-            runs = runs_db.list_runs(s, limit=100)
-        names |= {run.taskset for run in runs if run.profile == ctx.settings.profile}
-    for name in sorted(names - set(tasksets)):
-        try:
-            tasksets[name] = load_taskset(name)
-        except ReflectError:
-            continue  # not installed any more: it has no tasks to check
-    return [tasksets[name] for name in sorted(names & set(tasksets))]
+    own = [item.taskset for item in ctx.tasksets]
+    names = {lesson.scope} if lesson.scope else practised(ctx.store, ctx.settings.profile)
+    tasksets = installed(names, own, ctx.load)
+    return [x for name, x in tasksets.items() if not lesson.scope or name == lesson.scope]

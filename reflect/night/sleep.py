@@ -20,9 +20,9 @@ from reflect.adapters import activation, registry
 from reflect.errors import AdapterError, NightError, UsageError
 from reflect.night import cost_estimate, disk_space
 from reflect.night.workdir import NightDir, night_key, night_lock
-from reflect.rollouts import judge
 from reflect.store import Store, nights
 from reflect.store import lessons as lessons_db
+from reflect.tasksets import load_taskset
 from reflect.training import deadline, lesson_set
 from reflect.training.context import NightContext, TasksetLessons
 from reflect.training.plan import Plan, make_plan
@@ -119,6 +119,7 @@ def sleep(
     settings: Settings,
     *,
     tasksets: Sequence[Taskset] = (),
+    load: Callable[[str], Taskset] = load_taskset,
     dry_run: bool = False,
     until: float | None = None,
     continued: bool = False,
@@ -126,7 +127,8 @@ def sleep(
     **options: Any,
 ) -> NightReport:
     """Distill all lessons of the profile into an adapter. `tasksets`: where general lessons are
-    practised.
+    practised. `load` loads a taskset by name. Tasksets with judged tasks need a judge: see
+    `reflect.rollouts.judge.bind`.
 
     `until`: the night pauses at this time.monotonic(); the next sleep continues it. `continued`:
     training starts from the weights of the active adapter, if there is one; the teacher has all
@@ -149,16 +151,14 @@ def sleep(
                 activation.activate(model, store, settings)
             reason = "There are no lessons yet. Practise first: `reflect run TASKSET`."
             return NightReport(NightStatus.NOTHING, reason)
-        items = lesson_set.lessons_by_taskset(store, settings.profile, lessons, tasksets)
-        for item in items:
-            judge.bind(item.taskset, settings, model)
+        items = lesson_set.lessons_by_taskset(store, settings.profile, lessons, tasksets, load)
         weights = (p for name, p in model.network.named_parameters() if ".lora_" not in name)
         parameters, adapter = sum(p.numel() for p in weights), ""
         if continued:
             adapter = start_adapter(store, settings)
         plan = make_plan(parameters, len(lessons), start=adapter, **options)
         timed = deadline.with_deadline(progress, until)
-        ctx = NightContext(model, store, settings, plan, items, progress=timed)
+        ctx = NightContext(model, store, settings, plan, items, progress=timed, load=load)
         if dry_run:
             cost = cost_estimate.estimate(ctx)
             disk = disk_space.in_mb(disk_space.needed(model.network, plan))

@@ -129,10 +129,9 @@ def judge_of(settings: Settings, model: Model | Callable[[], Model]) -> Judge:
     return Judge(model)
 
 
-def bind(taskset: Taskset, settings: Settings, model: Model | None = None) -> Taskset:
-    """Set the taskset's judge: the model of the setting `judge`, else `model`, else the model that
-    practises."""
-    taskset.judge = judge_of(settings, model) if settings.judge or model else None  # type: ignore[arg-type]
+def bind(taskset: Taskset, settings: Settings, model: Model | Callable[[], Model]) -> Taskset:
+    """Set the taskset's judge: the model of the setting `judge`, else `model`."""
+    taskset.judge = judge_of(settings, model)  # type: ignore[assignment]
     return taskset
 
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from reflect.evaluation.arms import ArmResult, run_arm
 from reflect.models.base import SamplingOptions, using
+from reflect.tasksets import load_taskset
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from reflect.config import Settings
     from reflect.models.local import LocalModel
@@ -42,6 +43,8 @@ class NightContext:
     tasksets: Sequence[TasksetLessons]
     _: KW_ONLY
     progress: Progress | None = None
+    load: Callable[[str], Taskset] = load_taskset
+    """Loads a taskset by name, bound to the judge of the settings."""
 
     def report(self, done: int, total: int, what: str) -> None:
         """Report progress, if a callback is set."""

@@ -10,13 +10,13 @@ same episodes.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from reflect.errors import ReflectError, UnknownName
-from reflect.evaluation.arms import HELD_STATUSES, ArmResult
 from reflect.lessons.selection import lessons_for
-from reflect.records import Lesson, Trial
+from reflect.records import HELD_STATUSES, Lesson, Trial
 from reflect.rollouts.stepwise import only
 from reflect.stats.bootstrap import bootstrap
 from reflect.store import Store
@@ -28,8 +28,9 @@ from reflect.training.context import NightContext, TasksetLessons
 from reflect.types import Json, TrialVerdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
+    from reflect.evaluation.arms import ArmResult
     from reflect.tasksets.base import Taskset
 
 Rows = list[tuple[Task, list[Lesson]]]  # tasks, each with the lessons in its prompt
@@ -51,26 +52,22 @@ def pick(store: Store, profile: str) -> list[Lesson]:
 
 
 def lessons_by_taskset(
-    store: Store, profile: str, lessons: Sequence[Lesson], given: Sequence[Taskset] = ()
+    store: Store,
+    profile: str,
+    lessons: Sequence[Lesson],
+    given: Sequence[Taskset] = (),
+    load: Callable[[str], Taskset] = load_taskset,
 ) -> list[TasksetLessons]:
-    """The tasksets that the lessons speak of, by name. A general lesson goes with every taskset of
-    the night, and where there is none with those that the profile has practised. A lesson whose
-    taskset is gone is left out."""
-    tasksets = {taskset.name: taskset for taskset in given}
+    """The given tasksets and those in the scopes of the lessons, by name. A general lesson goes
+    with each of them, and if there is none with those that the profile has practised. A lesson
+    whose taskset is not installed is left out: it stays in the prompt."""
     names = {lesson.scope for lesson in lessons if lesson.scope}
-    if not names and not tasksets:
-        with store.read() as s:
-            names = {
-                run.taskset for run in runs_db.list_runs(s, limit=100) if run.profile == profile
-            }
-    for name in sorted(names - set(tasksets)):
-        try:
-            tasksets[name] = load_taskset(name)
-        except ReflectError:
-            continue  # its lessons stay in the prompt: nothing can be measured without tasks
+    if not names and not given:
+        names = practised(store, profile)
+    tasksets = installed(names, given, load)
     items = [
         TasksetLessons(taskset, tuple(lesson for lesson in lessons if lesson.scope in (name, "")))
-        for name, taskset in sorted(tasksets.items())
+        for name, taskset in tasksets.items()
     ]
     items = [item for item in items if item.lessons and item.taskset.tasks("practice", 1)]
     if not items:
@@ -79,6 +76,23 @@ def lessons_by_taskset(
             "Name the tasksets, or run `reflect tasks` to list the installed ones.",
         )
     return items
+
+
+def practised(store: Store, profile: str) -> set[str]:
+    """The names of the tasksets in the last 100 runs that are of the profile."""
+    with store.read() as s:
+        return {run.taskset for run in runs_db.list_runs(s, limit=100) if run.profile == profile}
+
+
+def installed(
+    names: Iterable[str], given: Iterable[Taskset], load: Callable[[str], Taskset]
+) -> dict[str, Taskset]:
+    """The given tasksets and those of the names that can be loaded, by name."""
+    tasksets = {taskset.name: taskset for taskset in given}
+    for name in set(names) - set(tasksets):
+        with contextlib.suppress(ReflectError):
+            tasksets[name] = load(name)
+    return dict(sorted(tasksets.items()))
 
 
 def rows_for(ctx: NightContext, item: TasksetLessons, tasks: Sequence[Task], n: int) -> Rows:

@@ -86,10 +86,10 @@ class WorkspaceContext:
         )
 
     def taskset(self, name: str | Path | Taskset) -> Taskset:
-        """A taskset by name or file, or a Taskset, bound to the judge of the settings."""
-        return judge.bind(
-            load_taskset(name) if isinstance(name, str | Path) else name, self.settings
-        )
+        """A taskset by name or file, or a Taskset, bound to the judge of the settings, or else to
+        the model. Everything that the workspace does with tasksets begins here."""
+        taskset = load_taskset(name) if isinstance(name, str | Path) else name
+        return judge.bind(taskset, self.settings, lambda: self.model)
 
     @property
     def sizes(self) -> Unloaded | Model:

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypedDict
 
-from reflect.errors import NightBusy, StoreError, UnknownName, UsageError
+from reflect.errors import NightBusy, StoreError, UsageError
 from reflect.lessons import selection
 from reflect.models import distributed, is_remote
+from reflect.records import HELD_STATUSES
 from reflect.rollouts.episode import messages_for, opening
 from reflect.store import doctor, nights, runs
 from reflect.tasksets.base import find_task
+from reflect.types import OLD_ARMS, Arm
 from reflect.workspace.context import WorkspaceContext
 
 if TYPE_CHECKING:
@@ -43,12 +45,6 @@ if TYPE_CHECKING:
     from reflect.workspace.grades import Grades
     from reflect.workspace.lessons import Lessons
 
-FOUR_ARMS = {  # arm -> (adapter on, lessons in the prompt)
-    "base_out": (False, False),
-    "base_in": (False, True),
-    "adapter_out": (True, False),
-    "adapter_in": (True, True),
-}
 WEIGHTS = (
     "Sleep with local weights of that model: reflect sleep -m hf:ORG/NAME, or a path. Its lessons "
     "work in the prompt meanwhile; `reflect trial` measures them."
@@ -253,12 +249,12 @@ class Workspace:
         self,
         taskset: str | Path | Taskset,
         *,
-        arms: Sequence[str] = ("base", "lessons"),
+        arms: Sequence[str] = (Arm.BASE, Arm.LESSONS),
         n: int | None = None,
         split: Split = "holdout",
         seed: int = 0,
         progress: Progress | None = None,
-    ) -> dict[str, ArmResult]:
+    ) -> dict[Arm, ArmResult]:
         """The arms on the first n tasks (all when None) of the split, paired: see
         `reflect.evaluation.arms`."""
         from reflect.evaluation.arms import evaluate
@@ -285,27 +281,29 @@ class Workspace:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> ArmResult:
-        """One of the four arms base_out, base_in, adapter_out, adapter_in on holdout; `in`: with
-        all lessons, also those in the weights. Without an active adapter, the adapter arms equal
-        the base arms."""
-        from reflect.evaluation.arms import HELD_STATUSES, run_arm
-        from reflect.models.base import SamplingOptions, active_adapter, using
+        """One arm on holdout: base, lessons, adapter or both (the old names base_out, base_in,
+        adapter_out, adapter_in work until 0.2).
 
-        if name not in FOUR_ARMS:
-            known = f"The arms are: {', '.join(FOUR_ARMS)}."
-            raise UnknownName(f"There is no arm '{name}'.", known)
-        adapter_on, lessons_in = FOUR_ARMS[name]
-        bound, model = self.taskset(taskset), self.model
-        options = SamplingOptions.of(self.settings)
+        Here `both` has all lessons in the prompt, also those in the weights, as `lessons` has.
+        Without an active adapter, `adapter` equals `base` and `both` equals `lessons`.
+        """
+        from reflect.evaluation.arms import arm_of, evaluate
+        from reflect.models.base import active_adapter
 
-        def lessons(task: Task) -> list[Lesson]:
-            return selection.lessons_for(model, s, bound, task, self.settings, HELD_STATUSES)
-
-        with self.store.read() as s:
-            tasks = bound.tasks("holdout", n, seed)
-            rows = [(task, lessons(task) if lessons_in else []) for task in tasks]
-        with using(model, active_adapter(model) if adapter_on else None):
-            return run_arm(model, bound, rows, options=options, progress=progress)
+        bound, arm = self.taskset(taskset), OLD_ARMS.get(name) or arm_of(name)
+        if active_adapter(self.model) is None:
+            arm = Arm.LESSONS if arm.has_lessons else Arm.BASE
+        return evaluate(
+            self.model,
+            self.store,
+            bound,
+            arms=[arm],
+            n=n,
+            seed=seed,
+            settings=self.settings,
+            both_statuses=HELD_STATUSES,
+            progress=progress,
+        )[arm]
 
     def following(
         self, taskset: str | Path | Taskset, *, adapter: bool, n: int = 100, seed: int = 0
@@ -348,6 +346,7 @@ class Workspace:
                 self.store,
                 self.settings,
                 tasksets=bound,
+                load=self.taskset,
                 dry_run=dry_run,
                 until=until,
                 progress=progress,

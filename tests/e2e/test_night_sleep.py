@@ -111,10 +111,7 @@ def test_a_night_moves_lessons_from_the_prompt_into_the_weights(
     }
     gate = report.stages["gate"]
     assert gate["recovered"] >= 0.8
-    assert (
-        gate["arms"]["dialect"]["adapter_out"]["reward"]
-        > gate["arms"]["dialect"]["base_out"]["reward"]
-    )
+    assert gate["arms"]["dialect"]["adapter"]["reward"] > gate["arms"]["dialect"]["base"]["reward"]
     assert answers(pocket) != before
     with sqlite_store.read() as s:
         assert {t.kind for t in nights.trials(s, ids[0])} == {"preflight", "probe"}

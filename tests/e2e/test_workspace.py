@@ -15,6 +15,7 @@ from reflect.errors import AdapterCorrupt, AdapterMismatch, Conflict, UnknownNam
 from reflect.models.base import Request
 from reflect.records import Adapter
 from reflect.store import lessons, nights, runs
+from reflect.types import OLD_ARMS, Arm, by_arm, with_old_arms
 from reflect.workspace.workspace import Workspace
 
 ASK = [Request([{"role": "user", "content": "w1 w2 w3"}], seeds=(0, 1), max_tokens=12)]
@@ -161,6 +162,16 @@ def test_a_damaged_or_foreign_adapter_is_never_used(ws: Workspace, tmp_path: Pat
     fresh = reflect.open(ws.settings.db, model=ws.settings.model)
     fresh.rollback()  # the way out that the error names
     assert fresh.model.active is None
+
+
+def test_old_names_of_arms_work_until_0_2(ws: Workspace) -> None:
+    ws.lessons.add("one", "answer: 1")
+    for old, new in OLD_ARMS.items():
+        before, now = (ws.arm("my.jsonl", name) for name in (old, new))
+        assert before == now and (now.lesson_tokens > 0) == new.has_lessons
+    stored = with_old_arms(dict.fromkeys(Arm, 1))
+    assert list(stored) == [*Arm, *OLD_ARMS] and by_arm(stored) == dict.fromkeys(Arm, 1)
+    assert by_arm({old: old for old in OLD_ARMS}) == {new: old for old, new in OLD_ARMS.items()}
 
 
 def test_unknown_names_say_what_there_is(ws: Workspace) -> None:

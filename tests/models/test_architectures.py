@@ -80,7 +80,7 @@ def test_a_day_a_night_and_the_way_back(
         night.reason
     )  # the gate may see that so small a model is changed
     gate = night.stages["gate"]["arms"]["luck.jsonl"]
-    assert gate["adapter_out"]["reward"] >= 0.9 > gate["base_out"]["reward"] + 0.5, (
+    assert gate["adapter"]["reward"] >= 0.9 > gate["base"]["reward"] + 0.5, (
         "the weights have learned it"
     )
     if night.status == "rejected":

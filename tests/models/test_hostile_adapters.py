@@ -503,37 +503,6 @@ def test_a_client_cannot_put_weights_under_the_name_of_the_profiles_adapter(
         ]
 
 
-def test_a_damaged_adapter_of_the_profile_stops_only_its_own_requests(
-    ws: Workspace,  # noqa: F811
-) -> None:
-    adapter = make_adapter(ws, "night-1", [])
-    model: Any = ws.model
-    before = base_hash(model.network)
-    with serving(ws.settings.db, model, ws.settings) as base:
-        name = ask_name(base)
-        bare = ask(base, name)
-        ws.promote("night-1")
-        model.drop_adapter("night-1")
-        weights = registry.folder_of(adapter, ws.settings) / "adapter_model.safetensors"
-        data = weights.read_bytes()
-        weights.unlink()
-        os.mkfifo(weights)
-        for _ in range(2):
-            status, _, message = ask(base, name)
-            assert status == 400 and "differs from its manifest" in message
-        body = {"messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 9}
-        plain = {"model": name, "reflect": {"lessons": False}, "temperature": 0, **body}
-        assert post(base, "chat/completions", plain).json()["choices"][0]["message"] == {
-            "role": "assistant",
-            "content": bare[2],
-            "refusal": None,
-        }
-        weights.unlink()
-        weights.write_bytes(data)
-        assert ask(base, name)[1] == "night-1", "copied back: it answers again"
-    assert base_hash(model.network) == before
-
-
 def ask_name(base: str) -> str:
     return httpx2.get(f"{base}/models").json()["data"][0]["id"]
 

@@ -278,7 +278,7 @@ def test_a_night_over_episodes_moves_lessons_into_the_weights(pocket: LocalModel
     arms = {name: arm["reward"] for name, arm in report.stages["gate"]["arms"]["dialect"].items()}
     print(arms, report.stages["harvest"], round(report.seconds))
     assert report.status == "promoted", report.reason
-    assert arms["base_out"] < 0.4 and arms["base_in"] > 0.8 and arms["adapter_out"] > 0.8
+    assert arms["base"] < 0.4 and arms["lessons"] > 0.8 and arms["adapter"] > 0.8
 
 
 # -- rewards alone
