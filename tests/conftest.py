@@ -16,6 +16,7 @@ from postgres import Missing, Server, server
 if TYPE_CHECKING:
     from sqlmodel import Session
 
+    from reflect.config import Settings
     from reflect.models.local import LocalModel
     from reflect.store import Store
 
@@ -73,6 +74,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in [name for name in os.environ if name.startswith("REFLECT_")] + ["VISUAL", "EDITOR"]:
         monkeypatch.delenv(name, raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings with the database in the test's own folder."""
+    from reflect.config import Settings
+
+    return Settings(db=str(tmp_path / "lessons.db"))
 
 
 @pytest.fixture

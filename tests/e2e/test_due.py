@@ -19,11 +19,6 @@ from reflect.records import Adapter, Night, Trial, now
 from reflect.store import Store, lessons, nights
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(db=str(tmp_path / "lessons.db"))
-
-
 def teach(store: Store, when: str = "the task says zub", **options: str) -> int:
     with store.write() as s:
         words = {"when": when, "do": "use reverse", "author": "human", "scope": "dialect"} | options

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import shutil
 import stat
@@ -37,17 +36,10 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with an empty database, and no settings from outside."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(empty, tmp_path / "lessons.db")
-    for name in [name for name in os.environ if name.startswith("REFLECT_")] + [
-        "VISUAL",
-        "EDITOR",
-        "NO_COLOR",
-    ]:
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
+def empty_database(folder: Path, empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working folder has an empty database."""
+    shutil.copy(empty, folder / "lessons.db")
+    monkeypatch.delenv("NO_COLOR", raising=False)
 
 
 @pytest.fixture

@@ -3,13 +3,11 @@ sudden death."""
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import filelock
@@ -33,11 +31,6 @@ SMALL = {
     "fewest_tasks": 16,
     "gate_tasks": 16,
 }
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(db=str(tmp_path / "lessons.db"))
 
 
 def teach(
@@ -246,77 +239,73 @@ def test_an_unfinished_folder_is_never_an_adapter(pocket: LocalModel, settings: 
 # -- sudden death
 # ------------------------------------------------------------------------------------------------------
 
+# A night counts its events (reports of progress, and renamed, removed and new files), and kills
+# itself at the event of that number. Its memory is fixed: the size of a batch depends on it.
 NIGHT = textwrap.dedent(
     """
-    import sys, torch
+    import os, signal, sys, torch
     torch.set_num_threads(1)
     from reflect.config import Settings
-    from reflect.models import load_model
+    from reflect.models import load_model, memory
     from reflect.night.sleep import sleep
     from reflect.store import Store
-    settings = Settings(db=sys.argv[1], threads=1)
-    print("awake", flush=True)
-    report = sleep(load_model("pocket"), Store(settings.db), settings, **eval(sys.argv[2]))
-    print(report.status)
+    memory.free = lambda *args, **options: 4 * 2**30
+    last, events = int(sys.argv[3]), 0
+    def event(*args):
+        global events
+        events += 1
+        if events == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+    settings, model = Settings(db=sys.argv[1], threads=1), load_model("pocket")
+    kinds = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
+    sys.addaudithook(lambda name, args: event() if name in kinds else None)
+    sleep(model, Store(settings.db), settings, progress=event, **eval(sys.argv[2]))
+    print(events)
     """
 )
 
 
-def start(db: Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", NIGHT, str(db), repr(SMALL)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
-    )
+def run_night(db: Path, last: int = 0) -> int:
+    """The number of events of a whole night; 0 if it killed itself at the event `last`."""
+    command = [sys.executable, "-c", NIGHT, str(db), repr(SMALL), str(last)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return 0 if done.returncode else int(done.stdout)
 
 
-def finish(db: Path) -> dict:
-    process = start(db)
-    _out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return state(Store(str(db)))
-
-
-def die_often(db: Path, kills: int, longest: float, rng: random.Random) -> int:
-    """Kill the night at random moments; returns how many kills met it alive."""
-    met = 0
+def kill_often(db: Path, kills: int, events: int, rng: random.Random) -> int:
+    """Kill the night at random events; returns how many times it was killed."""
+    killed = 0
     for _ in range(kills):
-        process = start(db)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(rng.uniform(0, longest))
-        met += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        killed += not run_night(db, rng.randint(1, events))
         with Store(str(db)).read() as s:
             assert doctor.check(s) == []
-            standing = {adapter.name for adapter in nights.list_adapters(s)}
-        whole = {path.name for path in (db.parent / ".reflect" / "adapters").glob("night-*")}
-        assert standing <= whole
-        for name in whole:
-            assert (db.parent / ".reflect" / "adapters" / name / registry.CARD).exists()
-    return met
+            recorded = {adapter.name for adapter in nights.list_adapters(s)}
+        folder = db.parent / ".reflect" / "adapters"
+        complete = {path.name for path in folder.glob("night-*")}
+        assert recorded <= complete
+        assert all((folder / name / registry.CARD).exists() for name in complete)
+    return killed
 
 
 def compare_with_undisturbed(tmp_path: Path, kills: int, seed: int) -> None:
     if not (POCKET / "config.json").is_file():
         pytest.skip("the pocket model has not been trained yet")
-    calm, wild = tmp_path / "calm" / "lessons.db", tmp_path / "wild" / "lessons.db"
-    for db in (calm, wild):
+    calm, killed = tmp_path / "calm" / "lessons.db", tmp_path / "killed" / "lessons.db"
+    for db in (calm, killed):
         teach(Store(str(db)))
-    began = time.monotonic()
-    expected = finish(calm)
-    took = time.monotonic() - began
-    assert die_often(wild, kills, took, random.Random(seed)) > 0
-    assert finish(wild) == expected
+    events = run_night(calm)
+    assert kill_often(killed, kills, events, random.Random(seed)) > 0
+    run_night(killed)
+    assert state(Store(str(killed))) == state(Store(str(calm)))
     left = [
         path
-        for path in (wild.parent / ".reflect").rglob("*")
+        for path in (killed.parent / ".reflect").rglob("*")
         if "unfinished" in path.name or path.suffix == ".tmp"
     ]
     assert left == []
 
 
-# two minutes; on a loaded machine the adapter's bytes once differed from the undisturbed night's
 @pytest.mark.slow
 def test_a_night_that_is_killed_ends_as_one_that_is_not(tmp_path: Path) -> None:
     compare_with_undisturbed(tmp_path, kills=2, seed=1)

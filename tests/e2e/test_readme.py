@@ -52,7 +52,7 @@ def test_every_file_that_it_links_or_draws_exists() -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def readme_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the few files that the README speaks of."""
     folder = tmp_path_factory.mktemp("readme")
     words = [w for w in (ROOT / "tasks" / "words.txt").read_text().split() if len(w) > 5][:12]
@@ -79,12 +79,12 @@ def run(line: str, folder: Path) -> None:
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
 
-def test_every_command_runs(folder: Path) -> None:
+def test_every_command_runs(readme_folder: Path) -> None:
     if not (POCKET / "config.json").is_file():
         pytest.skip("the pocket model has not been trained yet")
     for line in commands():
         if not line.startswith(NOT_HERE):
-            run(line, folder)
+            run(line, readme_folder)
 
 
 def test_the_python_runs(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ ADD = {
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def taught_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The taught model, and a taskset beside it."""
     top = tmp_path_factory.mktemp(request.param)
     write_tasks(top / "luck.jsonl")
@@ -51,15 +51,17 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def model(folder: Path) -> LocalModel:
-    return load_model(str(folder))
+def model(taught_folder: Path) -> LocalModel:
+    return load_model(str(taught_folder))
 
 
 def test_a_day_a_night_and_the_way_back(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    taught_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(folder.parent)
-    ws = reflect.open(tmp_path / "lessons.db", model=str(folder), max_tokens=6, reflect_tokens=16)
+    monkeypatch.chdir(taught_folder.parent)
+    ws = reflect.open(
+        tmp_path / "lessons.db", model=str(taught_folder), max_tokens=6, reflect_tokens=16
+    )
     run = ws.run(
         "luck.jsonl", n=2, k=3
     )  # without lessons most attempts fail, and the reviews are noise
