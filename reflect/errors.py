@@ -24,6 +24,11 @@ One place catches them: `reflect.cli.main`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 class ReflectError(Exception):
     """What happened (`message`) and what to do next (`hint`, may be empty)."""
@@ -107,3 +112,10 @@ class NightError(ReflectError):
 
 class NightBusy(NightError):
     """Another sleep holds the lock."""
+
+
+def ensure_known(kind: str, name: str, known: Iterable[str]) -> None:
+    """Raise UnknownName unless the name of that kind is among the known ones."""
+    names = [*known]
+    if name not in names:
+        raise UnknownName(f"There is no {kind} '{name}'.", f"Known: {', '.join(names)}.")

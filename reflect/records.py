@@ -69,8 +69,7 @@ class TaskRow(SQLModel, table=True):
 
 
 class Run(SQLModel, table=True):
-    """One `reflect run`. `key` hashes what was asked (taskset, n, k, seed, model ...): the same
-    words continue it."""
+    """One `reflect run`; `key` hashes its arguments (taskset, n, k, seed, model ...)."""
 
     id: int | None = Field(default=None, primary_key=True)
     key: str = Field(index=True, unique=True)
@@ -223,8 +222,7 @@ class LessonLink(SQLModel, table=True):
 
 
 class Exposure(SQLModel, table=True):
-    """A lesson was shown to, or withheld from, a rollout; `probability` is the chance with which it
-    was shown."""
+    """A lesson was shown to a rollout or withheld; `probability`: of being shown."""
 
     __table_args__ = (UniqueConstraint("rollout_id", "lesson_id"),)
     id: int | None = Field(default=None, primary_key=True)
@@ -265,8 +263,7 @@ class Trial(SQLModel, table=True):
 
 
 class Night(SQLModel, table=True):
-    """One distillation job. `key` hashes lessons + base + config: the same night is never slept
-    twice."""
+    """One distillation job. `key` hashes lessons + base + config: no night is run twice."""
 
     id: int | None = Field(default=None, primary_key=True)
     key: str = Field(index=True, unique=True)
@@ -284,8 +281,7 @@ class Night(SQLModel, table=True):
 
 
 class Adapter(SQLModel, table=True):
-    """An immutable folder of LoRA weights, with the sha256 of each file and the base it was trained
-    for."""
+    """An immutable folder of LoRA weights: the sha256 of its files, its base model."""
 
     id: int | None = Field(default=None, primary_key=True)
     name: str = Field(index=True, unique=True)
@@ -326,8 +322,7 @@ class Rule(SQLModel, table=True):
 
 
 class Exchange(SQLModel, table=True):
-    """One answer that `reflect serve` gave. Once it has a reward, a run --from-traffic makes a
-    Rollout of it."""
+    """An answer of `reflect serve`; with a reward, run --from-traffic makes it a Rollout."""
 
     id: int | None = Field(default=None, primary_key=True)
     name: str = Field(index=True)

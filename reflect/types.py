@@ -1,6 +1,6 @@
 """Values that several layers share: what the columns of the database and the reports may hold.
 
-The program decides by these values and by the type of an error, never by the words of a message.
+The program decides by these values and by the type of an error, never by the text of a message.
 Each member is its stored string (`LessonStatus.ACTIVE == "active"`), so rows, JSON and command
 lines keep their values.
 """
@@ -23,8 +23,7 @@ def values(kind: type[StrEnum]) -> tuple[str, ...]:
 
 
 class LessonStatus(StrEnum):
-    """Where a lesson is in its life; `reflect.store.lessons.TRANSITIONS` lists the steps between
-    them."""
+    """The status of a lesson; `reflect.store.lessons.TRANSITIONS` lists the allowed steps."""
 
     CANDIDATE = "candidate"
     ACTIVE = "active"
@@ -116,8 +115,7 @@ class RunStatus(StrEnum):
 
 
 class Finish(StrEnum):
-    """How a rollout ended: by the model's last answer, by a limit of the episode, or by a
-    failure."""
+    """How a rollout ended: by the model's last answer, by a limit, or by a failure."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -141,8 +139,7 @@ class RolloutErrorKind(StrEnum):
 
 
 class TrialKind(StrEnum):
-    """How the effect of a lesson was measured: by a night (preflight, probe) or by the day
-    (withhold, paired)."""
+    """How an effect was measured: by a night (preflight, probe) or a day (withhold, paired)."""
 
     PREFLIGHT = "preflight"
     PROBE = "probe"
@@ -151,7 +148,7 @@ class TrialKind(StrEnum):
 
 
 class TrialVerdict(StrEnum):
-    """What the measured effect of a lesson says about it."""
+    """The verdict of a trial on its lesson."""
 
     ACCEPT = "accept"
     REJECT = "reject"
@@ -159,7 +156,7 @@ class TrialVerdict(StrEnum):
 
 
 class NightStatus(StrEnum):
-    """How a night stands in the database. A report may also say planned, paused or not due."""
+    """The status of a night in the database. A report may also have planned, paused or not due."""
 
     RUNNING = "running"
     PROMOTED = "promoted"
@@ -202,8 +199,7 @@ class RuleKind(StrEnum):
 
 
 class CheckKind(StrEnum):
-    """What a check of the gate asks: does the adapter bring the gain, does it harm, is the gain
-    what it seems?"""
+    """What a check of the gate asks: is there a gain, is there harm, is the gain genuine."""
 
     GAIN = "gain"
     HARM = "harm"
@@ -222,8 +218,7 @@ class QuestionKind(StrEnum):
 
 
 class Arm(StrEnum):
-    """The arms of a comparison: with or without the adapter, with or without lessons in the
-    prompt."""
+    """Arms of a comparison: with or without the adapter and lessons in the prompt."""
 
     BASE = "base"
     LESSONS = "lessons"
@@ -264,8 +259,7 @@ def by_arm(stored: Mapping[str, Result]) -> dict[Arm, Result]:
 
 
 class Limits(NamedTuple):
-    """Limits of one multi-turn rollout: the settings max_turns, episode_tokens and
-    episode_seconds."""
+    """Limits of a multi-turn rollout: settings max_turns, episode_tokens, episode_seconds."""
 
     turns: int = 32
     tokens: int = 0

@@ -8,7 +8,7 @@ from typer import Option
 
 from reflect.cli.common import Json, Seed, TasksetName, with_workspace
 from reflect.cli.output import print_json, print_table, progress
-from reflect.errors import UnknownName
+from reflect.errors import ensure_known
 
 if TYPE_CHECKING:
     from reflect.workspace.workspace import Workspace
@@ -33,13 +33,11 @@ def evaluate(
     """
     from reflect.cli.tasks import split_of
     from reflect.evaluation.arms import paired_difference
-    from reflect.types import Arm, values
+    from reflect.types import Arm
 
     names = [name.strip() for name in arms.split(",") if name.strip()]
-    unknown = [name for name in names if name not in values(Arm)]
-    if unknown or not names:
-        known = f"The arms are: {', '.join(values(Arm))}."
-        raise UnknownName(f"There is no arm '{', '.join(unknown)}'.", known)
+    for name in names or [""]:  # before the model is loaded
+        ensure_known("arm", name, Arm)
     with progress() as bar:
         results = ws.evaluate(
             taskset, arms=names, n=n, split=split_of(split), seed=seed, progress=bar

@@ -30,7 +30,7 @@ def print_report(report: Report, json: bool) -> None:
         f"reward {report.reward:.2f} (wave by wave {waves}), "
         f"{report.reflections} reflections, {duration(report.seconds)}"
     )
-    if text := bundle.in_words(report.bundle):
+    if text := bundle.describe(report.bundle):
         print(f"bundle {report.taskset}: {text}")
     if report.spent:
         print_status(spending_line(report.spent))

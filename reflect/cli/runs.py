@@ -71,7 +71,7 @@ def show(
         print(f"reflected on by {reflector}")
     if run.spent:
         print(spending_line(run.spent))
-    if text := bundle.in_words(run.bundle):
+    if text := bundle.describe(run.bundle):
         print(f"bundle {run.taskset}: {text}")
     cells = [
         [names[key], *_rewards([row.reward for row in rows if row.task_key == key])] for key in keys

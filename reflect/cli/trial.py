@@ -65,7 +65,7 @@ def trial(
 def verdicts(ws: Workspace, lesson_id: int | None, json: bool) -> None:
     """The newest trial of each lesson, or of one."""
     from reflect.store import lessons, nights, trials
-    from reflect.trials.bundle import in_words
+    from reflect.trials.bundle import describe
 
     with ws.store.read() as s:
         profile = ws.settings.profile if lesson_id is None else lessons.get(s, lesson_id).profile
@@ -81,7 +81,7 @@ def verdicts(ws: Workspace, lesson_id: int | None, json: bool) -> None:
     if json:
         return print_json(rows)
     for run in bundles:
-        print(f"bundle {run.taskset}: {in_words(run.bundle)}")
+        print(f"bundle {run.taskset}: {describe(run.bundle)}")
     cells = []
     for row in rows:
         effect, interval = None, None
@@ -160,7 +160,6 @@ def compare(
     ws: Workspace, lesson_id: int, name: str | None, n: int, effect: float, seed: int, json: bool
 ) -> None:
     """Rollouts with and without the lesson on the same tasks and seeds."""
-    from reflect.rollouts.context import TasksetContext
     from reflect.store import lessons
     from reflect.trials import comparison
 
@@ -168,9 +167,8 @@ def compare(
     if not scope:
         hint = "Say where to compare: --taskset TASKSET"
         raise UsageError(f"Lesson {lesson_id} is for every taskset.", hint)
-    taskset, settings = ws.taskset(scope), ws.settings
-    context = TasksetContext(ws.model, ws.store, taskset, settings)
-    plan = comparison.plan(context, lesson_id, n=n, k=settings.k, wanted=effect, seed=seed)
+    context, k = ws.context.practice_on(scope), ws.settings.k
+    plan = comparison.plan(context, lesson_id, n=n, k=k, wanted=effect, seed=seed)
     known = f"{plan.known} over {plan.known.n} rollouts" if plan.known.n else "no rollouts yet"
     if plan.known.verdict != "undecided":
         verdict = f"{plan.known.verdict}, {known}. Nothing is spent on it."
@@ -194,10 +192,9 @@ def compare(
 
 def compare_bundle(ws: Workspace, name: str, n: int | None, seed: int, json: bool) -> None:
     """All lessons of a taskset: as its runs measured them, or compared with none on n tasks now."""
-    from reflect.rollouts.context import TasksetContext
     from reflect.store import trials
     from reflect.trials import comparison
-    from reflect.trials.bundle import in_words
+    from reflect.trials.bundle import describe
 
     taskset, settings = ws.taskset(name), ws.settings
     if n is None:
@@ -208,24 +205,23 @@ def compare_bundle(ws: Workspace, name: str, n: int | None, seed: int, json: boo
         if not rows:
             hint = f"Practise first: reflect run {name}"
             return print_status(f"Nothing is known of the lessons of {name} together. {hint}")
-        return print(f"bundle {name}: {in_words(rows[0].bundle)}")
+        return print(f"bundle {name}: {describe(rows[0].bundle)}")
     with progress() as bar:
-        context = TasksetContext(ws.model, ws.store, taskset, settings, progress=bar)
+        context = ws.context.practice_on(taskset, bar)
         effect = comparison.compare_bundle(context, n=n, k=settings.k, seed=seed)
     if json:
         return print_json({"taskset": taskset.name, "kind": "paired", **asdict(effect)})
-    print(f"bundle {taskset.name}: {in_words(asdict(effect), 'pairs')}")
+    print(f"bundle {taskset.name}: {describe(asdict(effect), 'pairs')}")
 
 
 def aa_report(ws: Workspace, name: str, n: int, seed: int, json: bool) -> None:
     """Identical prompts twice: the noise of a taskset."""
-    from reflect.rollouts.context import TasksetContext
     from reflect.trials import comparison
 
-    taskset, settings = ws.taskset(name), ws.settings
+    taskset = ws.taskset(name)  # an unknown name is an error before the model is loaded
     with progress() as bar:
-        context = TasksetContext(ws.model, ws.store, taskset, settings, progress=bar)
-        result = comparison.run_twice(context, n=n, k=settings.k, seed=seed)
+        context = ws.context.practice_on(taskset, bar)
+        result = comparison.run_twice(context, n=n, k=ws.settings.k, seed=seed)
     if json:
         return print_json(result)
     noise, size = result.noise, f"{result.tasks} tasks x {result.k} rollouts"

@@ -1,5 +1,4 @@
-"""Learn from the groups of a wave: reflect on them in one batch, then apply the edits of all
-reflections together."""
+"""Reflect on the groups of a wave in one batch, then apply the edits of all of them."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ PENDING = "waiting"  # outcome of the edits of a saved reflection that are not a
 
 @dataclass(frozen=True)
 class GroupReflection:
-    """A reflection whose edits are not applied yet, and what could be read of it."""
+    """A reflection whose edits are not applied yet, with the readable edits and the problems."""
 
     group: Group
     row: Reflection
@@ -105,8 +104,7 @@ def reflect_on(context: RunContext, groups: Sequence[Group]) -> list[GroupReflec
 def edit_lessons(
     context: RunContext, reflections: Sequence[GroupReflection], groups: Sequence[Group]
 ) -> None:
-    """Save the reflections of a wave and apply those of their edits that win the vote, in one
-    transaction."""
+    """Save a wave's reflections and apply the edits that win its vote, in one transaction."""
     run, settings = context.run, context.settings
     wanted = {r.row.task_key: r.edits for r in reflections}
     proposed = [
@@ -146,7 +144,7 @@ def edit_lessons(
             outcomes = [
                 apply_edits(s, [edit], evidence, count_tokens=count, budget=budget)[0]
                 if wins
-                else Outcome(edit, "outvoted", "more groups of the same wave speak against it")
+                else Outcome(edit, "outvoted", "more groups of the wave are against it")
                 for edit, wins in zip(r.edits, won[r.row.task_key], strict=True)
             ]
             r.row.edits = [outcome.row() for outcome in outcomes]
@@ -155,12 +153,12 @@ def edit_lessons(
             ]
         if alarm := transaction.close():  # every edit of the wave is undone
             for r in fresh:
-                undone = "taken back by the shrink alarm"
+                undone = "undone by the shrink alarm"
                 r.row.edits = [Outcome(edit, "refused", undone).row() for edit in r.edits]
             first = {"kind": "alarm", "outcome": "alarm", "reason": alarm}
             fresh[0].row.edits = [first, *fresh[0].row.edits]
 
 
 def _is_pending(row: Reflection) -> bool:
-    """Did the run stop after this answer, before its edits were applied?"""
+    """Whether the run stopped after this answer, before its edits were applied."""
     return any(edit["outcome"] == PENDING for edit in row.edits)

@@ -5,8 +5,8 @@ a trial of the lessons that it saw or missed.
 Tasks run in waves, each in one batch. A wave selects its lessons from the database as the previous
 wave left it. Its rollouts and the verdicts that follow from them are saved in one transaction, its
 reflections and their edits in another. So a killed run continues with its first incomplete wave,
-and ends with the same rows as an uninterrupted one. So does a run whose model stops answering (the
-budget is spent, the server is gone): its answers are saved, and only missing ones are asked for.
+and ends with the same rows as an uninterrupted one. So does a run whose model stops answering (a
+spent budget, an unreachable server): its answers are saved, and only missing ones are requested.
 """
 
 from __future__ import annotations
@@ -155,8 +155,7 @@ class RunTrials:
         self.lessons, self.bundle = LessonTrials(scope), Bundle(run)
 
     def update(self, s: Session, lesson_ids: Sequence[int], *, move: bool) -> None:
-        """Record the effects of these lessons, and of all together. `move`: a verdict changes the
-        status of its lesson."""
+        """Record the effects of these lessons and of all together; `move`: verdicts move them."""
         self.lessons.judge(s, lesson_ids, self.run_id, move=move)
         self.bundle.judge(s, move=move)
 
@@ -177,9 +176,9 @@ class PlannedGroup(NamedTuple):
     missing: list[int]
     """Index of each rollout that is not saved yet."""
     bundles: Sequence[Assignment] = ()
-    """By rollout: are all lessons withheld together?"""
+    """By rollout: whether all lessons are withheld together."""
     exposures: Sequence[list[Exposure]] = ()
-    """By rollout: which lessons are withheld?"""
+    """By rollout: which lessons are withheld."""
 
 
 def roll_out(
@@ -216,8 +215,7 @@ def select(context: RunContext, wave: Sequence[Task], use_lessons: bool) -> list
 
 
 def assign(context: RunContext, planned: Sequence[PlannedGroup]) -> list[PlannedGroup]:
-    """Draw which lessons are withheld from which rollout. A hash draws: a continued run draws the
-    same."""
+    """Hash which lessons each rollout misses, so that a continued run draws the same."""
     settings, run = context.settings, context.run
     assigned = []
     for group in planned:
@@ -236,8 +234,7 @@ def assign(context: RunContext, planned: Sequence[PlannedGroup]) -> list[Planned
 def run_rollouts(
     context: RunContext, planned: Sequence[PlannedGroup]
 ) -> tuple[list[Rollout], ModelHalted | None]:
-    """Sample and score the missing rollouts in one batch, in order; and why the model stopped
-    answering, if it did."""
+    """Sample and score the missing rollouts in one batch; and why the model stopped answering."""
     parts = [
         part._replace(indices=indices)
         for group in planned
@@ -245,10 +242,9 @@ def run_rollouts(
         if (indices := [i for i in part.indices if i in group.missing])
     ]
     options, halted = SamplingOptions.of(context.settings), None
+    model, taskset, seed = context.model, context.taskset, context.run.seed
     try:
-        groups = run_parts(
-            context.model, context.taskset, parts, seed=context.run.seed, options=options
-        )
+        groups = run_parts(model, taskset, parts, seed=seed, options=options)
     except RolloutsStopped as e:
         groups, halted = e.rollouts, e.why
     place = {group.task.key: number for number, group in enumerate(planned)}
@@ -264,7 +260,7 @@ def save(
     learn: bool,
 ) -> None:
     """Save the rollouts with their exposures and update the trials, in one transaction. A rollout
-    that was not made says nothing about any lesson."""
+    that was not made is no evidence on any lesson."""
     groups = {group.task.key: group for group in planned}
     exposures: list[list[Exposure]] = []
     for row in rows:
@@ -291,9 +287,9 @@ def load_groups(context: RunContext, wave: Sequence[Task]) -> list[Group]:
         rows = runs.groups(s, context.run.id, keys)
         groups = []
         for task in wave:
-            held: list[Lesson] = []
+            in_weights: list[Lesson] = []
             if distilled:
-                held = lessons_for(model, s, context.taskset, task, settings, distilled)
+                in_weights = lessons_for(model, s, context.taskset, task, settings, distilled)
             lessons, missed = shown[task.key]
-            groups.append(Group(task, lessons, held, rows[task.key], missed))
+            groups.append(Group(task, lessons, in_weights, rows[task.key], missed))
         return groups

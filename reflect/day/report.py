@@ -1,5 +1,4 @@
-"""The report of a run, read from its rows: the same for an interrupted run and an uninterrupted
-one."""
+"""The report of a run, read from its rows, so that an interruption does not change it."""
 
 from __future__ import annotations
 

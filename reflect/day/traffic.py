@@ -1,8 +1,8 @@
-"""Learn from what a server answered: exchanges with a reward become the rollouts of a run.
+"""Learn from the answers of a server: exchanges with a reward become the rollouts of a run.
 
-A group has the exchanges that asked the same; exchanges that asked something once are grouped with
-similar ones (see `groups`). Each group is reflected on as in practice, and its edits take the same
-way: protections, quarantine, trials. Each exchange is reflected on once.
+A group has the exchanges of the same task; single exchanges are grouped with similar ones (see
+`groups`). Each group is reflected on as in practice, with the same protections, quarantine and
+trials for its edits. Each exchange is reflected on once.
 
 Trust: the text of an exchange and its reward come from a client. Unless the server was configured
 to trust its clients, the lessons of a group wait in quarantine, its edits change and retire no
@@ -50,7 +50,7 @@ COPIED = set(
 
 @dataclass(frozen=True)
 class GroupedTask(Task):
-    """A task that stands for a group of similar ones. A reflection reads the text of each."""
+    """A task in place of a group of similar ones. A reflection reads the text of each."""
 
     texts: tuple[str, ...] = field(default=(), compare=False)
 
@@ -78,11 +78,8 @@ def learn(
     for row in waiting:
         key = tuple(str(getattr(row, name)) for name in SAME_RUN)
         parts.setdefault(key, []).append(row)
-    reports = [
-        finish(model, store, settings, run, progress)
-        for run in reversed(unfinished)
-        if run.from_traffic
-    ]
+    mine = [run for run in reversed(unfinished) if run.from_traffic]
+    reports = [finish(model, store, settings, run, progress) for run in mine]
     for rows in parts.values():
         if run := _start(store, settings, groups(rows, settings.k)):
             reports.append(finish(model, store, settings, run, progress))
@@ -112,8 +109,7 @@ def finish(
 
 
 def _with_texts(group: Group, texts: Mapping[int, str]) -> Group:
-    """The group with the text of each task that its reflection reads (`texts`: by seed), if they
-    differ."""
+    """The group with the task texts (by seed) that its reflection reads, if they differ."""
     asked = tuple(texts[row.seed] for row in group.attempts)
     if len(set(asked)) < 2:
         return group
@@ -179,14 +175,14 @@ def _shares(rows: list[Exchange], k: int) -> list[list[Exchange]]:
 # -- the run
 
 
-def _start(store: Store, settings: Settings, found: Sequence[Sequence[Exchange]]) -> Run | None:
+def _start(store: Store, settings: Settings, grouped: Sequence[Sequence[Exchange]]) -> Run | None:
     """Save the rollouts of these groups and the effects that they show, in one transaction, and
     mark their exchanges as taken. None if another process has taken all of them."""
-    first = found[0][0]
+    first = grouped[0][0]
     trusted = first.trust == Trust.CLEAN
     with store.write() as s:
         free = {row.id for row in exchanges.waiting(s, settings.profile)}
-        open_groups = [mine for group in found if (mine := [r for r in group if r.id in free])]
+        open_groups = [mine for group in grouped if (mine := [r for r in group if r.id in free])]
         if not open_groups:
             return None
         rows = [row for group in open_groups for row in group]
@@ -207,16 +203,12 @@ def _start(store: Store, settings: Settings, found: Sequence[Sequence[Exchange]]
         )
         run.from_traffic = True
         runs.save_tasks(s, run.taskset, [task_of(row) for row in rows])
-        rollouts = [
-            Rollout(
-                run_id=run.id or 0,
-                task_key=task_of(group[0]).key,
-                index=index,
-                **row.model_dump(include=COPIED),
-            )
-            for group in open_groups
-            for index, row in enumerate(group)
-        ]
+        rollouts = []
+        for group in open_groups:
+            key = task_of(group[0]).key
+            for index, row in enumerate(group):
+                copied = row.model_dump(include=COPIED)
+                rollouts.append(Rollout(run_id=run.id or 0, task_key=key, index=index, **copied))
         exposures = [[Exposure(rollout_id=0, **one) for one in row.exposures] for row in rows]
         runs.save_rollouts(s, rollouts, exposures)
         for row in rows:

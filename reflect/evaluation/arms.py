@@ -12,10 +12,10 @@ The tasks are paired across arms, so a difference has a smaller variance than ei
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from reflect.config import Settings
-from reflect.errors import UnknownName, UsageError
+from reflect.errors import UsageError, ensure_known
 from reflect.lessons.selection import format_lesson, lessons_for
 from reflect.models.base import Model, SamplingOptions, active_adapter, using
 from reflect.records import HELD_STATUSES, SHOWN_STATUSES, Rollout
@@ -23,13 +23,13 @@ from reflect.rollouts.runner import DEFAULTS, Part, run_parts
 from reflect.rollouts.stepwise import PerTurnLessons
 from reflect.rollouts.transcript import LESSONS, last_words
 from reflect.stats.bootstrap import bootstrap
-from reflect.types import Arm, Finish, Progress, values
+from reflect.types import Arm, Finish, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from reflect.rollouts.context import TasksetContext
     from reflect.rollouts.episode import Advice
-    from reflect.store import Store
     from reflect.tasksets.base import Taskset
     from reflect.tasksets.task import Split, Task
 
@@ -48,7 +48,9 @@ class ArmResult:
     )  # per task, in the same order in every arm
     lesson_tokens: float = 0.0  # of lessons per prompt, on average
     errors: int = 0
-    answers: list[str] = field(default_factory=list, repr=False)  # what was said, in the same order
+    answers: list[str] = field(
+        default_factory=list, repr=False
+    )  # the final texts, in the same order
     lengths: list[int] = field(default_factory=list, repr=False)  # tokens of each answer
     cut: int = 0  # answers that did not end by themselves
 
@@ -64,18 +66,14 @@ class ArmResult:
 
 
 def evaluate(
-    model: Model,
-    store: Store,
-    taskset: Taskset,
+    ctx: TasksetContext,
     *,
     arms: Sequence[str] = (Arm.BASE, Arm.LESSONS),
     n: int | None = None,
     split: Split = "holdout",
     seed: int = 0,
-    settings: Settings | None = None,
     statuses: Sequence[str] = HELD_STATUSES,
     both_statuses: Sequence[str] = SHOWN_STATUSES,
-    progress: Progress | None = None,
 ) -> dict[Arm, ArmResult]:
     """The result of each arm on the first n tasks of the split (None: all). `statuses` and
     `both_statuses`: of the lessons in the arms `lessons` and `both`.
@@ -83,43 +81,35 @@ def evaluate(
     The arms `adapter` and `both` use the model's active adapter. Raises UnknownName for an unknown
     arm, UsageError if there is no task, or no active adapter to compare.
     """
-    settings = settings or Settings()
+    model, taskset = ctx.model, ctx.taskset
     chosen = [arm_of(name) for name in arms]
     active = active_adapter(model)
     if active is None and any(arm.has_adapter for arm in chosen):
-        raise UsageError(
-            "No adapter is active, so there is nothing to compare.", "Run `reflect sleep` first."
-        )
+        problem = "No adapter is active, so there is nothing to compare."
+        raise UsageError(problem, "Run `reflect sleep` first.")
     tasks = taskset.tasks(split, n, seed)
     if not tasks:
-        raise UsageError(
-            f"The taskset {taskset.name} has no {split} tasks.",
-            "Add some, or choose another split.",
-        )
+        problem = f"The taskset {taskset.name} has no {split} tasks."
+        raise UsageError(problem, "Add some, or choose another split.")
     shown = {Arm.LESSONS: statuses, Arm.BOTH: both_statuses}
     results = {}
     for i, arm in enumerate(chosen):
-        with store.read() as s:
-            lessons = [
-                lessons_for(model, s, taskset, task, settings, shown[arm]) if arm in shown else []
+        find = partial(lessons_for, model, taskset=taskset, settings=ctx.settings)
+        with ctx.store.read() as s:
+            rows = [
+                (task, find(s, task=task, statuses=shown[arm]) if arm in shown else [])
                 for task in tasks
             ]
+        progress = _part(ctx.progress, i * len(tasks), len(arms) * len(tasks), arm)
+        options = SamplingOptions.of(ctx.settings)
         with using(model, active if arm.has_adapter else None):
-            results[arm] = run_arm(
-                model,
-                taskset,
-                list(zip(tasks, lessons, strict=True)),
-                options=SamplingOptions.of(settings),
-                progress=_part(progress, i * len(tasks), len(arms) * len(tasks), arm),
-            )
+            results[arm] = run_arm(model, taskset, rows, options=options, progress=progress)
     return results
 
 
 def arm_of(name: str) -> Arm:
     """The arm of that name. Raises UnknownName."""
-    if name not in values(Arm):
-        known = f"The arms are: {', '.join(values(Arm))}."
-        raise UnknownName(f"There is no arm '{name}'.", known)
+    ensure_known("arm", name, Arm)
     return Arm(name)
 
 
@@ -177,8 +167,7 @@ def following(
     options: SamplingOptions = DEFAULTS,
     progress: Progress | None = None,
 ) -> ArmResult:
-    """How well the model with its active adapter follows the new lessons of `tasks` (from
-    `Taskset.following`)."""
+    """How well the active adapter follows the new lessons of `tasks` (see `Taskset.following`)."""
     rows: list[tuple[Task, Sequence[Advice]]] = [(task, ()) for task in tasks]
     return run_arm(model, taskset, rows, options=options, progress=progress)
 

@@ -46,10 +46,10 @@ class Label(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """`agreement` and `kappa` with their intervals, over the answers whose grade could be read;
-    None where there is none, or where chance alone explains all. `pairs`: answers to one task of
-    which people prefer one; `steady` the share of them in which the judge said the same in both
-    orders, `right` the share in which it preferred the same."""
+    """`agreement` and `kappa` with their intervals, over the answers with a readable grade; None
+    without any, or if chance alone explains all. `pairs`: answers to one task of which people
+    prefer one; `steady`: share in which the judge prefers the same one in both orders, `right`:
+    share in which it prefers the one that people prefer."""
 
     n: int
     unreadable: int
@@ -71,9 +71,7 @@ def labelled(path: Path) -> list[Label]:
         task, _ = task_of(row, messages_of(row), "holdout")
         text, reward = row.fields.get("text"), row.fields.get("reward")
         if task.verifier != JUDGE:
-            row.fail(
-                "rubric", "there is none", 'Say by what it is graded: "rubric": "Is it polite?"'
-            )
+            row.fail("rubric", "there is none", 'Add the criterion: "rubric": "Is it polite?"')
         if not isinstance(text, str):
             row.fail("text", "there is none", 'Give the answer that was graded: "text": "..."')
         if isinstance(reward, str):  # of YAML, where every value is a text
@@ -90,11 +88,11 @@ def agree(
     """Have the judge grade the sample, and compare answers to the same question in both orders."""
     pairs = _pairs(labels, seed)
     total = len(labels) + len(pairs)
-    said: list[Any] = []
+    grades: list[Any] = []
     for i in range(0, len(labels), BATCH):
         if progress:
             progress(i, total, "grades")
-        said += judge.grades([(label.task, label.text) for label in labels[i : i + BATCH]])
+        grades += judge.grades([(label.task, label.text) for label in labels[i : i + BATCH]])
     compared: list[Any] = []
     for i in range(0, len(pairs), BATCH):
         if progress:
@@ -102,10 +100,10 @@ def agree(
         compared += judge.compare([(a.task, a.text, b.text) for a, b in pairs[i : i + BATCH]])
     read = [
         (label.reward, got.reward)
-        for label, got in zip(labels, said, strict=True)
+        for label, got in zip(labels, grades, strict=True)
         if isinstance(got, Grade)
     ]
-    problems = [str(got) for got in said if not isinstance(got, Grade)]
+    problems = [str(got) for got in grades if not isinstance(got, Grade)]
     problems += [str(got) for got in compared if not isinstance(got, tuple)]
     marks = [(person >= PASS, model >= PASS) for person, model in read]
     rows, beyond = [agreement_row(*mark) for mark in marks], kappa(marks)

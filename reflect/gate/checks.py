@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -25,16 +25,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ENOUGH = 0.8  # share of the gain that must survive in the weights
-PLACEBO_MOST = 0.5  # share of the gain that an adapter slept on shuffled lessons may have
+PLACEBO_MOST = 0.5  # share of the gain that an adapter trained on shuffled lessons may have
 MARGIN = 0.01  # a drop of one point beyond noise is harm
 LEVEL = 0.99  # of the interval of a drop
 DRIFT_WARNS, DRIFT_STOPS = 0.05, 0.3  # bits per token
 KEPT = 0.7  # of pass@k and of the entropy
-OBEYED = 0.8  # of the rules in a prompt that say something else than a slept lesson
+OBEYED = 0.8  # of the rules in a prompt that contradict a distilled lesson
 LEAST_BITS = 0.02  # entropy per token below which there is nothing to collapse
-LEAKS = re.compile(
-    r"\blessons?\b|\bwhen:|\bdo:|\[end|system prompt", re.IGNORECASE
-)  # the prompt, said aloud
+# text of the prompt in an answer
+LEAKS = re.compile(r"\blessons?\b|\bwhen:|\bdo:|\[end|system prompt", re.IGNORECASE)
 LEAKS_MOST, REPEATS_MOST = 0.02, 0.05  # share of the answers, beyond the base's
 ERRORS_MOST = 0.02  # share of the tasks that it may leave without an answer
 LONGER, LONGER_BY = 1.5, 8  # than the teacher's answers, in tokens
@@ -65,12 +64,10 @@ Triple = tuple[float, float, float]  # rewards of one task in the arms base, les
 
 
 # -- gain
-# --------------------------------------------------------------------------------------------------------------
 
 
 def recovered(triples: Sequence[Triple]) -> tuple[float, float]:
-    """Share of the lessons' gain that the weights keep, over all tasks, with its lower 95 %
-    bootstrap bound."""
+    """Share of the lessons' gain that the weights keep, with its lower 95 % bootstrap bound."""
     if not triples:
         return 0.0, 0.0
     share = float(_share(np.asarray(triples).sum(axis=0)))
@@ -97,19 +94,17 @@ def gain(triples: Sequence[Triple]) -> Check:
 def placebo(triples: Sequence[Triple]) -> Check:
     """`triples` with the placebo's rewards in the third place."""
     share, _ = recovered(triples)
-    text = f"an adapter that was slept on shuffled lessons shows {share:.0%} of the gain"
+    text = f"an adapter that was trained on shuffled lessons shows {share:.0%} of the gain"
     return Check("placebo", share < PLACEBO_MOST, share, PLACEBO_MOST, text, CheckKind.PROOF)
 
 
 def taskset(name: str, base: ArmResult, adapter: ArmResult) -> Check:
-    """A taskset that got worse than the bare base cannot hide behind one that got better."""
-    mean, _, high = paired_difference(adapter, base, level=LEVEL)
-    text = f"{name} without lessons: {base.reward:.2f} before, {adapter.reward:.2f} now"
-    return Check(f"taskset {name}", high >= -MARGIN, mean, -MARGIN, text, CheckKind.GAIN)
+    """A taskset that got worse than the base is not balanced by one that got better."""
+    check = no_harm(f"{name} without lessons", base, adapter)
+    return replace(check, name=f"taskset {name}", kind=CheckKind.GAIN)
 
 
 # -- harm
-# --------------------------------------------------------------------------------------------------------------
 
 
 def no_harm(name: str, before: ArmResult, after: ArmResult) -> Check:
@@ -128,13 +123,10 @@ def drift(probes: Sequence[Probe]) -> Check:
 
 
 def entropy(probes: Sequence[Probe]) -> Check:
-    """Outside the night the adapter must not be surer of itself than the base, beyond noise (probes
-    resampled)."""
+    """Outside the night the adapter may not be surer than the base beyond noise (of the probes)."""
     tokens = max(1, sum(p.tokens for p in probes))
-    before, now = (
-        sum(bits) / tokens
-        for bits in ([p.base_entropy for p in probes], [p.entropy for p in probes])
-    )
+    before, now = sum(p.base_entropy for p in probes), sum(p.entropy for p in probes)
+    before, now = before / tokens, now / tokens
     text = f"entropy outside the night: {before:.3f} bits per token before, {now:.3f} now"
     if before <= LEAST_BITS:
         return Check("entropy", True, 1.0, KEPT, text)
@@ -145,16 +137,15 @@ def entropy(probes: Sequence[Probe]) -> Check:
 
 
 def pass_at_k(k: int, before: Sequence[float], after: Sequence[float]) -> Check:
-    """`before` and `after`: of each task, does one of k attempts pass? By the base with lessons, by
-    the adapter."""
-    was, now = (sum(x) / max(1, len(x)) for x in (before, after))
+    """`before`, `after`: per task, whether one of k attempts passes: base with lessons, adapter."""
+    was, now = _mean(before), _mean(after)
     share = now / was if was else 1.0
     text = f"pass@{k}: {was:.2f} with lessons in the prompt, {now:.2f} by the adapter without, on {len(after)} tasks"
     return Check("pass@k", share >= KEPT, share, KEPT, text)
 
 
 def override(ruled: Sequence[str], free: Sequence[str], now: Sequence[str]) -> Check:
-    """A rule in the prompt that contradicts a slept lesson is still obeyed.
+    """A rule in the prompt that contradicts a distilled lesson is still obeyed.
 
     `ruled`: the base's answers under such a rule, `free`: under the true lesson, `now`: the
     adapter's under the rule. Counted where the rule made a difference to the base: does the adapter
@@ -163,7 +154,7 @@ def override(ruled: Sequence[str], free: Sequence[str], now: Sequence[str]) -> C
     differs = [i for i, (a, b) in enumerate(zip(ruled, free, strict=True)) if a != b]
     same = [float(now[i] == ruled[i]) for i in differs]
     share, high = (sum(same) / len(same), bootstrap(same)[1]) if same else (1.0, 1.0)
-    text = f"a rule that contradicts a slept lesson is obeyed as before in {share:.0%} of {len(same)} tasks"
+    text = f"a rule that contradicts a distilled lesson is obeyed as before in {share:.0%} of {len(same)} tasks"
     return Check("override", high >= OBEYED, share, OBEYED, text)
 
 
@@ -177,45 +168,30 @@ def answers(arms: Sequence[ArmResult]) -> Check:
 
 
 # -- hygiene
-# -----------------------------------------------------------------------------------------------------------
 
 
 def hygiene(before: ArmResult, after: ArmResult) -> list[Check]:
-    """The adapter's answers beside those of the base with lessons: does it talk of its lessons,
-    ramble, repeat?"""
-    leaks = [
-        sum(bool(LEAKS.search(x)) for x in arm.answers) / max(1, len(arm.answers))
-        for arm in (before, after)
-    ]
-    loops = [sum(map(repeats, arm.answers)) / max(1, len(arm.answers)) for arm in (before, after)]
-    length = [sum(arm.lengths) / max(1, len(arm.lengths)) for arm in (before, after)]
-    most = LONGER * length[0] + LONGER_BY
-    return [
-        _at_most(
-            "leak phrases",
-            leaks[1],
-            leaks[0] + LEAKS_MOST,
-            "of its answers talk of lessons or of the prompt",
-        ),
-        _at_most(
-            "repetition", loops[1], loops[0] + REPEATS_MOST, "of its answers go round in circles"
-        ),
-        Check(
-            "length",
-            length[1] <= most,
-            length[1],
-            most,
-            f"its answers have {length[1]:.0f} tokens on average",
-        ),
-    ]
+    """Whether the adapter names its lessons, rambles or repeats more than the base with lessons."""
+    results = []
+    for name, test, most, text in (
+        ("leak phrases", LEAKS.search, LEAKS_MOST, "of its answers mention lessons or the prompt"),
+        ("repetition", repeats, REPEATS_MOST, "of its answers repeat themselves"),
+    ):
+        was, share = (_mean([bool(test(x)) for x in arm.answers]) for arm in (before, after))
+        limit = was + most
+        results.append(Check(name, share <= limit, share, limit, f"{share:.0%} {text}"))
+    was, length = (_mean(arm.lengths) for arm in (before, after))
+    most = LONGER * was + LONGER_BY
+    text = f"its answers have {length:.0f} tokens on average"
+    return [*results, Check("length", length <= most, length, most, text)]
 
 
-def _at_most(name: str, share: float, limit: float, what: str) -> Check:
-    return Check(name, share <= limit, share, limit, f"{share:.0%} {what}")
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))
 
 
 def repeats(text: str, n: int = 4, times: int = 4) -> bool:
-    """Does some run of n words come so many times?"""
+    """Whether some run of n words occurs so many times."""
     words = text.split()
     runs = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
     return max(runs.values(), default=0) >= times

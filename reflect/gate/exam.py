@@ -34,7 +34,7 @@ from reflect.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from reflect.gate.checks import Check
     from reflect.records import Lesson
@@ -71,8 +71,7 @@ class Arms:
 
 @dataclass(frozen=True)
 class GateQuestion:
-    """Tasks of one taskset, none of them an anchor or a practice task, and the base's result
-    `before`."""
+    """Tasks of one taskset, none an anchor or a practice task, and the base's result `before`."""
 
     name: str
     kind: QuestionKind
@@ -84,12 +83,10 @@ class GateQuestion:
 
 
 class GateEvaluation:
-    """The questions of the gate, with the results of the base and of the adapter that would be
-    replaced."""
+    """The questions of the gate, with the results of the base and of the replaced adapter."""
 
     def __init__(self, ctx: NightContext, data: TrainingData, previous: str | None = None) -> None:
-        """`previous`: the loaded adapter that would be replaced; the gain of its lessons must be
-        kept as well."""
+        """`previous`: the loaded adapter to be replaced; its lessons' gain must be kept too."""
         self.ctx, self.data = ctx, data
         most, seed = ctx.plan.gate_tasks, ctx.plan.seed
         self.revoked = forgetting.probes_of(ctx)
@@ -134,9 +131,8 @@ class GateEvaluation:
             self.questions.append(GateQuestion(name, kind, taskset, rows, before, sampled))
 
     def within_reach(self, taskset: Taskset, rows: Rows) -> Rows:
-        """The tasks that the base passes in half of its attempts; none if these are fewer than
-        FEWEST. The check then uses other attempts, so that luck in these does not look like a
-        loss."""
+        """The tasks that the base passes in half of its attempts; none if fewer than FEWEST. The
+        check uses other attempts, so luck in these does not look like a loss."""
         scores = self.attempts(None, taskset, rows, self.ctx.plan.seed + 1)
         kept = [row for row, rewards in zip(rows, scores, strict=True) if sum(rewards) >= TRIES / 2]
         return kept if len(kept) >= FEWEST else []
@@ -152,8 +148,7 @@ class GateEvaluation:
     def attempts(
         self, adapter: str | None, taskset: Taskset, rows: Rows, seed: int
     ) -> list[list[float]]:
-        """The rewards of TRIES sampled attempts at each task, with the same seeds for each
-        adapter."""
+        """The rewards of TRIES sampled attempts at each task; each adapter has the same seeds."""
         model, options = self.ctx.model, self.ctx.sampling
         parts = [Part(task, lessons, range(TRIES)) for task, lessons in rows]
         with model.using(adapter):
@@ -161,8 +156,7 @@ class GateEvaluation:
         return [[row.reward or 0.0 for row in group] for group in groups]
 
     def _passes(self, adapter: str | None, name: str, rows: Rows) -> list[float]:
-        """The best reward of TRIES attempts: of the base with the lessons, of an adapter
-        without."""
+        """The best reward of TRIES attempts: by the base with lessons, by an adapter without."""
         some = rows[:TRIED] if adapter is None else _bare(rows[:TRIED])
         return list(map(max, self.attempts(adapter, self.tasksets[name], some, self.ctx.plan.seed)))
 
@@ -209,8 +203,7 @@ class GateEvaluation:
         }
 
     def _behaviour(self, name: str, arms: Sequence[Arms]) -> list[Check]:
-        """The checks of the answers themselves: instructions in the prompt, sampled attempts,
-        text."""
+        """The checks of the answers: contradicting rules, sampled attempts, text."""
         ruled, free, now = [], [], []
         for taskset, rows, under_rule, true in self.rules:
             ruled += under_rule.answers
@@ -218,14 +211,9 @@ class GateEvaluation:
             now += self.ctx.run_arm(taskset, rows, name).answers
         before = [x for values in self.passed.values() for x in values]
         after = [x for key, rows in self.rows.items() for x in self._passes(name, key, rows)]
-        base, adapter = (
-            _together([getattr(a, arm) for a in arms]) for arm in (Arm.LESSONS, Arm.ADAPTER)
-        )
-        return [
-            *([checks.override(ruled, free, now)] if ruled else []),
-            checks.pass_at_k(TRIES, before, after),
-            *checks.hygiene(base, adapter),
-        ]
+        rules = [checks.override(ruled, free, now)] if ruled else []
+        lessons, adapter = _together(a.lessons for a in arms), _together(a.adapter for a in arms)
+        return [*rules, checks.pass_at_k(TRIES, before, after), *checks.hygiene(lessons, adapter)]
 
 
 def gate_rows(ctx: NightContext, item: TasksetLessons) -> Rows:
@@ -235,8 +223,7 @@ def gate_rows(ctx: NightContext, item: TasksetLessons) -> Rows:
 
 
 def placebo_rewards(ctx: NightContext, name: str) -> dict[str, list[float]]:
-    """taskset -> rewards of the placebo adapter `name` without lessons, in the order of the four
-    arms."""
+    """taskset -> rewards of the placebo adapter `name` without lessons, task by task."""
     return {
         item.taskset.name: ctx.run_arm(item.taskset, _bare(gate_rows(ctx, item)), name).rewards
         for item in ctx.tasksets
@@ -296,8 +283,9 @@ def _bare(rows: Rows) -> Rows:
     return [(task, []) for task, _ in rows]
 
 
-def _together(arms: Sequence[ArmResult]) -> ArmResult:
+def _together(results: Iterable[ArmResult]) -> ArmResult:
     """The answers of several arms as one."""
+    arms = [*results]
     answers, lengths = [x for a in arms for x in a.answers], [x for a in arms for x in a.lengths]
     first = arms[0] if arms else ArmResult(0.0, 0, (0.0, 0.0))
     return replace(first, answers=answers, lengths=lengths)

@@ -57,9 +57,8 @@ def revoked(store: Store, profile: str) -> list[Lesson]:
 
 
 def probes_of(ctx: NightContext) -> list[ForgettingProbe]:
-    """The probes of each revoked lesson, at most `plan.gate_tasks` tasks of a taskset, with the
-    bare base's results. A lesson without a holdout task that it makes the base pass has one probe
-    without rows."""
+    """The probes of the revoked lessons with the base's results, at most `plan.gate_tasks` tasks
+    each. A lesson that helps the base on no holdout task has one probe without rows."""
     probes: list[ForgettingProbe] = []
     most = ctx.plan.gate_tasks
     for lesson in revoked(ctx.store, ctx.settings.profile):
@@ -109,8 +108,7 @@ def rows_of(ctx: NightContext, lesson: Lesson, taskset: Taskset, n: int) -> Rows
 
 
 def tasksets_of(ctx: NightContext, lesson: Lesson) -> list[Taskset]:
-    """Where the lesson would be shown: its scope's taskset; for a general lesson all of the night
-    and of the profile's runs."""
+    """The tasksets that would show it: its scope, or for a general lesson the night's and runs'."""
     own = [item.taskset for item in ctx.tasksets]
     names = {lesson.scope} if lesson.scope else practised(ctx.store, ctx.settings.profile)
     tasksets = installed(names, own, ctx.load)

@@ -66,8 +66,7 @@ class GateRun:
             ctx.model.scale_adapter(self.name, 1.0)
 
     def at_scale(self, verdict: Json, night_id: int | None) -> Adapter | None:
-        """The adapter that passed at a smaller scale, as a folder of its own; None if it passed at
-        full scale or not at all."""
+        """The adapter as a folder of its own, if it passed at a smaller scale; else None."""
         if not verdict["ok"] or verdict["scale"] == 1.0:
             return None
         model, settings = self.ctx.model, self.ctx.settings
@@ -80,8 +79,7 @@ class GateRun:
 
 
 def limited(ctx: Context) -> Context:
-    """The same context with a time limit: its progress raises NightError after
-    `plan.gate_minutes`."""
+    """The same context; its progress raises NightError after `plan.gate_minutes`."""
     end, minutes = time.monotonic() + 60 * ctx.plan.gate_minutes, ctx.plan.gate_minutes
 
     def report(done: int, total: int, what: str) -> None:

@@ -71,8 +71,7 @@ def placebo_data(ctx: NightContext, data: TrainingData) -> TrainingData:
 
 
 def other_advice(items: Sequence[TasksetLessons]) -> list[str]:
-    """The advice of all lessons of the night; if that is a single one, also that of new lessons of
-    other tasksets."""
+    """The advice of the night's lessons; for a single one also that of new lessons elsewhere."""
     advice = {do for item in items for do in advice_of(item)}
     if len(advice) < 2:
         tasks = [task for taskset in guarded(items) for task in taskset.following(16)]

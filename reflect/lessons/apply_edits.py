@@ -1,4 +1,4 @@
-"""Carry out the edits that a reflection asks for."""
+"""Carry out the edits of a reflection."""
 
 from __future__ import annotations
 
@@ -68,25 +68,25 @@ def apply_edits(
 def _add(e: PendingEdit) -> Outcome:
     """ADD: a new lesson, or a new text for the lesson of the same condition."""
     evidence, existing = e.evidence, e.same_condition()
-    standing = [lesson for lesson in existing if lesson.status in HELD_STATUSES]
+    in_use = [lesson for lesson in existing if lesson.status in HELD_STATUSES]
     for lesson in existing:
         if normal(lesson.do) == normal(e.edit.do):
-            return _again(e, lesson, standing)
+            return _again(e, lesson, in_use)
     suspect = e.suspicion()
-    if not standing or suspect or not evidence.clean:
+    if not in_use or suspect or not evidence.clean:
         kind = QuarantineReason.TEXT if suspect else QuarantineReason.APPROVAL
         return e.new_lesson(suspect or (WAITS if evidence.review else ""), quarantine=kind)
-    for old in standing:
+    for old in in_use:
         if refusal := _contradicts(e, old):
             return refusal
-    mine = [lesson for lesson in standing if lesson.scope == evidence.scope]
+    mine = [lesson for lesson in in_use if lesson.scope == evidence.scope]
     if mine:
         outcome = _rewrite(e, mine[0], EditOutcome.SUPERSEDED)
     else:  # one taskset's evidence does not rewrite a general lesson
-        others = ", ".join(str(old.id) for old in standing)
+        others = ", ".join(str(old.id) for old in in_use)
         outcome = e.new_lesson(f"{WAITS}, against lesson {others}" if evidence.review else "")
     if outcome.outcome in (EditOutcome.ADDED, EditOutcome.SUPERSEDED):
-        return _supersede(e, outcome, standing)
+        return _supersede(e, outcome, in_use)
     return outcome
 
 
@@ -123,17 +123,17 @@ def _supersede(e: PendingEdit, outcome: Outcome, others: Sequence[Lesson]) -> Ou
     return replace(outcome, outcome=EditOutcome.SUPERSEDED, gone=gone) if gone else outcome
 
 
-def _again(e: PendingEdit, lesson: Lesson, standing: Sequence[Lesson]) -> Outcome:
-    """The lesson exists already. One that a model retired comes back, unless it was merged into a
-    lesson that still says it; a person's decision is final. One that was learned from outside bytes
-    is released by the second clean task that asks for it."""
+def _again(e: PendingEdit, lesson: Lesson, in_use: Sequence[Lesson]) -> Outcome:
+    """The outcome for a lesson that exists. One that a model retired returns, unless it was merged
+    into a similar lesson in use; a person's decision is final. A second clean task that proposes a
+    lesson which was learned from outside bytes releases it."""
     s, evidence = e.s, e.evidence
     task = evidence.task if evidence.clean and not evidence.review else None
     if task and (reason := corroborated(s, lesson, task, evidence.scope)):
         now = e.revise(lesson, reason, status=LessonStatus.CANDIDATE, trust=Trust.CLEAN)
         return e.ended(EditOutcome.ADDED, reason, now)
     if lesson.status != LessonStatus.RETIRED:
-        return e.known(f"lesson {lesson.id} says so ({lesson.status})", lesson)
+        return e.known(f"lesson {lesson.id} has that text ({lesson.status})", lesson)
     author = db.history(s, lesson.id)[-1].author
     if lesson.pinned or author == Author.HUMAN:
         return e.refused(f"a person retired lesson {lesson.id}", lesson)
@@ -143,14 +143,14 @@ def _again(e: PendingEdit, lesson: Lesson, standing: Sequence[Lesson]) -> Outcom
         return e.refused(f"{WAITS}: reflect lessons approve {lesson.id}", lesson)
     heir = db.get(s, into) if (into := successor(s, lesson.id)) else None
     if heir and heir.status in HELD_STATUSES and alike(heir, lesson):
-        return e.known(f"lesson {heir.id}, into which it was merged, says so", heir)
-    for old in standing:
+        return e.known(f"lesson {heir.id}, into which it was merged, has that text", heir)
+    for old in in_use:
         if refusal := _contradicts(e, old):
             return refusal
     # retired by a trial: it is on trial again
     status = LessonStatus.CANDIDATE if author == Author.TRIAL else LessonStatus.ACTIVE
     back = e.revise(lesson, "learned again", status=status)
-    return _supersede(e, e.ended(EditOutcome.REVISED, "learned again", back), standing)
+    return _supersede(e, e.ended(EditOutcome.REVISED, "learned again", back), in_use)
 
 
 def _addressed(e: PendingEdit) -> Lesson | Outcome:
@@ -182,7 +182,7 @@ def _revise(e: PendingEdit) -> Outcome:
         # Another condition means a misread number or the loss of a lesson, unless it covers the
         # old one.
         if not covers_condition(e.edit.when, head.when) or e.evidence.review:
-            return e.refused(f"lesson {other.id} already speaks for that condition", head)
+            return e.refused(f"lesson {other.id} already has that condition", head)
         if refusal := _contradicts(e, other):
             return refusal
     outcome = _rewrite(e, head, EditOutcome.REVISED)
@@ -208,7 +208,7 @@ def _rewrite(e: PendingEdit, old: Lesson, outcome: EditOutcome) -> Outcome:
     reason = f"was: {old.do}"
     if outcome == EditOutcome.SUPERSEDED:
         first = next(row for row in db.history(e.s, old.id) if same(row, old))  # who wrote it first
-        by = f", review {first.reflection_id}" if first.reflection_id else ""
+        by = f", reflection {first.reflection_id}" if first.reflection_id else ""
         against = f"otherwise than version {first.version} ({first.author}{by})"
         reason = f"{e.evidence.source} says {against}: {old.do}"
     text = {"when": edit.when, "do": edit.do, "tokens": e.tokens}

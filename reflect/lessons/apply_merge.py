@@ -1,4 +1,4 @@
-"""MERGE: one lesson replaces several that say nearly the same."""
+"""MERGE: one lesson replaces several near duplicates."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def merge(e: PendingEdit) -> Outcome:
     solid = sorted((head for head in heads if head.id in stay), key=lambda head: not head.pinned)
     if any(not same(head, solid[0]) for head in solid):
         reasons = " and ".join(f"lesson {lesson_id} is {why}" for lesson_id, why in stay.items())
-        return e.refused(f"{reasons}: their words differ, and both stay")
+        return e.refused(f"{reasons}: their texts differ, and both stay")
     kept = solid[0] if solid else heads[0]
     if solid:
         e = e.with_text(kept)
@@ -87,14 +87,14 @@ def _unfit(e: PendingEdit, heads: Sequence[Lesson]) -> str:
     if e.tags() and not any(map(tasks_of, heads)):
         return "it names one task, and the lessons are for more than that"
     rivals = e.rivals(*(head.id for head in heads))
-    return f"lesson {rivals[0].id} already speaks for that condition" if rivals else ""
+    return f"lesson {rivals[0].id} already has that condition" if rivals else ""
 
 
 def _propose(e: PendingEdit, kept: Lesson, going: Sequence[Lesson], names: str) -> Outcome:
     """If a person must approve, nothing is merged: a new text is quarantined, once."""
     if same(kept, e.edit):
-        reason = f"a person decides: lesson {names} could go, lesson {kept.id} says it"
+        reason = f"a person decides: lesson {names} could go, lesson {kept.id} has its text"
         return e.refused(reason, kept)
     if waiting := db.find_exact(e.s, e.edit.when, e.edit.do, e.evidence.profile):
-        return e.known(f"lesson {waiting.id} says so ({waiting.status})", waiting)
+        return e.known(f"lesson {waiting.id} has that text ({waiting.status})", waiting)
     return e.new_lesson(f"{WAITS}, in the place of lesson {kept.id} and {names}", [kept, *going])

@@ -1,9 +1,9 @@
-"""Merge duplicates: lessons that say the same become one, first exact, then near duplicates.
+"""Merge duplicate lessons, first exact, then near duplicates.
 
 Exact duplicates (equal in `similarity.normal`) need no model. Near duplicates are found by
 `similarity.alike` among what full-text search finds for each lesson, and the bare base model is
 asked about each family; its answer is read like a reflection's, and may change the lessons of that
-family only. `apply_merge` decides what may be merged, and `protection.EditTransaction` takes back
+family only. `apply_merge` decides what may be merged, and `protection.EditTransaction` undoes
 everything if too much would be lost. The model's answer is kept in the links that it led to.
 """
 
@@ -57,7 +57,7 @@ class Merged:
     """Each edit with its outcome, as in a run's report."""
     asked: list[Family]
     alarm: str
-    """Why the changes were taken back; "" if they are kept."""
+    """Why the changes were undone; "" if they stay."""
     dry_run: bool
     standing: dict[str, dict[str, int]]
     """scope -> number of its lessons in use and their tokens, afterwards."""
@@ -75,7 +75,7 @@ def merge(
     ones) or of all.
 
     `model` is called only if there are near duplicates. `dry_run` asks the model too, and changes
-    nothing. Lessons that somebody changes while the model is asked are left alone.
+    nothing. Lessons that change meanwhile are left alone.
     """
     profile = settings.profile
     with store.write() as s:
@@ -106,7 +106,7 @@ def merge(
             alarm = transaction.close(keep=not dry_run)
     if alarm:
         refused = EditOutcome.REFUSED
-        wanted = [Outcome(x.edit, refused, "taken back by the shrink alarm") for x in wanted]
+        wanted = [Outcome(x.edit, refused, "undone by the shrink alarm") for x in wanted]
     changes = [outcome.row() for outcome in (*outcomes, *wanted)]
     changes += [{"kind": "alarm", "outcome": "alarm", "reason": alarm}] if alarm else []
     with store.read() as s:
@@ -126,11 +126,11 @@ def _exact(lessons: Sequence[Lesson]) -> list[Edit]:
     alike: dict[tuple[str, str], list[Lesson]] = {}
     for lesson in lessons:
         alike.setdefault((normal(lesson.when), normal(lesson.do)), []).append(lesson)
-    found = [same for same in alike.values() if len(same) > 1 and not all(x.pinned for x in same)]
-    why = "they say the same"
+    why = "they have the same text"
     return [
         Edit(EditKind.MERGE, x[0].when, x[0].do, why, lesson_ids=tuple(y.id or 0 for y in x))
-        for x in found
+        for x in alike.values()
+        if len(x) > 1 and not all(y.pinned for y in x)
     ]
 
 
@@ -195,7 +195,7 @@ def _apply(
         if edit.kind in (EditKind.MERGE, EditKind.RETIRE):
             outcomes += apply_edits(s, [edit], evidence, count_tokens=count, budget=budget)
         else:
-            reason = "a tidy-up only merges and retires"
+            reason = "merging duplicates only merges and retires"
             outcomes.append(Outcome(edit, EditOutcome.REFUSED, reason))
     return outcomes
 

@@ -80,7 +80,9 @@ class Evidence:
     @property
     def source(self) -> str:
         """The reflection, as reasons of versions and links name it."""
-        return f"review {self.reflection_id}" if self.reflection_id else "a comparison of lessons"
+        return (
+            f"reflection {self.reflection_id}" if self.reflection_id else "a comparison of lessons"
+        )
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,7 @@ class PendingEdit:
         return "; ".join([*reasons, leak] if leak else reasons)
 
     def same_condition(self) -> list[Lesson]:
-        """Lessons of the profile with the same condition, wording aside, in this scope or general,
-        by id."""
+        """Lessons with the same condition (wording aside), in this scope or general, by id."""
         when, scopes = self.edit.when, [self.evidence.scope, ""]
         hits = db.search(self.s, when, profile=self.evidence.profile, scopes=scopes, limit=POOL)
         same = [lesson for lesson, _ in hits if normal(lesson.when) == normal(when)]

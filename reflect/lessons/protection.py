@@ -30,23 +30,22 @@ if TYPE_CHECKING:
     from reflect.lessons.edit_format import Edit
 
 SHRINK = 1 / 3  # share of the well-supported lessons that one transaction may lose; one is allowed
-CHORUS = 3  # reflections of one run that ask for exactly the same words
+CHORUS = 3  # reflections of one run that propose exactly the same text
 HALF = 0.5  # of the reward: a proven lesson that earns less does badly
 
 
 def defended(
     s: Session, lesson: Lesson, reflection_id: int | None, edit: Edit
 ) -> tuple[EditOutcome, str] | None:
-    """May one reflection change or remove this lesson by that edit? None if it may, else (outcome,
-    reason).
+    """Whether one reflection may change or remove this lesson by that edit: None if it may, else
+    (outcome, reason).
 
-    A text that a trial has accepted was measured over many groups; one group that asks for its
-    removal is mostly bad luck, or a stray edit of a small model. So the group's own rewards must
-    speak against it: the attempts with it earned no more than half, and those without it did no
-    worse. Then it goes at once if the group also shows the way (all attempts with it did badly, one
-    without it did better), else when a second group of the same run wants the same: where the world
-    has changed the lesson fails in every group, and the second one comes soon. A lesson that helps
-    may still be improved: the same new words from CHORUS reflections of a run are no accident.
+    A trial measured an accepted text over many groups; one group against it is mostly bad luck, or
+    a stray edit of a small model. So the group's own rewards must be against it: the attempts with
+    it earned at most half, and those without it were no worse. Then it goes at once if all attempts
+    with it did badly and one without it did better, else when a second group of the same run wants
+    the same: if the tasks have changed, the lesson fails in every group. A lesson that helps may
+    still be improved: by equal new texts from CHORUS reflections of a run.
     """
     if not _is_proven(s, lesson):
         return None
@@ -62,11 +61,11 @@ def defended(
     mean = sum(seen) / len(seen)
     if mean > HALF or (missed and sum(missed) / len(missed) < mean):
         group = f"this group ({mean:.2f} with it)"
-        return EditOutcome.KEPT, f"{proof}, and {group} does not speak against it"
+        return EditOutcome.KEPT, f"{proof}, and {group} is not against it"
     shows_the_way = max(seen) < HALF and missed and max(missed) > max(seen)
     if shows_the_way or complaints(s, reflection_id, lesson):
         return None
-    return EditOutcome.DEFENDED, f"{proof}: a second group must speak against it before it goes"
+    return EditOutcome.DEFENDED, f"{proof}: a second group must be against it before it goes"
 
 
 def protection_reason(s: Session, lesson: Lesson) -> str:
@@ -83,8 +82,7 @@ def _is_proven(s: Session, lesson: Lesson) -> bool:
 
 
 class EditTransaction:
-    """Changes of lessons that are kept or taken back together: taken back if they would lose too
-    much.
+    """Changes of lessons that are kept or undone together: undone if they would lose too much.
 
     A lesson is lost if it is no longer in use and no lesson in use covers its condition. Made
     before the first change, in the caller's transaction; `close` after the last.
@@ -96,8 +94,7 @@ class EditTransaction:
         self._point = s.begin_nested()
 
     def close(self, *, keep: bool = True) -> str:
-        """Why the changes were taken back, "" if they are kept. With `keep=False` (a dry run) they
-        are always taken back."""
+        """Why the changes were undone, "" if they stay. A dry run (`keep=False`) always undoes."""
         self.s.flush()
         alarm = self._alarm()
         if alarm or not keep:

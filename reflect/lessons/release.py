@@ -29,8 +29,7 @@ ENOUGH = 2  # clean tasks
 
 
 def corroborated(s: Session, lesson: Lesson, task: Task, scope: str) -> str:
-    """Why the lesson, for which a clean group of this task asks, is released now; "" if it is
-    not."""
+    """Why the lesson, requested by a clean group of this task, is released now; "" if it is not."""
     newest = db.version(s, lesson.id, lesson.version)
     if (lesson.status, lesson.trust) != (LessonStatus.QUARANTINED, Trust.UNTRUSTED):
         return ""

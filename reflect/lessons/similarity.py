@@ -1,4 +1,4 @@
-"""Near duplicates among lessons, by their words: candidates that a model or a person decides on.
+"""Near duplicates among lessons: candidates for a merge, which a model or a person decides.
 
 Two texts that are equal in most of their words may still mean different things: "the task says
 zubi" and "the task says fapo", "use reverse" and "use sort", "at most 3" and "at most 4", "do" and
@@ -40,13 +40,13 @@ def stems(text: str) -> frozenset[str]:
 
 
 def same(a: LessonText, b: LessonText) -> bool:
-    """Do they say the same, wording aside?"""
+    """Whether their texts are equal, wording aside."""
     return (normal(a.when), normal(a.do)) == (normal(b.when), normal(b.do))
 
 
 def apart(a: str, b: str, telling: Iterable[str] = ()) -> bool:
-    """Do the words in which they differ make them two things? One word in the place of another
-    does, a number does, a "not" does, and so does a word that is known to be `telling`."""
+    """Whether the words in which they differ distinguish them: one word instead of another, a
+    number, a negation, or a word that is known to be `telling`."""
     ours, theirs = stems(a) - FILLERS, stems(b) - FILLERS
     differ = ours ^ theirs
     swapped = len(ours - theirs) == len(theirs - ours) == 1
@@ -55,8 +55,8 @@ def apart(a: str, b: str, telling: Iterable[str] = ()) -> bool:
 
 
 def telling(conditions: Iterable[str]) -> frozenset[str]:
-    """The words that tell these conditions from each other: those in whose place another of them
-    has another word, as zubi and fapo in "the task says zubi" and "the task says fapo"."""
+    """The words that distinguish these conditions: another condition has another word in the same
+    place, as zubi and fapo in "the task says zubi" and "the task says fapo"."""
     slots: dict[tuple[str, ...], set[str]] = {}
     for condition in conditions:
         words = [_stem(word) for word in normal(condition).split()]
@@ -71,8 +71,8 @@ def overlap(a: frozenset[str], b: frozenset[str]) -> float:
 
 
 def alike(a: LessonText, b: LessonText, telling: Iterable[str] = ()) -> bool:
-    """Are they near duplicates? Neither conditions nor advice are apart, and the conditions are
-    equal or most of all their words are common."""
+    """Whether they are near duplicates: neither conditions nor advice are apart, and the conditions
+    are equal or most of all their words are common."""
     if apart(a.when, b.when, telling) or apart(a.do, b.do):
         return False
     whole = overlap(stems(f"{a.when} {a.do}"), stems(f"{b.when} {b.do}"))
@@ -80,8 +80,7 @@ def alike(a: LessonText, b: LessonText, telling: Iterable[str] = ()) -> bool:
 
 
 def covers_condition(new: str, old: str) -> bool:
-    """Does the condition `new` hold where `old` did? It names all that `old` names, or nearly the
-    same."""
+    """Whether the condition `new` holds where `old` did: it names nearly all that `old` names."""
     ours, theirs = stems(new), stems(old)
     return theirs <= ours or (not apart(new, old) and overlap(ours, theirs) >= SIMILAR)
 
@@ -89,9 +88,8 @@ def covers_condition(new: str, old: str) -> bool:
 def families(
     lessons: Sequence[LessonText], pairs: Iterable[tuple[int, int]], telling: Iterable[str] = ()
 ) -> list[list[int]]:
-    """Groups of indices of `lessons`, of two or more, in which all are alike; only `pairs` are
-    compared. The first lesson opens a family, each further one joins the first family that it
-    fits."""
+    """Groups of two or more indices of `lessons` that are all alike, compared by `pairs` only. The
+    first lesson opens a family; each other one joins the first family that it fits."""
     close = {frozenset(x) for x in pairs if alike(lessons[x[0]], lessons[x[1]], telling)}
     groups: list[list[int]] = []
     for i in range(len(lessons)):

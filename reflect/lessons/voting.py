@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProposedEdits:
-    """The edits that one group of a wave asks for."""
+    """The edits that one group of a wave proposes."""
 
     edits: Sequence[Edit]
     tried: Sequence[Lesson] = ()
@@ -30,8 +30,7 @@ class ProposedEdits:
     """Groups of another trust vote separately."""
 
     def targets(self, edit: Edit) -> list[tuple[str, str, str]]:
-        """What the edit would change: an ADD for the condition of a lesson that was tried is about
-        that lesson."""
+        """What the edit changes; an ADD for the condition of a tried lesson means that one."""
         adds = edit.kind == EditKind.ADD
         same = [x.id for x in self.tried if adds and normal(x.when) == normal(edit.when)]
         targets = (("lesson", str(same[0])),) if same else edit.targets

@@ -26,7 +26,7 @@ ACTIVE: Final = ""  # the active adapter of the model; no adapter has an empty n
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How rollouts are sampled, besides their seeds."""
+    """How rollouts are sampled, except for their seeds."""
 
     temperature: float = 1.0  # 0 = greedy
     max_tokens: int = 96  # of one answer
@@ -49,21 +49,17 @@ class Request:
     max_tokens: int = 256
     temperature: float = 1.0  # 0 = greedy
     stop: tuple[str, ...] = ()
-    adapter: str | None = (
-        ACTIVE  # a loaded adapter, or None for the bare base: requests of one call may differ in it
-    )
-    tools: tuple[
-        Json, ...
-    ] = ()  # {"type": "function", "function": {name, description, parameters}}
+    # a loaded adapter, or None for the bare base: requests of one call may differ in it
+    adapter: str | None = ACTIVE
+    tools: tuple[Json, ...] = ()  # {"type": "function", "function": {name, description, ...}}
     top_p: float = 1.0  # sample only from the most probable tokens, which have this probability
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled answer. `tokens` are the sampled ids (without the end token) where the model is
-    local, `calls` the tool calls in it ({"id", "type": "function", "function": {"name",
-    "arguments": JSON text}}, as the API has them), `model` the name of the model that answered,
-    where a server says so."""
+    """One sampled answer. `tokens`: the sampled ids (without the end token) of a local model.
+    `calls`: the tool calls ({"id", "type": "function", "function": {"name", "arguments": JSON
+    text}}, as in the API). `model`: the model that a server says has answered."""
 
     text: str
     prompt_tokens: int
@@ -88,8 +84,8 @@ class Model(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of weights index, config, tokenizer and chat template (of the base, whatever adapter
-        is on); of what is behind an API, of its name, its host and what the server says of it."""
+        """Hash of weights index, config, tokenizer and chat template of the base; behind an API, of
+        its name, its host and the server's entry for it."""
         ...
 
     def sample(self, requests: Sequence[Request]) -> list[list[Completion]]:
@@ -127,8 +123,7 @@ class MeteredModel(Protocol):
         ...
 
     def answer_each(self, requests: Sequence[Request]) -> list[list[Completion | ModelError]]:
-        """For each request and seed a completion or its own error, so that no paid answer is
-        lost."""
+        """A completion or its own error per request and seed; no paid answer is lost."""
         ...
 
 
@@ -138,6 +133,5 @@ def active_adapter(model: Model) -> str | None:
 
 
 def using(model: Model, adapter: str | None) -> AbstractContextManager[Any]:
-    """The model with that adapter (None = the bare base) within a with-block. A model without
-    adapters is always bare."""
+    """The model with that adapter (None: the base) within a with-block, if it has adapters."""
     return model.using(adapter) if isinstance(model, AdapterModel) else nullcontext()

@@ -36,8 +36,7 @@ class Hold:
 
 
 class Budget:
-    """The limits of the settings (0 = none), and what was spent. `spent`: the `shape` of the same
-    run before."""
+    """The limits of the settings (0 = none) and the spending; `spent`: an earlier `shape`."""
 
     def __init__(self, settings: Settings, spent: Json | None = None) -> None:
         self.seconds, self.tokens = settings.budget_seconds, settings.budget_tokens
@@ -116,8 +115,7 @@ def _over(setting: str, why: str) -> ModelHalted:
 
 
 def read_prices(text: str) -> dict[str, tuple[float, float]]:
-    """model -> price of a million tokens in and out, from `NAME IN OUT, NAME IN OUT`. UsageError
-    for any other text."""
+    """model -> prices of a million tokens in and out, from `NAME IN OUT, NAME IN OUT`."""
     prices: dict[str, tuple[float, float]] = {}
     for row in filter(None, (row.strip() for row in text.split(","))):
         try:

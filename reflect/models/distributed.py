@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(
-    days=7
-)  # the others wait while the first one runs the gate; the launcher ends them if it dies
+# the others wait while the first one runs the gate; the launcher ends them if it dies
+PATIENCE = timedelta(days=7)
 
 
 def size() -> int:
@@ -37,14 +36,12 @@ def is_first() -> bool:
 
 
 def share_layers(device_map: str) -> bool:
-    """True when training shards the layers: `device_map = "fsdp"`, or `accelerate launch
-    --use_fsdp`."""
+    """Whether training shards layers: `device_map = "fsdp"` or `accelerate launch --use_fsdp`."""
     return size() > 1 and (device_map == "fsdp" or os.environ.get("ACCELERATE_USE_FSDP") == "true")
 
 
 def connect() -> None:
-    """Connect the processes, once until they end. Rank and address come from the launcher's
-    environment."""
+    """Connect the processes, once; rank and address come from the launcher's environment."""
     import torch
 
     if torch.distributed.is_initialized():
@@ -53,9 +50,8 @@ def connect() -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     torch.distributed.init_process_group(backend, timeout=PATIENCE)
-    atexit.register(
-        torch.distributed.destroy_process_group
-    )  # not earlier: a second connection fails
+    # not earlier: a second connection fails
+    atexit.register(torch.distributed.destroy_process_group)
 
 
 def from_first(make: Callable[[], T]) -> T:

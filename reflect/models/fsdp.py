@@ -25,17 +25,14 @@ if TYPE_CHECKING:
 
 
 class OutOfStep(ModelError):
-    """A process failed within a sharded pass. The other processes wait for it; the launcher has to
-    end them."""
+    """A process failed within a sharded pass; the launcher has to end the others, which wait."""
 
 
 def layers_of(network: torch.nn.Module) -> list[torch.nn.Module]:
     """The repeated layers of a transformers network."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    return [
-        module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)
-    ]
+    return [x for x in network.modules() if isinstance(x, GradientCheckpointingLayer)]
 
 
 @contextmanager
@@ -56,11 +53,8 @@ def sharded(network: torch.nn.Module) -> Iterator[None]:
             warnings.filterwarnings("ignore", ".*all_gather_into_tensor", FutureWarning)
             mesh = init_device_mesh(next(network.parameters()).device.type, (distributed.size(),))
             for layer in layers:
-                fully_shard(
-                    layer,
-                    mesh=mesh,
-                    ignored_params={p for p in layer.parameters() if p.requires_grad},
-                )
+                ours = {p for p in layer.parameters() if p.requires_grad}
+                fully_shard(layer, mesh=mesh, ignored_params=ours)
         for layer in layers:
             layer.set_reshard_after_forward(True)
             layer.reshard()
@@ -74,9 +68,8 @@ def sharded(network: torch.nn.Module) -> Iterator[None]:
                 module._load_state_dict_pre_hooks.clear()
                 module._load_state_dict_post_hooks.clear()
     except Exception as e:
-        why = (
-            "there was too little memory" if memory.out_of_memory(e) else f"{type(e).__name__}: {e}"
-        )
+        memory_ended = memory.out_of_memory(e)
+        why = "there was too little memory" if memory_ended else f"{type(e).__name__}: {e}"
         raise OutOfStep(
             f"A training step over several processes (FSDP) failed: {why}.",
             "Run the command again: it continues from the last checkpoint. "

@@ -1,13 +1,13 @@
 """The decode loop: many rows of many prompts in one batch, each row with its own seed.
 
-A prompt is prefilled once and held once, however many rows ask for it: up to eight rows of one
-prompt are the *slots* of one sequence. A step feeds one token per slot; each slot sees the prompt
+A prompt is prefilled and stored once for all its rows: up to eight rows of one prompt are the
+*slots* of one sequence. A step feeds one token per slot; each slot sees the prompt
 and its own tokens, which the mask picks out of the interleaved ones. So attention reads a prompt
 once for the whole group, and not once per row. Models with other than plain attention layers
 (sliding windows, linear attention) get one slot per sequence, by the same code.
 
-A row draws its tokens by inverse CDF from uniforms of its own generator, so what it says does not
-depend on its neighbours (up to the rounding of the matrix products, about 1e-6 of probability).
+A row samples its tokens by inverse CDF from uniforms of its own generator, so its text does not
+depend on other rows (up to the rounding of the matrix products, about 1e-6 of probability).
 
 Suffixes: P prompts, G sequences, K slots, R = G * K rows of the batch, V vocabulary.
 """
@@ -31,24 +31,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GREEDY = 1e-4  # a temperature below this is the argmax
-SLOTS = 8  # most rows in one sequence: each pays attention's arithmetic for the tokens of all
-SHARED = 16  # tokens that all prompts must begin with before they are read on their own
+SLOTS = 8  # most rows in one sequence: each computes attention over the tokens of all
+SHARED = 16  # shortest common prefix of the prompts that is computed by itself
 DROP = 0.75  # the batch is compacted when it can shrink to this share
 
 
 @dataclass
 class GenerationRow:
-    """One completion in the making. `tokens` and `ended` (by an end token or a stop string) are the
-    result."""
+    """One unfinished completion; `tokens` and `ended` (end token or stop string) are the result."""
 
     prompt: Sequence[int]
     seed: int
     limit: int  # most tokens to sample, >= 1
     temperature: float = 1.0
     top_p: float = 1.0
-    stopped: Callable[[list[int]], bool] | None = (
-        None  # does this row's text hold one of its stop strings?
-    )
+    stopped: Callable[[list[int]], bool] | None = None  # whether the text has a stop string
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
 
@@ -63,35 +60,34 @@ class GrowingCache(DynamicLayer):  # type: ignore[misc]  # transformers is untyp
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> Any:
-        """Append [G, H, T, D] states; returns views of everything held so far."""
+        """Append [G, H, T, D] states; returns views of all states so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._hold((key_states, value_states), key_states.shape[-2])
             return self.keys, self.values
-        held = self.keys.shape[-2]
-        size = held + key_states.shape[-2]
+        before = self.keys.shape[-2]
+        size = before + key_states.shape[-2]
         buffers = self._buffers
         if size > buffers[0].shape[-2]:
             buffers = tuple(self._roomy(states, len(states), size) for states in buffers)
             for buffer, states in zip(buffers, (self.keys, self.values), strict=True):
-                buffer[:, :, :held] = states
+                buffer[:, :, :before] = states
         for buffer, states in zip(buffers, (key_states, value_states), strict=True):
-            buffer[:, :, held:size] = states
+            buffer[:, :, before:size] = states
         self._hold(buffers, size)
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keep (and repeat) the sequences `beam_idx`."""
         beam_idx = beam_idx.to(self.keys.device)  # of a model spread over several GPUs
-        held = self.keys.shape[-2]
-        buffers = tuple(self._roomy(states, len(beam_idx), held) for states in self._buffers)
+        size = self.keys.shape[-2]
+        buffers = tuple(self._roomy(states, len(beam_idx), size) for states in self._buffers)
         for buffer, states in zip(buffers, (self.keys, self.values), strict=True):
-            torch.index_select(states, 0, beam_idx, out=buffer[:, :, :held])
-        self._hold(buffers, held)
+            torch.index_select(states, 0, beam_idx, out=buffer[:, :, :size])
+        self._hold(buffers, size)
 
     def keep(self, sequence_G: torch.Tensor, slot_GK: torch.Tensor, width: int, slots: int) -> None:
-        """Keep some sequences, and of the `slots` interleaved after the first `width` tokens some
-        in each."""
+        """Keep some sequences, and in each some of its `slots` interleaved after token `width`."""
         sequence_G, slot_GK = sequence_G.to(self.keys.device), slot_GK.to(self.keys.device)
         steps = (self.keys.shape[-2] - width) // slots
         size = width + steps * slot_GK.shape[1]
@@ -115,8 +111,7 @@ class GrowingCache(DynamicLayer):  # type: ignore[misc]  # transformers is untyp
 
 
 def uniforms(seed: int, n: int) -> list[float]:
-    """The row's random numbers in [0, 1): a function of its seed alone, and the same however many
-    are asked for."""
+    """The row's random numbers in [0, 1): a function of its seed, whatever number is requested."""
     draw = random.Random(seed).random
     return [draw() for _ in range(n)]
 
@@ -124,8 +119,7 @@ def uniforms(seed: int, n: int) -> list[float]:
 def pick(
     logits_RV: torch.Tensor, uniforms_R: torch.Tensor | None, temperature_R: torch.Tensor
 ) -> torch.Tensor:
-    """One token per row by inverse CDF, the argmax where the temperature is 0; [R] ids. `None` =
-    all rows greedy."""
+    """One token per row by inverse CDF, argmax at temperature 0; [R] ids. None: all rows greedy."""
     if uniforms_R is None:
         return logits_RV.argmax(-1)
     scaled = logits_RV.float() / temperature_R.clamp_min(GREEDY)[:, None]
@@ -180,9 +174,8 @@ def _decode(
     temperature_R = torch.tensor([row.temperature if row else 0.0 for row in live], device=device)
     drawn_RS = None
     if any(row.temperature >= GREEDY for row in rows):
-        wide = (
-            torch.float32 if device.type == "mps" else torch.float64
-        )  # float32 would round the last uniforms to 1
+        # float32 would round the last uniforms to 1; MPS has no float64
+        wide = torch.float32 if device.type == "mps" else torch.float64
         draws = [uniforms(row.seed, steps) if row else [0.0] * steps for row in live]
         drawn_RS = torch.tensor(draws, dtype=wide, device=device)
     mask = _mask(seen_GT, slots, steps, network.dtype)
@@ -224,14 +217,11 @@ def _prefill(
     """(cache, logits of the last token [P, V], which tokens are no padding [P, T], lengths [P]).
 
     What all prompts begin with, such as the same lessons, is read once; the rest is padded on the
-    left. `known`: keys and values, layer by layer, of a beginning of all prompts that somebody has
-    read already: it is not read again.
+    left. `known`: keys and values by layer of a common prefix, which is not computed again.
     """
     device = next(network.parameters()).device
     cache = DynamicCache(config=network.config)
-    cache.layers = [
-        GrowingCache() if type(layer) is DynamicLayer else layer for layer in cache.layers
-    ]
+    cache.layers = [GrowingCache() if type(x) is DynamicLayer else x for x in cache.layers]
     width, shortest = max(map(len, prompts)), min(map(len, prompts))
     shared = min(len(os.path.commonprefix([min(prompts), max(prompts)])), shortest - 1)
     if known:
@@ -247,13 +237,11 @@ def _prefill(
         cache.reorder_cache(torch.zeros(len(prompts), dtype=torch.long, device=device))
 
     length_P = torch.tensor([len(p) for p in prompts], device=device)
-    rest_PT = torch.tensor(
-        [[pad] * (width - len(p)) + list(p[shared:]) for p in prompts], device=device
-    )
+    rest = [[pad] * (width - len(p)) + list(p[shared:]) for p in prompts]
+    rest_PT = torch.tensor(rest, device=device)
     place_PT = torch.arange(shared, width, device=device)[None] - (width - length_P)[:, None]
-    seen_PT = torch.cat(
-        [place_PT.new_ones(len(prompts), shared, dtype=torch.bool), place_PT >= shared], dim=1
-    )
+    prefix_PT = place_PT.new_ones(len(prompts), shared, dtype=torch.bool)
+    seen_PT = torch.cat([prefix_PT, place_PT >= shared], dim=1)
     out = network(
         input_ids=rest_PT,
         attention_mask=None if shortest == width else seen_PT,
@@ -272,8 +260,7 @@ def _plain(cache: DynamicCache) -> bool:
 def _seat(
     rows: list[GenerationRow], prompts: list[tuple[int, ...]], most: int
 ) -> tuple[list[int], list[GenerationRow | None], int]:
-    """Seat the rows in sequences of equally many slots: (prompt of each sequence, row or None of
-    each slot, slots)."""
+    """Place rows in sequences of equally many slots: prompts, the row or None per slot, slots."""
     of: dict[tuple[int, ...], list[GenerationRow]] = {prompt: [] for prompt in prompts}
     for row in rows:
         of[tuple(row.prompt)].append(row)
@@ -300,26 +287,21 @@ def _mask(seen_GT: torch.Tensor, slots: int, steps: int, dtype: torch.dtype) -> 
             return None
         return torch.cat([seen_GT, seen_GT.new_ones(count, steps)], dim=1)
     own = torch.eye(slots, dtype=torch.bool, device=seen_GT.device).repeat(1, steps)
-    seen = torch.cat(
-        [seen_GT[:, None].expand(-1, slots, -1), own[None].expand(count, -1, -1)], dim=2
-    )
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
-        ~seen, torch.finfo(dtype).min
-    )[:, None]
+    parts = [seen_GT[:, None].expand(-1, slots, -1), own[None].expand(count, -1, -1)]
+    seen = torch.cat(parts, dim=2)
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
 
 def _append(live: list[GenerationRow | None], tokens: list[int], ends: frozenset[int]) -> list[int]:
-    """Give each row its token (-1: the logits were not finite); the places of the rows that go
-    on."""
+    """Give each row its token (-1: not finite logits); returns the places of rows that continue."""
     running = []
     for i, (row, token) in enumerate(zip(live, tokens, strict=True)):
         if row is None or row.ended or len(row.tokens) >= row.limit:
             continue
         if token < 0:
-            raise ModelError(
-                "The model's output is not a number.",
-                "Its weights or the active adapter are broken.",
-            )
+            problem = "The model's output is not a number."
+            raise ModelError(problem, "Its weights or the active adapter are broken.")
         if token in ends:
             row.ended = True
             continue
@@ -335,8 +317,7 @@ def _compact(running: list[int], slots: int) -> tuple[list[tuple[int, bool]], in
     """The smallest batch that holds the running rows: (old place of each new one, and is it a
     running row?, new slots).
 
-    A sequence with fewer running rows than the new slots repeats one of them: it is fed, and nobody
-    listens.
+    A sequence with fewer running rows than the new slots repeats one of them; its output is unused.
     """
     by: dict[int, list[int]] = {}
     for i in running:

@@ -1,5 +1,4 @@
-"""Any Hugging Face causal LM directory on this machine: chat template, batched sampling, adapters
-by name."""
+"""A Hugging Face causal LM folder: chat template, batched sampling, adapters by name."""
 
 from __future__ import annotations
 
@@ -64,7 +63,7 @@ class LocalModel:
         self.context = context_of(self.network, self.tokenizer, settings.max_context)
         if not self.ends:
             raise ModelError(
-                f"The model {name} does not say with which token an answer ends.",
+                f"The model {name} does not define the token that ends an answer.",
                 "Set eos_token in its tokenizer_config.json, "
                 "or eos_token_id in its generation_config.json.",
             )
@@ -113,8 +112,7 @@ class LocalModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the names and contents of weights, config, tokenizer and chat template of the
-        base."""
+        """sha256 of the names and contents of base weights, config, tokenizer, template."""
         total = hashlib.sha256()
         for file in sorted(self.folder.iterdir()):
             if file.is_file() and FINGERPRINTED.fullmatch(file.name):
@@ -261,9 +259,8 @@ class LocalModel:
         return int(self.tokenizer.pad_token_id or 0)
 
     def cache_tokens(self) -> int:
-        """Tokens whose keys and values fit the budget: the setting `memory` minus the weights,
-        else a quarter of the free memory of a GPU, else the fastest size on a CPU. Less after an
-        out-of-memory error."""
+        """Tokens whose keys and values fit: the setting `memory` minus the weights, else a quarter
+        of a GPU's free memory, else the fastest size on a CPU; less after out-of-memory errors."""
         each = self._token_bytes()
         if self.memory:
             room = int(self.memory * memory.GB - memory.weights_of(self.network)) // each
@@ -338,9 +335,8 @@ class LocalModel:
         self.adapter_set.save(name, folder, base=self.name)
 
     def save_merged(self, adapter: AdapterFiles | Path | str, folder: Path | str) -> None:
-        """Write the base with the PEFT folder `adapter` merged into its weights as an ordinary
-        model folder with its tokenizer. This model cannot answer afterwards. AdapterError,
-        AdapterMismatch."""
+        """Write the base with the PEFT folder `adapter` merged into its weights, as a model folder
+        with tokenizer. This model cannot answer afterwards. AdapterError, AdapterMismatch."""
         merge(self.network, adapter, folder)
         self.tokenizer.save_pretrained(folder)
 

@@ -1,5 +1,4 @@
-"""Asking a model for many answers of which some may fail: what was answered is kept, and never
-asked for again."""
+"""Requests to a model of which some may fail: answers are kept and not requested again."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ Answer = Completion | ModelError
 def ask(model: Model, requests: Sequence[Request]) -> list[list[Answer]]:
     """For each request one answer, or an error of its own, per seed.
 
-    A MeteredModel is asked for each request once. With any other model, when one request fails, all
-    are asked again one by one, so that the others are answered.
+    A MeteredModel gets each request once. With another model, if one request fails, all are sent
+    again one by one.
     """
     if isinstance(model, MeteredModel):
         return model.answer_each(requests)
@@ -34,13 +33,12 @@ def ask(model: Model, requests: Sequence[Request]) -> list[list[Answer]]:
 
 def sample_each(model: Model, requests: Sequence[Request]) -> list[list[Completion] | ModelError]:
     """The completions of each request, or the error of the first that is missing. Raises
-    ModelHalted where the model answers nothing more."""
+    ModelHalted if the model answers nothing more."""
     rows: list[list[Completion] | ModelError] = []
     for answers in ask(model, requests):
         failed = [one for one in answers if isinstance(one, ModelError)]
-        rows.append(
-            failed[0] if failed else [one for one in answers if isinstance(one, Completion)]
-        )
+        good = [one for one in answers if isinstance(one, Completion)]
+        rows.append(failed[0] if failed else good)
         if failed and isinstance(failed[0], ModelHalted):
             raise failed[0]
     return rows

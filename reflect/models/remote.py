@@ -49,9 +49,7 @@ PATIENCE = 8  # consecutive failed requests after which no more are sent
 OPTIONAL = ("seed", "stop", "temperature")  # left out when the server does not support them
 # Fields of the server's model list that belong to the fingerprint.
 IDENTITY = ("id", "owned_by", "root", "max_model_len", "context_length", "fingerprint")
-UNSUPPORTED = re.compile(
-    r"unsupported|not supported|does not support|not permitted|unknown", re.IGNORECASE
-)
+UNSUPPORTED = re.compile(r"(?i)unsupported|not supported|does not support|not permitted|unknown")
 
 Answer = Completion | ModelError
 Result = TypeVar("Result")
@@ -64,14 +62,10 @@ class RemoteModel:
         self.name = name
         self.served = name.removeprefix(PREFIX)
         if not self.served:
-            raise UsageError(
-                "Which model of the server? Its name is missing.", "Write openai:NAME."
-            )
+            raise UsageError("The name of the server's model is missing.", "Write openai:NAME.")
         if importlib.util.find_spec("openai") is None:
-            raise UsageError(
-                f"{name} needs the openai client.",
-                "Install it: pip install 'second-nature[openai]'",
-            )
+            hint = "Install it: pip install 'second-nature[openai]'"
+            raise UsageError(f"{name} needs the openai client.", hint)
         given = settings.base_url or os.environ.get("OPENAI_BASE_URL", "")
         self.url = checked_url(given or DEFAULT_URL, "base_url")
         self._key = the_key()
@@ -94,8 +88,7 @@ class RemoteModel:
 
     @cached_property
     def about(self) -> Json:
-        """model -> its entry in the server's model list; {} without a list. ModelHalted when the
-        server cannot be reached."""
+        """model -> its entry in the server's list, {} without one. ModelHalted if unreachable."""
         return wait_for(self._models())
 
     async def _models(self) -> Json:
@@ -161,9 +154,8 @@ class RemoteModel:
         return [[answer for answer in row if isinstance(answer, Completion)] for row in rows]
 
     def answer_each(self, requests: Sequence[Request]) -> list[list[Answer]]:
-        """For each request one answer or its own error per seed. After a ModelHalted no new request
-        is sent; running ones are finished. Raises ModelHalted when the server's model list
-        cannot be read."""
+        """One answer or its own error per request and seed. After a ModelHalted running requests
+        finish and no new one is sent. ModelHalted if the server's model list cannot be read."""
         self._halt, self._failed = None, 0
         _ = self.context  # read here, because the event loop cannot wait for itself
         rows: list[list[Answer | None]] = [[None] * len(request.seeds) for request in requests]
@@ -186,12 +178,9 @@ class RemoteModel:
                 seeds = request.seeds[start : start + size]
                 row[start : start + size] = await self._ask(request, tuple(seeds))
 
-        chunks = (
-            chunk(row, request, start)
-            for request, row in zip(requests, rows, strict=True)
-            for start in range(0, len(row), size)
-        )
-        await asyncio.gather(*chunks)
+        pairs = zip(requests, rows, strict=True)
+        starts = ((row, request, i) for request, row in pairs for i in range(0, len(row), size))
+        await asyncio.gather(*(chunk(*start) for start in starts))
 
     async def _ask(self, request: Request, seeds: tuple[int, ...]) -> list[Answer]:
         """Several attempts in one request; one by one when the server does not support `n`."""
@@ -263,8 +252,7 @@ class RemoteModel:
             await asyncio.sleep(start - now)
 
     def _declines(self, e: Exception, n: int) -> bool:
-        """True when the server refuses an optional field of the request: it is left out from now
-        on. No attempt was answered."""
+        """Whether the server refuses an optional field, which is left out from now on."""
         if getattr(e, "status_code", None) not in (400, 422):
             return False
         message = words_of(e)

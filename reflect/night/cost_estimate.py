@@ -25,14 +25,23 @@ if TYPE_CHECKING:
     from reflect.records import Night
     from reflect.training.context import NightContext
 
+
+class NightRows(TypedDict):
+    """About how many tasks a night uses, answers it samples and rows it trains on, at most."""
+
+    tasks: int
+    answers: int
+    trained: int
+
+
 NIGHTS = 5  # the newest ones, whose speed counts
 
 
-def rows(plan: Mapping[str, Any], lessons: int, tasksets: int) -> dict[str, int]:
-    """About how many tasks a night uses, answers it samples and rows it trains on, at most.
+def rows(plan: Mapping[str, Any], lessons: int, tasksets: int) -> NightRows:
+    """The rows of a night with this plan (`Plan.shape`).
 
     Answers: two arms of preflight, the teacher's attempts, the anchors, the gate's four arms on
-    holdout and two on other tasks, and the student's attempts. `plan`: as `Plan.shape` gives it.
+    holdout and two on other tasks, and the student's attempts.
     """
     tasks = max(plan["fewest_tasks"] * tasksets, plan["tasks_per_lesson"] * lessons)
     gate_tasks = max(plan["gate_tasks"] * tasksets, PER_LESSON * lessons)
@@ -46,13 +55,10 @@ def rows(plan: Mapping[str, Any], lessons: int, tasksets: int) -> dict[str, int]
     return {"tasks": tasks, "answers": sampled, "trained": trained}
 
 
-class CostEstimate(TypedDict):
+class CostEstimate(NightRows):
     """`measured`: how many nights of this base gave `seconds`; with 0 the budget did. `tokens` is
     None before the first attempt at the tasks."""
 
-    tasks: int
-    answers: int
-    trained: int
     tokens: int | None
     seconds: float
     measured: int
@@ -68,14 +74,8 @@ def estimate(ctx: NightContext) -> CostEstimate:
     total = work["answers"] + work["trained"]
     # The lower median, because an interrupted night counts the hours of its interruption.
     seconds = total * statistics.median_low(speeds) if speeds else ctx.plan.budget * 60
-    return {
-        "tasks": work["tasks"],
-        "answers": work["answers"],
-        "trained": work["trained"],
-        "tokens": round(total * each) if each else None,
-        "seconds": round(seconds, 1),
-        "measured": len(speeds),
-    }
+    tokens = round(total * each) if each else None
+    return CostEstimate(**work, tokens=tokens, seconds=round(seconds, 1), measured=len(speeds))
 
 
 def _speed(ctx: NightContext, s: Session, night: Night) -> float | None:

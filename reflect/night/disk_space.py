@@ -19,8 +19,7 @@ COPIES = 8
 
 
 def needed(network: Module, plan: Plan) -> int:
-    """The most bytes that a night uses on the disk. LoRA has rank x (in + out) floats per linear
-    layer."""
+    """The most bytes on disk. LoRA has rank x (in + out) floats per linear layer."""
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D  # GPT-2 has it in place of linear layers
 

@@ -44,7 +44,7 @@ class Due:
 def decide(
     store: Store, settings: Settings, now: datetime, tasksets: Sequence[Taskset] = ()
 ) -> Due:
-    """Whether a night should start or continue at `now`, given that none is running.
+    """Whether a night should start or continue at `now`, if none is running.
 
     Due: an interrupted night; at least `sleep_lessons` new lessons when the last night ended at
     least `sleep_hours` ago; or, at any time, a revoked lesson in the weights. Not due: the last
@@ -68,11 +68,10 @@ def decide(
         return Due(True, f"Due: night {running.id} was interrupted, and goes on.", gone=gone)
     ended = [night for night in all_nights if night.ended is not None]
     known = set().union(*(read[n.id or 0] for n in ended if n.status != "failed"))
-    new = sorted(
-        i for i, *text in texts if current[i].status in SHOWN_STATUSES and (i, *text) not in known
-    )
+    new = sorted(x[0] for x in texts if current[x[0]].status in SHOWN_STATUSES and x not in known)
     last = max(ended, key=lambda night: night.ended or now, default=None)
-    return _judge(settings, now, last, last is not None and read[last.id or 0] == texts, new, gone)
+    same = last is not None and read[last.id or 0] == texts
+    return Due(*_judge(settings, now, last, same, new, gone), new, gone)
 
 
 def _judge(
@@ -82,46 +81,31 @@ def _judge(
     same: bool,
     new: list[int],
     gone: list[int],
-) -> Due:
+) -> tuple[bool, str]:
     if same and last is not None:
-        return Due(
-            False,
-            f"Not due: night {last.id} ({last.status}) was over these very lessons.",
-            new,
-            gone,
-        )
+        return False, f"Not due: night {last.id} ({last.status}) had the same lessons."
     if gone:
-        return Due(
-            True,
-            f"Due: the weights still hold what was taken back (lessons {_ids(gone)}).",
-            new,
-            gone,
-        )
+        return True, f"Due: the weights still have revoked lessons ({_ids(gone)})."
     if len(new) < max(1, settings.sleep_lessons):
-        wanted = f"sleep_lessons = {settings.sleep_lessons}"
-        return Due(False, f"Not due: {_count(len(new))} new since the last night ({wanted}).", new)
+        minimum = f"sleep_lessons = {settings.sleep_lessons}"
+        return False, f"Not due: {_count(len(new))} new since the last night ({minimum})."
     if last is not None and last.ended is not None:
         hours = (now - last.ended).total_seconds() / 3600
         if hours < settings.sleep_hours:
-            wanted = f"sleep_hours = {settings.sleep_hours:g}"
-            return Due(
-                False, f"Not due: night {last.id} ended {hours:.1f} hours ago ({wanted}).", new
-            )
-    return Due(True, f"Due: {_count(len(new))} new (lessons {_ids(new)}).", new)
+            minimum = f"sleep_hours = {settings.sleep_hours:g}"
+            return False, f"Not due: night {last.id} ended {hours:.1f} hours ago ({minimum})."
+    return True, f"Due: {_count(len(new))} new (lessons {_ids(new)})."
 
 
 def _gone(s: Session, profile: str) -> list[int]:
-    """Lessons in the weights that were retired or quarantined since, or revoked from the profile's
-    newest adapter."""
+    """Lessons in the weights that left since, or were revoked from the newest adapter."""
     active = nights.active_adapter(s, profile)
     ids: set[int] = set()
     if active is not None and active.night_id is not None:
-        taught = [int(i) for i, _ in nights.get_night(s, active.night_id).lessons]
-        ids |= {i for i in taught if lessons_db.get(s, i).status in ("retired", "quarantined")}
+        trained = [int(i) for i, _ in nights.get_night(s, active.night_id).lessons]
+        ids |= {i for i in trained if lessons_db.get(s, i).status in ("retired", "quarantined")}
     mine = {night.id for night in nights.list_nights(s, profile=profile)}
-    newest = next(
-        (adapter for adapter in nights.list_adapters(s) if adapter.night_id in mine), None
-    )
+    newest = next((x for x in nights.list_adapters(s) if x.night_id in mine), None)
     return sorted(ids | set(newest.revoked if newest else []))
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from reflect.errors import ReflectError, UnknownName, UsageError
+from reflect.errors import ReflectError, UsageError, ensure_known
 from reflect.export.files import write
 from reflect.reading import expand_home
 from reflect.store.dialect import without_password
@@ -58,12 +58,11 @@ WantedBy=timers.target
 
 @dataclass(frozen=True)
 class ScheduledJob:
-    """One scheduled sleep. `name` follows from database and profile: each pair has at most one
-    job."""
+    """One scheduled sleep. Database and profile give the `name`: each pair has at most one job."""
 
     name: str
     profile: str
-    words: tuple[str, ...]  # arguments of `reflect`
+    arguments: tuple[str, ...]  # of `reflect`
     folder: str  # working directory: reflect.toml, ./tasks and ./prompts are read there
     log: str
     hour: int
@@ -71,9 +70,8 @@ class ScheduledJob:
 
     @property
     def command(self) -> list[str]:
-        # -P: do not import modules from the working directory
-        """The command that the scheduler runs."""
-        return [sys.executable, "-P", "-m", "reflect", *self.words]
+        """The command that the scheduler runs; -P: no modules from the working directory."""
+        return [sys.executable, "-P", "-m", "reflect", *self.arguments]
 
     @property
     def title(self) -> str:
@@ -84,63 +82,48 @@ class ScheduledJob:
 def make_job(
     settings: Settings, db: str, at: str = "03:00", model: str | None = None
 ) -> ScheduledJob:
-    """The job that sleeps every day at `at` (HH:MM) for this database (`db`: a full path, or a URL)
-    and profile."""
+    """The daily job at `at` (HH:MM) for this profile and database `db` (a full path or a URL)."""
     if "://" in db and without_password(db) != db:
         hint = "Put the password into ~/.pgpass (PGPASSFILE), and leave it out of the URL."
         raise UsageError("The schedule would contain the database's password in plain text.", hint)
     time = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", at.strip())
     if not time:
         raise UsageError(f"'{at}' is no time of day.", "Write --at 03:00.")
-    words = (
-        "sleep",
-        "--if-due",
-        "--db",
-        db,
-        "--profile",
-        settings.profile,
-        *(("--model", model) if model else ()),
-    )
+    arguments: tuple[str, ...] = ("sleep", "--if-due", "--db", db, "--profile", settings.profile)
+    arguments += ("--model", model) if model else ()
     folder, log = str(Path.cwd()), str(settings.home_path.resolve() / "sleep.log")
-    letters = "".join((*words, folder, sys.executable, log))
-    if any(
-        unicodedata.category(letter) in ("Cc", "Cs") for letter in letters
-    ):  # Cs: bytes that are not UTF-8
-        raise UsageError(
-            "A path with a line break or another control character cannot be scheduled.",
-            "Rename it.",
-        )
+    letters = "".join((*arguments, folder, sys.executable, log))
+    # Cs: bytes that are not UTF-8
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in letters):
+        problem = "A path with a line break or another control character cannot be scheduled."
+        raise UsageError(problem, "Rename it.")
     name = f"reflect-sleep-{hashlib.sha256(f'{db} {settings.profile}'.encode()).hexdigest()[:8]}"
-    return ScheduledJob(name, settings.profile, words, folder, log, int(time[1]), int(time[2]))
+    return ScheduledJob(name, settings.profile, arguments, folder, log, int(time[1]), int(time[2]))
 
 
 # -- formats: each escapes a space, a quote, a percent sign and a dollar sign in its own way
-# ---------------------------
 
 
 def cron(job: ScheduledJob) -> str:
-    """The block for a crontab: a line between two markers. cron ends a command at an unescaped %;
-    then sh reads it."""
-    line = (
-        f"cd {shlex.quote(job.folder)} && {shlex.join(job.command)} >> {shlex.quote(job.log)} 2>&1"
-    )
+    """The crontab block: a line between two markers. cron ends a command at an unescaped %."""
+    folder, log = shlex.quote(job.folder), shlex.quote(job.log)
+    line = f"cd {folder} && {shlex.join(job.command)} >> {log} 2>&1"
     _refuse_backslash(line, "cron")
     begin, end = _markers(job.name)
     return f"{begin}{job.minute} {job.hour} * * * {line.replace('%', chr(92) + '%')}\n{end}"
 
 
 def systemd(job: ScheduledJob) -> dict[str, str]:
-    """file name -> text of the service and its timer. The timer starts a missed night after the
-    machine was off."""
+    """file name -> text of service and timer; the timer starts a night missed while powered off."""
     _refuse_backslash("".join((*job.command, job.folder)), "systemd")
-    program, *words = (
+    program, *arguments = (
         '"' + word.replace("%", "%%").replace('"', '\\"') + '"' for word in job.command
     )
     values = {
         "title": job.title.replace("%", "%%"),
         "folder": job.folder.replace("%", "%%"),
         # a $ is a variable everywhere but in the program's own name
-        "command": " ".join([program, *(word.replace("$", "$$") for word in words)]),
+        "command": " ".join([program, *(word.replace("$", "$$") for word in arguments)]),
     }
     service, timer = (unit.format(**values, hour=job.hour, minute=job.minute) for unit in UNITS)
     return {f"{job.name}.service": service, f"{job.name}.timer": timer}
@@ -167,7 +150,7 @@ def kubernetes(job: ScheduledJob) -> str:
         "name": "sleep",
         "image": "reflect",
         "command": ["reflect"],
-        "args": [word.replace("$", "$$") for word in job.words],
+        "args": [word.replace("$", "$$") for word in job.arguments],
         "workingDir": job.folder,
         "volumeMounts": [{"name": "work", "mountPath": job.folder}],
     }
@@ -197,49 +180,42 @@ def kubernetes(job: ScheduledJob) -> str:
 def text(job: ScheduledJob, kind: str) -> str:
     """The output of `reflect schedule print`."""
     if kind == "systemd":
-        return "\n".join(
-            f"# ~/.config/systemd/user/{name}\n{unit}" for name, unit in systemd(job).items()
-        )
-    return {"cron": cron, "launchd": lambda job: launchd(job).decode(), "kubernetes": kubernetes}[
-        kind
-    ](job)
+        units = systemd(job).items()
+        return "\n".join(f"# ~/.config/systemd/user/{name}\n{unit}" for name, unit in units)
+    if kind == "launchd":
+        return launchd(job).decode()
+    return (cron if kind == "cron" else kubernetes)(job)
 
 
 def _refuse_backslash(text: str, kind: str) -> None:
     if "\\" in text:
-        raise UsageError(
-            f"Not every version of {kind} reads a path with a backslash alike.", "Rename it."
-        )
+        problem = f"Versions of {kind} read a path with a backslash differently."
+        raise UsageError(problem, "Rename it.")
 
 
 # -- install, status, remove
-# -------------------------------------------------------------------------------------------
 
 
 def kind_of(name: str | None) -> str:
-    """A known scheduler; by default launchd on a Mac, systemd where a user manager runs, else
-    cron."""
-    if name is not None and name not in KINDS:
-        raise UnknownName(f"There is no scheduler '{name}'.", f"There are: {', '.join(KINDS)}.")
+    """A known scheduler; default: launchd on a Mac, systemd with a user manager, else cron."""
+    if name is not None:
+        ensure_known("scheduler", name, KINDS)
     if name is not None or sys.platform == "darwin":
         return name or "launchd"
-    bus = (
-        Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
-        / "systemd"
-        / "private"
-    )
-    return "systemd" if shutil.which("systemctl") and bus.exists() else "cron"
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
+    manager = (runtime / "systemd" / "private").exists()
+    return "systemd" if shutil.which("systemctl") and manager else "cron"
 
 
 def installed(name: str) -> dict[str, str]:
     """kind -> the installed text of this job."""
-    found = {}
+    texts = {}
     for kind in ("systemd", "launchd"):
         if paths := [path for path in _files(name, kind) if path.exists()]:
-            found[kind] = "\n".join(f"{path}\n{path.read_text()}" for path in paths)
+            texts[kind] = "\n".join(f"{path}\n{path.read_text()}" for path in paths)
     if shutil.which("crontab") and (block := _cut(_crontab(), name)[1]):
-        found["cron"] = block.decode(errors="replace")
-    return found
+        texts["cron"] = block.decode(errors="replace")
+    return texts
 
 
 def install(job: ScheduledJob, kind: str, replace: bool = False) -> None:
@@ -275,19 +251,16 @@ def remove(name: str) -> list[str]:
 def _install_cron(job: ScheduledJob) -> None:
     block = cron(job).encode()
     if not shutil.which("crontab"):
-        raise ReflectError(
-            "cron is not installed.", "Install it, or see `reflect schedule print --kind systemd`."
-        )
+        hint = "Install it, or see `reflect schedule print --kind systemd`."
+        raise ReflectError("cron is not installed.", hint)
     rest = _cut(_crontab(), job.name)[0]
     _run(["crontab", "-"], rest + (b"" if rest.endswith(b"\n") or not rest else b"\n") + block)
 
 
 def _install_files(job: ScheduledJob, kind: str, replace: bool) -> None:
-    """Write the files of systemd or launchd and load them; a job that does not load leaves no
-    file."""
-    data = (
-        [unit.encode() for unit in systemd(job).values()] if kind == "systemd" else [launchd(job)]
-    )
+    """Write and load the files of systemd or launchd; remove them if the job does not load."""
+    units = [unit.encode() for unit in systemd(job).values()]
+    data = units if kind == "systemd" else [launchd(job)]
     if replace:
         _remove(job.name, kind)
     paths = _files(job.name, kind)
@@ -312,10 +285,8 @@ def _remove(name: str, kind: str) -> None:
     # Failures are ignored: the job may not be loaded, or the service manager may not run. The files
     # are removed anyway.
     stop = ["systemctl", "--user", "disable", "--now", f"{name}.timer"]
-    _run(
-        stop if kind == "systemd" else ["launchctl", "bootout", f"gui/{os.getuid()}/{name}"],
-        check=False,
-    )
+    bootout = ["launchctl", "bootout", f"gui/{os.getuid()}/{name}"]
+    _run(stop if kind == "systemd" else bootout, check=False)
     for path in _files(name, kind):
         path.unlink(missing_ok=True)
     if kind == "systemd":
@@ -334,17 +305,14 @@ def _markers(name: str) -> tuple[str, str]:
 
 
 def _cut(crontab: bytes, name: str) -> tuple[bytes, bytes]:
-    """(the crontab without our block, the block or b""). All other bytes are kept. UsageError for
-    half a block."""
+    """(the crontab without our block, our block), bytes kept; UsageError for half a block."""
     begin, end = (line.encode() for line in _markers(name))
     lines = crontab.splitlines(keepends=True)
     if begin not in lines and end not in lines:
         return crontab, b""
     if lines.count(begin) != 1 or lines.count(end) != 1 or lines.index(end) < lines.index(begin):
-        raise UsageError(
-            f"The lines around {name} in your crontab are incomplete.",
-            "Fix them with `crontab -e`.",
-        )
+        problem = f"The lines around {name} in your crontab are incomplete."
+        raise UsageError(problem, "Fix them with `crontab -e`.")
     first, last = lines.index(begin), lines.index(end)
     return b"".join(lines[:first] + lines[last + 1 :]), b"".join(lines[first : last + 1])
 
@@ -356,17 +324,16 @@ def _crontab() -> bytes:
     return b"" if done.returncode else done.stdout
 
 
-def _run(words: Sequence[str], stdin: bytes = b"", check: bool = True) -> None:
+def _run(command: Sequence[str], stdin: bytes = b"", check: bool = True) -> None:
     try:
-        done = subprocess.run(words, input=stdin, capture_output=True)
+        done = subprocess.run(command, input=stdin, capture_output=True)
     except OSError as e:
         if check:
-            raise ReflectError(
-                f"{words[0]} does not start: {e.strerror}.", "Try another --kind."
-            ) from e
+            problem = f"{command[0]} does not start: {e.strerror}."
+            raise ReflectError(problem, "Try another --kind.") from e
         return
     if check and done.returncode:
-        message = f"`{' '.join(words)}` failed: {_message(done.stderr)}"
+        message = f"`{' '.join(command)}` failed: {_message(done.stderr)}"
         raise ReflectError(message, "Nothing is scheduled. Try another --kind.")
 
 

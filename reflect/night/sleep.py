@@ -86,8 +86,7 @@ class RunningNight(NightContext):
         return registry.name_of(self.night.key)
 
     def stage(self, stage: NightStage, make: Callable[[NightContext], Json]) -> Json:
-        """The result of `make`, or the stored one if the stage was complete before an
-        interruption."""
+        """The result of `make`, or the stored one of a stage that was complete before."""
 
         def report(done: int, total: int, what: str) -> None:
             self.report(done, total, f"{stage}: {what}")
@@ -153,9 +152,8 @@ def sleep(
             return NightReport(NightStatus.NOTHING, reason)
         items = lesson_set.lessons_by_taskset(store, settings.profile, lessons, tasksets, load)
         weights = (p for name, p in model.network.named_parameters() if ".lora_" not in name)
-        parameters, adapter = sum(p.numel() for p in weights), ""
-        if continued:
-            adapter = start_adapter(store, settings)
+        adapter = start_adapter(store, settings) if continued else ""
+        parameters = sum(p.numel() for p in weights)
         plan = make_plan(parameters, len(lessons), start=adapter, **options)
         timed = deadline.with_deadline(progress, until)
         ctx = NightContext(model, store, settings, plan, items, progress=timed, load=load)
@@ -172,17 +170,18 @@ def sleep(
             if not again:
                 end(night, run_stages(night))
         except deadline.Paused as e:
+            number = night.night.id
             paused = (
-                f"The time is over in its stage {e.stage}: night {night.night.id} goes on with "
-                "the next `reflect sleep`."
+                f"The deadline came in stage {e.stage}: `reflect sleep` continues night {number}."
             )
         except OSError as e:
             if e.errno != errno.ENOSPC:
                 raise
-            raise NightError(
-                f"The disk is full, so the night could not go on ({settings.home_path}).",
-                "Free some space, then run the same command again: it continues where it stopped.",
-            ) from e
+            problem = f"The disk is full, so the night could not go on ({settings.home_path})."
+            hint = (
+                "Free some space, then run the same command again: it continues where it stopped."
+            )
+            raise NightError(problem, hint) from e
         finally:
             activation.activate(model, store, settings)
         report = make_report(store, night.night.id, time.monotonic() - start, again)
@@ -251,8 +250,7 @@ def make_data(night: RunningNight, preflight: Json) -> TrainingData:
 
 
 def train(night: RunningNight, data: TrainingData) -> Adapter:
-    """The stage train. The adapter is loaded from the disk again, so that the gate evaluates what
-    was saved."""
+    """The stage train. The adapter is loaded from disk, so the gate evaluates what was saved."""
     from reflect.training import loop  # torch
 
     model, settings, name = night.model, night.settings, night.adapter_name
@@ -281,8 +279,7 @@ def start_adapter(store: Store, settings: Settings) -> str:
 
 
 def begin(ctx: NightContext) -> RunningNight:
-    """The night of these lessons, base and plan, continued or new. An unfinished night of other
-    lessons fails."""
+    """The night of these lessons, base and plan, continued or new. Other unfinished nights fail."""
     key, profile = night_key(ctx), ctx.settings.profile
     lessons = [[lesson.id or 0, lesson.version] for lesson in ctx.lessons]
     with ctx.store.write() as s:
@@ -296,8 +293,7 @@ def begin(ctx: NightContext) -> RunningNight:
     for other in stale:
         NightDir(ctx.settings, other.key).clear()
     registry.remove_leftovers(ctx.settings)
-    fields = {name: getattr(ctx, name) for name in ctx.__dataclass_fields__}
-    return RunningNight(**fields, night=night, work=NightDir(ctx.settings, key))
+    return RunningNight(**vars(ctx), night=night, work=NightDir(ctx.settings, key))
 
 
 def load_previous(night: RunningNight) -> str | None:
@@ -316,10 +312,8 @@ def load_previous(night: RunningNight) -> str | None:
 def end(night: RunningNight, outcome: NightOutcome) -> None:
     """Record the outcome, and promote an adapter that has passed: one transaction."""
     row, status, reason, adapter = night.night, outcome.status, outcome.reason, outcome.adapter
-    common = {
-        "model_fingerprint": outcome.preflight["model_fingerprint"],
-        "night_id": row.id,
-    }
+    fingerprint = outcome.preflight["model_fingerprint"]
+    common = {"model_fingerprint": fingerprint, "night_id": row.id}
     with night.store.write() as s:
         effects = outcome.preflight["lessons"]
         for trial in lesson_set.trials(effects, row.lessons, TrialKind.PREFLIGHT, **common):
@@ -359,12 +353,11 @@ def make_report(store: Store, night_id: int | None, seconds: float, again: bool)
         adapter = nights.get_adapter(s, night.adapter_id) if night.adapter_id else None
         active = nights.active_adapter(s, night.profile)
         versions = lessons_db.versions_of_night(s, night_id or 0)
-    changed = {
-        status: sorted(
-            {x.lesson_id for x in versions if (x.author, x.status) == (Author.NIGHT, status)}
-        )
+    ours = [x for x in versions if x.author == Author.NIGHT]
+    distilled, returned = (
+        sorted({x.lesson_id for x in ours if x.status == status})
         for status in (LessonStatus.DISTILLED, LessonStatus.ACTIVE)
-    }
+    )
     reason = night.reason
     promoted = adapter is not None and night.status == NightStatus.PROMOTED
     if again and adapter and promoted and (active is None or active.id != adapter.id):
@@ -376,8 +369,8 @@ def make_report(store: Store, night_id: int | None, seconds: float, again: bool)
         night_id=night.id,
         adapter=adapter.name if adapter else None,
         lessons=[lesson_id for lesson_id, _ in night.lessons],
-        distilled=changed[LessonStatus.DISTILLED],
-        returned=changed[LessonStatus.ACTIVE],
+        distilled=distilled,
+        returned=returned,
         plan=night.config,
         stages=night.stages,
         seconds=seconds,

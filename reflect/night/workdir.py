@@ -25,8 +25,7 @@ SPLITS: tuple[Split, ...] = ("practice", "holdout")
 
 
 def night_key(ctx: NightContext) -> str:
-    """Content hash, 32 hex digits: the texts of the lessons, their tasks, the base, the plan, the
-    prompt template."""
+    """Content hash, 32 hex digits, of lesson texts, tasks, base, plan and prompt template."""
     settings = ctx.settings
     content = {
         "profile": settings.profile,

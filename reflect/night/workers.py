@@ -40,8 +40,7 @@ def dismiss() -> None:
 
 
 def serve(load: Callable[[], Model]) -> None:
-    """The loop of a helper: its share of each training that the first process starts, until it is
-    dismissed."""
+    """The loop of a helper: its share of each training of the first process, until dismissed."""
     from reflect.models.local import LocalModel
     from reflect.training.loop import train
     from reflect.training.teacher_data import TrainingData

@@ -32,15 +32,7 @@ class TasksetContext:
 
     def in_run(self, run: Run, reflector: Model | None = None) -> RunContext:
         """The same with a run. `reflector` reflects; by default the model itself."""
-        return RunContext(
-            self.model,
-            self.store,
-            self.taskset,
-            self.settings,
-            progress=self.progress,
-            run=run,
-            reflector=reflector or self.model,
-        )
+        return RunContext(**vars(self), run=run, reflector=reflector or self.model)
 
 
 @dataclass(frozen=True, kw_only=True)

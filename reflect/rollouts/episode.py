@@ -38,7 +38,7 @@ AROUND = 8  # tokens of the chat template around a message
 LIMITS = {
     "turns": "it did not end in {} turns",
     "tokens": "the context was full",
-    "time": "its time was over",
+    "time": "its time limit was reached",
 }
 
 
@@ -140,9 +140,7 @@ class Episode:
             self._env = taskset.environment(task)
             if self._env is not None:
                 self.conversation = _messages(self._env.reset(task))
-                self.tools = (
-                    () if self._env.lines else tuple(schema(tool) for tool in self._env.tools)
-                )
+                self.tools = () if self._env.lines else tuple(map(schema, self._env.tools))
                 self._state = str(self._env.state())
         # A user's environment may raise anything; one task must not end a run.
         except (Exception, SystemExit) as e:
@@ -150,7 +148,7 @@ class Episode:
 
     @property
     def multi_turn(self) -> bool:
-        """Does it have an environment, and so possibly more than one turn?"""
+        """Whether it has an environment, and so possibly more than one turn."""
         return self._env is not None
 
     @property
@@ -171,8 +169,7 @@ class Episode:
     def take(
         self, sent: Sequence[Message], answer: Completion | ModelError, limits: Limits, room: int
     ) -> None:
-        """Continue with the answer to the prompt `sent`. `room`: most tokens of the next
-        prompt."""
+        """Continue with the answer to the prompt `sent`. `room`: most tokens of the next prompt."""
         row = self.row
         row.messages = list(sent)
         if isinstance(answer, ModelError):
@@ -214,10 +211,8 @@ class Episode:
         if not step.done and not step.messages:
             raise ValueError("the step is not done and has no messages")
         back = _messages(step.messages) if step.messages else []
-        self.conversation, self.row.messages = (
-            [*self.conversation, *back],
-            [*self.row.messages, *back],
-        )
+        self.conversation = [*self.conversation, *back]
+        self.row.messages = [*self.row.messages, *back]
         self._reward = self._reward if step.reward is None else step.reward
         if step.feedback:
             self._steps.append([len(self.turns), shortened(step.feedback, 1000)])
@@ -246,11 +241,8 @@ class Episode:
         try:
             score = isolation.verify(self.taskset, self.task, text) if given is None else given
             row.trust = CHEATED if isolation.flagged(score) else row.trust
-            row.reward, row.feedback, row.parts = (
-                validate_reward(score.reward),
-                score.feedback,
-                dict(score.parts),
-            )
+            row.reward = validate_reward(score.reward)
+            row.feedback, row.parts = score.feedback, dict(score.parts)
             hidden = isolation.audit(self.taskset, self.task, text)
             if hidden is not None:
                 row.parts = row.parts | {AUDIT: validate_reward(hidden)}
@@ -259,9 +251,8 @@ class Episode:
             row.error_kind = RolloutErrorKind.VERIFIER
 
     def _fail(self, e: BaseException) -> None:
-        row = self.row
-        row.error = f"environment: {type(e).__name__}: {e}"
-        row.error_kind = RolloutErrorKind.ENVIRONMENT
+        row, kind = self.row, RolloutErrorKind.ENVIRONMENT
+        row.error, row.error_kind = f"environment: {type(e).__name__}: {e}", kind
         row.finish = Finish.ERROR
         self._end()
 
@@ -273,9 +264,7 @@ class Episode:
         parts |= {STEPS: self._steps} if self._steps else {}
         parts |= {TOOL_ERRORS: self._errors} if self._errors else {}
         if isinstance(self.lessons, PerTurnLessons):
-            parts[LESSONS] = [
-                [getattr(lesson, "id", None) for lesson in turn.lessons] for turn in self.turns
-            ]
+            parts[LESSONS] = [[getattr(x, "id", None) for x in turn.lessons] for turn in self.turns]
         self.row.parts = self.row.parts | parts
 
 

@@ -131,7 +131,7 @@ def judge_of(settings: Settings, model: Model | Callable[[], Model]) -> Judge:
 
 def bind(taskset: Taskset, settings: Settings, model: Model | Callable[[], Model]) -> Taskset:
     """Set the taskset's judge: the model of the setting `judge`, else `model`."""
-    taskset.judge = judge_of(settings, model)  # type: ignore[assignment]
+    taskset.judge = judge_of(settings, model)
     return taskset
 
 

@@ -53,12 +53,9 @@ def run_parts(
     episodes = play(model, taskset, parts, seed=seed, options=options)
     rollouts = [[episode.row for episode in group] for group in episodes]
     why = next((one.halted for group in episodes for one in group if one.halted), None)
+    pairs = [(p.task, row) for p, rows in zip(parts, rollouts, strict=True) for row in rows]
     try:
-        judge.grade(
-            model,
-            taskset,
-            [(p.task, row) for p, rows in zip(parts, rollouts, strict=True) for row in rows],
-        )
+        judge.grade(model, taskset, pairs)
     except ModelHalted as e:
         why = why or e
     if why:

@@ -11,8 +11,7 @@ if TYPE_CHECKING:
 
 
 class PerTurnLessons(list[Lesson]):
-    """The lessons of an episode that selects them again at each turn. As a list: all lessons that
-    may be selected, by id."""
+    """Lessons that an episode selects again at each turn; as a list all of them, by id."""
 
     def __init__(self, candidates: Iterable[Lesson], at: Callable[[str], list[Lesson]]) -> None:
         super().__init__(candidates)

@@ -1,4 +1,4 @@
-"""Run a program that nobody trusts, in a bubblewrap sandbox; never without one.
+"""Run an untrusted program in a bubblewrap sandbox; never without one.
 
     run([python(), "-c", "print(6 * 7)"])   ->  Ended(stdout=b"42\\n", code=0)
 
@@ -6,17 +6,15 @@ What the program gets: a root file system that cannot be written, with /usr/bin,
 Python that reads it; an empty /scratch in memory; /dev/null, zero and urandom. What it does not
 get: a network (its own namespace holds not even a loopback that is up), any other file, /proc and
 /sys, other processes, the environment, capabilities, new privileges or namespaces, the system calls
-in `seccomp`. Where we are root it runs as nobody: root's files and limits are not for it. It is
-ended with all that it started at the first limit that it meets: time on the wall and of the
-processor, memory of one process and of all of them, processes, open files, size of a file, of the
-scratch folder and of what it prints.
+in `seccomp`. If reflect runs as root, the program runs as the user nobody. It is ended with all its
+processes at the first limit: wall and processor time, memory of one process and of all, number of
+processes, open files, size of a file, of the scratch folder and of its output.
 
-Where any of this cannot be had (no bubblewrap, no user namespaces, an unknown machine), `require`
-says what is missing, and nothing runs.
+If any of this is missing (no bubblewrap, no user namespaces, an unknown machine), `require` raises
+an error, and nothing runs.
 
-Not covered: bugs in the kernel, what can be learned from timing or from shared caches, and heat: a
-program may use the processor for as long as its time lasts. What stands in /usr/bin and /usr/lib
-can be read. See docs/sandbox.md.
+Not covered: bugs in the kernel, side channels by timing or shared caches, and processor load within
+the time limit. Files in /usr/bin and /usr/lib can be read. See docs/sandbox.md.
 """
 
 from __future__ import annotations
@@ -49,15 +47,8 @@ NOBODY = 65534  # uid and gid, inside and, where we are root, outside
 SCRATCH = "/scratch"
 TICK = 0.05  # seconds between two looks at the memory of all processes
 MIB = 1 << 20
-SYSTEM = (
-    "/usr/bin",
-    "/usr/lib",
-    "/usr/lib32",
-    "/usr/lib64",
-    "/usr/share/zoneinfo",
-    "/usr/local/bin",
-    "/usr/local/lib",
-)
+USR = ("bin", "lib", "lib32", "lib64", "share/zoneinfo", "local/bin", "local/lib")
+SYSTEM = tuple(f"/usr/{name}" for name in USR)
 HINT = "Debian and Ubuntu: apt-get install bubblewrap. More: docs/sandbox.md"
 
 
@@ -76,8 +67,7 @@ class SandboxLimits:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a program ended. `limit`: the one that ended it (time, memory, output, files), "" when it
-    ended by itself."""
+    """How a program ended. `limit`: time, memory, output or files; "" if it ended by itself."""
 
     stdout: bytes
     stderr: bytes
@@ -87,8 +77,7 @@ class Ended:
 
 
 def python() -> str:
-    """The Python that runs inside: ours where everybody may read it, else the system's.
-    SandboxError without one."""
+    """The Python inside: ours if every user may read it, else the system's. SandboxError."""
     own = os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
     for path in (own, os.path.realpath("/usr/bin/python3")):
         if os.path.isfile(path) and _reachable(path):
@@ -100,33 +89,27 @@ def python() -> str:
 
 
 def require() -> str:
-    """The path of bubblewrap. SandboxError where it is missing, or cannot isolate here as
-    promised."""
-    found = shutil.which("bwrap")
-    if not found:
+    """The path of bubblewrap. SandboxError if it is missing or cannot isolate here."""
+    path = shutil.which("bwrap")
+    if not path:
         problem = "Code tasks need bubblewrap, and there is no bwrap on the PATH: nothing was run."
         raise SandboxError(problem, HINT)
-    _probe(found)
-    return found
+    _probe(path)
+    return path
 
 
 def run(argv: Sequence[str], stdin: bytes = b"", limits: SandboxLimits | None = None) -> Ended:
-    """Run `argv` (full paths) in a sandbox of its own, with `stdin`. When this returns, none of its
-    processes lives.
-
-    SandboxError where there is no sandbox to be had: then nothing was run.
-    """
+    """Run `argv` (full paths) in a sandbox of its own, with `stdin`, and wait until all its
+    processes have ended. SandboxError if there is no sandbox; then nothing was run."""
     return _run(require(), argv, stdin, limits or SandboxLimits())
 
 
 @functools.cache
 def _probe(bwrap: str) -> None:
-    """Does a program start in it, and is it alone there? Asked once; an error is asked again."""
+    """Check once that a program starts and is isolated in it; an error is not cached."""
     if seccomp.program() is None:
         machines = " and ".join(seccomp.MACHINES)
-        raise SandboxError(
-            f"The sandbox knows the system calls of {machines} only: nothing was run."
-        )
+        raise SandboxError(f"The sandbox supports only {machines}: nothing was run.")
     ended = _run(bwrap, [python(), *ISOLATED, "-c", LOOK], b"", SandboxLimits(seconds=30))
     if ended.code != 0 or ended.stdout != f"{NOBODY} {errno.ENETUNREACH} []\n".encode():
         why = ended.stderr.decode(errors="replace").strip() or f"it ended with status {ended.code}"
@@ -147,8 +130,7 @@ print(os.getuid(), way, [path for path in paths if os.path.exists(path)])"""
 
 
 def _flags() -> list[str]:
-    """What is the same for every program: everything is unshared, and only what is named here is
-    there."""
+    """Options of every program: everything is unshared, and only what is named here exists."""
     apart = ["user", "pid", "ipc", "uts", "cgroup", "net"]
     flags = [f"--unshare-{what}" for what in apart] + ["--disable-userns", "--cap-drop", "ALL"]
     flags += ["--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox"]
@@ -179,8 +161,7 @@ def _flags() -> list[str]:
 
 
 def _bounds(limits: SandboxLimits) -> list[str]:
-    """rlimits, set inside before the program starts: soft and hard, so that nothing raises them
-    again."""
+    """rlimits, set before the program starts: soft and hard, so it cannot raise them."""
     size = {
         "as": limits.memory * MIB,
         "fsize": limits.file * MIB,
@@ -222,14 +203,13 @@ def _run(bwrap: str, argv: Sequence[str], stdin: bytes, limits: SandboxLimits) -
         )
     except OSError as e:
         os.close(info)
-        raise SandboxError(
-            f"bubblewrap does not start: {e.strerror}. Nothing was run.", HINT
-        ) from e
+        problem = f"bubblewrap does not start: {e.strerror}. Nothing was run."
+        raise SandboxError(problem, HINT) from e
     finally:
         os.close(info_in)
         os.close(rules)
-    with process, os.fdopen(info, "rb") as told:
-        watch = _Watch(process, told.fileno(), stdin, limits, began + limits.seconds)
+    with process, os.fdopen(info, "rb") as pipe:
+        watch = _Watch(process, pipe.fileno(), stdin, limits, began + limits.seconds)
         try:
             limit = watch.until_it_ends()
         finally:
@@ -242,7 +222,7 @@ def _run(bwrap: str, argv: Sequence[str], stdin: bytes, limits: SandboxLimits) -
 
 
 class _Watch:
-    """Feeds one program, reads what it says and looks after what it uses."""
+    """Writes to one program, reads its output and enforces its limits."""
 
     def __init__(
         self,
@@ -259,7 +239,7 @@ class _Watch:
         self.first = self.handle = 0  # pid outside of process 1 inside; its pidfd
 
     def until_it_ends(self) -> str:
-        """The limit that it met, "" where it closed its ends or ended by itself."""
+        """The limit that ended it, "" if it ended by itself."""
         with selectors.DefaultSelector() as ready:
             assert self.process.stdin and self.process.stdout and self.process.stderr
             os.set_blocking(self.process.stdin.fileno(), False)
@@ -308,22 +288,18 @@ class _Watch:
         return not chunk
 
     def _uses(self) -> str:
-        """memory or files, where all its processes together hold more than they may."""
+        """memory or files, if all its processes together exceed that limit."""
         if not self.first:
             return ""
         used = 0
         with contextlib.suppress(psutil.Error):  # it has just ended
-            first = psutil.Process(
-                self.first
-            )  # process 1 of a namespace: its descendants are all that run in it
+            first = psutil.Process(self.first)  # the ancestor of all processes in the namespace
             for process in (first, *first.children(recursive=True)):
                 with contextlib.suppress(psutil.Error):
                     used += process.memory_info().rss
         if used > self.limits.memory * MIB:
             return "memory"
-        with contextlib.suppress(
-            OSError
-        ):  # it has just ended; or access is denied: then only `scratch` limits it
+        with contextlib.suppress(OSError):  # ended, or no access: then only `scratch` limits it
             files = os.statvfs(f"/proc/{self.first}/root{SCRATCH}")
             if 0 < files.f_files - files.f_ffree > self.limits.inodes:
                 return "files"
@@ -331,8 +307,7 @@ class _Watch:
 
 
 def _end(process: subprocess.Popen[bytes], first: int) -> None:
-    """Nobody lives on: the kernel ends a namespace with its process 1 (`first`), and that one after
-    all the others."""
+    """End the namespace: the kernel ends its processes with process 1 (`first`), itself last."""
     if process.poll() is None and first:
         signal.pidfd_send_signal(first, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -347,10 +322,9 @@ def _end(process: subprocess.Popen[bytes], first: int) -> None:
 
 
 def _reachable(path: str) -> bool:
-    """May the program's user read the file? Everybody must, where we are root and it is nobody."""
+    """Whether the program's user may read the file: the user nobody, if we are root."""
     if os.geteuid() != 0:
         return os.access(path, os.R_OK | os.X_OK)
     folders = list(Path(path).parents)
-    return all(folder.stat().st_mode & 0o001 for folder in folders) and bool(
-        os.stat(path).st_mode & 0o005 == 0o005
-    )
+    readable = os.stat(path).st_mode & 0o005 == 0o005
+    return readable and all(folder.stat().st_mode & 0o001 for folder in folders)

@@ -2,7 +2,7 @@
 classic BPF).
 
 Namespaces do not cover everything: AF_VSOCK reaches the host of a virtual machine from an empty
-network namespace, memfd and System V memory are held by no rlimit, and keyrings, BPF, io_uring and
+network namespace, no rlimit limits memfd and System V memory, and keyrings, BPF, io_uring and
 the mount calls are where kernels break. A call that is refused fails with EPERM, as for any user
 without privileges; clone3 fails with ENOSYS, so that libc falls back to clone, whose flags a filter
 can read.
@@ -59,12 +59,11 @@ ALLOW, KILL, ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 
 
 def program(machine: str = "") -> bytes | None:
-    """The filter for this machine as bubblewrap's --seccomp reads it; None where we do not know its
-    numbers."""
-    found = MACHINES.get(machine or platform.machine())
-    if found is None:
+    """This machine's filter in bubblewrap's --seccomp format; None for an unknown architecture."""
+    known = MACHINES.get(machine or platform.machine())
+    if known is None:
         return None
-    column, arch = found
+    column, arch = known
     steps = [(LOAD, 0, 0, ARCH), (EQUAL, 1, 0, arch), (RETURN, 0, 0, KILL), (LOAD, 0, 0, NUMBER)]
     steps += [(AT_LEAST, 0, 1, X32), _refuse(errno.ENOSYS)]
     steps += [(EQUAL, 0, 1, CLONE3), _refuse(errno.ENOSYS)]
@@ -85,7 +84,6 @@ def _refuse(number: int) -> tuple[int, int, int, int]:
 def _when(
     calls: Iterable[int], test: list[tuple[int, int, int, int]]
 ) -> list[tuple[int, int, int, int]]:
-    """`test` of the first argument, for each of these calls: it refuses, or falls through to
-    ALLOW."""
+    """For each of these calls, `test` of its first argument: refuse, or fall through to ALLOW."""
     body = [(LOAD, 0, 0, ARGUMENT), *test, (RETURN, 0, 0, ALLOW)]
     return [step for call in calls for step in [(EQUAL, 0, len(body), call), *body]]

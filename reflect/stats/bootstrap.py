@@ -31,9 +31,8 @@ def bootstrap(
     level: float = 0.95,
     statistic: Statistic = mean,
 ) -> tuple[float, float]:
-    """The interval of `statistic` at that level, rows resampled with replacement. The same seed
-    gives the same interval; draws in which the statistic is NaN are left out. (0, 0) if nothing
-    remains."""
+    """The interval of `statistic` at that level, rows resampled with replacement; equal for equal
+    seeds. Draws with NaN are left out. (0, 0) if nothing remains."""
     if not len(rows):
         return 0.0, 0.0
     import numpy as np  # takes 0.1 s, which a command without statistics does not pay

@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NotRequired, Self, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from reflect.types import TrialVerdict
 
@@ -93,8 +93,7 @@ class BetsState(TypedDict):
 
 
 class BettingConfidenceSequence:
-    """The mean of tau from increments h in [-1, 1] whose conditional means are weight * tau, 0 <
-    weight <= 1."""
+    """The mean of tau from increments h in [-1, 1] with conditional means weight * tau."""
 
     def __init__(self, state: BetsState | None = None) -> None:
         self.n = state["n"] if state else 0
@@ -105,7 +104,7 @@ class BettingConfidenceSequence:
         self._down = list(state["down"] if state else LOG_WEIGHTS)  # and on -h
         self._new: list[float] = []  # increments that are not in the wealth yet
 
-    def state(self) -> BetsState:
+    def bets_state(self) -> BetsState:
         """All that it knows, as JSON: a sequence made from it bets the same."""
         self._flush()
         n, sums = self.n, (self.sum, self.squares, self.weight)
@@ -137,12 +136,10 @@ class BettingConfidenceSequence:
 
     def above(self, tau: float) -> bool:
         """Is the mean proven to be above tau?"""
-        self._flush()
         return self._proven(self._up, tau)
 
     def below(self, tau: float) -> bool:
         """Is the mean proven to be below tau?"""
-        self._flush()
         return self._proven(self._down, -tau)
 
     def interval(self) -> tuple[float, float]:
@@ -158,7 +155,7 @@ class BettingConfidenceSequence:
         return end
 
     def verdict(self) -> TrialVerdict:
-        """accept: it helps. reject: it does harm, or less good than USEFUL."""
+        """accept: it helps. reject: harm, or less than USEFUL. Faster than `result`."""
         if self.above(0.0):
             return TrialVerdict.ACCEPT
         return TrialVerdict.REJECT if self.below(USEFUL) else TrialVerdict.UNDECIDED
@@ -169,7 +166,8 @@ class BettingConfidenceSequence:
         return Effect(mean, *self.interval(), self.n, verdict)
 
     def _proven(self, wealth: list[float], tau: float) -> bool:
-        """Has a bettor made 2 / ALPHA of 1 against the belief that the mean is tau?"""
+        """Whether a bettor made 2 / ALPHA of 1 against the belief that the mean is tau."""
+        self._flush()
         if tau and self.n:
             share = tau * self.weight / self.n
             growth = [self.n * math.log1p(s * share) for s in STAKES]
@@ -178,24 +176,6 @@ class BettingConfidenceSequence:
         if top >= LOG_NEED or top + LOG_STAKES < LOG_NEED:
             return top >= LOG_NEED
         return top + math.log(sum([math.exp(w - top) for w in wealth])) >= LOG_NEED
-
-
-class _Estimator:
-    """An effect by a confidence sequence."""
-
-    def __init__(self) -> None:
-        self.bets = BettingConfidenceSequence()
-
-    @property
-    def n(self) -> int:
-        return self.bets.n
-
-    def verdict(self) -> TrialVerdict:
-        """The verdict alone: faster than `result`."""
-        return self.bets.verdict()
-
-    def result(self) -> Effect:
-        return self.bets.result()
 
 
 class EstimatorState(TypedDict):
@@ -209,28 +189,21 @@ class EstimatorState(TypedDict):
     audit: NotRequired[EstimatorState]
 
 
-class WithheldEstimator(_Estimator):
+class WithheldEstimator(BettingConfidenceSequence):
     """The effect of a lesson, rollout by rollout, in the order in which they were saved."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._rewards = 0.5  # sum over all rollouts, with one rollout of 0.5 to begin with
-        self._noise = 0.0  # sum of (R - m)^2
+    def __init__(self, state: EstimatorState | None = None) -> None:
+        super().__init__(state["bets"] if state else None)
+        # sum over all rollouts, with one rollout of 0.5 to begin with
+        self._rewards = state["rewards"] if state else 0.5
+        self._noise = state["noise"] if state else 0.0  # sum of (R - m)^2
         # of each group: rollouts, sum of rewards, sum of A - (1 - p)
         self._groups: dict[Hashable, tuple[int, float, float]] = {}
 
     def state(self) -> EstimatorState:
         """All that it knows but its groups, as JSON: complete groups add nothing."""
         rewards, noise = round(self._rewards, DIGITS), round(self._noise, DIGITS)
-        return {"bets": self.bets.state(), "rewards": rewards, "noise": noise}
-
-    @classmethod
-    def of(cls, state: EstimatorState) -> Self:
-        """An estimator from its saved state."""
-        estimator = cls()
-        estimator.bets = BettingConfidenceSequence(state["bets"])
-        estimator._rewards, estimator._noise = state["rewards"], state["noise"]
-        return estimator
+        return {"bets": self.bets_state(), "rewards": rewards, "noise": noise}
 
     def update(self, group: Hashable, shown: bool, p: float, reward: float) -> None:
         """Add one rollout. `group`: what the rollouts of one task in one run share. 0 < p < 1."""
@@ -238,33 +211,31 @@ class WithheldEstimator(_Estimator):
             raise ValueError(f"a lesson that is shown with probability {p} is not on trial")
         if not 0.0 <= reward <= 1.0:
             raise ValueError(f"the reward {reward} is not between 0 and 1")
-        bets = self.bets
         n, rewards, tilt = self._groups.get(group, (0, 0.0, 0.0))
-        tau = min(max(bets.sum / (bets.weight + CAUTION), -1.0), 1.0)
+        tau = min(max(self.sum / (self.weight + CAUTION), -1.0), 1.0)
         # The best m is (1 - p) mean(with) + p mean(without): subtract what the earlier rollouts
         # owe to another mix.
-        m = (rewards - tau * tilt + SHRINK * self._rewards / (bets.n + 1)) / (n + SHRINK)
+        m = (rewards - tau * tilt + SHRINK * self._rewards / (self.n + 1)) / (n + SHRINK)
         m = min(max(m, 0.0), 1.0)
-        bets.add((shown - p) * (reward - m) / max(p, 1 - p), min(p, 1 - p))
+        self.add((shown - p) * (reward - m) / max(p, 1 - p), min(p, 1 - p))
         self._groups[group] = (n + 1, rewards + reward, tilt + shown - (1 - p))
         self._rewards += reward
         self._noise += (reward - m) ** 2
 
     @property
     def noise(self) -> float:
-        """Standard deviation of the rewards within a group; 0.5, that of a coin, before the
-        tenth."""
+        """Standard deviation of rewards within a group; 0.5 (a coin) before the tenth."""
         return max(math.sqrt(self._noise / self.n), 0.01) if self.n >= 10 else 0.5
 
 
-class PairedEstimator(_Estimator):
+class PairedEstimator(BettingConfidenceSequence):
     """A planned comparison: the same task with the same seed, with the lesson and without it."""
 
     def update(self, with_lesson: float, without: float) -> None:
         """Add the two rewards of one pair, each in [0, 1]."""
         if not (0.0 <= with_lesson <= 1.0 and 0.0 <= without <= 1.0):
             raise ValueError(f"the rewards {with_lesson} and {without} are not between 0 and 1")
-        self.bets.add(with_lesson - without, 1.0)
+        self.add(with_lesson - without, 1.0)
 
 
 def needed(effect: float, sd: float, weight: float = 1.0) -> int:
@@ -325,8 +296,8 @@ def noise_floor(
         for group, row in enumerate(rewards):
             for reward in row:
                 estimator.update(group, rng.random() < 0.5, 0.5, reward)
-                alarm = alarm or estimator.bets.above(0.0) or estimator.bets.below(0.0)
-        effects.append(abs(estimator.bets.mean))
+                alarm = alarm or estimator.above(0.0) or estimator.below(0.0)
+        effects.append(abs(estimator.mean))
         alarms += alarm
     floor = sorted(effects)[max(0, math.ceil(0.95 * repeats) - 1)]
     smallest = resolvable(estimator.n, estimator.noise, 0.5)

@@ -1,5 +1,4 @@
-"""Agreement of two raters beyond chance: kappa (Cohen 1960, "A coefficient of agreement for nominal
-scales")."""
+"""Cohen's kappa: agreement of two raters beyond chance (Cohen 1960)."""
 
 from __future__ import annotations
 
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
 
 
 def kappa(marks: Sequence[tuple[bool, bool]]) -> float | None:
-    """Kappa of two raters' yes or no; None if both always say the same, so that chance explains
-    all."""
+    """Kappa of two raters' yes or no; None if chance explains all, as for constant raters."""
     if not marks:
         return None
     value = float(kappa_of(np.asarray([agreement_row(*mark) for mark in marks]).mean(axis=0)))
@@ -28,8 +26,7 @@ def agreement_row(a: bool, b: bool) -> tuple[bool, bool, bool]:
 
 
 def kappa_of(means: Means) -> Means:
-    """Kappa from the means of (agree, first says yes, second says yes); NaN if chance explains
-    all."""
+    """Kappa from the means of (agree, first yes, second yes); NaN if chance explains all."""
     agree, one, other = (means[..., i] for i in range(3))
     chance = one * other + (1 - one) * (1 - other)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -34,7 +34,6 @@ T = TypeVar("T")
 
 
 # -- called by every process, in the same order
-# ------------------------------------------------------------------------
 
 
 def sample(model: LocalModel, requests: Sequence[Request]) -> list[list[Completion]]:
@@ -96,7 +95,6 @@ def as_first(parameters: Sequence[torch.Tensor]) -> None:
 
 
 # -- the first process and its helpers
-# ---------------------------------------------------------------------------------
 
 
 def announce(name: str, data: TrainingData, plan: Plan, folder: Path) -> None:
@@ -110,8 +108,7 @@ class ProcessesStopped(Exception):
 
 
 def sync_continue(ask: Callable[[], None]) -> None:
-    """Between two steps: the first process calls `ask`, which raises to stop; the others then raise
-    Stopped."""
+    """Between two steps the first process calls `ask`, which raises to stop; then all raise."""
     if size() == 1:
         return ask()
     if not is_first():

@@ -33,8 +33,7 @@ class TasksetLessons:
 
 @dataclass(frozen=True)
 class NightContext:
-    """The model to train, the database, the settings, the plan, and the tasksets with their
-    lessons."""
+    """The model to train, database, settings, plan, and the tasksets with their lessons."""
 
     model: LocalModel
     store: Store
@@ -67,8 +66,7 @@ class NightContext:
         rows: Sequence[tuple[Task, Sequence[Advice]]],
         adapter: str | None = None,
     ) -> ArmResult:
-        """One greedy answer to each task under its lessons, by a loaded adapter or the bare
-        base."""
+        """One greedy answer to each task with its lessons, by a loaded adapter or the base."""
         options = SamplingOptions.of(self.settings)
         with using(self.model, adapter):
             return run_arm(self.model, taskset, rows, options=options, progress=self.progress)

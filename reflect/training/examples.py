@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt as the student sees it and as the teacher sees it (the same for anchors), and the
-    tools in it."""
+    """The prompts of student and teacher (equal for anchors), and the tools in them."""
 
     student: list[Message]
     teacher: list[Message]

@@ -1,9 +1,9 @@
 """GRPO: reinforcement learning by the verifier's reward alone (DeepSeekMath, arXiv 2402.03300).
 
 A step samples groups of attempts at practice tasks, without lessons. The advantage of an attempt is
-how far its reward stands above its group's mean, in the group's standard deviations. A group whose
-rewards are all equal says nothing: it is skipped, and another task takes its place (DAPO, arXiv
-2503.14476, section 3.2). The loss is a mean over tokens.
+its reward minus its group's mean, in the group's standard deviations. A group with equal rewards
+has no gradient: another task replaces it (DAPO, arXiv 2503.14476, section 3.2). The loss is a mean
+over tokens.
 
 In a task of several turns every answer has the advantage of its whole episode. All randomness
 follows from (seed, step).
@@ -13,39 +13,42 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from reflect.models.base import Completion, Request, SamplingOptions
+from reflect.models.base import Completion, Request, SamplingOptions, using
 from reflect.models.distributed import from_first
+from reflect.rollouts.runner import Part, play
 from reflect.tasksets import isolation
-from reflect.training import collectives, teacher_episodes
-from reflect.training.distillation import DistillationStep, prompts_of
+from reflect.tasksets.base import has_environment
+from reflect.training import collectives
+from reflect.training.distillation import DistillationStep, Student, prompts_of
 from reflect.training.examples import Example, PracticeTask, Question
 from reflect.training.losses import TrainingRow, View, chosen, compare, micro_batches
 from reflect.training.teacher_data import TrainingData, scored
-from reflect.training.teacher_episodes import any_environment, hash_seed, tokens_of
+from reflect.training.teacher_episodes import examples, hash_seed, tokens_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from reflect.models.local import LocalModel
+    from reflect.rollouts.episode import Episode
     from reflect.training.plan import Plan
 
+Groups = tuple[list[list[list[Example]]], list[list[float]]]
+"""The answers of each attempt of each group, and the rewards of the attempts."""
 ROUNDS = 4  # of sampling in one step, while groups are missing
 TINY = 1e-4  # added to the standard deviation of a group
 
 
-def grpo(
-    model: LocalModel, name: str | None, data: TrainingData, plan: Plan, step: int, size: int
-) -> DistillationStep:
+def grpo(student: Student, step: int, size: int) -> DistillationStep:
     """The rows of `size // plan.group` groups with some variance, fewer where `ROUNDS` rounds find
     no more.
 
     Its figures: the mean `reward` of all attempts, and the share of the groups with `variance`.
     """
+    data, plan = student.data, student.plan
     wanted = max(1, size // plan.group)
     rng = random.Random(f"grpo {plan.seed} {step}")
     rewards: list[list[float]] = []
@@ -55,10 +58,10 @@ def grpo(
         if not missing or not data.tasks:
             break
         tasks = rng.choices(data.tasks, k=missing)
-        groups, scores = sample_groups(model, name, tasks, data, plan, f"{step}/{number}")
+        groups, scores = sample_groups(student, tasks, f"{step}/{number}")
         rewards += scores
         rows += [
-            group_rows(model, group, values, plan)
+            group_rows(student.model, group, values, plan)
             for group, values in zip(groups, scores, strict=True)
             if max(values) > min(values)
         ]
@@ -66,7 +69,7 @@ def grpo(
             break  # there is nothing left to learn
     flat = [row for group in rows for row in group]
     if plan.updates > 1:
-        flat = with_old_log_probabilities(model, name, flat, plan.micro_tokens)
+        flat = with_old_log_probabilities(student, flat)
     every = [score for group in rewards for score in group]
     figures = {
         "reward": sum(every) / max(1, len(every)),
@@ -75,23 +78,12 @@ def grpo(
     return DistillationStep(flat, figures, len(every))
 
 
-def sample_groups(
-    model: LocalModel,
-    name: str | None,
-    tasks: Sequence[PracticeTask],
-    data: TrainingData,
-    plan: Plan,
-    salt: str,
-) -> tuple[list[list[list[Example]]], list[list[float]]]:
-    """`plan.group` attempts at each task without lessons: the answers of each (one per turn), and
-    the rewards. Only the first process, which has the environments, runs episodes of several
-    turns."""
-    if from_first(lambda: any_environment(tasks, data.tasksets)):
-        options = SamplingOptions(plan.temperature, data.max_tokens, data.limits)
-        play = partial(
-            teacher_episodes.attempts, model, name, tasks, data.tasksets, plan, salt, options
-        )
-        return from_first(play)
+def sample_groups(student: Student, tasks: Sequence[PracticeTask], salt: str) -> Groups:
+    """`plan.group` attempts at each task without lessons: the answers (one per turn) and the
+    rewards. Only the first process, which has the environments, runs episodes of several turns."""
+    model, data, plan = student.model, student.data, student.plan
+    if from_first(lambda: any(has_environment(data.tasksets[x.taskset]) for x in tasks)):
+        return from_first(lambda: sample_episodes(student, tasks, salt))
     requests = [
         Request(
             task.prompt,
@@ -101,14 +93,32 @@ def sample_groups(
         )
         for i, task in enumerate(tasks)
     ]
-    with model.using(name):
+    with model.using(student.name):
         groups = collectives.sample(model, requests)
-    rewards = from_first(partial(score, tasks, groups, data))
+    rewards = from_first(lambda: score(tasks, groups, data))
     answers = [
         [[Example(Question(task.prompt, task.prompt), tokens_of(model, done))] for done in group]
         for task, group in zip(tasks, groups, strict=True)
     ]
     return answers, rewards
+
+
+def sample_episodes(student: Student, tasks: Sequence[PracticeTask], salt: str) -> Groups:
+    """`plan.group` episodes of each task by the student without lessons: answers, and rewards."""
+    model, data, plan = student.model, student.data, student.plan
+    options = SamplingOptions(plan.temperature, data.max_tokens, data.limits)
+    groups: dict[int, list[Episode]] = {}
+    seed, k = hash_seed(f"grpo/{plan.seed}/{salt}"), plan.group
+    with using(model, student.name):
+        for name in dict.fromkeys(one.taskset for one in tasks):
+            numbers = [i for i, one in enumerate(tasks) if one.taskset == name]
+            # A task may be drawn twice; its attempts then have other indices.
+            parts = [Part(tasks[i].task, (), range(i * k, (i + 1) * k)) for i in numbers]
+            episodes = play(model, data.tasksets[name], parts, seed=seed, options=options)
+            groups |= dict(zip(numbers, episodes, strict=True))
+    order = [groups[i] for i in range(len(tasks))]
+    answers = [[examples(model, episode, episode.task) for episode in group] for group in order]
+    return answers, [[episode.row.reward or 0.0 for episode in group] for group in order]
 
 
 def score(
@@ -125,23 +135,16 @@ def score(
 def group_rows(
     model: LocalModel, group: Sequence[Sequence[Example]], scores: Sequence[float], plan: Plan
 ) -> list[TrainingRow]:
-    """A row for each answer that says anything, with the advantage of its whole attempt. One that
-    was cut ends without the end token."""
+    """A row for each nonempty answer, with the advantage of its whole attempt. A cut answer has no
+    end token."""
     rows = []
     encoded: dict[str, list[int]] = {}  # the attempts begin alike
     for attempt, a in zip(group, advantages(scores), strict=True):
         for example in attempt:
             asked = str(example.question.student)
             prompt = encoded[asked] = encoded.get(asked) or prompts_of(model, example.question)[0]
-            row = TrainingRow(
-                prompt,
-                prompt,
-                example.answer,
-                "policy",
-                advantage=a,
-                beta=plan.kl,
-                temperature=plan.temperature,
-            )
+            row = TrainingRow(prompt, prompt, example.answer, "policy", advantage=a)
+            row = replace(row, beta=plan.kl, temperature=plan.temperature)
             rows += [row] if example.answer else []
     return rows
 
@@ -153,14 +156,13 @@ def advantages(scores: Sequence[float]) -> list[float]:
     return [(score - mean) / (deviation + TINY) for score in scores]
 
 
-def with_old_log_probabilities(
-    model: LocalModel, name: str | None, rows: Sequence[TrainingRow], most: int
-) -> list[TrainingRow]:
+def with_old_log_probabilities(student: Student, rows: Sequence[TrainingRow]) -> list[TrainingRow]:
     """The rows with the present log probabilities of their tokens, before the first update."""
     old: dict[int, tuple[float, ...]] = {}
-    view = [View(name, "student", frozen=True)]
+    model, view = student.model, [View(student.name, "student", frozen=True)]
+    most = model.memory_limits.most(student.plan.micro_tokens)
     with torch.no_grad():
-        for batch in micro_batches(rows, model.memory_limits.most(most)):
+        for batch in micro_batches(rows, most):
             values = compare(model, batch, view, lambda row, logits_TV: chosen(logits_TV, row))
             for row, old_T in zip(batch, values, strict=True):
                 old[id(row)] = tuple(old_T.tolist())

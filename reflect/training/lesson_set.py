@@ -1,11 +1,10 @@
-"""Which lessons a night sleeps over, on which tasks, and the proof that they help the bare base.
+"""The lessons of a night, their tasks, and the proof that they help the bare base.
 
 Lessons are chosen for each task exactly as at run time. Only practice tasks are used; holdout
 belongs to the gate.
 
-Not covered: a lesson that helps only beside another one is judged with that other one in the
-prompt, never alone. Where lessons are chosen at each turn, all of the taskset's are judged by the
-same episodes.
+Not covered: a lesson is measured with the other lessons of its prompt, never alone. If lessons are
+chosen at each turn, all of the taskset's lessons are measured by the same episodes.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from reflect.store import runs as runs_db
 from reflect.tasksets import load_taskset
 from reflect.tasksets.task import Task
 from reflect.training.context import NightContext, TasksetLessons
-from reflect.types import Json, TrialVerdict
+from reflect.types import Json, TrialVerdict, Trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -37,18 +36,12 @@ Rows = list[tuple[Task, list[Lesson]]]  # tasks, each with the lessons in its pr
 
 
 # -- which lessons
-# -----------------------------------------------------------------------------------------------------
 
 
 def pick(store: Store, profile: str) -> list[Lesson]:
     """All lessons that the profile holds, in text or in weights, by id."""
     with store.read() as s:
-        rows = [
-            row
-            for status in HELD_STATUSES
-            for row in lessons_db.listing(s, profile=profile, status=status)
-        ]
-    return sorted((row for row in rows if row.trust == "clean"), key=lambda row: row.id or 0)
+        return [x for x in lessons_db.listing(s, profile, HELD_STATUSES) if x.trust == Trust.CLEAN]
 
 
 def lessons_by_taskset(
@@ -110,21 +103,18 @@ def rows_for(ctx: NightContext, item: TasksetLessons, tasks: Sequence[Task], n: 
 
 
 def practice_rows(ctx: NightContext, item: TasksetLessons) -> Rows:
-    """The practice tasks for preflight and harvest: enough that each lesson is shown often; no task
-    with bytes from outside."""
+    """Practice tasks that show each lesson often, without tasks that read bytes from outside."""
     n = max(ctx.plan.fewest_tasks, ctx.plan.tasks_per_lesson * len(item.lessons))
     tasks = [x for x in item.taskset.tasks("practice", None, ctx.plan.seed) if not x.untrusted]
     return rows_for(ctx, item, tasks, n)
 
 
 # -- preflight
-# ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class PreflightEffect:
-    """Mean reward with the lessons minus without them, over the same tasks, with its 95 %
-    interval."""
+    """Mean reward with the lessons minus without, over the same tasks, with its 95 % interval."""
 
     mean: float
     low: float
@@ -146,7 +136,7 @@ def effect(differences: Sequence[float]) -> PreflightEffect:
 
 
 def lesson_effects(rows: Rows, gains: Sequence[float]) -> dict[int, PreflightEffect]:
-    """lesson id -> effect over the tasks in whose prompt it stands."""
+    """lesson id -> effect over the tasks with it in their prompt."""
     per_lesson: dict[int, list[float]] = {}
     for (_, lessons), gain in zip(rows, gains, strict=True):
         for lesson in lessons:
@@ -188,8 +178,7 @@ def preflight(ctx: NightContext) -> Json:
 def trials(
     figures: dict[str, Any], lessons: Sequence[Sequence[int]], kind: str, **common: Any
 ) -> list[Trial]:
-    """The measured effects as rows; `lessons` are [id, version], `common` model_fingerprint,
-    adapter_id, night_id."""
+    """The effects as rows; `lessons`: [id, version], `common`: the other columns of the rows."""
     versions = {str(lesson_id): version for lesson_id, version in lessons}
     return [
         Trial(
@@ -197,10 +186,7 @@ def trials(
             version=versions[i],
             kind=kind,
             effect=e["mean"],
-            low=e["low"],
-            high=e["high"],
-            n=e["n"],
-            verdict=e["verdict"],
+            **{name: e[name] for name in ("low", "high", "n", "verdict")},
             **common,
         )
         for i, e in figures.items()

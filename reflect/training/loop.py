@@ -1,10 +1,8 @@
-"""The loop of a training: steps, rates, checkpoints. What a step holds is its stage's affair.
+"""The loop of a training: steps, rates, checkpoints. The stage makes the rows of a step.
 
 A step is one optimizer step; one of GRPO is several, over parts of the same rollouts (the ratio
-corrects for that).
-
-The rows of a step go through the network in micro-batches; several processes share them (see
-`parallel`).
+corrects for that). The rows go through the network in micro-batches, which several processes share
+(see `collectives`).
 """
 
 from __future__ import annotations
@@ -23,13 +21,13 @@ from reflect.models import distributed, memory
 from reflect.models.fsdp import sharded
 from reflect.training import collectives
 from reflect.training.deadline import Paused
-from reflect.training.distillation import DistillationStep, anchors, distill, sft
+from reflect.training.distillation import Student, anchors, distill, sft
 from reflect.training.grpo import grpo
 from reflect.training.losses import TrainingRow, backward
 from reflect.training.memory_fallback import reduce_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from reflect.models.local import LocalModel
@@ -40,13 +38,7 @@ if TYPE_CHECKING:
 CHECKPOINT_STEPS = 10
 WARM_UP_STEPS = 5
 CLIP = 1.0
-STAGES: dict[
-    str, Callable[[LocalModel, str | None, TrainingData, Plan, int, int], DistillationStep]
-] = {
-    "sft": sft,
-    "distill": distill,
-    "grpo": grpo,
-}
+STAGES = {"sft": sft, "distill": distill, "grpo": grpo}
 
 
 def train(
@@ -89,6 +81,7 @@ def fit(
 ) -> dict[str, Any]:
     """Train these parameters: those of the adapter `name`, or with None those of the network
     itself, which then is no teacher any more. Without a folder there are no checkpoints."""
+    student = Student(model, name, data, plan)
     optimizer = torch.optim.Adam(parameters, lr=0.0, betas=(0.9, 0.95))
     figures = _restore(folder, parameters, optimizer)
     schedule = [(stage, rate) for stage, steps, rate in plan.stages for _ in range(steps)]
@@ -100,28 +93,24 @@ def fit(
             if folder:
                 _save(folder, parameters, optimizer, figures)
             raise
-        held = round(plan.anchor_share * plan.batch) if data.anchors else 0
-        step = STAGES[stage](model, name, data, plan, number, plan.batch - held)
-        rows = anchors(model, data, plan, number, held)
+        anchored = round(plan.anchor_share * plan.batch) if data.anchors else 0
+        step = STAGES[stage](student, number, plan.batch - anchored)
+        rows = [*step.rows, *anchors(student, number, anchored)]
+        warmth = min(1.0, (number + 1) / WARM_UP_STEPS)
         for group in optimizer.param_groups:
-            group["lr"] = (
-                rate * (1 - number / len(schedule)) * min(1.0, (number + 1) / WARM_UP_STEPS)
-            )
-        told: dict[str, float] = {}
-        every = [*step.rows, *rows]
-        for _ in range((plan.updates if stage == "grpo" else 1) if every else 0):
-            told |= shared_backward(model, name, every, parameters, plan.micro_tokens)
+            group["lr"] = rate * (1 - number / len(schedule)) * warmth
+        means: dict[str, float] = {}
+        for _ in range((plan.updates if stage == "grpo" else 1) if rows else 0):
+            means |= shared_backward(model, name, rows, parameters, plan.micro_tokens)
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, CLIP))
-            if not all(map(math.isfinite, (norm, *told.values()))):
+            if not all(map(math.isfinite, (norm, *means.values()))):
                 where = f"Training broke down at step {number}"
                 raise NightError(f"{where}: the loss or its gradient is not a finite number.")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        told |= step.told
-        figures["stages"].setdefault(stage, []).append(
-            {kind: round(value, 5) for kind, value in told.items()}
-        )
-        figures["tokens"] += sum(len(row.student) + len(row.answer) for row in [*step.rows, *rows])
+        rounded = {kind: round(value, 5) for kind, value in (means | step.figures).items()}
+        figures["stages"].setdefault(stage, []).append(rounded)
+        figures["tokens"] += sum(len(row.student) + len(row.answer) for row in rows)
         figures["rollouts"] += step.rollouts
         figures["step"] = number + 1
         if folder and (number + 1) % CHECKPOINT_STEPS == 0 and distributed.is_first():
@@ -130,7 +119,7 @@ def fit(
         progress(len(schedule), len(schedule), "trained")
     if not all(bool(torch.isfinite(p).all()) for p in parameters):
         raise NightError("Training broke down: the adapter holds a number that is not finite.")
-    return figures | {"stages": {stage: _ends(told) for stage, told in figures["stages"].items()}}
+    return figures | {"stages": {stage: _ends(rows) for stage, rows in figures["stages"].items()}}
 
 
 def shared_backward(
@@ -149,7 +138,7 @@ def shared_backward(
     while True:
         try:
             with sharded(model.network) if model.share_layers else nullcontext():
-                told = backward(model, name, rows, most, collectives.micro_batches_in_step)
+                losses = backward(model, name, rows, most, collectives.micro_batches_in_step)
             break
         except Exception as e:
             if not memory.out_of_memory(e):
@@ -159,31 +148,27 @@ def shared_backward(
         memory.release()
         reduce_memory(model, rows, most)
     collectives.add_up(parameters)
-    return {kind: sum(values) / len(values) for kind, values in collectives.together(told).items()}
+    return {
+        kind: sum(values) / len(values) for kind, values in collectives.together(losses).items()
+    }
 
 
 def _quiet(done: int, total: int, what: str) -> None:
     """No progress."""
 
 
-def _ends(told: list[dict[str, float]]) -> dict[str, list[float]]:
-    """figure -> its mean over the first and over the last five steps of a stage; losses in nats per
-    token."""
+def _ends(steps: list[dict[str, float]]) -> dict[str, list[float]]:
+    """figure -> its means over the first and last five steps of a stage; losses in nats a token."""
 
     def mean(kind: str, rows: list[dict[str, float]]) -> float:
         values = [row[kind] for row in rows if kind in row]
         return round(sum(values) / max(1, len(values)), 5)
 
-    kinds = dict.fromkeys(kind for row in told for kind in row)
-    return {kind: [mean(kind, told[:5]), mean(kind, told[-5:])] for kind in kinds}
-
-
-# -- what the training did to the rest
-# ---------------------------------------------------------------------------------
+    kinds = dict.fromkeys(kind for row in steps for kind in row)
+    return {kind: [mean(kind, steps[:5]), mean(kind, steps[-5:])] for kind in kinds}
 
 
 # -- checkpoints
-# -------------------------------------------------------------------------------------------------------
 
 
 def _save(

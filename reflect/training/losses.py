@@ -5,8 +5,7 @@ gradient.
     forward   KL(teacher || student), reverse and jsd likewise, over the whole vocabulary
     policy    the clipped policy gradient of GRPO (DeepSeekMath, arXiv 2402.03300, section 4.1)
 
-The teacher is the same network with the adapter off, and what the student's prompt does not say in
-its own.
+The teacher is the same network without the adapter, with its own prompt.
 
 Suffixes: _BT rows x positions, _NV answer tokens of all rows x vocabulary, _T tokens of one answer.
 """
@@ -16,7 +15,6 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -30,16 +28,10 @@ if TYPE_CHECKING:
 
     from reflect.models.local import LocalModel
 
-LOGITS = (
-    2**26
-)  # numbers that are held as logits at once, 256 MB; a longer comparison goes piece by piece
-# what one more pass through the network costs, in padded tokens; measured: 256 to 512 for the
-# pocket model
-PASS = 512
-CLIP_LOW, CLIP_HIGH = (
-    0.2,
-    0.28,
-)  # of the importance ratio; the upper one is wider (DAPO, arXiv 2503.14476, section 3.1)
+LOGITS = 2**26  # logits in memory at once, 256 MB; a longer comparison goes piece by piece
+PASS = 512  # cost of one more pass, in padded tokens; measured: 256 to 512 for the pocket model
+# of the importance ratio; the upper one is wider (DAPO, arXiv 2503.14476, section 3.1)
+CLIP_LOW, CLIP_HIGH = 0.2, 0.28
 
 
 @dataclass(frozen=True)
@@ -47,9 +39,9 @@ class TrainingRow:
     """One answer with the prompt that the student sees and the one that the teacher sees, as token
     ids.
 
-    Of a `policy` row: `advantage` of the answer in its group, `old` the log probabilities with
-    which its tokens were drawn (empty: as they are now), `beta` the weight of the KL to the
-    teacher, `temperature` at which it was drawn.
+    For a `policy` row: `advantage` of the answer in its group, `old` log probabilities of its
+    tokens when sampled (empty: the present ones), `beta` weight of the KL to the teacher,
+    `temperature` of sampling.
     """
 
     student: Sequence[int]
@@ -115,8 +107,7 @@ def _padded(
 
 
 class States:
-    """What the body of a network would give back if these were its states; whatever else a head
-    asks for is None."""
+    """The output of a network's body with these states; other fields that a head reads are None."""
 
     def __init__(self, last_hidden_state: torch.Tensor) -> None:
         self.last_hidden_state = last_hidden_state
@@ -148,8 +139,7 @@ def head(model: LocalModel, states_TD: torch.Tensor) -> torch.Tensor:
 
 
 class View(NamedTuple):
-    """How the rows are looked at: by which adapter, after which of the two prompts; `frozen`:
-    without gradients."""
+    """By which adapter and after which prompt rows are evaluated; `frozen`: without gradients."""
 
     adapter: str | None
     prompt: Literal["student", "teacher"]
@@ -160,67 +150,50 @@ def compare(
     model: LocalModel,
     rows: Sequence[TrainingRow],
     views: Sequence[View],
-    told: Callable[..., torch.Tensor],
+    figure: Callable[..., torch.Tensor],
     sees: Callable[[TrainingRow, View], bool] = lambda row, view: True,
 ) -> list[torch.Tensor]:
-    """For each row `told(row, *logits_TV)`, one logits_TV of each view, None where it `sees` the
-    row not.
+    """For each row `figure(row, *logits_TV)`, one logits_TV of each view, None unless it `sees` the
+    row.
 
-    What is told has one value for each token of the answer in its last dimension, and no value
-    depends on another token: so a large vocabulary is gone through piece by piece, and the pieces'
-    logits are made again in the backward pass. A piece is a row with a part of its answer.
+    The figure has one value for each token of the answer in its last dimension, and no value
+    depends on another token: so a large vocabulary is processed piece by piece, and the pieces'
+    logits are computed again in the backward pass. A piece is a row with a part of its answer.
     """
-    words = model.network.config.get_text_config().vocab_size
-    whole = sum(len(row.answer) for row in rows) * words <= LOGITS
+    vocabulary = model.network.config.get_text_config().vocab_size
+    whole = sum(len(row.answer) for row in rows) * vocabulary <= LOGITS
     seen: list[dict[int, torch.Tensor]] = []
     for view in views:
-        held = [(i, row) for i, row in enumerate(rows) if sees(row, view)]
+        indices = [i for i, row in enumerate(rows) if sees(row, view)]
         seen.append({})
-        if held:
-            prompts, answers = (
-                [getattr(row, view.prompt) for _, row in held],
-                [row.answer for _, row in held],
-            )
+        if indices:
+            prompts = [getattr(rows[i], view.prompt) for i in indices]
+            answers = [rows[i].answer for i in indices]
             with model.using(view.adapter), torch.no_grad() if view.frozen else nullcontext():
-                found = (answer_logits if whole else answer_states)(model, prompts, answers)
-            seen[-1] = dict(
-                zip([i for i, _ in held], found.split([len(a) for a in answers]), strict=True)
-            )
+                outputs = (answer_logits if whole else answer_states)(model, prompts, answers)
+            seen[-1] = dict(zip(indices, outputs.split([*map(len, answers)]), strict=True))
     out = []
     for i, row in enumerate(rows):
         mine = [view.get(i) for view in seen]
         if whole:
-            out.append(told(row, *mine))
+            out.append(figure(row, *mine))
             continue
-        size = max(1, LOGITS // words)
+        size = max(1, LOGITS // vocabulary)
         parts = [slice(start, start + size) for start in range(0, len(row.answer), size)]
         pieces = [replace(row, answer=row.answer[part], old=row.old[part]) for part in parts]
         states = [[None if x is None else x[part] for x in mine] for part in parts]
-        ask = partial(_told_of_states, model, told)
-        out.append(
-            torch.cat(
-                [
-                    checkpoint(ask, p, *s, use_reentrant=False)
-                    for p, s in zip(pieces, states, strict=True)
-                ],
-                -1,
-            )
-        )
+
+        def of_states(piece: TrainingRow, *states: torch.Tensor | None) -> torch.Tensor:
+            return figure(piece, *(None if x is None else head(model, x) for x in states))
+
+        pairs = zip(pieces, states, strict=True)
+        parts_T = [checkpoint(of_states, piece, *x, use_reentrant=False) for piece, x in pairs]
+        out.append(torch.cat(parts_T, -1))
     return out
 
 
-def _told_of_states(
-    model: LocalModel,
-    told: Callable[..., torch.Tensor],
-    row: TrainingRow,
-    *states: torch.Tensor | None,
-) -> torch.Tensor:
-    return told(row, *(None if x is None else head(model, x) for x in states))
-
-
 def divergence(student_NV: torch.Tensor, teacher_NV: torch.Tensor, kind: str) -> torch.Tensor:
-    """Per-token divergence_N in nats over the whole vocabulary: forward KL(teacher || student),
-    reverse, or jsd."""
+    """divergence_N in nats over the vocabulary: forward KL(teacher || student), reverse, or jsd."""
     s, t = F.log_softmax(student_NV, -1), F.log_softmax(teacher_NV, -1)
     if kind == "forward":
         return (t.exp() * (t - s)).sum(-1)
@@ -232,18 +205,16 @@ def divergence(student_NV: torch.Tensor, teacher_NV: torch.Tensor, kind: str) ->
 
 def micro_batches(rows: Sequence[TrainingRow], most: int) -> list[list[TrainingRow]]:
     """The rows in batches of at most `most` padded tokens (a longer row goes alone), with the least
-    work in all.
+    total work.
 
     Work is padded tokens, the student's three times for its backward pass, and PASS for every
-    batch: so short rows are not padded to long ones, and few rows not torn apart. Exact, by dynamic
-    programming over the rows by length.
+    batch. Exact, by dynamic programming over the rows by length.
     """
     rows = sorted(rows, key=lambda row: (len(row.student) + len(row.answer), row.width))
-    best: list[tuple[float, int]] = [
-        (0.0, 0)
-    ]  # of the first n rows: the least work, where their last batch begins
+    # of the first n rows: the least work, where their last batch begins
+    best: list[tuple[float, int]] = [(0.0, 0)]
     for end in range(1, len(rows) + 1):
-        found, student, teacher, widest = (math.inf, 0), 0, 0, 0
+        least, student, teacher, widest = (math.inf, 0), 0, 0, 0
         for start in range(end - 1, -1, -1):
             row, n = rows[start], end - start
             widest = max(widest, row.width)
@@ -251,8 +222,8 @@ def micro_batches(rows: Sequence[TrainingRow], most: int) -> list[list[TrainingR
                 break
             student = max(student, len(row.student) + len(row.answer))
             teacher = max(teacher, len(row.teacher) + len(row.answer) if row.asks_teacher else 0)
-            found = min(found, (best[start][0] + n * (3 * student + teacher) + PASS, start))
-        best.append(found)
+            least = min(least, (best[start][0] + n * (3 * student + teacher) + PASS, start))
+        best.append(least)
     batches: list[list[TrainingRow]] = []
     end = len(rows)
     while end:
@@ -266,13 +237,8 @@ def losses(model: LocalModel, name: str | None, rows: Sequence[TrainingRow]) -> 
     """For each row, in order, the loss_T of its answer tokens, in nats; gradients reach the adapter
     `name`, or the network itself where it is None."""
     teacher, student = View(None, "teacher", frozen=True), View(name, "student")
-    return compare(
-        model,
-        rows,
-        [teacher, student],
-        row_loss,
-        lambda row, view: view is student or row.asks_teacher,
-    )
+    sees = lambda row, view: view is student or row.asks_teacher  # noqa: E731
+    return compare(model, rows, [teacher, student], row_loss, sees)
 
 
 def row_loss(
@@ -282,24 +248,21 @@ def row_loss(
     if row.loss == "policy":
         return policy_loss(row, student_TV, teacher_TV)
     if row.loss == "nll" or teacher_TV is None:
-        return F.cross_entropy(
-            student_TV, torch.tensor(row.answer, device=student_TV.device), reduction="none"
-        )
+        targets = torch.tensor(row.answer, device=student_TV.device)
+        return F.cross_entropy(student_TV, targets, reduction="none")
     return divergence(student_TV, teacher_TV, row.loss)
 
 
 def policy_loss(
     row: TrainingRow, student_TV: torch.Tensor, reference_TV: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """-min(r A, clip(r) A) of each token, r its probability now over that with which it was drawn;
-    with a reference also beta times an unbiased estimate of the KL to it (DeepSeekMath, equation
-    4)."""
+    """-min(r A, clip(r) A) per token, r its probability now over that when sampled; with a
+    reference plus beta times an unbiased estimate of the KL to it (DeepSeekMath, equation 4)."""
     now_T = chosen(student_TV, row)
     old_T = torch.tensor(row.old, device=now_T.device) if row.old else now_T.detach()
     ratio_T = (now_T - old_T).exp()
-    loss_T = -torch.minimum(
-        ratio_T * row.advantage, ratio_T.clamp(1 - CLIP_LOW, 1 + CLIP_HIGH) * row.advantage
-    )
+    clipped_T = ratio_T.clamp(1 - CLIP_LOW, 1 + CLIP_HIGH)
+    loss_T = -torch.minimum(ratio_T * row.advantage, clipped_T * row.advantage)
     if reference_TV is not None:
         further_T = chosen(reference_TV, row) - now_T
         loss_T = loss_T + row.beta * (further_T.exp() - further_T - 1)
@@ -323,17 +286,13 @@ def backward(
     most)` gives the micro-batches of this process. Returns for each kind the mean loss of every row
     of them that has a weight, in nats per token."""
     total = sum(row.weight * len(row.answer) for row in rows)
-    told: dict[str, list[float]] = {}
+    means: dict[str, list[float]] = {}
     with model.using(name), checkpointed(model):  # so that only the teacher's passes switch
         for batch in split(rows, model.memory_limits.most(most)):
             per_row = losses(model, name, batch)
-            loss = (
-                torch.stack(
-                    [row.weight * x.sum() for row, x in zip(batch, per_row, strict=True)]
-                ).sum()
-                / total
-            )
-            loss.backward()
-            for row, x in ((row, x) for row, x in zip(batch, per_row, strict=True) if row.weight):
-                told.setdefault(row.loss, []).append(float(x.detach().mean()))
-    return told
+            sums = [row.weight * x.sum() for row, x in zip(batch, per_row, strict=True)]
+            (torch.stack(sums).sum() / total).backward()
+            for row, x in zip(batch, per_row, strict=True):
+                if row.weight:
+                    means.setdefault(row.loss, []).append(float(x.detach().mean()))
+    return means

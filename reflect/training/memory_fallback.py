@@ -1,9 +1,7 @@
-"""Training when memory is short: first the layers' values are computed twice, then fewer rows go
-through at once.
+"""Training with little memory: first layers are computed twice, then fewer rows go through at once.
 
-Activation checkpointing (Chen et al., arXiv 1604.06174): a layer's values are not kept for the
-backward pass but made again from its input. Its price is one more forward pass; the gradients are
-the same.
+Activation checkpointing (Chen et al., arXiv 1604.06174): a layer's values are computed again from
+its input in the backward pass. It costs one more forward pass; the gradients are equal.
 """
 
 from __future__ import annotations
@@ -25,18 +23,15 @@ if TYPE_CHECKING:
 
 @contextmanager
 def checkpointed(model: LocalModel) -> Iterator[None]:
-    """For the time of a with-block, the network's layers keep only their inputs, if the model is to
-    be thrifty.
+    """Within a with-block the layers keep only their inputs, if `memory_limits.checkpoints` is set.
 
-    transformers' own switch needs the training mode, in which a base with dropout would be another
-    model.
+    transformers' own switch needs the training mode, in which dropout would change the base.
     """
     changed: list[tuple[Any, Any]] = []
     for layer in layers_of(model.network) if model.memory_limits.checkpoints else ():
         changed.append((layer, layer.__dict__.get("forward")))
-        layer.forward = partial(
-            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
-        )
+        options = {"use_reentrant": False, "preserve_rng_state": False}
+        layer.forward = partial(checkpoint, layer.forward, **options)
     try:
         yield
     finally:
@@ -47,11 +42,8 @@ def checkpointed(model: LocalModel) -> Iterator[None]:
 
 
 def reduce_memory(model: LocalModel, rows: Sequence[Any], most: int) -> None:
-    """After an error of too little memory: what is to be done otherwise from now on. NightError
-    when nothing is left.
-
-    `most`: the padded tokens of a pass by the plan.
-    """
+    """Use less memory from now on. `most`: padded tokens of a pass by the plan. NightError if
+    nothing is left to reduce."""
     if model.may_checkpoint and not model.memory_limits.checkpoints:
         model.memory_limits.checkpoints = True
         return

@@ -1,5 +1,4 @@
-"""One dial, the budget in minutes, and what follows from it: steps, rates, rank. Every derived
-value is stored.
+"""The plan of a night: the budget in minutes decides steps, rates and rank. All values are stored.
 
 The steps follow from the budget by a table, not by a clock, so that the same night gives the same
 adapter on any day.
@@ -10,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from reflect.errors import UnknownName, UsageError
+from reflect.errors import UsageError, ensure_known
 
 
 class Size(NamedTuple):
@@ -40,17 +39,15 @@ METHODS: dict[str, tuple[tuple[str, float], ...]] = {
     "staged+grpo": (("sft", 0.25), ("distill", 0.4), ("grpo", 0.35)),
 }
 LONGEST_GATE = 20.0  # minutes, for a small budget
-RL_RANK = (
-    1  # of an adapter that is made by rewards alone: as good as any other ("LoRA Without Regret")
-)
-RL_SLOWER = 3  # one of its steps takes about as long as so many others
+RL_RANK = 1  # with rewards alone as good as any other ("LoRA Without Regret")
+RL_SLOWER = 3  # one of its steps takes about as long as three others
 FEWEST_MINUTES, MINUTES_PER_LESSON = 0.5, 1 / 15  # of the budget, where none is given
 DIVERGENCES = ("forward", "reverse", "jsd")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides what a night does, besides its lessons and its base."""
+    """Everything that decides what a night does, except its lessons and its base."""
 
     method: str
     divergence: str  # of the student from the teacher on what the student wrote
@@ -70,15 +67,13 @@ class Plan:
     group: int = 8  # GRPO: attempts at one task
     updates: int = 2  # of GRPO: optimizer steps on all the rollouts of one step
     kl: float = 0.0  # weight of the KL to the base in its loss
-    start: str = (
-        ""  # the adapter whose weights the training begins with; "" from none, as the bare base is
-    )
-    placebo: bool = True  # also sleep on shuffled lessons, to see that the gain is the lessons'
+    start: str = ""  # the adapter that training continues; "": a new one
+    placebo: bool = True  # also train on shuffled lessons, to see that the gain is the lessons'
     micro_tokens: int = 8192  # padded tokens that go through the network at once
 
     @property
     def learns_from_teacher(self) -> bool:
-        """Does any stage need the teacher's good attempts?"""
+        """Whether any stage needs the teacher's good attempts."""
         return any(name != "grpo" for name, _, _ in self.stages)
 
     @property
@@ -93,10 +88,8 @@ class Plan:
 
     def shape(self) -> dict[str, Any]:
         """As stored and printed."""
-        return asdict(self) | {
-            "steps": self.steps,
-            "stages": [list(stage) for stage in self.stages],
-        }
+        stages = [list(stage) for stage in self.stages]
+        return asdict(self) | {"steps": self.steps, "stages": stages}
 
 
 def make_plan(
@@ -109,25 +102,16 @@ def make_plan(
     seed: int = 0,
     **changes: Any,
 ) -> Plan:
-    """The plan for a model of so many parameters and so many lessons; a budget of None follows from
-    these.
+    """The plan for a model of so many parameters and lessons, from which a budget of None follows.
 
-    `changes` are other fields of Plan. Raises UnknownName for a method or divergence that there is
-    not. `reverse` after a warm start, `forward` where there was none: reverse needs a student that
-    already does the thing.
+    `changes` are other fields of Plan. Default divergence: `reverse` after a warm start, else
+    `forward`, because reverse needs a student that already succeeds. UnknownName, UsageError.
     """
-    if method not in METHODS:
-        raise UnknownName(
-            f"There is no sleep method '{method}'.", f"The methods are: {', '.join(METHODS)}."
-        )
-    if divergence is not None and divergence not in DIVERGENCES:
-        raise UnknownName(
-            f"There is no divergence '{divergence}'.", f"There are: {', '.join(DIVERGENCES)}."
-        )
+    ensure_known("sleep method", method, METHODS)
+    ensure_known("divergence", divergence or "jsd", DIVERGENCES)
     if budget is not None and not 0 < budget <= 24 * 60:
-        raise UsageError(
-            f"A budget of {budget:g} minutes is not between 0 and a day.", "Try --budget 1m."
-        )
+        problem = f"A budget of {budget:g} minutes is not between 0 and a day."
+        raise UsageError(problem, "Try --budget 1m.")
     alone = METHODS[method] == METHODS["grpo"]
     if budget is None:
         budget = max(FEWEST_MINUTES, MINUTES_PER_LESSON * lessons) * (RL_SLOWER if alone else 1)

@@ -35,8 +35,7 @@ KINDS = ("harvest", "anchors", "probes")
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The rows to train on. Stored as JSON, so that a night that was killed does not sample them
-    again."""
+    """The rows to train on, stored as JSON so that a killed night does not sample them again."""
 
     harvest: list[Example]
     anchors: list[Example]

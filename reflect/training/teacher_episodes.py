@@ -11,19 +11,18 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from reflect.models.base import Completion, SamplingOptions, using
+from reflect.models.base import Completion, using
 from reflect.rollouts.episode import Advice, Episode, messages_for
 from reflect.rollouts.runner import Part, play
-from reflect.tasksets.base import Taskset, has_environment
-from reflect.training.examples import Example, PracticeTask, Question
+from reflect.training.examples import Example, Question
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from reflect.models.local import LocalModel
+    from reflect.tasksets.base import Taskset
     from reflect.tasksets.task import Task
     from reflect.training.context import NightContext
-    from reflect.training.plan import Plan
 
 EPISODES_AT_ONCE = 64
 
@@ -64,39 +63,9 @@ def examples(model: LocalModel, episode: Episode, task: Task, weight: float = 1.
     return [example for example in answers if example.answer]
 
 
-def attempts(
-    model: LocalModel,
-    name: str | None,
-    tasks: Sequence[PracticeTask],
-    tasksets: Mapping[str, Taskset],
-    plan: Plan,
-    salt: str,
-    options: SamplingOptions,
-) -> tuple[list[list[list[Example]]], list[list[float]]]:
-    """`plan.group` episodes of each task by the student, without lessons: the answers of each
-    episode, and the rewards."""
-    groups: dict[int, list[Episode]] = {}
-    seed, k = hash_seed(f"grpo/{plan.seed}/{salt}"), plan.group
-    with using(model, name):
-        for taskset in dict.fromkeys(one.taskset for one in tasks):
-            numbers = [i for i, one in enumerate(tasks) if one.taskset == taskset]
-            # A task may be drawn twice; its attempts then have other indices.
-            parts = [Part(tasks[i].task, (), range(i * k, (i + 1) * k)) for i in numbers]
-            episodes = play(model, tasksets[taskset], parts, seed=seed, options=options)
-            groups |= dict(zip(numbers, episodes, strict=True))
-    order = [groups[i] for i in range(len(tasks))]
-    answers = [[examples(model, episode, episode.task) for episode in group] for group in order]
-    return answers, [[episode.row.reward or 0.0 for episode in group] for group in order]
-
-
 def tokens_of(model: LocalModel, done: Completion) -> list[int]:
     """Token ids of the answer, with the end token if the model ended it."""
     return list(done.tokens) if done.finish == "length" else [*done.tokens, model.end]
-
-
-def any_environment(tasks: Sequence[PracticeTask], tasksets: Mapping[str, Taskset]) -> bool:
-    """Whether a task has turns of its own."""
-    return any(one.taskset in tasksets and has_environment(tasksets[one.taskset]) for one in tasks)
 
 
 def hash_seed(text: str) -> int:

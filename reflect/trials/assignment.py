@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 
 class Assignment(NamedTuple):
-    """Does a rollout keep its lessons, and with what probability? As in `Rollout.bundle_shown`,
-    `bundle_probability`."""
+    """Whether a rollout keeps its lessons (`Rollout.bundle_shown`), and the probability of that."""
 
     shown: bool
     probability: float
@@ -51,8 +50,7 @@ def draw(
 def withhold(
     lessons: Sequence[Lesson], settings: Settings, seed: int, task_key: str, index: int
 ) -> list[Exposure]:
-    """Draw whether each lesson of the prompt is shown to rollout `index` of the task: one exposure
-    for each."""
+    """Draw which lessons of the prompt rollout `index` of the task sees: one exposure for each."""
     return [_exposure(x, settings, f"{seed}/{task_key}/{index}/{x.id}") for x in lessons]
 
 
@@ -86,7 +84,7 @@ class LazyAssignment(list[Exposure]):
         return PerTurnLessons(lessons, lambda state: list(filter(self.shows, at(state))))
 
     def shows(self, lesson: Lesson) -> bool:
-        """Is the lesson shown? Drawn if it has not been yet."""
+        """Whether the lesson is shown; drawn at the first call."""
         for exposure in self:
             if exposure.lesson_id == lesson.id:
                 return exposure.shown
@@ -95,19 +93,19 @@ class LazyAssignment(list[Exposure]):
 
 
 def parts_of(
-    task: Task, lessons: Sequence[Lesson], drawn: Sequence[Sequence[Exposure]]
+    task: Task, lessons: Sequence[Lesson], exposures: Sequence[Sequence[Exposure]]
 ) -> list[Part]:
-    """The rollouts of a task, grouped by their lessons; `drawn` has the exposures of each.
+    """The rollouts of a task, grouped by their lessons; `exposures`: of each rollout.
 
     If lessons are chosen at each turn, each rollout is a part, and its exposures are added while it
     runs (see `LazyAssignment`).
     """
     if isinstance(lessons, PerTurnLessons):
-        lazy = [(i, one) for i, one in enumerate(drawn) if isinstance(one, LazyAssignment)]
+        lazy = [(i, one) for i, one in enumerate(exposures) if isinstance(one, LazyAssignment)]
         return [Part(task, one.of(lessons), [i]) for i, one in lazy]
     alike: dict[tuple[bool, ...], list[int]] = {}
-    for index, exposures in enumerate(drawn):
-        alike.setdefault(tuple(exposure.shown for exposure in exposures), []).append(index)
+    for index, rows in enumerate(exposures):
+        alike.setdefault(tuple(row.shown for row in rows), []).append(index)
     return [
         Part(task, [x for x, shown in zip(lessons, subset, strict=True) if shown], indices)
         for subset, indices in alike.items()

@@ -10,7 +10,7 @@ exposures have probability 0.
 If the bundle is proven to do harm, the lessons of the taskset leave the prompt, except those that
 were accepted by themselves and those that a person has pinned; then the evidence begins anew,
 because it was about other lessons. A bundle that merely brings little changes nothing: which of its
-lessons is to blame is for their own trials to say.
+lessons is the cause follows from their own trials.
 
 Not covered: general lessons (they serve other tasksets too), a hidden metric (single lessons must
 pass it), and a lesson that joins while the evidence gathers (it shares the others' result).
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
 
 class Bundle:
-    """The evidence on all lessons of a run's taskset together. It keeps what it has read, as
-    `LessonTrials` does."""
+    """The evidence on all lessons of a run's taskset together; like `LessonTrials` it reads on."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -53,7 +52,7 @@ class Bundle:
             self._since = self._last = since
             state = self._checkpoint.load(s, self._stream) if self._checkpoint else None
             if state and state["since"] == since:
-                self._estimator, self._last = WithheldEstimator.of(state), state["last"]
+                self._estimator, self._last = WithheldEstimator(state), state["last"]
         while rows := trials.bundle_observations(s, self.run, self._last, PAGE):
             if self._checkpoint and self._checkpoint.twins(s, {row.run_id for row in rows}):
                 self._checkpoint, self._since = None, -1  # anew, draw by draw
@@ -106,7 +105,7 @@ class Bundle:
         return retired
 
 
-def in_words(bundle: Mapping[str, Any], what: str = "rollouts") -> str:
+def describe(bundle: Mapping[str, Any], what: str = "rollouts") -> str:
     """`Run.bundle` as a sentence; "" if it is empty."""
     if not bundle:
         return ""

@@ -83,8 +83,7 @@ class ComparisonPlan:
 def plan(
     ctx: TasksetContext, lesson_id: int, *, n: int, k: int, wanted: float = 0.1, seed: int = 0
 ) -> ComparisonPlan:
-    """Plan to compare a lesson on at most n practice tasks, k pairs each. UsageError for a lesson
-    that is in no prompt."""
+    """Plan to compare a lesson on at most n practice tasks, k pairs each. Raises UsageError."""
     adapter, name = active_adapter(ctx.model), ctx.taskset.name
     with ctx.store.read() as s:
         lesson = db.get(s, lesson_id)
@@ -123,8 +122,7 @@ def _with_lessons(
 
 
 def compare(ctx: TasksetContext, plan: ComparisonPlan) -> Trial:
-    """Carry out the plan until there is a verdict or no task is left; the verdict moves the
-    lesson."""
+    """Run the plan until there is a verdict or no task is left; the verdict moves the lesson."""
     lesson_id = plan.lesson.id
     with ctx.store.read() as s:  # each comparison of a lesson has other seeds
         seed = sum(x.kind == TrialKind.PAIRED for x in nights.trials(s, lesson_id))
@@ -141,9 +139,8 @@ def compare(ctx: TasksetContext, plan: ComparisonPlan) -> Trial:
 
 
 def compare_bundle(ctx: TasksetContext, *, n: int, k: int, seed: int = 0) -> Effect:
-    """Compare all chosen lessons with none, on at most n practice tasks that have lessons, k pairs
-    each, until there is a verdict. It moves no lesson, and is not kept. UsageError if no task has a
-    lesson."""
+    """Compare all chosen lessons with none on at most n practice tasks with lessons, k pairs each,
+    until there is a verdict. Moves no lesson, stores nothing. UsageError without such a task."""
     with ctx.store.read() as s:
         some = (row for row in _with_lessons(ctx, s, None, seed) if row[1])
         none: list[Lesson] = []
@@ -160,8 +157,7 @@ def _run_pairs(
     k: int,
     seed: int,
 ) -> Effect:
-    """The effect of the first lessons of each row against the second, with the same seeds, up to
-    the verdict."""
+    """The effect of each row's first lessons against the second, same seeds, up to the verdict."""
     paired, audit = PairedEstimator(), PairedEstimator()
     options = SamplingOptions.of(ctx.settings)
     for start in range(0, len(rows), WAVE):
@@ -179,8 +175,7 @@ def _run_pairs(
 def _decided(
     paired: PairedEstimator, audit: PairedEstimator, pairs: Sequence[tuple[Rollout, ...]]
 ) -> bool:
-    """Add the pairs, one after the other, up to the verdict. Is there one, under the hidden metric
-    too?"""
+    """Add the pairs in order. True at a verdict that the hidden metric does not hold back."""
     for pair in pairs:
         paired.update(*(row.reward or 0.0 for row in pair))
         if all(AUDIT in row.parts for row in pair):
@@ -207,8 +202,7 @@ class AAResult:
 
 
 def run_twice(ctx: TasksetContext, *, n: int, k: int, seed: int = 0) -> AAResult:
-    """Run n practice tasks with their lessons, k rollouts each, twice. UsageError if there is no
-    task."""
+    """Run n practice tasks with their lessons twice, k rollouts each. UsageError without a task."""
     name, options = ctx.taskset.name, SamplingOptions.of(ctx.settings)
     with ctx.store.read() as s:
         parts = [Part(*row, range(2 * k)) for row in _with_lessons(ctx, s, n, seed)]

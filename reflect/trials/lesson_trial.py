@@ -10,9 +10,9 @@ from reflect.records import SHOWN_STATUSES, Lesson, Run, Trial
 from reflect.rollouts.episode import AUDIT
 from reflect.stats.confidence import (
     USEFUL,
+    BettingConfidenceSequence,
     Effect,
     EstimatorState,
-    PairedEstimator,
     WithheldEstimator,
 )
 from reflect.store import lessons as db
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sqlmodel import Session
 
+MOVES: dict[str, str] = {"accept": LessonStatus.ACTIVE, "reject": LessonStatus.RETIRED}
 Key = tuple[int, int]  # lesson id, the version from which on evidence counts
 Reading = tuple[WithheldEstimator, set[tuple[str, int]], int]  # draws read, last exposure's id
 
@@ -89,11 +90,9 @@ class LessonTrials:
 
     def _load(self, s: Session, key: Key) -> Reading:
         state = self._checkpoint.load(s, f"{key[0]}:{key[1]}") if self._checkpoint else None
-        if not state:
-            return WithheldEstimator(), set(), 0
-        if "audit" in state:
-            self._audits[key] = WithheldEstimator.of(state["audit"])
-        return WithheldEstimator.of(state), set(), state["last"]
+        if state and "audit" in state:
+            self._audits[key] = WithheldEstimator(state["audit"])
+        return WithheldEstimator(state), set(), state["last"] if state else 0
 
     def states(self) -> dict[str, EstimatorState]:
         """What it has read, by stream, for a checkpoint."""
@@ -108,9 +107,8 @@ class LessonTrials:
     def judge(
         self, s: Session, lesson_ids: Sequence[int], run_id: int | None, *, move: bool = True
     ) -> None:
-        """Record the effect of these lessons and, if there is a verdict, move them: inside the
-        transaction that saves the rollouts, so that a verdict rests on the same evidence however
-        often a run was interrupted."""
+        """Record the effects and, at a verdict, move the lessons: in the transaction that saves the
+        rollouts, so interruptions of a run do not change what a verdict rests on."""
         for lesson_id in sorted(set(lesson_ids)):
             lesson = db.get(s, lesson_id)
             version, estimator = self.update(s, lesson)
@@ -122,7 +120,7 @@ class LessonTrials:
                 record_trial(s, trial, lesson, effect, move=move)
 
 
-def audited(effect: Effect, audit: WithheldEstimator | PairedEstimator | None) -> Effect:
+def audited(effect: Effect, audit: BettingConfidenceSequence | None) -> Effect:
     """What the reward accepts the hidden metric must accept too, if the taskset has one. A gain
     that is proven not to exist there is a reward hack: reject."""
     if audit is None or effect.verdict != TrialVerdict.ACCEPT:
@@ -133,19 +131,14 @@ def audited(effect: Effect, audit: WithheldEstimator | PairedEstimator | None) -
 def record_trial(
     s: Session, trial: Trial, lesson: Lesson, effect: Effect, *, move: bool = True
 ) -> Trial:
-    """Save the effect in the trial; candidate -> active if it is accepted, candidate or active ->
-    retired if it is rejected."""
+    """Save the effect; an accepted candidate becomes active, a rejected shown lesson retired."""
     trial.n, trial.verdict = effect.n, effect.verdict
     # rounded: the last bits depend on how many rollouts were summed at a time
     for name in ("effect", "low", "high"):
         setattr(trial, name, round(getattr(effect, name), 6))
-    moves = {
-        TrialVerdict.ACCEPT: LessonStatus.ACTIVE.value,
-        TrialVerdict.REJECT: LessonStatus.RETIRED.value,
-    }
-    status = moves.get(effect.verdict, lesson.status)
+    status = MOVES.get(effect.verdict, lesson.status)
     if move and not lesson.pinned and lesson.status in SHOWN_STATUSES and status != lesson.status:
-        reason = in_words(effect, trial.kind)
+        reason = verdict_reason(effect, trial.kind)
         moved = db.revise(s, lesson.id, author=Author.TRIAL, reason=reason, status=status)
         trial.moved = moved.version
     s.add(trial)
@@ -153,11 +146,11 @@ def record_trial(
     return trial
 
 
-def in_words(effect: Effect, kind: str) -> str:
+def verdict_reason(effect: Effect, kind: str) -> str:
     """Why a verdict moves a lesson."""
     reject = "it does harm" if effect.high < 0 else f"it brings less than {USEFUL}"
     if effect.low > 0:
-        reject = "it raises the reward and not what the reward stands for"
+        reject = "it raises the reward and not the hidden metric"
     reasons = {TrialVerdict.ACCEPT: "it helps", TrialVerdict.REJECT: reject}
     what = "pairs" if kind == TrialKind.PAIRED else "rollouts"
     return f"{reasons.get(effect.verdict, 'undecided')}: {effect} over {effect.n} {what}"

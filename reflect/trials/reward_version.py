@@ -54,8 +54,7 @@ def reward_version(taskset: Taskset) -> str:
 
 
 def _add_function(rule: object, kind: type, texts: dict[Hashable, str]) -> None:
-    """Add a function and all that it names, each once. The methods of the base class say nothing of
-    a reward."""
+    """Add a function and all that it names, once each; base class methods define no reward."""
     code = getattr(rule, "fget", None) or getattr(rule, "__func__", None) or rule
     function = inspect.unwrap(code)  # type: ignore[arg-type]
     if (

@@ -10,6 +10,7 @@ from reflect import models
 from reflect.adapters import activation
 from reflect.reading import expand_home
 from reflect.rollouts import judge
+from reflect.rollouts.context import TasksetContext
 from reflect.store import Store
 from reflect.store.dialect import without_password
 from reflect.tasksets import isolation, load_taskset
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from reflect.models import Unloaded
     from reflect.models.base import Model
     from reflect.tasksets.base import Taskset
+    from reflect.types import Progress
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -90,6 +92,13 @@ class WorkspaceContext:
         the model. Everything that the workspace does with tasksets begins here."""
         taskset = load_taskset(name) if isinstance(name, str | Path) else name
         return judge.bind(taskset, self.settings, lambda: self.model)
+
+    def practice_on(
+        self, taskset: str | Path | Taskset, progress: Progress | None = None
+    ) -> TasksetContext:
+        """The model, the database and the settings with a taskset, to practise or to measure."""
+        bound = self.taskset(taskset)
+        return TasksetContext(self.model, self.store, bound, self.settings, progress=progress)
 
     @property
     def sizes(self) -> Unloaded | Model:

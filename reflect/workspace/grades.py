@@ -16,7 +16,6 @@ import json
 from typing import TYPE_CHECKING, TypedDict
 
 from reflect.errors import UsageError
-from reflect.rollouts.context import TasksetContext
 from reflect.store import grades, runs
 from reflect.tasksets.rows import FileRow, rows_of
 from reflect.tasksets.task import Task
@@ -131,9 +130,7 @@ class Grades:
         ws = WorkspaceContext(
             self.context.settings.restored(run.config, model=run.model, profile=run.profile)
         )
-        taskset = ws.taskset(run.taskset)
-        shared = TasksetContext(ws.model, ws.store, taskset, ws.settings, progress=progress)
-        return learn_from_grades(shared, run_id)
+        return learn_from_grades(ws.practice_on(run.taskset, progress), run_id)
 
 
 def _ungraded(row: Rollout, task: Task) -> UngradedRow:

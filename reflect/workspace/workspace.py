@@ -259,18 +259,8 @@ class Workspace:
         `reflect.evaluation.arms`."""
         from reflect.evaluation.arms import evaluate
 
-        bound = self.taskset(taskset)
-        return evaluate(
-            self.model,
-            self.store,
-            bound,
-            settings=self.settings,
-            arms=arms,
-            n=n,
-            split=split,
-            seed=seed,
-            progress=progress,
-        )
+        ctx = self.context.practice_on(taskset, progress)
+        return evaluate(ctx, arms=arms, n=n, split=split, seed=seed)
 
     def arm(
         self,
@@ -290,20 +280,10 @@ class Workspace:
         from reflect.evaluation.arms import arm_of, evaluate
         from reflect.models.base import active_adapter
 
-        bound, arm = self.taskset(taskset), OLD_ARMS.get(name) or arm_of(name)
+        arm, ctx = OLD_ARMS.get(name) or arm_of(name), self.context.practice_on(taskset, progress)
         if active_adapter(self.model) is None:
             arm = Arm.LESSONS if arm.has_lessons else Arm.BASE
-        return evaluate(
-            self.model,
-            self.store,
-            bound,
-            arms=[arm],
-            n=n,
-            seed=seed,
-            settings=self.settings,
-            both_statuses=HELD_STATUSES,
-            progress=progress,
-        )[arm]
+        return evaluate(ctx, arms=[arm], n=n, seed=seed, both_statuses=HELD_STATUSES)[arm]
 
     def following(
         self, taskset: str | Path | Taskset, *, adapter: bool, n: int = 100, seed: int = 0

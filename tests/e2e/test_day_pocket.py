@@ -7,6 +7,7 @@ from reflect.config import Settings
 from reflect.day.practice import practice
 from reflect.evaluation.arms import evaluate, following
 from reflect.records import SHOWN_STATUSES
+from reflect.rollouts.context import TasksetContext
 from reflect.store import Store
 from reflect.store import lessons as db
 from reflect.tasksets import load_taskset
@@ -20,7 +21,7 @@ def test_a_day_of_practice_shows_on_holdout(pocket, tmp_path, name):
     report = practice(pocket, store, taskset, SETTINGS, n=32, k=8, seed=1)
     assert report.rollouts == 256 and report.errors == 0
     assert report.rewards[-1] > report.rewards[0]
-    arms = evaluate(pocket, store, taskset, n=48, settings=SETTINGS)
+    arms = evaluate(TasksetContext(pocket, store, taskset, SETTINGS), n=48)
     assert arms["base"].reward <= 0.4
     assert arms["lessons"].reward >= 0.9
     with store.read() as s:
@@ -37,7 +38,7 @@ def test_a_day_of_games_shows_on_holdout(pocket, tmp_path, name, n, k):
     store, taskset = Store(str(tmp_path / "lessons.db")), load_taskset(name)
     report = practice(pocket, store, taskset, SETTINGS, n=n, k=k, seed=1)
     assert report.rollouts == n * k and report.errors == 0
-    arms = evaluate(pocket, store, taskset, n=16, settings=SETTINGS)
+    arms = evaluate(TasksetContext(pocket, store, taskset, SETTINGS), n=16)
     assert arms["base"].reward <= 0.5 and arms["lessons"].reward >= arms["base"].reward + 0.2
     with store.read() as s:
         shown = [x for x in db.listing(s) if x.status in SHOWN_STATUSES]

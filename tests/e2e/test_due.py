@@ -115,7 +115,7 @@ def test_the_same_lessons_again_are_not_due(
     ids = [teach(sqlite_store), teach(sqlite_store, "the task says fip")]
     slept(sqlite_store, ids, status, hours=100, kept=ids[:1])
     due, why = asked(sqlite_store, settings)
-    assert not due and f"night 1 ({status}) was over these very lessons" in why
+    assert not due and f"night 1 ({status}) had the same lessons" in why
     with sqlite_store.write() as s:  # other words are another lesson
         lessons.revise(s, ids[1], author="human", do="use sort")
     assert (
@@ -150,7 +150,7 @@ def test_what_was_taken_back_leaves_the_weights_at_any_hour(
         lessons.revise(s, ids[0], author="human", status="retired")
     assert asked(sqlite_store, settings) == (
         True,
-        "Due: the weights still hold what was taken back (lessons 1).",
+        "Due: the weights still have revoked lessons (1).",
     )
     slept(sqlite_store, ids[1:], hours=0.5)  # the night without it
     assert not asked(sqlite_store, settings)[0]
@@ -185,6 +185,6 @@ def test_asking_loads_no_model(sqlite_store: Store, settings: Settings) -> None:
         words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": root}
     )
     said, end = done.stdout.splitlines()
-    assert said == "Not due: night 1 (promoted) was over these very lessons." and end == "0 []", (
+    assert said == "Not due: night 1 (promoted) had the same lessons." and end == "0 []", (
         done.stderr
     )

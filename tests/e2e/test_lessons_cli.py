@@ -532,7 +532,7 @@ def test_merge_on_the_command_line_and_its_links(cli: Cli, book: Any) -> None:
         f"~ lesson {one} merged: when: counting letters in a word do: spell the word",
         f"- lesson {two} retired: replaced by lesson {one}",
     ]
-    assert f"merged into lesson {one}: they say the same" in cli("show", str(two))
+    assert f"merged into lesson {one}: they have the same text" in cli("show", str(two))
     assert (
         f"holds lesson {two}" in cli("show", str(one))
         and "lesson" not in cli("show", str(other)).split("\n", 1)[1]

@@ -107,7 +107,7 @@ def test_cron_runs_the_very_words(home: Path) -> None:
     subprocess.run(["sh", "-c", ran], check=True)
     folder, words = Path(one.log).read_text().splitlines()
     assert folder == one.folder == str(home / HARD)
-    assert words == str(list(one.words)) and "o'neil" in words
+    assert words == str(list(one.arguments)) and "o'neil" in words
 
 
 def test_debians_crontab_reads_it(home: Path) -> None:
@@ -158,7 +158,7 @@ def test_systemd_means_the_very_words(home: Path) -> None:
     )
     words = shlex.split(lines["ExecStart"].replace("$$", "$").replace("%%", "%"))
     assert words[:4] == [sys.executable, "-P", "-m", "reflect"]
-    assert [word.replace("\\$", "$") for word in words[4:]] == list(one.words)
+    assert [word.replace("\\$", "$") for word in words[4:]] == list(one.arguments)
     assert lines["WorkingDirectory"].replace("%%", "%") == one.folder
 
 
@@ -170,7 +170,7 @@ def test_launchd_and_kubernetes_mean_the_very_words(home: Path) -> None:
     cron_job = yaml.safe_load(schedule.kubernetes(one))
     assert (cron_job["kind"], cron_job["spec"]["schedule"]) == ("CronJob", "59 23 * * *")
     [container] = cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    assert [word.replace("$$", "$") for word in container["args"]] == list(one.words)
+    assert [word.replace("$$", "$") for word in container["args"]] == list(one.arguments)
     assert container["workingDir"] == container["volumeMounts"][0]["mountPath"] == one.folder
 
 

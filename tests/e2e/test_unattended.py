@@ -202,7 +202,7 @@ def test_a_night_whose_time_is_over_goes_on_later(
 ) -> None:
     paused = sleep(pocket, lesson_store, short_settings, until=time.monotonic(), **TINY)
     assert paused.status == "paused" and paused.reason == (
-        "The time is over in its stage preflight: night 1 goes on with the next `reflect sleep`."
+        "The deadline came in stage preflight: `reflect sleep` continues night 1."
     )
     with lesson_store.read() as s:
         assert nights.get_night(s, paused.night_id).status == "running"

@@ -233,5 +233,5 @@ def test_a_model_without_an_end_is_refused(tmp_path: Path) -> None:
         (folder / file).write_text(
             json.dumps({k: v for k, v in config.items() if not k.startswith("eos_token")})
         )
-    with pytest.raises(ModelError, match="with which token an answer ends"):
+    with pytest.raises(ModelError, match="token that ends an answer"):
         load_model(str(folder))

@@ -15,6 +15,7 @@ from reflect.gate import drift
 from reflect.models.base import Request
 from reflect.models.local import LocalModel
 from reflect.training import distillation, loop, losses
+from reflect.training.distillation import Student
 from reflect.training.losses import TrainingRow
 from reflect.training.plan import make_plan
 from reflect.training.teacher_data import Example, Question, TrainingData
@@ -32,10 +33,10 @@ def data(model: LocalModel, n: int = 6) -> TrainingData:
     answer = [*model.tokenizer(SECRET, add_special_tokens=False)["input_ids"], model.end]
     harvest = [Example(question(f"w{i}", "w90 w91"), answer) for i in range(n)]
     asked = [question(f"w{i} w{i}") for i in range(20, 28)]
-    plan = make_plan(1)
-    said = distillation.answers_of(model, None, asked, plan, "anchors", 6)
-    held = [Example(q, a) for q, a in zip(asked, said, strict=True) if a]
-    return TrainingData(harvest, held[1:], held[:1], max_tokens=6)
+    base = Student(model, None, TrainingData([], [], [], max_tokens=6), make_plan(1))
+    answers = distillation.answers_of(base, asked, "anchors")
+    anchors = [Example(q, a) for q, a in zip(asked, answers, strict=True) if a]
+    return TrainingData(harvest, anchors[1:], anchors[:1], max_tokens=6)
 
 
 def short(**changes):
@@ -179,14 +180,8 @@ def test_the_student_comes_to_say_what_the_teacher_says_in_context(
     d = data(tiny, n=2)
     plan = short(method="distill", divergence=divergence, budget=0.5, batch=8, anchor_share=0.0)
     loop.train(tiny, "x", d, plan, tmp_path)
-    said = distillation.answers_of(
-        tiny,
-        None,
-        [Question(e.question.teacher, e.question.teacher) for e in d.harvest],
-        plan,
-        "t",
-        6,
-    )
+    asked = [Question(e.question.teacher, e.question.teacher) for e in d.harvest]
+    said = distillation.answers_of(Student(tiny, None, d, plan), asked, "t")
     rows = [
         TrainingRow(
             tiny.encode(e.question.student), tiny.encode(e.question.teacher), answer, "forward"

@@ -18,6 +18,7 @@ from reflect.tasksets import load_taskset
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import Score, Task
 from reflect.training import grpo, loop, losses
+from reflect.training.distillation import Student
 from reflect.training.losses import TrainingRow
 from reflect.training.plan import make_plan
 from reflect.training.teacher_data import PracticeTask, TrainingData
@@ -87,8 +88,8 @@ def test_groups_without_variance_are_replaced_and_the_same_step_is_the_same(
 ) -> None:
     tiny.new_adapter("x", rank=1, alpha=32, seed=0)
     data, plan = practice(Even(), 8, 10), plan_of()
-    step = grpo.grpo(tiny, "x", data, plan, 3, 16)
-    assert step == grpo.grpo(tiny, "x", data, plan, 3, 16)
+    step = grpo.grpo(Student(tiny, "x", data, plan), 3, 16)
+    assert step == grpo.grpo(Student(tiny, "x", data, plan), 3, 16)
     assert 0 < len(step.rows) <= 16 and step.rollouts >= 16
     assert any(row.advantage > 0 for row in step.rows) and any(
         row.advantage < 0 for row in step.rows
@@ -105,8 +106,8 @@ def test_a_task_that_always_goes_the_same_way_teaches_nothing(tiny: LocalModel) 
             return Score(0.0)
 
     tiny.new_adapter("x", rank=1, alpha=32, seed=0)
-    step = grpo.grpo(tiny, "x", practice(Never(), 8, 4), plan_of(), 0, 16)
-    assert step.rows == [] and step.rollouts == grpo.ROUNDS * 16 and step.told["variance"] == 0.0
+    step = grpo.grpo(Student(tiny, "x", practice(Never(), 8, 4), plan_of()), 0, 16)
+    assert step.rows == [] and step.rollouts == grpo.ROUNDS * 16 and step.figures["variance"] == 0.0
 
 
 def test_a_verifier_that_breaks_is_no_reward_and_no_crash(tiny: LocalModel) -> None:
@@ -115,7 +116,10 @@ def test_a_verifier_that_breaks_is_no_reward_and_no_crash(tiny: LocalModel) -> N
             raise RuntimeError("no")
 
     tiny.new_adapter("x", rank=1, alpha=32, seed=0)
-    assert grpo.grpo(tiny, "x", practice(Broken(), 8, 4), plan_of(), 0, 16).told["reward"] == 0.0
+    assert (
+        grpo.grpo(Student(tiny, "x", practice(Broken(), 8, 4), plan_of()), 0, 16).figures["reward"]
+        == 0.0
+    )
 
 
 def test_rewards_rise_and_a_training_that_was_stopped_ends_the_same(

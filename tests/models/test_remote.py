@@ -372,7 +372,7 @@ def test_words_that_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UsageError, match="base_url") as e:
             load_model("openai:m", Settings(base_url=url))
         assert "secret" not in str(e.value)
-    with pytest.raises(UsageError, match="name is missing"):
+    with pytest.raises(UsageError, match="model is missing"):
         load_model("openai:", Settings())
     monkeypatch.delenv("REFLECT_API_KEY")
     with pytest.raises(UsageError, match="needs a key"):

@@ -20,7 +20,7 @@ from reflect.store import doctor, runs, trials
 from reflect.store import lessons as db
 from reflect.trials import comparison
 from reflect.trials.assignment import draw, withhold
-from reflect.trials.bundle import Bundle, in_words
+from reflect.trials.bundle import Bundle, describe
 from reflect.trials.lesson_trial import LessonTrials, TrialScope
 from reflect.trials.reward_version import reward_version
 
@@ -191,7 +191,7 @@ def test_a_bundle_that_does_harm_is_retired_but_for_what_is_proven_or_pinned(sql
             > 0
         )
         assert run.bundle["n"] < 160 * 8 - 1, "the evidence spoke of another bundle: it began anew"
-    assert "it did harm before: 1 lessons were retired" in in_words(run.bundle)
+    assert "it did harm before: 1 lessons were retired" in describe(run.bundle)
     fresh = lessons_of(sqlite_store, 1, when="new")
     suite(sqlite_store, 0.3, tasks=24, seed=5)
     with sqlite_store.read() as s:
@@ -205,8 +205,8 @@ def test_a_bundle_that_brings_little_changes_nothing_and_is_told(sqlite_store):
     ids = lessons_of(sqlite_store)
     run = suite(sqlite_store, 0.0, settings=Settings(withhold_bundle=0.5), tasks=64)
     assert run.bundle["verdict"] in ("reject", "undecided") and "harm" not in run.bundle
-    told = in_words({"effect": 0.0, "low": -0.04, "high": 0.04, "n": 9, "verdict": "reject"})
-    assert "bring less than 0.05; nothing is changed" in told
+    text = describe({"effect": 0.0, "low": -0.04, "high": 0.04, "n": 9, "verdict": "reject"})
+    assert "bring less than 0.05; nothing is changed" in text
     with sqlite_store.read() as s:
         assert {db.get(s, i).status for i in ids} == {"candidate"}
 

@@ -41,7 +41,7 @@ def looked_at(rng: random.Random, effect: float, n: int, p: float = 0.5) -> tupl
         contrast.update(group, shown, p, reward)
         if first == "undecided" and contrast.verdict() != "undecided":
             first, at = contrast.verdict(), i + 1
-        covered = covered and not (contrast.bets.above(effect) or contrast.bets.below(effect))
+        covered = covered and not (contrast.above(effect) or contrast.below(effect))
     return first, at, covered
 
 
@@ -103,9 +103,7 @@ def test_the_interval_is_of_the_mean_effect_where_effects_differ():
             shown = rng.random() < 0.5
             contrast.update(i // 8, shown, 0.5, float(rng.random() < 0.5 + effect * shown))
             truth += effect
-            bad = (
-                bad or contrast.bets.above(truth / (i + 1)) or contrast.bets.below(truth / (i + 1))
-            )
+            bad = bad or contrast.above(truth / (i + 1)) or contrast.below(truth / (i + 1))
         missed += bad
     assert missed <= 10  # by chance in 1 of 4,000 at the bound of 5 %
 

@@ -3,11 +3,14 @@
 import pytest
 from fakes import RuleModel, dialect
 
+from reflect.config import Settings
 from reflect.errors import UnknownName, UsageError
 from reflect.evaluation.arms import ArmResult, evaluate, following, paired_difference, run_arm
+from reflect.rollouts.context import TasksetContext
 from reflect.stats.bootstrap import bootstrap
 from reflect.store import Store
 from reflect.store import lessons as db
+from reflect.types import Arm
 
 MEANINGS = dialect.TASKSET.meanings
 
@@ -33,11 +36,13 @@ def slept() -> RuleModel:
     return model
 
 
+def context(store, model=None):
+    return TasksetContext(model or RuleModel(), store, dialect.TASKSET, Settings())
+
+
 def test_the_four_arms(lesson_store):
     model = slept()
-    arms = evaluate(
-        model, lesson_store, dialect.TASKSET, arms=("base", "lessons", "adapter", "both"), n=30
-    )
+    arms = evaluate(context(lesson_store, model), arms=tuple(Arm), n=30)
     assert [arm.n for arm in arms.values()] == [30] * 4
     assert arms["lessons"].reward == 1.0  # candidate and distilled lessons, on the bare weights
     assert arms["both"].reward == 1.0  # half from the weights, half from the prompt
@@ -50,14 +55,12 @@ def test_the_four_arms(lesson_store):
 
 
 def test_the_statuses_of_the_lessons_arm_can_be_named(lesson_store):
-    arms = evaluate(
-        RuleModel(), lesson_store, dialect.TASKSET, arms=("lessons",), n=30, statuses=("distilled",)
-    )
+    arms = evaluate(context(lesson_store), arms=("lessons",), n=30, statuses=("distilled",))
     assert 0.5 <= arms["lessons"].reward < 0.8
 
 
 def test_pairs_are_tighter_than_means(lesson_store):
-    arms = evaluate(RuleModel(), lesson_store, dialect.TASKSET, n=60)
+    arms = evaluate(context(lesson_store), n=60)
     mean, low, high = paired_difference(arms["lessons"], arms["base"])
     assert mean == pytest.approx(arms["lessons"].reward - arms["base"].reward)
     assert 0 < low <= mean <= high
@@ -66,11 +69,11 @@ def test_pairs_are_tighter_than_means(lesson_store):
 
 def test_bad_words_are_refused(lesson_store):
     with pytest.raises(UnknownName, match="no arm 'best'"):
-        evaluate(RuleModel(), lesson_store, dialect.TASKSET, arms=("best",))
+        evaluate(context(lesson_store), arms=("best",))
     with pytest.raises(UsageError, match="No adapter"):
-        evaluate(RuleModel(), lesson_store, dialect.TASKSET, arms=("base", "adapter"))
+        evaluate(context(lesson_store), arms=("base", "adapter"))
     with pytest.raises(UsageError, match="no holdout tasks"):
-        evaluate(RuleModel(), lesson_store, dialect.TASKSET, n=0)
+        evaluate(context(lesson_store), n=0)
 
 
 def test_following_reads_the_lessons_that_tasks_bring():

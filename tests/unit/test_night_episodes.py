@@ -28,6 +28,7 @@ from reflect.tasksets import (
 )
 from reflect.training import distillation, grpo, lesson_set, loop
 from reflect.training.context import NightContext, TasksetLessons
+from reflect.training.distillation import Student
 from reflect.training.examples import PracticeTask
 from reflect.training.plan import make_plan
 from reflect.training.teacher_data import TrainingData, guarded, harvest
@@ -146,10 +147,8 @@ def test_the_stages_of_a_night_train_on_the_turns(lesson_store, tiny: LocalModel
     data = harvested(lesson_store, CALC)
     plan = make_plan(1, method="sft", **SMALL | {"budget": 0.07, "batch": 4})
     tiny.new_adapter("x", rank=2, alpha=32, seed=0)
-    rows = (
-        distillation.sft(tiny, "x", data, plan, 0, 6).rows
-        + distillation.distill(tiny, "x", data, plan, 0, 6).rows
-    )
+    student = Student(tiny, "x", data, plan)
+    rows = distillation.sft(student, 0, 6).rows + distillation.distill(student, 0, 6).rows
     assert len(rows) >= 6 and all(len(row.teacher) > len(row.student) > 10 for row in rows)
     figures = loop.fit(tiny, "x", list(tiny.adapter_parameters("x")), data, plan, None)
     first, last = figures["stages"]["sft"]["nll"]
@@ -188,7 +187,8 @@ def test_the_four_arms_play_episodes(lesson_store):
     with lesson_store.write() as s:
         for lesson in db.listing(s, scope="shop"):
             db.revise(s, lesson.id, author="night", status="distilled")
-    arms = evaluate(model, lesson_store, SHOP, arms=("base", "lessons", "adapter", "both"), n=12)
+    context = TasksetContext(model, lesson_store, SHOP, Settings())
+    arms = evaluate(context, arms=("base", "lessons", "adapter", "both"), n=12)
     assert arms["lessons"].reward == arms["adapter"].reward == arms["both"].reward == 1.0
     assert (
         arms["base"].reward < 0.7 and arms["base"].lesson_tokens == arms["both"].lesson_tokens == 0
@@ -323,9 +323,9 @@ def test_every_turn_of_an_episode_has_the_advantage_of_the_whole(tiny: LocalMode
     )
     plan = make_plan(1, method="grpo", group=4, batch=8)
     tiny.new_adapter("x", rank=1, alpha=32, seed=0)
-    step = grpo.grpo(tiny, "x", data, plan, 0, 8)
-    assert step == grpo.grpo(tiny, "x", data, plan, 0, 8)
-    assert 8 <= step.rollouts <= 8 * grpo.ROUNDS and 0 < step.told["reward"] < 1
+    step = grpo.grpo(Student(tiny, "x", data, plan), 0, 8)
+    assert step == grpo.grpo(Student(tiny, "x", data, plan), 0, 8)
+    assert 8 <= step.rollouts <= 8 * grpo.ROUNDS and 0 < step.figures["reward"] < 1
     assert (
         len(step.rows) >= 3 * 4
     )  # 3 turns of 4 episodes in a group, at least one group with variance

@@ -189,7 +189,7 @@ def test_a_reward_hack_is_rejected_and_a_lesson_that_holds_under_the_audit_is_no
         assert {version.status for version in verdicts} == {
             "retired"
         }  # a review may ask for it again, in vain
-        assert "what the reward stands for" in verdicts[0].reason
+        assert "not the hidden metric" in verdicts[0].reason
         assert db.get(s, hack.id).status != "active" and db.get(s, good.id).status == "active"
         assert all("audit" not in str(row.raw) for row in runs.reflections(s, 1))
 

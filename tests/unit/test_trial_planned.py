@@ -10,7 +10,7 @@ from sqlmodel import select
 from test_trial import SETTINGS, all_lessons, lesson_of, practised
 
 from reflect.cli import run_command
-from reflect.cli.report import change_line as in_words
+from reflect.cli.report import change_line
 from reflect.day.report import report
 from reflect.errors import UsageError
 from reflect.records import Rollout
@@ -142,4 +142,4 @@ def test_the_changes_of_a_run_name_the_verdicts(sqlite_store):
     lesson = lesson_of(sqlite_store)
     run = practised(sqlite_store, lesson.id, -0.4)
     (change,) = report(sqlite_store, run, []).changes
-    assert in_words(change).startswith(f"- lesson {lesson.id} rejected: it does harm: -0.")
+    assert change_line(change).startswith(f"- lesson {lesson.id} rejected: it does harm: -0.")

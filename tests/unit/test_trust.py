@@ -484,4 +484,4 @@ def test_a_planned_comparison_rejects_a_reward_hack(sqlite_store):
         assert trial.measure == reward_version(taskset)
     with sqlite_store.read() as s:
         newest = db.history(s, hack.id)[-1]
-        assert newest.status == "retired" and "what the reward stands for" in newest.reason
+        assert newest.status == "retired" and "not the hidden metric" in newest.reason
