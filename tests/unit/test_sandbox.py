@@ -76,7 +76,7 @@ def test_a_machine_whose_system_calls_nobody_knows_is_refused(monkeypatch, bwrap
     assert seccomp.program("riscv64") is None and len(seccomp.program("aarch64")) % 8 == 0
     monkeypatch.setattr(seccomp, "program", lambda: None)
     bubblewrap._probe.cache_clear()
-    with pytest.raises(SandboxError, match="x86_64 and aarch64 only"):
+    with pytest.raises(SandboxError, match="only x86_64 and aarch64"):
         runs("print(1)")
     monkeypatch.undo()
     assert runs("print(1)").stdout == b"1\n"
