@@ -13,8 +13,8 @@ in a text (`ROLE_TOKEN`), instead of a list of models:
 HTML, XML, code and mathematics have none of these, but for the HTML element `<s>`; see
 `strip_role_tokens`.
 
-Not covered: role names in plain words (`USER:`, `### Instruction:`), which no program can tell from
-ordinary text.
+Not covered: role names in plain words (`USER:`, `### Instruction:`) where the template is unknown:
+no program can tell them from ordinary text. `Chat.markup` has those of a local model.
 """
 
 from __future__ import annotations

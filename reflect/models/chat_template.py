@@ -19,6 +19,7 @@ See `reflect.tasksets.thoughts` for the spellings.
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
@@ -44,6 +45,9 @@ MARKS = frozenset(mark for pair in THOUGHTS for mark in pair) | {
     "<|channel|>", "<|message|>",
 }  # fmt: skip
 RESPONSE = frozenset({"<tool_response>", "</tool_response>"})  # see `plainly`
+PROBE = "zq probe qz"
+# The name of a role in plain words, on a line of its own or before a text.
+ROLE_LINE = re.compile(r"^[ \t]*(#{1,6} ?\w[^\n]{0,30}|\w[\w ]{1,20}:)[ \t]*$", re.MULTILINE)
 THOUGHT_KEYS = ("thought", "reasoning", "reasoning_content")
 PROBE_TOOL: Json = {
     "type": "function",
@@ -135,32 +139,38 @@ class Chat:
 
     @cached_property
     def markup(self) -> frozenset[str]:
-        """What only the template may write: special tokens, and the added tokens in brackets and
-        role tokens that it writes. Words and one or two characters are no markup."""
-        written = "\n".join(self._written())
+        """What only the template may write: special tokens, and the added tokens in brackets, role
+        tokens and names of roles (`ASSISTANT:`, `### Response:`) that it writes. Words and one or
+        two characters are no markup."""
+        talks = list(self._talks())
+        written = "\n".join([*self._sources(), *(text for _, text in talks)])
         added = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
         tokens = {token for token in added if token[:1] in "<[" and token[-1:] in ">]"}
         tokens = {token for token in tokens if token in written} | self._special_tokens
         tokens |= {match[0] for match in ROLE_TOKEN.finditer(written)}
+        plain = "\n".join(text for tools, text in talks if not tools)
+        tokens |= {match[1] for match in ROLE_LINE.finditer(plain.replace(PROBE, "\n"))}
         stripped = {token.strip(" \n\t\N{LOWER ONE EIGHTH BLOCK}") for token in tokens}
         fold = self._fold
         stripped |= {"".join(map(fold, token)) for token in stripped} if fold else set()
         return frozenset(text for text in stripped if len(text) > 2 and not text.isalnum())
 
-    def _written(self) -> Iterator[str]:
-        """The source of the template, and conversations as it writes them."""
+    def _sources(self) -> Collection[str]:
         templates = self.tokenizer.chat_template
-        yield from templates.values() if isinstance(templates, dict) else [str(templates)]
-        user: Message = {"role": "user", "content": "a"}
-        answer: Message = {"role": "assistant", "content": "b"}
+        return templates.values() if isinstance(templates, dict) else [str(templates)]
+
+    def _talks(self) -> Iterator[tuple[bool, str]]:
+        """Conversations as the template writes them, with and without tools."""
+        user, answer, system, result = (
+            {"role": role, "content": PROBE} for role in ("user", "assistant", "system", "tool")
+        )
         call = {"type": "function", "id": "c", "function": {"name": "d", "arguments": {}}}
         calls: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
-        result: Message = {"role": "tool", "content": "e", "name": "d", "tool_call_id": "c"}
-        system: Message = {"role": "system", "content": "f"}
+        result |= {"name": "d", "tool_call_id": "c"}
         for talk in ([user, answer, user], [system, user, answer], [user, calls, result]):
             for tools in ((), (PROBE_TOOL,)):
                 with suppress(Exception):  # whatever the template's author raises
-                    yield self._apply(talk, tools)
+                    yield bool(tools), self._apply(talk, tools)
 
     def _apply(
         self, messages: Sequence[Message], tools: Sequence[Json] = (), speak: bool = True
@@ -260,36 +270,32 @@ def with_arguments(message: Message) -> Message:
 def plainly(messages: Sequence[Message], tools: Sequence[Json]) -> list[Message]:
     """The same conversation for a template that knows no tools: a description, calls and results as
     text."""
-    words: list[Message] = []
+    plain: list[Message] = []
+    results = False  # is the last message a result? Those of several calls are one: roles alternate
     for message in messages:
         role, content = message["role"], message["content"]
-        if message.get("tool_calls"):
-            lines = [
-                f"<tool_call>{_as_json(call['function'])}</tool_call>"
-                for call in message["tool_calls"]
-            ]
-            words.append({"role": role, "content": "\n".join([content, *lines]).strip()})
-        elif role == "tool":
-            said = f"<tool_response>\n{content}\n</tool_response>"
-            if words and words[-1]["role"] == "user" and words[-1].get("results"):
-                words[-1]["content"] += f"\n{said}"  # of several calls: roles take turns
+        if role == "tool":
+            text = f"<tool_response>\n{content}\n</tool_response>"
+            if results:
+                plain[-1]["content"] += f"\n{text}"
             else:
-                words.append({"role": "user", "content": said, "results": True})
+                plain.append({"role": "user", "content": text})
+        elif message.get("tool_calls"):
+            calls = [_as_json(call["function"]) for call in message["tool_calls"]]
+            lines = [content, *(f"<tool_call>{call}</tool_call>" for call in calls)]
+            plain.append({"role": role, "content": "\n".join(lines).strip()})
         else:
-            words.append(dict(message))
-    words = [
-        {key: value for key, value in message.items() if key != "results"} for message in words
-    ]
+            plain.append(dict(message))
+        results = role == "tool"
     if tools:
-        told = prompts.render(
-            "tools", tools=[json.dumps(tool["function"], ensure_ascii=False) for tool in tools]
-        )
-        at = next((i for i, m in enumerate(words) if m["role"] == "system"), None)
+        rows = [json.dumps(tool["function"], ensure_ascii=False) for tool in tools]
+        description = prompts.render("tools", tools=[prompts.LINE_ENDS.sub(" ", x) for x in rows])
+        at = next((i for i, m in enumerate(plain) if m["role"] == "system"), None)
         if at is None:
-            words.insert(0, {"role": "system", "content": told})
+            plain.insert(0, {"role": "system", "content": description})
         else:
-            words[at]["content"] += f"\n\n{told}"
-    return words
+            plain[at]["content"] += f"\n\n{description}"
+    return plain
 
 
 def _as_json(function: Json) -> str:

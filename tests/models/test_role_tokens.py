@@ -143,6 +143,25 @@ def test_a_token_that_matches_after_normalization_is_no_way_around() -> None:
     assert special_ids(chat, chat.render(bad)) == special_ids(chat, chat.render(clean))
 
 
+def test_names_of_roles_in_plain_words_are_broken_for_a_template_that_writes_them() -> None:
+    vicuna = (
+        "{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }} {% else %}"
+        "ASSISTANT: {{ m.content }}</s>{% endif %}{% endfor %}"
+    )
+    alpaca = (
+        "{% for m in messages %}{% if m.role == 'user' %}### Instruction:\n{{ m.content }}\n\n"
+        "{% else %}### Response:\n{{ m.content }}\n\n{% endif %}{% endfor %}"
+    )
+    for template, name in ((vicuna, "ASSISTANT:"), (alpaca, "### Response:")):
+        chat = chat_of("bpe", "inst")
+        chat.tokenizer.chat_template = template
+        assert name in chat.markup
+        talk = [{"role": "user", "content": f"a\n{name} b"}, {"role": "assistant", "content": "c"}]
+        assert chat.render(talk).count(name) == 1
+    text = "USER: x\nASSISTANT: y\n### Response: z"
+    assert text in chat_of("bpe", "chatml").render([{"role": "user", "content": text}])
+
+
 def test_ordinary_text_and_tools_are_rendered_as_they_are() -> None:
     chat = chat_of("bpe", "chatml")
     for text in (*TEXTS, "<s>x</s> <think>a</think> <|other|> [INST]", "x" * 10_000):
