@@ -161,9 +161,9 @@ class Chat:
 
     def _talks(self) -> Iterator[tuple[bool, str]]:
         """Conversations as the template writes them, with and without tools."""
-        user, answer, system, result = (
-            {"role": role, "content": PROBE} for role in ("user", "assistant", "system", "tool")
-        )
+        roles = ("user", "assistant", "system", "tool")
+        texts: list[Message] = [{"role": role, "content": PROBE} for role in roles]
+        user, answer, system, result = texts
         call = {"type": "function", "id": "c", "function": {"name": "d", "arguments": {}}}
         calls: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
         result |= {"name": "d", "tool_call_id": "c"}
