@@ -6,6 +6,7 @@ When the upstream breaks off, so does the answer to the client, which can see th
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -43,4 +44,5 @@ class RelayedResponse(Response):
         await send({**start, "headers": self.raw_headers})
         async for part in self.parts:
             await send({"type": "http.response.body", "body": part, "more_body": True})
+            await asyncio.sleep(0)  # one read can hold many parts: let others, and a cancel, in
         await send({"type": "http.response.body", "body": b"", "more_body": False})
