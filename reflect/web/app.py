@@ -25,7 +25,7 @@ from reflect.records import now
 from reflect.stats.bootstrap import bootstrap
 from reflect.store import lessons, nights, revoked_adapters, runs, views
 from reflect.trials.history import effect_history
-from reflect.types import LessonStatus
+from reflect.types import Arm, LessonStatus, by_arm
 from reflect.web import charts
 from reflect.web.guard import Access, Guard, Refused
 from reflect.web.render import HERE, render
@@ -41,8 +41,6 @@ PAGE = 50  # rows of a page
 DAY = timedelta(hours=24)
 FILTERS = ("", "undecided", "harmful", "waiting", *map(str, LessonStatus))
 GROUP_FILTERS = ("", "failures", "differences")
-ARMS = {"base": "base_out", "lessons": "base_in", "adapter": "adapter_out", "both": "adapter_in"}
-"""arm -> its name in nights before 0.1."""
 
 Values: TypeAlias = dict[str, Any]
 View: TypeAlias = Callable[["Pages", "Request"], Values]
@@ -305,12 +303,9 @@ def home_values(ws: Workspace) -> Values:
 def night_values(night: Night) -> Values:
     """The variables of the gate's tables; the checks that failed come first."""
     gate = night.stages.get("gate", {})
-    arms = {
-        name: {arm: row.get(arm, row.get(old)) for arm, old in ARMS.items()}
-        for name, row in gate.get("arms", {}).items()
-    }
+    arms = {name: by_arm(row) for name, row in gate.get("arms", {}).items()}
     checks = sorted(gate.get("checks", []), key=lambda check: check["ok"])
-    return {"night": night, "gate": gate, "arms": arms, "checks": checks, "arm_names": list(ARMS)}
+    return {"night": night, "gate": gate, "arms": arms, "checks": checks, "arm_names": list(Arm)}
 
 
 def common_start(talks: list[list[dict[str, Any]]]) -> int:
