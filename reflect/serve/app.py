@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -31,11 +30,32 @@ from reflect.serve.schema import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from starlette.requests import Request
+
     from reflect.serve.lesson_session import LessonSession
     from reflect.serve.local_chat import LocalChat
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-Handler = Callable[[Request], Awaitable[Response]]
+INLINE_BYTES = 2**16  # of a body that is parsed in the event loop
+Result = TypeVar("Result")
+
+
+class JsonBody:
+    """Reads the JSON bodies of requests. Large ones are read one at a time and in another thread:
+    the objects of a body can take fifty times its bytes, and checking them takes seconds."""
+
+    def __init__(self) -> None:
+        self._large = asyncio.Semaphore(1)
+
+    async def read(self, http: Request, use: Callable[[object], Result]) -> Result:
+        """What `use` makes of the body. `http.state.body` gets its bytes. ApiError 400."""
+        http.state.body = content = await http.body()
+        if len(content) <= INLINE_BYTES:
+            return use(load_json(content))
+        async with self._large:
+            return await asyncio.to_thread(lambda: use(load_json(content)))
 
 
 def build(
@@ -47,16 +67,14 @@ def build(
 ) -> Starlette:
     """The application. An empty `key` means no authentication."""
     local = not isinstance(chat, Proxy)
-
-    async def body(http: Request) -> object:
-        http.state.body = await http.body()  # the proxy passes on these bytes
-        return load_json(http.state.body)
+    body = JsonBody()
 
     async def completions(http: Request) -> Response:
-        return await chat.answer(http, parse(await body(http), http.headers, strict=local))
+        request = await body.read(http, lambda raw: parse(raw, http.headers, strict=local))
+        return await chat.answer(http, request)
 
     async def feedback(http: Request) -> Response:
-        given = read(Feedback, await body(http))
+        given = await body.read(http, partial(read, Feedback))
         reward = given.id, given.reward, given.feedback, given.choice
         await asyncio.wrap_future(session.reward(*reward))
         return JSONResponse({"id": given.id, "object": "feedback", "reward": given.reward})
@@ -99,7 +117,7 @@ def build(
     return app
 
 
-def adapter_routes(chat: LocalChat, body: Callable[[Request], Awaitable[object]]) -> list[Route]:
+def adapter_routes(chat: LocalChat, body: JsonBody) -> list[Route]:
     """The routes that load and unload adapters, as in vLLM. What is begun is completed, also if the
     client leaves."""
     tasks: set[asyncio.Future[None]] = set()
@@ -116,12 +134,12 @@ def adapter_routes(chat: LocalChat, body: Callable[[Request], Awaitable[object]]
         await asyncio.shield(task)
 
     async def load(http: Request) -> Response:
-        adapter = read(AdapterFolder, await body(http))
+        adapter = await body.read(http, partial(read, AdapterFolder))
         await complete(chat.adapters.load(adapter.lora_name, adapter.lora_path))
         return PlainTextResponse(f"Success: LoRA adapter '{adapter.lora_name}' added successfully.")
 
     async def unload(http: Request) -> Response:
-        name = read(AdapterName, await body(http)).lora_name
+        name = (await body.read(http, partial(read, AdapterName))).lora_name
         await complete(chat.adapters.unload(name))
         return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 

@@ -23,8 +23,28 @@ END_SECONDS = 3.0  # for it to read the rest while the server stops
 REFUSED_SECONDS = 1.0  # for a refused connection to read the refusal
 MOST_REFUSED = 32  # refused connections that are still open
 MOST_CONNECTIONS = 4096
+FREE_CHUNKS = 4096  # chunks of a body that may be of any size
+CHUNK_BYTES = 64  # of each further chunk, on average
 UPSTREAM_CONNECTIONS = 256
 OTHER_FILES = 96  # the database, the model, the event loop
+
+
+class BoundedChunks(h11.Connection):
+    """HTTP/1.1 with bodies in chunks that may not all be tiny: each chunk takes its time."""
+
+    _chunks = _data = 0
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """The next event. RemoteProtocolError when a body has too many chunks."""
+        event = super().next_event()
+        if isinstance(event, h11.Data):
+            self._data += len(event.data)
+            self._chunks += event.chunk_end
+            if self._chunks > FREE_CHUNKS + self._data // CHUNK_BYTES:
+                raise h11.RemoteProtocolError("The chunks of the body are too small")
+        elif isinstance(event, h11.EndOfMessage):
+            self._chunks = self._data = 0
+        return event
 
 
 class Connection(H11Protocol):
@@ -38,6 +58,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timer of the first request."""
         super().connection_made(transport)
+        self.conn = BoundedChunks(h11.SERVER)
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         if len(self.connections) > self.limit:

@@ -530,6 +530,20 @@ def test_incomplete_requests_end(served: Served, monkeypatch: pytest.MonkeyPatch
                 assert read.startswith(b"HTTP/1.1 408") and b"request_timeout" in read
 
 
+def test_a_body_of_tiny_chunks_is_refused(served: Served) -> None:
+    body = json.dumps(served.body()).encode()
+    for size, padding, status in ((1, 2000, 200), (1, 9000, 400), (100, 900_000, 200)):
+        content = body + b" " * padding
+        parts = [content[at : at + size] for at in range(0, len(content), size)]
+        chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
+        head = "transfer-encoding: chunked"
+        path = "/v1/chat/completions"
+        with connect(served.base, path, chunks + b"0\r\n\r\n", head) as one:
+            reply = http.client.HTTPResponse(one)
+            reply.begin()
+            assert reply.status == status
+
+
 def test_a_client_that_does_not_read_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "STALL_SECONDS", 0.2)
     ended = threading.Event()
