@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from reflect.serve.schema import ChatRequest
 
 MARGIN = 64  # tokens reserved for the chat template and the start of an answer
+SEARCHED = 2**16  # last characters of a conversation that lessons are searched for
 EXPOSURE_FIELDS = ("lesson_id", "version", "shown", "probability")
 
 
@@ -100,6 +101,7 @@ class LessonSession:
             untrusted=request.untrusted or not self.trusted,
         )
         taskset, settings = request.taskset or self.taskset, self.settings
+        about = task.text
         with self.store.read() as s:
             adapter = nights.active_adapter(s, settings.profile) if request.lessons else None
             chosen = []
@@ -112,6 +114,7 @@ class LessonSession:
                     limit=settings.lesson_limit,
                     budget=budget,
                     count_tokens=self.count_tokens,
+                    state=about[-SEARCHED:] if len(about) > SEARCHED else "",
                 )
         key = request.conversation or name
         assignment = draw(chosen, settings, 0, key, 0)

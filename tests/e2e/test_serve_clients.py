@@ -30,11 +30,12 @@ from reflect.config import Settings
 from reflect.errors import ReflectError, UnknownName
 from reflect.models.local import LocalModel
 from reflect.records import Exchange
-from reflect.serve import client_limits, connection, server
+from reflect.serve import client_limits, connection, lesson_session, server
 from reflect.serve.app import build
 from reflect.serve.engine import Engine
 from reflect.serve.lesson_session import LessonSession
 from reflect.serve.local_chat import LocalChat
+from reflect.serve.schema import parse
 from reflect.serve.worker import Worker, settle
 from reflect.serve.writer import Writer
 from reflect.store import Store, dialect, exchanges
@@ -492,6 +493,22 @@ def test_a_long_text_is_tokenised_only_until_it_is_too_long(tiny: LocalModel) ->
     assert sum(sizes) < 150_000
     thought = {"role": "assistant", "content": "<think>" + "w1 " * 300_000}
     tiny.check_length([thought, {"role": "user", "content": "w1"}])
+
+
+def test_lessons_are_searched_for_the_end_of_a_long_conversation(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[str] = []
+    monkeypatch.setattr(
+        lesson_session,
+        "select_lessons",
+        lambda *words, state, **fields: searched.append(state) or [],
+    )
+    session = LessonSession(sqlite_store, Settings(), count_tokens=len)
+    for text in ("short", "a" * 2**16 + "end"):
+        session.open(parse({"model": "m", "messages": [{"role": "user", "content": text}]}, {}))
+    assert searched == ["", "a" * (2**16 - 3) + "end"]
+    session.stop()
 
 
 def test_incomplete_requests_end(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
