@@ -42,7 +42,7 @@ def read_bytes(path: str | Path, most: int) -> bytes:
         raise ReflectError(f"{name} cannot be read: {why}.", "Check the path.") from e
     try:
         if stat.S_ISDIR(os.fstat(number).st_mode):
-            raise UsageError(f"{name} is a folder.", "Name a file in it.")
+            raise UsageError(f"{name} cannot be read: it is a folder.", "Name a file in it.")
         parts, size = [], 0
         while part := _part(number, name):
             parts.append(part)

@@ -30,7 +30,7 @@ settings.register_profile(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-settings.register_profile("deep", settings.get_profile("ci"), derandomize=False, max_examples=4000)
+settings.register_profile("deep", settings.get_profile("ci"), derandomize=False, max_examples=1500)
 settings.load_profile("ci")
 
 TEMPLATE = (

@@ -163,9 +163,9 @@ def run_command(argv: Sequence[str] | None = None) -> int:
     except ReflectError as e:
         if isinstance(e.__cause__, KeyboardInterrupt):  # what was answered until then is saved
             return interrupted()
-        print_status(f"Error: {e.message}")
+        print_status(f"Error: {_shown(e.message)}")
         if e.hint:
-            print_status(e.hint)
+            print_status(_shown(e.hint))
         return e.exit_code
     except typer.TyperException as e:  # invalid arguments
         if show := getattr(e, "show", None):
@@ -177,6 +177,12 @@ def run_command(argv: Sequence[str] | None = None) -> int:
         return interrupted()
     except OSError as e:
         return system_error(e)
+
+
+def _shown(text: str) -> str:
+    """A message with lines of bounded length, whose control characters are escaped: it may quote a
+    file or an argument."""
+    return "\n".join(clipped(line, 2000) for line in text.split("\n"))
 
 
 def system_error(e: OSError) -> int:

@@ -121,7 +121,8 @@ def _checked(callback: Callable[..., object], names: dict[str, str]) -> Callable
         for name, value in values.items():
             for item in value if isinstance(value, list | tuple) else [value]:
                 if problem := _problem(item):
-                    shown = f"Invalid value for '{names.get(name, name)}': {shortened(item)}"
+                    text = shortened(str(item) if isinstance(item, os.PathLike) else item)
+                    shown = f"Invalid value for '{names.get(name, name)}': {text}"
                     raise UsageError(f"{shown} is {problem}.", "See --help for the values.")
         return callback(**values)
 

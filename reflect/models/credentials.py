@@ -58,12 +58,17 @@ def _pieces(key: str) -> frozenset[str]:
 def checked_url(url: str, name: str) -> str:
     """The address without a slash at its end. UsageError, which does not repeat it, for one that is
     none or holds a name or key."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(
-            f"{name} is no address of a server.",
-            f"Write for example: {name} = http://127.0.0.1:8000/v1",
-        )
+    refusal = UsageError(
+        f"{name} is no address of a server.",
+        f"Write for example: {name} = http://127.0.0.1:8000/v1",
+    )
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError as e:
+        raise refusal from e
+    if not valid:
+        raise refusal
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UsageError(
             f"{name} holds more than an address.", f"Put the key into {' or '.join(NAMES)} instead."

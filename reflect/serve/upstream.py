@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from typing import TYPE_CHECKING
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import httpx2
 
@@ -61,6 +61,7 @@ def base_url(url: str) -> httpx2.URL:
     hint = "Write --upstream https://HOST/v1."
     try:
         base = httpx2.URL(url)
+        urlsplit(url)  # it also refuses an incomplete address in brackets
     except (httpx2.InvalidURL, ValueError) as e:
         raise UsageError("The value of --upstream is not a URL.", hint) from e
     if base.scheme not in ("http", "https") or not base.host:

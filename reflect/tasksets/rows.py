@@ -11,7 +11,8 @@ import re
 import sys
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from reflect.errors import BadTaskFile, UnknownName
+from reflect.errors import BadTaskFile, ReflectError, UnknownName
+from reflect.reading import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ CONVERT = {
 LISTS = ("data", "tasks", "rows", "examples", "instances")  # of a JSON object: its list of tasks
 PARTS = ("train", "training", "test", "validation", "valid", "dev", "eval", "practice", "holdout")
 NESTED = ("prompt", "messages", "conversations", "choices", "options", "reward_model", "cases")
+MOST_BYTES = 2**29  # of a file of tasks
 NEWLINE = b"\n"
 LARGEST = 100_000  # values in one task of a YAML file, its aliases written out
 
@@ -99,20 +101,21 @@ def _files(path: Path) -> list[tuple[Path, str]]:
 
 def _text(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, MOST_BYTES)
         if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:2]:
             step = f"Convert it: iconv -f UTF-16 -t UTF-8 {path} > {path.stem}-utf8{path.suffix}"
             raise BadTaskFile(f"{path}: it is UTF-16 text, not UTF-8.", step)
         return data.decode("utf-8-sig")
-    except FileNotFoundError as e:
-        step = "Check the path, or run: reflect tasks list"
-        raise UnknownName(f"There is no file {path}.", step) from e
     except UnicodeDecodeError as e:
         where = f"{path}, line {e.object[: e.start].count(NEWLINE) + 1}"
         raise BadTaskFile(f"{where}: it is not UTF-8 text.", "Save the file as UTF-8.") from e
-    except OSError as e:
-        step = "Give a file that you may read."
-        raise BadTaskFile(f"{path} cannot be read: {e.strerror}.", step) from e
+    except BadTaskFile:
+        raise
+    except ReflectError as e:
+        if isinstance(e.__cause__, FileNotFoundError):
+            step = "Check the path, or run: reflect tasks list"
+            raise UnknownName(f"There is no file {path}.", step) from e
+        raise BadTaskFile(e.message, e.hint or "Give a file that you may read.") from e
 
 
 def _jsonl(path: Path, text: str) -> Iterator[tuple[str, object]]:

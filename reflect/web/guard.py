@@ -91,7 +91,7 @@ class Access:
         if site not in ("none", "same-origin") and not navigated:
             return "This page does not answer other pages.\n"
         origin = headers.get("origin")
-        if origin is not None and (urlsplit(origin).netloc.lower() != host.lower()):
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():
             return "This page takes forms of its own only.\n"
         return ""
 

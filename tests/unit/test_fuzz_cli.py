@@ -132,7 +132,7 @@ def test_a_number_that_is_none(busy_folder: Path) -> None:
 UNREADABLE = [
     ("lessons import /dev/zero", 2, "/dev/zero has more than 256 MiB, or no end"),
     ("lessons import pipe", 2, "pipe sent nothing for 0.05 seconds"),
-    ("lessons import .", 2, ". is a folder"),
+    ("lessons import .", 2, ". cannot be read: it is a folder"),
     ("lessons import missing", 1, "missing cannot be read: No such file or directory"),
     ("lessons import ~nouser/x", 2, "The home folder '~nouser' is unknown"),
     ("lessons export --out /dev/full", 1, "The disk is full"),
