@@ -16,6 +16,9 @@ SIGNS |= dict.fromkeys(("superseded", "revised", "merged"), "~")
 SIGNS |= {"quarantined": "?", "alarm": "!"}  # alarm: too much would be lost, nothing was changed
 
 
+CUT = 0.1  # share of cut off answers that is worth a notice
+
+
 def print_report(report: Report, json: bool) -> None:
     """The report of a run on stdout, changes of lessons first."""
     if json:
@@ -37,6 +40,8 @@ def print_report(report: Report, json: bool) -> None:
     if report.ungraded:
         hint = f"reflect grade list --run {report.run_id}"
         print_status(f"{report.ungraded} rollouts wait for a person's grade: {hint}")
+    for text in notices(report):
+        print_status(text)
     for run_id in report.superseded:
         print_status(
             f"Run {run_id} stays unfinished: its tasks have changed since it began. "
@@ -44,6 +49,28 @@ def print_report(report: Report, json: bool) -> None:
         )
     if report.errors:
         print_status(f"{report.errors} rollouts failed: reflect runs show {report.run_id}")
+
+
+def notices(report: Report) -> list[str]:
+    """What made the run learn less than it could, and what to do, one text each."""
+    texts = []
+    if report.unreadable:
+        texts.append(
+            f"{report.unreadable} of {report.reflections} reflections gave no edit that could be "
+            f"read. The first answer: {report.unreadable_answer!r}. A stronger model reviews "
+            "better: --reflector NAME."
+        )
+    if report.equal == report.n > 0 and report.k > 1:
+        texts.append(
+            "All attempts at each task earned the same reward, so no reflection could compare a "
+            "good attempt with a bad one. Raise --temperature, or let the tasks give feedback."
+        )
+    if report.cut > CUT * report.rollouts:
+        texts.append(
+            f"{report.cut} of {report.rollouts} answers were cut off at max_tokens. "
+            "Raise it: --max-tokens N, or max_tokens in reflect.toml."
+        )
+    return texts
 
 
 def spending_line(spent: Mapping[str, float]) -> str:

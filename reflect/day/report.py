@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from reflect.store import Store, lessons, runs, trials
-from reflect.types import TrialVerdict
+from reflect.types import Finish, TrialVerdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reflect.records import LessonVersion, Rollout, Run
+    from reflect.records import LessonVersion, Reflection, Rollout, Run
     from reflect.tasksets.task import Task
+
+ANSWER = 160  # characters of an unreadable answer
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,14 @@ class Report:
     """Usage of models behind an API: see `reflect.models.budget`."""
     ungraded: int = 0
     """Rollouts that wait for a person's grade."""
+    unreadable: int = 0
+    """Reflections whose answer had no edit that could be read."""
+    unreadable_answer: str = ""
+    """The first such answer, shortened."""
+    equal: int = 0
+    """Groups of two or more attempts that all earned the same."""
+    cut: int = 0
+    """Rollouts that ended at `max_tokens`."""
     superseded: list[int] = field(default_factory=list)
     """Unfinished runs with the same arguments, whose tasks have changed since."""
     seconds: float = 0.0
@@ -73,6 +83,7 @@ def report(
     every = [row for wave in rows for row in wave]
     seen = [[row for row in wave if row.id not in missed] or wave for wave in rows]
     reflections = [reflected[key] for key in keys if key in reflected]
+    unreadable = [row for row in reflections if _is_unreadable(row)]
     changes = [edit for reflection in reflections for edit in reflection.edits] + verdicts
     return Report(
         run_id=run.id or 0,
@@ -91,9 +102,24 @@ def report(
         bundle=now.bundle,
         spent=now.spent or {},
         ungraded=sum(row.reward is None and row.error is None for row in every),
+        unreadable=len(unreadable),
+        unreadable_answer=" ".join(unreadable[0].raw.split())[:ANSWER] if unreadable else "",
+        equal=sum(_is_equal(group) for group in groups.values()),
+        cut=sum(row.finish == Finish.LENGTH for row in every),
         superseded=list(superseded),
         seconds=seconds,
     )
+
+
+def _is_unreadable(reflection: Reflection) -> bool:
+    """Its answer has lines, but none that could be read."""
+    edits = reflection.edits
+    return bool(edits) and all(edit["kind"] == "problem" for edit in edits)
+
+
+def _is_equal(group: Sequence[Rollout]) -> bool:
+    rewards = [row.reward for row in group if row.reward is not None]
+    return len(rewards) > 1 and len(set(rewards)) == 1
 
 
 def verdict_row(verdict: str, version: LessonVersion) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """The day end to end: what is stored, what is learned, and that a kill changes nothing."""
 
 import json
+from dataclasses import replace
 
 import pytest
-from fakes import OPS, RuleModel, dialect, killed
+from fakes import OPS, FixedModel, RuleModel, dialect, killed
 from sqlmodel import select
 
+from reflect.cli.report import notices
 from reflect.config import Settings
 from reflect.day.practice import practice
 from reflect.errors import UsageError
@@ -186,7 +188,25 @@ def test_a_reflection_that_fails_or_rambles_is_recorded(sqlite_store):
 
     report = day(sqlite_store, Rambling(), n=4)
     assert report.outcomes == {"problem": report.reflections}
+    assert report.unreadable == report.reflections
+    (text,) = notices(replace(report, equal=0))
+    assert text.startswith(f"{report.reflections} of {report.reflections} reflections gave no edit")
+    assert report.unreadable_answer[:40] in text and "--reflector NAME" in text
     assert "unreadable line" in report.changes[0]["reason"]
+
+
+def test_a_run_says_why_it_could_learn_nothing(sqlite_store):
+    class Cut(FixedModel):
+        def complete(self, request, seed):
+            return replace(super().complete(request, seed), finish="length")
+
+    report = day(sqlite_store, Cut(), n=4)
+    assert (report.equal, report.cut) == (4, 16)
+    texts = notices(report)
+    assert any("earned the same reward" in text and "--temperature" in text for text in texts)
+    assert any("16 of 16 answers were cut off at max_tokens" in text for text in texts)
+    report = day(sqlite_store, n=30, k=8, seed=9)
+    assert notices(report) == [], "a run that learns has nothing to say"
 
 
 def test_a_taskset_without_practice_tasks_and_a_run_of_nothing_are_usage_errors(sqlite_store):
