@@ -2,7 +2,8 @@
 is refused with the line that converts it.
 
     question, answer       {"question": Q, "answer": A}; also problem, query, instruction (+ input),
-                           and output, response, completion, target, ground_truth
+                           and output, response, completion, target, ground_truth; `context` is
+                           before the question, `system` is the system message
     GSM8K                  an answer that ends in "#### 72": the number 72
     MATH                   {"problem": Q, "solution": "... \\boxed{A} ..."}
     choices                {"question": Q, "choices": [...], "answer": 1 | "B" | text}: the letter
@@ -45,6 +46,10 @@ ANSWERS = (
     "output", "response", "completion", "expected", "label", "solution",
 )  # fmt: skip
 CHOICES = ("choices", "options")
+CONTEXTS = ("context", "passage")
+SYSTEMS = ("system", "system_prompt")
+NAMES = ("prompt", "messages", "answer", "split", "answers", *QUESTIONS, *ANSWERS, *CHOICES)
+LONGEST_SOLUTION = 100  # characters of a solution that is an answer and not a derivation
 SPLITS = {
     "train": "practice", "training": "practice",
     **dict.fromkeys(("test", "validation", "valid", "val", "dev", "eval"), "holdout"),
@@ -60,8 +65,14 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 def converted(row: FileRow) -> FileRow:
     """The row in the fields of a task file. BadTaskFile where it is ambiguous."""
     fields = dict(row.fields)
+    for name in row.fields:
+        if name.lower() in NAMES and name.lower() not in fields:  # Question, ANSWER
+            fields[name.lower()] = fields.pop(name)
     if isinstance(fields.get("split"), str):
         fields["split"] = SPLITS.get(fields["split"].lower(), fields["split"])
+    if _is_ours(fields):  # the rest is ignored
+        _answer(row, fields)
+        return row._replace(fields=fields)
     if "chosen" in fields and "rejected" in fields:
         step = line_that_converts(row, answer="chosen")
         row.fail("chosen", "preferences are not answers", step)
@@ -69,9 +80,22 @@ def converted(row: FileRow) -> FileRow:
     _verl(row, fields)
     _question(row, fields, own)
     _conversation(row, fields)
+    _columns(fields)
     _answer(row, fields)
     _choices(row, fields)
+    _system(fields)
     return row._replace(fields=fields)
+
+
+def _is_ours(fields: Json) -> bool:
+    """Has the row the question and the answer of a task file?"""
+    talk = fields.get("messages")
+    asked = isinstance(fields.get("prompt"), str) or (
+        isinstance(talk, list)
+        and all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in talk)
+        and [m.get("role") for m in talk][-1:] in (["user"], ["tool"])
+    )
+    return asked and bool({"answer", "rubric", "cases", "verifier"} & set(fields))
 
 
 def line_that_converts(row: FileRow, question: str = "", answer: str = "") -> str:
@@ -127,6 +151,9 @@ def _question(row: FileRow, fields: Json, own: bool) -> None:
         row.fail(names[0], f"there is '{names[1]}' too", line_that_converts(row))
     name = names[0]
     is_talk = isinstance(fields[name], list)
+    context = next((fields[key] for key in CONTEXTS if isinstance(fields.get(key), str)), "")
+    if context and isinstance(fields[name], str):
+        fields[name] = f"{context}\n\n{fields[name]}"
     fields["messages" if is_talk else "prompt"] = fields.pop(name)
 
 
@@ -170,9 +197,20 @@ def _answer(row: FileRow, fields: Json) -> None:
     """An answer by another name, or at the end of a derivation."""
     if {"rubric", "cases"} & set(fields) or fields.get("verifier") in ("judge", "human", "code"):
         return
-    names = [
-        name for name in ANSWERS if name in fields and isinstance(fields[name], str | int | float)
-    ]
+    if "answer" not in fields and "answers" in fields:
+        answers = fields.pop("answers")
+        if not isinstance(answers, list) or len(answers) != 1:
+            step = line_that_converts(row, answer="answers[0]")
+            row.fail("answers", "it is not one text", step)
+        fields["answer"] = answers[0]
+    names = []
+    for name in ANSWERS:
+        value = fields.get(name)
+        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+            value = split_thought(str(value[0].get("content") or ""))[1].strip()  # a turn
+            fields[name] = value
+        if isinstance(value, str | int | float):
+            names.append(name)
     if "answer" not in fields and names:
         if len(names) > 1 and "solution" in names:  # the derivation of the other
             names.remove("solution")
@@ -180,7 +218,11 @@ def _answer(row: FileRow, fields: Json) -> None:
             row.fail(names[0], f"there is '{names[1]}' too", line_that_converts(row))
         answer = fields[names[0]]
         if names[0] == "solution":
-            answer = final_answer(str(answer)) if BOXED.search(str(answer)) else answer
+            boxed = BOXED.search(str(answer))
+            if not boxed and len(str(answer)) > LONGEST_SOLUTION:
+                problem = "it is a derivation without \\boxed{...}"
+                row.fail("solution", problem, "Give the final answer as 'answer'.")
+            answer = final_answer(str(answer)) if boxed else answer
             fields["answer"] = answer
             if answer != fields["solution"]:
                 _derived(fields)
@@ -190,6 +232,31 @@ def _answer(row: FileRow, fields: Json) -> None:
     if isinstance(answer, str) and "verifier" not in fields and (end := GSM8K.search(answer)):
         fields["answer"] = end[1]
         _derived(fields)
+
+
+def _columns(fields: Json) -> None:
+    """Choices in columns A, B, ... or option_a, option_b, ...: a list."""
+    keys = [next((k for k in (c, f"option_{c.lower()}") if k in fields), "") for c in LETTERS]
+    keys = keys[: keys.index("")] if "" in keys else keys
+    if keys[1:] and not set(CHOICES) & set(fields):
+        fields["choices"] = [fields[key] for key in keys]
+
+
+def _system(fields: Json) -> None:
+    """A system text in a field of its own: the first message."""
+    text = next((fields[name] for name in SYSTEMS if isinstance(fields.get(name), str)), "").strip()
+    if not text:
+        return
+    if isinstance(fields.get("prompt"), str) and "messages" not in fields:
+        fields["messages"] = [{"role": "user", "content": fields.pop("prompt")}]
+    talk = fields.get("messages")
+    if (
+        isinstance(talk, list)
+        and talk
+        and isinstance(talk[0], dict)
+        and talk[0].get("role") != "system"
+    ):
+        fields["messages"] = [{"role": "system", "content": text}, *talk]
 
 
 def _derived(fields: Json) -> None:
@@ -214,16 +281,15 @@ def _choices(row: FileRow, fields: Json) -> None:
         return
     texts = [str(text).strip() for text in given]
     labels = labels if len(labels) == len(texts) else list(LETTERS[: len(texts)])
-    if isinstance(answer, int) and not isinstance(answer, bool):
-        matches = [answer] if 0 <= answer < len(texts) else []
-    else:
-        wanted = str(answer).strip().strip("().")
-        matches = [i for i, label in enumerate(labels) if label == wanted]
-        matches = matches or [i for i, text in enumerate(texts) if text == str(answer).strip()]
-        if not matches and wanted.isdecimal() and int(wanted) < len(texts):
-            matches = [int(wanted)]  # the index as a text, as CSV has it
+    wanted = str(answer).strip()
+    readings = {i for i, text in enumerate(texts) if text == wanted}
+    readings |= {i for i, label in enumerate(labels) if label == wanted.strip("().")}
+    if wanted.isdecimal() and int(wanted) < len(texts) and labels[0] in "Aa":  # the index
+        readings |= {int(wanted)}
+    matches = sorted(readings)
     if len(matches) != 1:
-        problem = f"{json.dumps(answer, ensure_ascii=False)} is not one of the {name}"
+        which = "more than one" if matches else "none"
+        problem = f"{json.dumps(answer, ensure_ascii=False)} is {which} of the {name}"
         row.fail("answer", problem, f"Give one of {', '.join(labels)}, or its index from 0.")
     lines = [f"{letter}) {text}" for letter, text in zip(LETTERS, texts, strict=False)]
     if not all(text in prompt for text in texts):

@@ -74,6 +74,8 @@ def last_number(text: str, marked: bool = False) -> Number | None:
 
 def only_number(text: str) -> Number | None:
     """The number of a text that has exactly one; None for any other text."""
+    if re.fullmatch(r"-?\d{1,18}(?:\.\d{1,18})?", text):  # most golds; a file has many
+        return Number(Fraction(text))
     text = _plain(text)
     terms = _terms(text)
     return _value(text, terms[0]) if len(terms) == 1 else None
@@ -109,7 +111,13 @@ MONEY = (
     rf"(?:(?<!\w)(?:(?:{CODE}|A|C|R)\s?)?{SYMBOL}|(?<!\w)(?:{CODE})\b\.?|(?<!\w)(?:{CODE})(?=\d))"
 )
 LETTER = "[A-Za-zµÀ-ÖØ-öø-ɏͰ-ԯ]"  # of scripts that write spaces between words
-LATEX = [
+
+
+def _compiled(*rules: tuple[str, str]) -> list[tuple[re.Pattern[str], str]]:
+    return [(re.compile(pattern), plain) for pattern, plain in rules]
+
+
+LATEX = _compiled(
     (r"\{,\}|,\\!", ","),
     (r"\\([$%#&_])", r"\1"),
     (r"\\[,;: !>]|\\[()\[\]]|~", " "),
@@ -122,8 +130,8 @@ LATEX = [
     *[(r"\\(?:text\w*|math\w*|operatorname|boxed|fbox|emph|bm|underline)\s*\{([^{}]*)\}", r" \1 ")]
     * 3,
     (r"\^\s*\{\s*([-+]?\s*\d+)\s*\}", r"^\1"),
-]
-ANY = [
+)
+ANY = _compiled(
     (r"</?[A-Za-z][^<>]{0,200}>", " "),  # HTML
     (r"[-=]{1,3}>", "="),
     # a sign on either side of a currency
@@ -132,6 +140,7 @@ ANY = [
     (r"¤([-+—]*[\d.,]*\d)\s?(?:m|mn|M)\b", r" \1 million "),
     (r"¤([-+—]*[\d.,]*\d)\s?(?:b|bn|B)\b", r" \1 billion "),
     (rf"¤|{SYMBOL}", " "),
+    (r"~~[^~\n]+~~", " "),  # struck out
     (r"(?<=\d)\s*~\s*(?=\d)", "-"),
     (r"~+|`+", " "),
     # a long dash is a sign, or an operator between numbers, or punctuation
@@ -140,12 +149,14 @@ ANY = [
     (r"(?<=[\d)])\*\*(?=[-+(]?\d)|(?<=[\d)])\s+\*\*\s+(?=[-+(]?\d)", "^"),
     (r"(?<=[\d)])(\s*)[·xX](\s*)(?=[-(]?\d)", r"\1*\2"),
     (r"·", " "),
+    (r"(?i)\b(?:minus|negative)\s+(?=\.?\d)", "-"),
+    (r"([-+])\s*\(\s*([\d.,/]+)\s*\)(?!\s*[\^*/(])", r" \1\2"),  # -(1/2)
     (r"\|-\d[\d.]*\|", UNKNOWN),
     (r"\A\s*\*\s|(?<![\w*)])\*(?=\S)([^*\n]*)(?<=\S)\*(?![\w*(])|\*\*+", r"\1"),
     (r"(?<![^\W_])_+|_+(?![^\W_])", ""),
     # what hangs on a letter is no number: x_1, m^2
-    (rf"(?<={LETTER})(?:_(?:\{{[^{{}}]*\}}|\w+)|\^\s*\{{?\s*[-+]?\d+\s*\}}?)", ""),
-]
+    (rf"(?<={LETTER})(?:_(?:\{{[^{{}}]*\}}|\w+)|\s?\^\s*\{{?\s*[-+]?\d+\s*\}}?)", ""),
+)
 BULLET = re.compile(r"^[ \t]*[-+*·][ \t]+", re.MULTILINE)
 
 
@@ -159,11 +170,11 @@ def _plain(text: str) -> str:
         text = BULLET.sub("", text)
     if "\\" in text or "{" in text:
         for pattern, plain in LATEX:
-            text = re.sub(pattern, plain, text)
+            text = pattern.sub(plain, text)
         text = re.sub(r"\\([A-Za-z]+)", lambda m: COMMANDS.get(m[1], UNKNOWN), text)
-        text = re.sub(r"§(?:\s*\{[^{}]*\})+", UNKNOWN, text)
+        text = re.sub(r"§(?:\s?(?:\[[^\[\]]*\]|\{[^{}]*\}))+", UNKNOWN, text)
     for pattern, plain in ANY:
-        text = re.sub(pattern, plain, text)
+        text = pattern.sub(plain, text)
     return text
 
 
@@ -226,7 +237,7 @@ MONTH = (
 VARIABLE = "[b-hj-zB-HJ-ZͰ-Ͽ](?![\\w'])"  # one letter, but for the words "a" and "I"
 BEFORE = re.compile(  # the text before a number that is a part of something
     rf"(?:[*/^<>±§√∛∑∫]\s*[(\[{{]?|[-+*/^]\s*[(\[{{]|\d[(\[{{]|\d:(?!\s)|\d\s+:\s+|::"
-    rf"|\b(?:{FUNCTION}\s*\(?|[A-Za-z]\()|\b{MONTH}\.?,?\s+"
+    rf"|\b(?:{FUNCTION}\d*\s*\(?|[A-Za-z]\((?:[A-Za-z]\s*=)?)|\b{MONTH}\.?,?\s+"
     rf"|(?:\d|%|percent|\b(?:half|third|quarter)s?)\s+(?:out\s+)?of\s+(?:the\s+)?)\s*\Z",
     re.IGNORECASE,
 )
@@ -282,11 +293,11 @@ def _sign(before: str) -> int | None:
     if (
         len(sign) > 1
         or BEFORE.search(rest)
-        or re.search(rf"[\d%°§][)\]}}]*\Z|\b{VARIABLE}\Z", rest)
+        or re.search(rf"[\d%°§][)\]}}]*\Z|(?<![A-Za-z]){VARIABLE}\Z", rest)
     ):
         return None
     if rest and re.search(rf"{LETTER}\Z", rest) and space:  # "Total - 3", not "It is - 3"
-        return value if re.search(r"\b(?:is|are|be|equals?|minus)\Z", rest) else 1
+        return value if re.search(r"\b(?:is|are|be|equals?)\Z", rest) else 1
     return value if gap or not rest or not re.search(r"\w\Z", rest) else None
 
 
@@ -305,7 +316,8 @@ def _magnitude(term: re.Match[str]) -> Fraction | None:
         power, ten = int(term["power"] or 1), int(term["e"] or 0) + int(term["ten"] or 0)
         if abs(ten) > LONGEST or abs(power) * max(value.numerator.bit_length(), 1) > 3 * LONGEST:
             return None
-        return value**power * Fraction(10) ** ten
+        value = value**power if power != 1 else value
+        return value * Fraction(10) ** ten if ten else value
     except (ZeroDivisionError, ValueError):  # ValueError: more digits than int reads
         return None
 

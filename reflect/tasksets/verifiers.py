@@ -49,7 +49,7 @@ WRAPPED = re.compile(  # formatting or quotes around all of a text
 )
 LABEL = r"[(\[*_$\"']*(?P<letter>[a-z])[)\].:,!*_$\"']*"
 CHOICE = re.compile(  # "(b)", "b.", "the correct answer is option b", "b) paris"
-    r"(?:(?:.*[\s*(:])?(?:answer|option|choice)\s*(?:(?:is|:)\s*)?(?:(?:option|choice)\s+)?)?"
+    r"(?:(?:.*[\s*(:])?(?:answer|option|choice)\b\s*(?:is\b\s*)?(?::\s*)?(?:(?:option|choice)\s+)?)?"
     rf"{LABEL}(?:(?<=[).:,\]*])\s+(?P<rest>.*))?"
 )
 HEDGED = re.compile(

@@ -74,6 +74,13 @@ Q = "Natalia sold 48 clips in April and half as many in May. How many in total?"
         ({"prompt": [turn("user", "2+2?")], "answer": "4"}, "2+2?", "exact", "4"),
         ({"data_source": "openai/gsm8k", "prompt": [turn("user", "2+2?")], "ability": "math", "reward_model": {"style": "rule", "ground_truth": "4"}, "extra_info": {"split": "train", "index": 0}}, "2+2?", "number", "4"),
         ({"data_source": "x", "prompt": [turn("user", "2+2?")], "reward_model": {"ground_truth": "four"}}, "2+2?", "exact", "four"),
+        ({"Question": "2+2?", "ANSWER": "4"}, "2+2?", "exact", "4"),
+        ({"question": "2+2?", "answers": ["4"]}, "2+2?", "exact", "4"),
+        ({"context": "Two twos.", "question": "Sum?", "answer": "4"}, "Two twos.\n\nSum?", "exact", "4"),
+        ({"system": "Be short.", "question": "2+2?", "answer": "4"}, "2+2?", "exact", "4"),
+        ({"prompt": [turn("user", "2+2?")], "completion": [turn("assistant", "4")]}, "2+2?", "exact", "4"),
+        ({"question": "Hot?", "A": "no", "B": "yes", "answer": "B"}, "Hot?\nA) no\nB) yes", "exact", "B"),
+        ({"question": "Hot?", "option_a": "no", "option_b": "yes", "answer": "A"}, "Hot?\nA) no\nB) yes", "exact", "A"),
         ({"question": "Hot?", "choices": ["no", "yes"], "answer": 1}, "Hot?\nA) no\nB) yes", "exact", "B"),
         ({"question": "Hot?", "choices": ["no", "yes"], "answer": "A"}, "Hot?\nA) no\nB) yes", "exact", "A"),
         ({"question": "Hot?", "choices": ["no", "yes"], "answer": "yes"}, "Hot?\nA) no\nB) yes", "exact", "B"),
@@ -91,6 +98,26 @@ def test_a_row_of_another_format_is_read(
     assert [problem for problem in check(taskset) if problem.startswith("task ")] == []
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "2+2?", "answer": "4"},
+        {"messages": [{"role": "user", "content": "2+2?", "name": None}], "answer": "4"},
+    ],
+)
+def test_other_fields_of_a_task_file_are_ignored(row: dict[str, Any]) -> None:
+    """So that the tasks of files that were used before keep their keys, and their evidence."""
+    extra = {"system": "s", "context": "c", "choices": ["3", "4"], "A": "3", "B": "4", "label": "x"}
+    alone, more = only(row), only({**row, **extra, "question": "q", "output": "o"})
+    assert (alone.key, alone.messages) == (more.key, more.messages)
+    assert alone.messages == row.get("messages", [turn("user", "2+2?")])
+
+
+def test_a_system_text_is_the_first_message() -> None:
+    row = {"system": "Be short.", "question": "2+2?", "answer": "4"}
+    assert only(row).messages == [turn("system", "Be short."), turn("user", "2+2?")]
+
+
 def test_earlier_turns_stay_in_the_question() -> None:
     first = [turn("user", "1+1?"), turn("assistant", "2")]
     assert only({"messages": [*first, *ANSWERED]}).messages == [*first, ANSWERED[0]]
@@ -106,12 +133,17 @@ def test_earlier_turns_stay_in_the_question() -> None:
         ({"question": "a", "reply": "c"}, "'answer': there is none", ".reply}"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "'chosen': preferences", "answer: .chosen"),
         ({"prompt": [turn("user", "a")], "reward_model": {"ground_truth": ["b", "c"]}}, "'reward_model'", "reward_model.ground_truth[0]"),
-        ({"question": "a", "choices": ["b", "c"], "answer": "d"}, "'answer': \"d\" is not one of the choices", "Give one of A, B"),
-        ({"question": "a", "choices": ["b", "c"], "answer": 2}, "'answer': 2 is not one of the choices", "Give one of A, B"),
+        ({"question": "a", "choices": ["b", "c"], "answer": "d"}, "'answer': \"d\" is none of the choices", "Give one of A, B"),
+        ({"question": "a", "choices": ["b", "c"], "answer": 2}, "'answer': 2 is none of the choices", "Give one of A, B"),
         ({"conversations": [{"from": "human", "value": "a"}, {"from": "observation", "value": "b"}]}, "'observation' is no speaker", "Rename"),
         ({"messages": [turn("user", "a"), {"role": "assistant", "content": None, "tool_calls": [{}]}]}, "calls a tool", "environment"),
         ({"messages": [turn("user", "a"), turn("assistant", "<think>b")]}, "'answer': there is none", "Give"),
         ({"messages": [turn("assistant", "a")]}, "'messages'", "Write"),
+        ({"question": "a", "choices": ["1", "2", "3"], "answer": "2"}, "is more than one of the choices", "Give one of A, B, C"),
+        ({"question": "a", "choices": ["1", "2", "3"], "answer": 2}, "is more than one of the choices", "Give one of A, B, C"),
+        ({"question": "a", "answers": ["b", "c"]}, "'answers': it is not one text", ".answers[0]"),
+        ({"question": "a", "answers": {"text": ["b"]}}, "'answers': it is not one text", ".answers[0]"),
+        ({"problem": "a", "solution": "long " * 40}, "'solution': it is a derivation", "final answer"),
         ({"question": "a", "answer": ["b"]}, "'answer': it is not a text or a number", "one text"),
         ({"prompt": "a", "answer": "\u200b"}, "'answer': nothing is left of it", "Give"),
         ({"prompt": "a", "answer": "three", "verifier": "number"}, "'three' is not one number", "alone"),
