@@ -15,9 +15,8 @@ import asyncio
 import hashlib
 import logging
 import time
-from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import httpx2
 
@@ -28,14 +27,13 @@ from reflect.serve.schema import ApiError, ChatRequest
 from reflect.serve.upstream import base_url, reply_headers, request_headers, target
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Mapping
 
     from starlette.requests import Request as HttpRequest
     from starlette.responses import Response
 
     from reflect.serve.lesson_session import LessonSession, PreparedRequest
 
-Result = TypeVar("Result")
 TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
 WHOLE = 2**20  # bytes; a shorter answer of known length is sent when all of it has come
 INLINE = 2**14  # bytes; more are read in another thread
@@ -151,8 +149,10 @@ class Proxy:
         async for part in reply.aiter_raw():
             size += len(part)
             if not stored:
-                small = len(part) <= INLINE and not reader.encoded
-                await _call(partial(reader.feed, part), inline=small)
+                if len(part) <= INLINE and not reader.encoded:
+                    reader.feed(part)
+                else:
+                    await asyncio.to_thread(reader.feed, part)
                 if reader.complete or size == length:
                     stored = True
                     await self._store(reader, prepared, request, small=size <= INLINE)
@@ -165,7 +165,8 @@ class Proxy:
     ) -> None:
         """Record the exchange. Never raises: an answer that is not recorded is passed on."""
         try:
-            done = await _call(reader.completions, inline=small)
+            read = reader.completions
+            done = read() if small else await asyncio.to_thread(read)
             if not done:
                 return
             model = reader.model or request.model
@@ -186,11 +187,6 @@ class Proxy:
         if now - self._last_warning >= WARN_SECONDS:
             self._last_warning = now
             logging.getLogger(__name__).error("%s: %s: %s", problem, type(e).__name__, e)
-
-
-async def _call(work: Callable[[], Result], *, inline: bool) -> Result:
-    """The result of `work`, in this thread or in another."""
-    return work() if inline else await asyncio.to_thread(work)
 
 
 async def _relay(reply: httpx2.Response) -> AsyncGenerator[bytes]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from reflect.serve.upstream import Headers
 
+TURN = 16  # parts between two turns of other requests: one read can hold thousands of parts
+
 
 class RelayedResponse(Response):
     """An answer whose body is `parts`. At its end `reply`, where they come from, is closed."""
@@ -42,7 +44,9 @@ class RelayedResponse(Response):
     async def _send(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": self.status_code}
         await send({**start, "headers": self.raw_headers})
+        count = 0
         async for part in self.parts:
             await send({"type": "http.response.body", "body": part, "more_body": True})
-            await asyncio.sleep(0)  # one read can hold many parts: let others, and a cancel, in
+            if (count := count + 1) % TURN == 0:
+                await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
