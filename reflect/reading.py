@@ -41,7 +41,10 @@ def read_bytes(path: str | Path, most: int) -> bytes:
         why = e.strerror if isinstance(e, OSError) else str(e)
         raise ReflectError(f"{name} cannot be read: {why}.", "Check the path.") from e
     try:
-        if stat.S_ISDIR(os.fstat(number).st_mode):
+        info = os.fstat(number)
+        if stat.S_ISREG(info.st_mode) and info.st_size > most:
+            raise _too_large(name, most)
+        if stat.S_ISDIR(info.st_mode):
             raise UsageError(f"{name} cannot be read: it is a folder.", "Name a file in it.")
         parts, size = [], 0
         while part := _part(number, name):

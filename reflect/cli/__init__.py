@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     open_streams()
     signals.listen()
     try:
-        code = run_command(argv)
+        code = run_command([_utf8(text) for text in (sys.argv[1:] if argv is None else argv)])
         signals.finish()
     except KeyboardInterrupt:  # just before the end
         code = interrupted()
@@ -151,6 +151,14 @@ def root_command() -> TyperGroup:
     """The whole command line."""
     command: TyperGroup = check_values(get_command(app))
     return command
+
+
+def _utf8(text: str) -> str:
+    """An argument that Python decoded by a locale without Unicode; others stay as they are."""
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError:
+        return text
 
 
 def run_command(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,9 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from reflect.errors import UsageError
+from reflect.reading import shortened
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -22,12 +25,20 @@ PATIENCE = timedelta(days=7)
 
 def size() -> int:
     """Number of processes."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    return _from_launcher("WORLD_SIZE", 1)
 
 
 def rank() -> int:
     """Index of this process; 0 is the first."""
-    return int(os.environ.get("RANK") or 0)
+    return _from_launcher("RANK", 0)
+
+
+def _from_launcher(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isascii() or not text.isdecimal() or len(text) > 6:
+        message = f"The environment variable {name} is no number of a process: {shortened(text)}."
+        raise UsageError(message, "Unset it, or start with accelerate launch or torchrun.")
+    return int(text)
 
 
 def is_first() -> bool:

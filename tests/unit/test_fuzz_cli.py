@@ -90,6 +90,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def busy_folder(folder: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a database and a lesson. No model, no editor, no scheduler."""
     monkeypatch.setattr("reflect.reading.SILENCE", 0.05)
+    for module in ("workspace.lessons", "tasksets.rows"):
+        monkeypatch.setattr(f"reflect.{module}.MOST_BYTES", 2**20)
     monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115
     for name, value in {
         "HOME": str(folder),
@@ -130,7 +132,7 @@ def test_a_number_that_is_none(busy_folder: Path) -> None:
 
 
 UNREADABLE = [
-    ("lessons import /dev/zero", 2, "/dev/zero has more than 256 MiB, or no end"),
+    ("lessons import /dev/zero", 2, "/dev/zero has more than 1 MiB, or no end"),
     ("lessons import pipe", 2, "pipe sent nothing for 0.05 seconds"),
     ("lessons import .", 2, ". cannot be read: it is a folder"),
     ("lessons import missing", 1, "missing cannot be read: No such file or directory"),
@@ -147,6 +149,10 @@ UNREADABLE = [
         "is no text: control characters or bytes that are not UTF-8",
     ),
     ("lessons --db a\udcff", 2, "Invalid value for '--db'"),
+    ("run letters -m openai:x --base-url http://[", 2, "base_url is no address of a server"),
+    ("serve --upstream http://[", 2, "--upstream is not a URL"),
+    ("grade load /dev/zero", 2, "/dev/zero has more than 1 MiB, or no end"),
+    ("judge pipe", 2, "pipe sent nothing"),
     ("serve --key \udcff", 2, "Invalid value for '--key'"),
     ("sleep --budget 9999999999h", 2, "is no length of time of at most 10000 minutes"),
     ("runs prune --days 9000000000000000000", 2, "--days"),
@@ -199,6 +205,20 @@ def test_a_terminal_without_unicode_gets_escapes(
     text = stdout.buffer.getvalue().decode()  # type: ignore[attr-defined]
     assert json.loads(text[: text.index("]\n{") + 1])[0]["when"] == "it rains 😀"
     assert '"when":"it rains 😀"' in text, "an export is a file in UTF-8"
+
+
+def test_a_locale_without_unicode(busy_folder: Path) -> None:
+    done = process("LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 reflect lessons search 'rains 😀'")
+    assert done.returncode == 0 and "smile" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("value", ["abc", "-1", "1.5", "9" * 5001, "٣"])
+def test_a_launcher_with_a_wrong_number(
+    busy_folder: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", value)
+    code, _, err = run(["lessons"])
+    assert code == 2 and "WORLD_SIZE is no number of a process" in err and len(err) < 400
 
 
 def test_closed_streams(busy_folder: Path) -> None:
