@@ -1,9 +1,9 @@
 """Separate what a model thought from what it answered, for local models and for models behind an
 API.
 
-A thought is at the head of the text: `<think>...</think>` or one of the other spellings. One that
-never ends leaves an empty answer. Where a chat template opens the thought, the text has its end
-only.
+A thought is at the head of the text: `<think>...</think>` or one of the other spellings, in which
+any end closes any beginning. One that never ends leaves an empty answer. Where a chat template
+opens the thought, the text has its end only.
 """
 
 from __future__ import annotations
@@ -23,6 +23,14 @@ THOUGHTS = (
 CHANNELS = ("<|channel|>", "<|start|>assistant")
 FINAL = "<|channel|>final<|message|>"
 MOST = 16  # thoughts of one answer
+_NAME = r"(?:seed:think|think(?:ing)?|thoughts?|reasoning|reflection|analysis|scratchpad)"
+_OTHERS = [tuple(map(re.escape, pair)) for pair in THOUGHTS[len(TAGS) + 1 :]]
+BEGIN = re.compile(
+    rf"<\|?\s?{_NAME}\s?\|?>|\[{_NAME}\]|" + "|".join(begin for begin, _ in _OTHERS), re.IGNORECASE
+)
+END = re.compile(
+    rf"<\|?\s?/\s?{_NAME}\s?\|?>|\[/{_NAME}\]|" + "|".join(end for _, end in _OTHERS), re.IGNORECASE
+)
 ENDS = ("<|end|>", "<|return|>", "<|end_of_solution|>", "<|END_RESPONSE|>")
 BEGINS = ("<|begin_of_solution|>", "<|START_RESPONSE|>")
 
@@ -31,22 +39,19 @@ def split_thought(text: str, opened: str = "") -> tuple[str, str]:
     """(thought, answer) of what a model wrote. `opened`: the mark with which the chat template
     itself began the thought."""
     thoughts: list[str] = []
-    rest = opened + text if opened and not _opening(text) else text
+    rest = opened + text if opened and not BEGIN.match(text.lstrip()) else text
     for _ in range(MOST):
         head = rest.lstrip()
         if head.startswith(CHANNELS):
-            thought, closed, rest = head.rpartition(FINAL)
+            thought, closed, answer = head.rpartition(FINAL)
             thoughts.append(thought if closed else head)
-            rest = rest if closed else ""
-        elif pair := _opening(head):
-            begin, end = pair
-            thought, _, rest = _cut(head[len(begin) :], end)
-            thoughts.append(thought)
-        elif orphan := next((end for begin, end in THOUGHTS if _orphan(rest, begin, end)), ""):
-            thought, _, rest = _cut(rest, orphan)
-            thoughts.append(thought)
-        else:
+            rest = answer if closed else ""
+            continue
+        begin, end = BEGIN.match(head), END.search(head)
+        if begin is None and (end is None or BEGIN.search(head, 0, end.start())):
             break
+        thoughts.append(head[begin.end() if begin else 0 : end.start() if end else None])
+        rest = head[end.end() :] if end else ""
     if thoughts:
         rest = rest.lstrip()
         for mark in BEGINS:
@@ -54,20 +59,3 @@ def split_thought(text: str, opened: str = "") -> tuple[str, str]:
         for mark in ENDS:
             rest = rest.removesuffix(mark)
     return "\n".join(thought.strip() for thought in thoughts).strip(), rest
-
-
-def _opening(text: str) -> tuple[str, str] | None:
-    """The pair of marks whose first one begins the text."""
-    head = text.lstrip()[:32].lower()
-    return next((pair for pair in THOUGHTS if head.startswith(pair[0].lower())), None)
-
-
-def _orphan(text: str, begin: str, end: str) -> bool:
-    """Does the text hold the end of a thought that it does not begin?"""
-    before, closed, _ = text.partition(end)
-    return bool(closed) and begin not in before
-
-
-def _cut(text: str, end: str) -> tuple[str, bool, str]:
-    match = re.search(re.escape(end), text, re.IGNORECASE)
-    return (text[: match.start()], True, text[match.end() :]) if match else (text, False, "")
