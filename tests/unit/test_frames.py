@@ -97,7 +97,7 @@ def test_turns_and_calc_tasks_are_marked_only_after_their_first_line() -> None:
             "| \uff52\uff45\uff57\uff41\uff52\uff44 [1]\uff1a",
         ),
         ("the \u00d0reward 5", "| the \u00d0reward [5]"),
-        ("re\u200bward 1", "re ward [1]"),
+        ("re\u200bward 1", "| reward [1]"),
         ("a\x85b\x1cc\vd\fe\r\nf\rg\u2029h", "| a\n| b\n| c\n| d\n| e\n| f\n| g\n| h"),
         ("\u00bd of x\u00b2 is 3", "| \u00bd of x\u00b2 is 3"),
         ("a\nattempt 4, reward 1:\nb", f"| a\n| {prompts.LEFT_OUT}"),
