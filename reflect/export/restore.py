@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from reflect.export.lines import LessonLine, TrialLine, VersionLine, as_text, line_of
 from reflect.lessons import safety
 from reflect.lessons.selection import MAX_TOKENS, format_lesson
-from reflect.lessons.similarity import normal
+from reflect.lessons.similarity import identity
 from reflect.prompts import sanitize_line
 from reflect.records import Lesson, LessonVersion, Rule, Trial
 from reflect.store import backup, forbidden_rules
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from sqlmodel import Session
 
-Key = tuple[str, str]
+Key = tuple[tuple[str, ...], tuple[str, ...]]
 Origin = tuple[datetime, str, str]  # of a lesson: when it was first written, and its first words
 
 
@@ -87,8 +87,8 @@ def restore(
 
 
 def key(when: str, do: str) -> Key:
-    """Condition and advice in normal form."""
-    return normal(when) or when, normal(do) or do
+    """Condition and advice, but for case, punctuation and articles."""
+    return identity(when), identity(do)
 
 
 def origin(one: LessonLine) -> Origin:

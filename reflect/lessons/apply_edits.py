@@ -9,7 +9,7 @@ from reflect.lessons.apply_merge import merge
 from reflect.lessons.outcome import WAITS, Evidence, Outcome, PendingEdit, tasks_of
 from reflect.lessons.release import corroborated
 from reflect.lessons.selection import MAX_TOKENS, Count, format_lesson
-from reflect.lessons.similarity import alike, covers_condition, normal, same
+from reflect.lessons.similarity import alike, covers_condition, identity, same
 from reflect.records import HELD_STATUSES, Lesson
 from reflect.store import forbidden_rules
 from reflect.store import lessons as db
@@ -70,7 +70,7 @@ def _add(e: PendingEdit) -> Outcome:
     evidence, existing = e.evidence, e.same_condition()
     in_use = [lesson for lesson in existing if lesson.status in HELD_STATUSES]
     for lesson in existing:
-        if normal(lesson.do) == normal(e.edit.do):
+        if identity(lesson.do) == identity(e.edit.do):
             return _again(e, lesson, in_use)
     suspect = e.suspicion()
     if not in_use or suspect or not evidence.clean:

@@ -1,6 +1,6 @@
 """Merge duplicate lessons, first exact, then near duplicates.
 
-Exact duplicates (equal in `similarity.normal`) need no model. Near duplicates are found by
+Exact duplicates (equal in `similarity.identity`) need no model. Near duplicates are found by
 `similarity.alike` among what full-text search finds for each lesson, and the bare base model is
 asked about each family; its answer is read like a reflection's, and may change the lessons of that
 family only. `apply_merge` decides what may be merged, and `protection.EditTransaction` undoes
@@ -18,7 +18,7 @@ from reflect.lessons.apply_edits import Evidence, Outcome, apply_edits
 from reflect.lessons.edit_format import Edit, parse_edits
 from reflect.lessons.outcome import tasks_of
 from reflect.lessons.protection import EditTransaction, protection_reason
-from reflect.lessons.similarity import families, normal, telling
+from reflect.lessons.similarity import families, identity, telling
 from reflect.models.base import Model, using
 from reflect.models.partial import sample_each
 from reflect.records import HELD_STATUSES, Lesson
@@ -123,9 +123,9 @@ def _groups(s: Session, profile: str, scope: str | None) -> list[list[Lesson]]:
 
 def _exact(lessons: Sequence[Lesson]) -> list[Edit]:
     """One MERGE for each text that several lessons have, unless all of them are pinned."""
-    alike: dict[tuple[str, str], list[Lesson]] = {}
+    alike: dict[tuple[tuple[str, ...], ...], list[Lesson]] = {}
     for lesson in lessons:
-        alike.setdefault((normal(lesson.when), normal(lesson.do)), []).append(lesson)
+        alike.setdefault((identity(lesson.when), identity(lesson.do)), []).append(lesson)
     why = "they have the same text"
     return [
         Edit(EditKind.MERGE, x[0].when, x[0].do, why, lesson_ids=tuple(y.id or 0 for y in x))

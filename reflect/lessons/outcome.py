@@ -9,7 +9,7 @@ from reflect.lessons import safety
 from reflect.lessons.protection import defended
 from reflect.lessons.release import OUTSIDE
 from reflect.lessons.selection import POOL
-from reflect.lessons.similarity import normal
+from reflect.lessons.similarity import identity
 from reflect.records import HELD_STATUSES, Lesson
 from reflect.store import lessons as db
 from reflect.store.lesson_evidence import other_tasks
@@ -142,7 +142,7 @@ class PendingEdit:
         """Lessons with the same condition (wording aside), in this scope or general, by id."""
         when, scopes = self.edit.when, [self.evidence.scope, ""]
         hits = db.search(self.s, when, profile=self.evidence.profile, scopes=scopes, limit=POOL)
-        same = [lesson for lesson, _ in hits if normal(lesson.when) == normal(when)]
+        same = [lesson for lesson, _ in hits if identity(lesson.when) == identity(when)]
         return sorted(same, key=lambda lesson: lesson.id or 0)
 
     def rivals(self, *ids: int | None) -> list[Lesson]:

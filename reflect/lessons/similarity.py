@@ -12,6 +12,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Protocol
 
+from reflect.store.lessons import wording
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -19,6 +21,7 @@ SIMILAR = 0.6  # share of all their words that two near duplicates have in commo
 NEGATIONS = frozenset("not no never without except unless don doesn isn cannot".split())
 # words in which a difference does not count
 FILLERS = frozenset("you your i we are is be being it its this that when if in of for".split())
+ARTICLES = frozenset(("a", "an", "the"))
 ENDINGS = ("ing", "ed", "es", "s", "e")
 
 
@@ -40,13 +43,16 @@ def stems(text: str) -> frozenset[str]:
 
 
 def same(a: LessonText, b: LessonText) -> bool:
-    """Whether their texts are equal, wording aside."""
-    return (normal(a.when), normal(a.do)) == (normal(b.when), normal(b.do))
+    """Whether their texts are equal, but for case, punctuation and articles."""
+    return (identity(a.when), identity(a.do)) == (identity(b.when), identity(b.do))
 
 
 def apart(a: str, b: str, telling: Iterable[str] = ()) -> bool:
     """Whether the words in which they differ distinguish them: one word instead of another, a
-    number, a negation, or a word that is known to be `telling`."""
+    number, a negation, a word that is known to be `telling`, or a symbol or vowel sign between
+    the same words."""
+    if normal(a) == normal(b):
+        return identity(a) != identity(b)
     ours, theirs = stems(a) - FILLERS, stems(b) - FILLERS
     differ = ours ^ theirs
     swapped = len(ours - theirs) == len(theirs - ours) == 1
@@ -109,4 +115,10 @@ def _stem(word: str) -> str:
 
 def normal(text: str) -> str:
     """The text without case, punctuation and articles: near duplicates are equal in it."""
-    return " ".join(w for w in re.findall(r"\w+", text.lower()) if w not in {"a", "an", "the"})
+    return " ".join(w for w in re.findall(r"\w+", text.lower()) if w not in ARTICLES)
+
+
+def identity(text: str) -> tuple[str, ...]:
+    """What the text says: equal for two texts only if one of them can be left out. Unlike `normal`
+    it keeps symbols and the vowel signs of all scripts (see `reflect.store.lessons.wording`)."""
+    return tuple(word for word in wording(text).split() if word not in ARTICLES)

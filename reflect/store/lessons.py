@@ -1,9 +1,10 @@
-"""Lessons, their versions and the links between them. A lesson's row is a copy of its newest version;
-versions are only appended."""
+"""Lessons, their versions and the links between them. A lesson's row is a copy of its newest
+version; versions are only appended."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlmodel import Session, col, func, or_, select
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement
 
+MINUS = re.compile(r"!(?==)|(?<!\w)-(?=\d)|(?<=[\s\d])-(?=[\s\d])|--+|->")
 CONTENT = ("when", "do", "scope", "tags", "status", "pinned", "trust", "tokens")
 """The fields that a version is a snapshot of."""
 
@@ -247,11 +249,31 @@ def search(
 
 def find_exact(s: Session, when: str, do: str, profile: str = "default") -> Lesson | None:
     """The oldest lesson of the profile that says the same, case, spacing and punctuation aside."""
-    wanted = (_normal(when), _normal(do))
+    text = (wording(when), wording(do))
     for lesson_id, its_when, its_do in fulltext.holding(s, when, do, profile):
-        if (_normal(its_when), _normal(its_do)) == wanted:
+        if (wording(its_when), wording(its_do)) == text:
             return get(s, lesson_id)
     return None
+
+
+def wording(text: str) -> str:
+    """The text without case, spacing and punctuation: two texts with the same wording say the same.
+
+    Vowel signs and symbols are no punctuation: `a + b` is not `a - b`, and `3` is not `-3`.
+    """
+    folded = unicodedata.normalize("NFC", text.casefold())
+    words = re.findall(r"\w+", "".join(map(_as_letter, folded)))
+    symbols = [c for c in folded if c in "%#@&/\\*" or _is_symbol(c)]
+    return " ".join([*words, *symbols, *MINUS.findall(folded)]) or text.strip()
+
+
+def _is_symbol(c: str) -> bool:
+    return unicodedata.category(c)[0] == "S" and c not in "`\u00b4"
+
+
+def _as_letter(c: str) -> str:
+    """The character, or for a mark within a word, which `\\w` does not match, letters for it."""
+    return c if c.isascii() or unicodedata.category(c)[0] != "M" else f"_{ord(c):x}_"
 
 
 def content(row: Lesson | LessonVersion) -> Json:
@@ -389,7 +411,3 @@ def _one_line(field: str, text: str) -> str:
             f"A lesson needs a text: '{field}' is empty.", "Say when it applies and what to do."
         )
     return line
-
-
-def _normal(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold())) or text.strip()

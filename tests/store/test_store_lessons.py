@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from itertools import product
+from pathlib import Path
 
 import pytest
 from sqlmodel import Session
 
+import reflect
 from reflect.errors import Conflict, UnknownName, UsageError
+from reflect.lessons import similarity
 from reflect.lessons.protection import EditTransaction
 from reflect.records import LESSON_STATUSES, Exposure, Lesson, Reflection, Rollout, Trial
 from reflect.store import Store, doctor, lesson_evidence, lessons, runs
@@ -388,3 +391,38 @@ def test_what_would_lose_too_much_is_taken_back_and_the_transaction_goes_on(
     with store.read() as s:
         assert lessons.count(s) == 4 and lessons.count(s, status="retired") == keep
     assert doctor.check(store) == []
+
+
+SAME = [
+    ("Spell the word, first!", "spell the  word first"),
+    ("well-known", "well known"),
+    ("use \u201csort\u201d", "use 'sort'"),
+    ("`sort` it", "sort it."),
+    ("naïve", "NAI\u0308VE"),
+    ("the \u2014 word", "the word"),
+]
+DIFFERENT = [
+    ("a + b", "a - b"), ("x > 3", "x < 3"), ("C", "C++"), ("C", "C#"), ("multiply by 1", "multiply by -1"),
+    ("a = b", "a != b"), ("50%", "50"), ("$5", "\u20ac5"), ("x \u2264 3", "x \u2265 3"), ("x \u2192 y", "x \u2190 y"),
+    ("a & b", "a | b"), ("a/b", "a b"), ("\u0915\u093f", "\u0915\u0940"), ("\u0e01\u0e34\u0e19", "\u0e01\u0e31\u0e19"),
+    ("\u0628\u064e", "\u0628\u0650"), ("use \U0001f642", "use \U0001f641"), ("3-2", "3 2"),
+]  # fmt: skip
+
+
+def test_texts_that_differ_in_a_symbol_or_a_vowel_sign_are_two_lessons(tmp_path: Path):
+    """Merging, adding and importing must not take one for the other."""
+    lessons_of = reflect.open(tmp_path / "lessons.db", model="pocket").lessons
+    for one, other in SAME:
+        assert lessons.wording(one) == lessons.wording(other)
+        assert similarity.identity(one) == similarity.identity(other)
+    for i, pair in enumerate(DIFFERENT):
+        assert lessons.wording(pair[0]) != lessons.wording(pair[1]), pair
+        assert similarity.apart(*pair), pair
+        for do in pair:
+            lessons_of.add(f"case {i}", do)
+    assert not lessons_of.merge().changes and len(lessons_of) == 2 * len(DIFFERENT)
+    (tmp_path / "out.jsonl").write_text(lessons_of.export())
+    other_db = reflect.open(tmp_path / "other.db", model="pocket").lessons
+    assert {row.sign for row in other_db.import_(tmp_path / "out.jsonl")} <= {"+", "?"}
+    assert {row.sign for row in other_db.import_(tmp_path / "out.jsonl")} == {"="}
+    assert len(other_db) == 2 * len(DIFFERENT)
