@@ -38,6 +38,8 @@ def check(database: Store | Session, *, deep: bool = False) -> list[str]:
         return [str(e)]
     except DBAPIError as e:
         return [f"The tables are not as reflect made them: {e.orig}."]
+    except UnicodeDecodeError as e:  # also in SQLite's own messages about a damaged schema
+        return [f"The database is damaged: a text in it is not UTF-8 ({e})."]
 
 
 def accept(database: Store) -> None:
