@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from reflect.errors import ModelError, ReflectError
 from reflect.models.growing_text import PartialText
 from reflect.models.memory import out_of_memory
-from reflect.serve.worker import Worker, settle
+from reflect.serve.worker import WorkerThread, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +83,7 @@ class Engine:
         self._capacity = 0  # maximum tokens in a batch, measured at the last prefill
         self._jobs: dict[int, EngineJob] = {}  # id of a row in a batch -> its job
         self._open = True
-        self._worker = Worker("engine", self._loop, self._end)
+        self._worker = WorkerThread("engine", self._loop, self._end)
 
     @property
     def failure(self) -> str:
@@ -123,7 +123,7 @@ class Engine:
                 self._calls.append((work, result))
                 self._wake.notify()
                 return result
-        settle(result, ModelError(self.failure or "The server has stopped."))
+        resolve(result, ModelError(self.failure or "The server has stopped."))
         return result
 
     def uses(self, adapter: str) -> bool:
@@ -156,9 +156,9 @@ class Engine:
             jobs = {*self._jobs.values(), *waiting, *self._submitted}
             calls = [result for _, result in self._calls]
         for job in jobs:
-            settle(job.done, e)
+            resolve(job.done, e)
         for result in calls:
-            settle(result, e)
+            resolve(result, e)
 
     def _receive(self) -> bool:
         """Wait for work, run the calls and queue the rows. False when the engine is closed."""
@@ -171,9 +171,9 @@ class Engine:
             work, result = self._calls.popleft()
             if not result.cancelled():
                 try:
-                    settle(result, work())
+                    resolve(result, work())
                 except BaseException as e:
-                    settle(result, e)
+                    resolve(result, e)
         while self._submitted:
             job = self._submitted.popleft()
             name = job.request.adapter
@@ -318,8 +318,8 @@ class Engine:
 
         e = e or _error(complete)
         if e is None:
-            return settle(job.done, completions)
-        settle(
+            return resolve(job.done, completions)
+        resolve(
             job.done, e if isinstance(e, ReflectError) else ModelError(f"The model failed: {e}.")
         )
 

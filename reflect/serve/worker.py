@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-def settle(waiter: Future[Result], outcome: Result | BaseException) -> None:
+def resolve(waiter: Future[Result], outcome: Result | BaseException) -> None:
     """Give a waiter its result or its error. A waiter that was cancelled, because its client has
     left, is skipped."""
     with suppress(InvalidStateError):
@@ -26,7 +26,7 @@ def settle(waiter: Future[Result], outcome: Result | BaseException) -> None:
             waiter.set_result(outcome)
 
 
-class Worker:
+class WorkerThread:
     """A thread that must run as long as the server. `failure` says why it ended, else it is "".
 
     `on_failure` gets the error in the thread that ends; it must fail everything that waits.

@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from reflect.errors import ReflectError, ServeError
-from reflect.serve.worker import Worker, settle
+from reflect.serve.worker import WorkerThread, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Writer:
         self._lock = threading.Lock()
         self._closed: ServeError | None = None
         self._batch: list[Job] = []
-        self._worker = Worker("exchanges", self._run, self._close)
+        self._worker = WorkerThread("exchanges", self._run, self._close)
 
     @property
     def failure(self) -> str:
@@ -51,7 +51,7 @@ class Writer:
             if self._closed is None:
                 self._queue.put((write, waiter))
                 return waiter
-        settle(waiter, self._closed)
+        resolve(waiter, self._closed)
         return waiter
 
     def stop(self) -> None:
@@ -70,7 +70,7 @@ class Writer:
             if job := self._queue.get():
                 rest.append(job)
         for _, waiter in rest:
-            settle(waiter, e)
+            resolve(waiter, e)
 
     def _run(self) -> None:
         stopped = False
@@ -92,11 +92,11 @@ class Writer:
                     batch = batch[i:]
                     break
                 if error:
-                    settle(job[1], error)
+                    resolve(job[1], error)
                     error = None
         for _, waiter in batch:
             if error:
-                settle(waiter, error)
+                resolve(waiter, error)
 
     def _write_together(self, batch: Sequence[Job]) -> tuple[Exception | None, bool]:
         """(the error of the transaction, whether one of the writes raised it)."""
@@ -114,5 +114,5 @@ class Writer:
         except Exception as e:  # such as a full disk: the requests fail, the server goes on
             return e, faulty
         for (_, waiter), outcome in zip(batch, outcomes, strict=True):
-            settle(waiter, outcome)
+            resolve(waiter, outcome)
         return None, False

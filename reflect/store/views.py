@@ -272,14 +272,14 @@ def group_exposures(
     return rows
 
 
-class Outcome(NamedTuple):
+class DrawnRewards(NamedTuple):
     """Rewards of the rollouts that saw a lesson, or that it was withheld from."""
 
     n: int
     mean: float | None
 
 
-def outcomes(s: Session, lesson_id: int) -> dict[bool, Outcome]:
+def outcomes(s: Session, lesson_id: int) -> dict[bool, DrawnRewards]:
     """Shown? -> the rewards, of the rollouts in which chance decided about the lesson."""
     mine = (
         select(Exposure.shown, func.count(), func.avg(col(Rollout.reward)))
@@ -288,8 +288,8 @@ def outcomes(s: Session, lesson_id: int) -> dict[bool, Outcome]:
         .where(Exposure.probability > 0.0, Exposure.probability < 1.0)
         .group_by(col(Exposure.shown))
     )
-    counted = {bool(shown): Outcome(n, mean) for shown, n, mean in s.exec(mine)}
-    return {shown: counted.get(shown, Outcome(0, None)) for shown in (True, False)}
+    counted = {bool(shown): DrawnRewards(n, mean) for shown, n, mean in s.exec(mine)}
+    return {shown: counted.get(shown, DrawnRewards(0, None)) for shown in (True, False)}
 
 
 def teaching(s: Session, lesson_id: int) -> list[tuple[LessonVersion, Reflection, Run, str]]:

@@ -27,7 +27,7 @@ from reflect.store import lessons, nights, revoked_adapters, runs, views
 from reflect.trials.history import effect_history
 from reflect.types import Arm, LessonStatus, by_arm
 from reflect.web import charts
-from reflect.web.guard import Access, Guard, Refused
+from reflect.web.guard import Access, FormRefused, Guard
 from reflect.web.render import HERE, render
 
 if TYPE_CHECKING:
@@ -455,7 +455,7 @@ def build(ws: Workspace, key: str = "") -> Starlette:
         Route("/prompt", view("prompt", "prompt.html")),
         Mount("/static", StaticFiles(directory=HERE / "static")),
     ]
-    handled = (ReflectError, Refused, HTTPException, OverflowError, Exception)
+    handled = (ReflectError, FormRefused, HTTPException, OverflowError, Exception)
     return Starlette(
         routes=routes,
         middleware=[Middleware(Guard, access=access)],
@@ -465,7 +465,7 @@ def build(ws: Workspace, key: str = "") -> Starlette:
 
 def _explain(e: Exception) -> tuple[int, str, str]:
     """(status, sentence, what to do next) of an error."""
-    if isinstance(e, Refused):
+    if isinstance(e, FormRefused):
         return e.args[0], e.args[1], ""
     if isinstance(e, HTTPException):
         return e.status_code, "There is no such page.", "Start at the first page."

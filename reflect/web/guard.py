@@ -39,7 +39,7 @@ HEADERS = {
 }
 
 
-class Refused(Exception):
+class FormRefused(Exception):
     """A form that may not be carried out: (status, sentence)."""
 
 
@@ -113,19 +113,19 @@ class Access:
         return f"{cookie}; Secure" if secure else cookie
 
     async def form(self, http: Request) -> dict[str, str]:
-        """The fields of a form. Refused without the token, or if it is too large."""
+        """The fields of a form. FormRefused without the token, or if it is too large."""
         data = bytearray()
         async for part in http.stream():
             data += part
             if len(data) > MOST_BYTES:
-                raise Refused(413, "The form is too large.")
+                raise FormRefused(413, "The form is too large.")
         try:
             text = parse_qs(data.decode(), keep_blank_values=True, max_num_fields=100)
         except ValueError as e:
-            raise Refused(400, "The form cannot be read.") from e
+            raise FormRefused(400, "The form cannot be read.") from e
         fields = {name: values[-1] for name, values in text.items()}
         if not _equal(fields.pop("token", ""), self.token):
-            raise Refused(
+            raise FormRefused(
                 403, "The form is older than this server. Reload the page, then try again."
             )
         return fields

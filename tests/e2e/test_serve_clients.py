@@ -36,7 +36,7 @@ from reflect.serve.engine import Engine
 from reflect.serve.lesson_session import LessonSession
 from reflect.serve.local_chat import LocalChat
 from reflect.serve.schema import parse
-from reflect.serve.worker import Worker, settle
+from reflect.serve.worker import WorkerThread, resolve
 from reflect.serve.writer import Writer
 from reflect.store import Store, dialect, exchanges
 
@@ -107,10 +107,10 @@ def test_a_cancelled_waiter_is_skipped() -> None:
     for outcome in (1, ValueError("no")):
         waiter: concurrent.futures.Future[int] = concurrent.futures.Future()
         waiter.cancel()
-        settle(waiter, outcome)
+        resolve(waiter, outcome)
         settled: concurrent.futures.Future[int] = concurrent.futures.Future()
-        settle(settled, 5)
-        settle(settled, outcome)
+        resolve(settled, 5)
+        resolve(settled, outcome)
         assert waiter.cancelled() and settled.result() == 5
 
 
@@ -276,7 +276,7 @@ def test_a_worker_that_ends_by_an_error_ends_the_server(
 
 def test_health_tells_of_a_dead_worker(tmp_path: Path) -> None:
     failed: list[BaseException] = []
-    worker = Worker("w", lambda: [][1], failed.append)
+    worker = WorkerThread("w", lambda: [][1], failed.append)
     worker.join(10)
     assert worker.failure == "The thread 'w' ended with IndexError: list index out of range."
     assert str(failed[0]).startswith(worker.failure)
