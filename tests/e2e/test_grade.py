@@ -264,7 +264,7 @@ def test_what_cannot_be_graded_or_reviewed(
 ) -> None:
     store, taskset, _ = graded
     assert "1.5 is no reward" in out_of(capsys, "grade", "1", "1.5", code=2)
-    assert "nan is no reward" in out_of(capsys, "grade", "1", "nan", code=2)
+    assert "not a finite number" in out_of(capsys, "grade", "1", "nan", code=2)
     assert "There is no rollout 99" in out_of(capsys, "grade", "99", "1", code=2)
     assert "There is no run 9" in out_of(capsys, "grade", "--run", "9", code=2)
     with pytest.raises(UsageError, match="No rollout of run 1 has a grade"):
