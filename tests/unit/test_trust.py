@@ -99,10 +99,7 @@ def test_named_verifiers_and_the_audit_count():
 @pytest.mark.parametrize(
     ("row", "version"),
     [
-        (
-            {"rubric": "Is it polite?"},
-            "012d57af9bb9",
-        ),  # since the judge's prompt marks further lines
+        ({"rubric": "Is it polite?"}, "3faded8f9df7"),
         ({"cases": [{"stdin": "2", "stdout": "4"}], "verifier": "code"}, "bac4084227b6"),
     ],
 )
