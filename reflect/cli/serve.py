@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from typer import Option
@@ -10,8 +11,6 @@ from reflect.cli.common import with_workspace
 from reflect.cli.output import print_status
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
-
     from reflect.workspace.workspace import Workspace
 
 
@@ -43,6 +42,7 @@ def serve(
     --from-traffic`.
     """
     from reflect.serve.server import ServeOptions, serve
+    from reflect.web import pages
 
     def ready(url: str) -> None:
         model = f"in front of {upstream}" if upstream else f"with the model {ws.settings.model}"
@@ -50,10 +50,9 @@ def serve(
         print_status(f"Serving {model}, {where}. The page is under /ui. Ctrl-C stops it.")
         print(url, flush=True)
 
-    def pages() -> ASGIApp:
-        from reflect.web.app import build
-        from reflect.workspace.workspace import Workspace
-
-        return build(Workspace(ws.settings), key)  # it shares no model with the engine's thread
-
-    serve(ws, ServeOptions(host, port, key, upstream, taskset, trusted, queue), ready, pages)
+    serve(
+        ws,
+        ServeOptions(host, port, key, upstream, taskset, trusted, queue),
+        ready,
+        partial(pages, ws.settings, key),
+    )
