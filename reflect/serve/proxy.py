@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
     from reflect.serve.lesson_session import LessonSession, PreparedRequest
 
+BROKEN = (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError)
+STALE_SECONDS = 1.0
+"""A request fails within this time if the upstream closes the idle connection that it was sent on.
+Then it is sent once more; one that fails later may have been answered, and is not."""
 TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
 WHOLE = 2**20  # bytes; a shorter answer of known length is sent when all of it has come
 INLINE = 2**14  # bytes; more are read in another thread
@@ -108,10 +112,16 @@ class Proxy:
         request = httpx2.Request(
             http.method, url, headers=headers, content=body, extensions={"target": path}
         )
-        try:
-            reply = await self._client.send(request, stream=True, follow_redirects=False)
-        except httpx2.HTTPError as e:
-            raise _bad_gateway(f"{self.url} cannot be reached: {type(e).__name__}") from e
+        began = time.monotonic()
+        for last in (False, True):
+            try:
+                reply = await self._client.send(request, stream=True, follow_redirects=False)
+                break
+            except httpx2.HTTPError as e:
+                stale = isinstance(e, BROKEN) and time.monotonic() - began < STALE_SECONDS
+                if last or not stale:
+                    problem = f"{self.url} cannot be reached: {type(e).__name__}"
+                    raise _bad_gateway(problem) from e
         if not 200 <= reply.status_code <= 599:
             await reply.aclose()
             raise _bad_gateway(f"has answered with the status {reply.status_code}")

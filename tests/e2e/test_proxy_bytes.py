@@ -245,6 +245,26 @@ def test_a_whole_answer_passes_untouched_with_its_length(rig: Rig) -> None:
     assert rig.request("HEAD", "/v1/x")[1]["content-length"] == "77"
 
 
+def test_a_connection_that_the_upstream_has_just_closed_is_tried_once_more(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, data = stream(delta({"content": "x"}))
+    replies: list[list[bytes]] = [[], [Script().head, data]]
+    monkeypatch.setattr(rig.script, "reply", lambda request: replies.pop(0))
+    status, _, content = rig.chat()
+    assert (status, content) == (200, data) and rig.recorded(name)
+    assert len(rig.upstream.seen) == 2 and rig.upstream.seen[0] == rig.upstream.seen[1]
+
+    def late(request: bytes) -> Iterator[bytes]:
+        time.sleep(1.2)
+        yield b""
+
+    rig.upstream.seen.clear()
+    monkeypatch.setattr(rig.script, "reply", late)
+    assert rig.chat()[0] == 502
+    assert len(rig.upstream.seen) == 1, "it may have been answered: it is not sent again"
+
+
 def test_an_answer_that_breaks_off_is_seen_to_break_off(rig: Rig) -> None:
     name, data = stream(delta({"content": "x"}))
     chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
