@@ -70,6 +70,7 @@ class Completion:
     calls: tuple[Json, ...] = ()
     model: str = ""
     thought: str = ""  # what the model thought before it answered; it is no part of the text
+    stop: str = ""  # the stop string that ended the answer
 
 
 class Model(Protocol):

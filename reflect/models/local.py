@@ -221,9 +221,10 @@ class LocalModel:
     def completion(self, row: GenerationRow, request: Request) -> Completion:
         """The result of a finished row: thought, text, and calls where tools were offered."""
         thought, text = self.chat.split(self.decode(row.tokens))
-        cuts = [at for s in request.stop if s and (at := text.find(s)) >= 0]
+        cuts = [(at, s) for s in request.stop if s and (at := text.find(s)) >= 0]
         finish: Literal["stop", "length", "tool_calls"] = "stop" if row.ended or cuts else "length"
-        text = text[: min(cuts)] if cuts else text
+        end, stop = min(cuts, default=(len(text), ""))
+        text = text[:end]
         calls: tuple[Json, ...] = ()
         if request.tools and finish == "stop":  # a cut text may end within a call
             text, parsed = read_calls(text, names(request.tools))
@@ -231,7 +232,15 @@ class LocalModel:
             finish = "tool_calls" if calls else finish
         tokens = tuple(row.tokens)
         return Completion(
-            text, len(row.prompt), len(tokens), finish, row.seed, tokens, calls, thought=thought
+            text,
+            len(row.prompt),
+            len(tokens),
+            finish,
+            row.seed,
+            tokens,
+            calls,
+            thought=thought,
+            stop=stop,
         )
 
     def continuous_batch(self) -> ContinuousBatch | None:

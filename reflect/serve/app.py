@@ -16,6 +16,7 @@ import reflect
 from reflect.errors import Conflict, ReflectError, UnknownName, UsageError
 from reflect.serve.api_errors import api_error, reply
 from reflect.serve.auth import AuthMiddleware
+from reflect.serve.chat_api import ChatApi
 from reflect.serve.client_limits import MOST_BYTES, ClientMiddleware
 from reflect.serve.openapi import document
 from reflect.serve.proxy import Proxy
@@ -25,7 +26,6 @@ from reflect.serve.schema import (
     ApiError,
     Feedback,
     load_json,
-    parse,
     read,
 )
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from reflect.serve.api import Api
     from reflect.serve.lesson_session import LessonSession
     from reflect.serve.local_chat import LocalChat
 
@@ -69,9 +70,9 @@ def build(
     local = not isinstance(chat, Proxy)
     body = JsonBody()
 
-    async def completions(http: Request) -> Response:
-        request = await body.read(http, lambda raw: parse(raw, http.headers, strict=local))
-        return await chat.answer(http, request)
+    async def answer(api: Api, http: Request) -> Response:
+        request = await body.read(http, lambda raw: api.parse(raw, http.headers, strict=local))
+        return await chat.answer(http, request, api)
 
     async def feedback(http: Request) -> Response:
         given = await body.read(http, partial(read, Feedback))
@@ -96,7 +97,7 @@ def build(
         Route("/openapi.json", openapi),
         Route("/v1/models", chat.models),
         Route("/v1/models/{model:path}", chat.models),
-        Route("/v1/chat/completions", completions, methods=["POST"]),
+        Route("/v1/chat/completions", partial(answer, ChatApi()), methods=["POST"]),
         Route("/v1/feedback", feedback, methods=["POST"]),
     ]
     if isinstance(chat, Proxy):

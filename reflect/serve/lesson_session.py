@@ -47,7 +47,7 @@ class PreparedRequest:
     """The messages for the model, and what was decided about the lessons in them."""
 
     name: str
-    """The id of the chat completion."""
+    """The id of the answer."""
     taskset: str
     task: Task
     """The client's own messages."""
@@ -90,7 +90,7 @@ class LessonSession:
         A client that brings its own lessons (`lessons: false`) gets the bare model: no lessons are
         added, the profile's adapter is off, and nothing is stored.
         """
-        name = f"chatcmpl-{secrets.token_hex(12)}"
+        name = f"{request.prefix}{secrets.token_hex(12)}"
         text = json.dumps(request.messages, sort_keys=True, ensure_ascii=False)
         digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
         task = Task(

@@ -1,4 +1,4 @@
-"""Chat completions by the model of this process."""
+"""Answers by the model of this process."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from reflect.errors import ReflectError
 from reflect.models.base import Completion, Request
+from reflect.serve.api import Served
 from reflect.serve.api_errors import RETRY, api_error
 from reflect.serve.engine import Busy, Engine, EngineJob, OnText
-from reflect.serve.schema import ApiError, ChatRequest, choice, delta, event, usage
+from reflect.serve.schema import ApiError, ChatRequest
 from reflect.serve.served_adapters import ClientAdapter, ServedAdapters
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from reflect.models.generation import GenerationRow
+    from reflect.serve.api import AnswerWriter, Api
     from reflect.serve.lesson_session import LessonSession, PreparedRequest
     from reflect.types import Json
 
@@ -40,20 +42,21 @@ class LocalRequest:
     sampling: Request
     adapter: str
     """The name of the adapter for the client; empty without adapter."""
+    writer: AnswerWriter
 
     @property
     def headers(self) -> dict[str, str]:
         """The headers of a reply."""
         return {
-            "x-request-id": self.prepared.name,
+            "x-request-id": self.prepared.name,  # OpenAI's header
+            "request-id": self.prepared.name,  # Anthropic's
             "x-reflect-lessons": self.prepared.lessons,
             "x-reflect-adapter": self.adapter,
         }
 
 
 class LocalChat:
-    """`POST /v1/chat/completions` and the adapters, on one engine. `name` is the model's name for
-    clients."""
+    """Answers and adapters, on one engine. `name` is the model's name for clients."""
 
     def __init__(self, engine: Engine, session: LessonSession) -> None:
         self.engine, self.session, self.model = engine, session, engine.model
@@ -63,7 +66,7 @@ class LocalChat:
         self.started = int(time.time())
         self.adapters = ServedAdapters(engine, session.settings, self.names)
 
-    async def answer(self, http: HttpRequest, client: ChatRequest) -> Response:
+    async def answer(self, http: HttpRequest, client: ChatRequest, api: Api) -> Response:
         """The whole answer, or a stream of it. The answers are stored before the client has read
         their end. A caller that is cancelled, because its client has left, ends the computation."""
         loaded = self._loaded_adapter(client.model)
@@ -75,7 +78,10 @@ class LocalChat:
         elif prepared.adapter:
             adapter = await _result(self.adapters.ensure_active(prepared.adapter))
         name = client.model if loaded else adapter or ""
-        request = LocalRequest(client, prepared, replace(sampling, adapter=adapter), name)
+        tokens, now = len(rows[0].prompt), int(time.time())
+        served = Served(prepared.name, self.name, self.fingerprint, tokens, now)
+        writer = api.writer(client, served)
+        request = LocalRequest(client, prepared, replace(sampling, adapter=adapter), name, writer)
         if client.stream:
             return await self._stream(request, rows)
         job = self._submit(request, rows)
@@ -84,9 +90,7 @@ class LocalChat:
         finally:
             job.cancel()
         await self._store(request, completions)
-        body = self._body(request.prepared, "chat.completion")
-        body["choices"] = [choice(i, completion) for i, completion in enumerate(completions)]
-        return JSONResponse(body | {"usage": usage(completions)}, headers=request.headers)
+        return JSONResponse(writer.whole(completions), headers=request.headers)
 
     def _prepare(self, client: ChatRequest) -> tuple[PreparedRequest, Request, list[GenerationRow]]:
         """The request with its lessons, for the model without an adapter, and tokenised.
@@ -130,15 +134,6 @@ class LocalChat:
         stored = self.session.close(prepared, completions, name, self.fingerprint)
         await asyncio.wrap_future(stored)
 
-    def _body(self, prepared: PreparedRequest, kind: str) -> Json:
-        return {
-            "id": prepared.name,
-            "object": kind,
-            "created": int(time.time()),
-            "model": self.name,
-            "system_fingerprint": f"fp_{self.fingerprint[:12]}",
-        }
-
     async def _stream(self, request: LocalRequest, rows: Sequence[GenerationRow]) -> Response:
         parts = Parts()
         # With tools the text may turn out to be a call, so it is sent at the end only.
@@ -157,21 +152,14 @@ class LocalChat:
         self, request: LocalRequest, job: EngineJob, texts: dict[int, str], parts: Parts
     ) -> AsyncIterator[bytes]:
         """The server-sent events of a stream. `texts` are the first ones of `parts`."""
-        client = request.client
-        body = self._body(request.prepared, "chat.completion.chunk")
-        body |= {"usage": None} if client.usage else {}
-
-        def chunk(index: int, content: Json, finish: str | None = None) -> bytes:
-            return event(body | {"choices": [delta(index, content, finish)]})
-
-        sent = [""] * client.n
-        for i in range(client.n):
-            yield chunk(i, {"role": "assistant", "content": ""})
+        writer = request.writer
+        sent = [""] * request.client.n
+        yield writer.begin()
         while True:
             for i, text in texts.items():
                 text = _settled(text, request.sampling.stop, len(sent[i]))
                 if len(text) > len(sent[i]) and text.startswith(sent[i]):
-                    yield chunk(i, {"content": text[len(sent[i]) :]})
+                    yield writer.text(i, text[len(sent[i]) :])
                     sent[i] = text
             if parts.ended:
                 break
@@ -180,18 +168,10 @@ class LocalChat:
             completions = await asyncio.wrap_future(job.done)
             await self._store(request, completions)
         except Exception as e:  # too late for a status
-            yield event(api_error(e).body)
+            yield writer.failed(api_error(e))
             return
-        for i, completion in enumerate(completions):
-            if rest := completion.text[len(sent[i]) :]:
-                yield chunk(i, {"content": rest})
-            if completion.calls:
-                calls = [{"index": at, **call} for at, call in enumerate(completion.calls)]
-                yield chunk(i, {"tool_calls": calls})
-            yield chunk(i, {}, completion.finish)
-        if client.usage:
-            yield event(body | {"choices": [], "usage": usage(completions)})
-        yield event(b"[DONE]")
+        pairs = zip(completions, sent, strict=True)
+        yield writer.end(completions, [one.text[len(text) :] for one, text in pairs])
 
     def _loaded_adapter(self, model: str) -> ClientAdapter | None:
         """The adapter that a client names, None for the model itself. ApiError 404."""

@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING
 
 import httpx2
 
-from reflect.serve.answer_reader import AnswerReader
-from reflect.serve.raw_request import rewrite
 from reflect.serve.relay import RelayedResponse
 from reflect.serve.schema import ApiError, ChatRequest
 from reflect.serve.upstream import base_url, reply_headers, request_headers, target
@@ -32,6 +30,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request as HttpRequest
     from starlette.responses import Response
 
+    from reflect.serve.answer_reader import AnswerReader
+    from reflect.serve.api import Api
     from reflect.serve.lesson_session import LessonSession, PreparedRequest
 
 BROKEN = (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError)
@@ -63,14 +63,15 @@ class Proxy:
         )
         self._last_warning = -float(WARN_SECONDS)
 
-    async def answer(self, http: HttpRequest, request: ChatRequest) -> Response:
-        """`POST /v1/chat/completions`, with lessons added. `http.state.body` has the bytes of
-        the request."""
-        prepared, body = await asyncio.to_thread(self._prepare, request, http.state.body)
+    async def answer(self, http: HttpRequest, request: ChatRequest, api: Api) -> Response:
+        """Forward a request with lessons added. `http.state.body` has its bytes."""
+        prepared, body = await asyncio.to_thread(self._prepare, request, http.state.body, api)
         reply = await self._send(http, body, plain=True)
         if prepared is None or reply.status_code != 200:
             return await self._reply(reply, _relay(reply))
-        parts = self._observe(reply, prepared, request) if prepared.record else _relay(reply)
+        reader = api.reader(reply.headers.get("content-encoding", ""))
+        record = prepared.record
+        parts = self._observe(reply, reader, prepared, request) if record else _relay(reply)
         headers = {"x-reflect-id": prepared.name, "x-reflect-lessons": prepared.lessons}
         return await self._reply(reply, parts, headers)
 
@@ -85,19 +86,21 @@ class Proxy:
 
     # -- the request
 
-    def _prepare(self, request: ChatRequest, body: bytes) -> tuple[PreparedRequest | None, bytes]:
+    def _prepare(
+        self, request: ChatRequest, body: bytes, api: Api
+    ) -> tuple[PreparedRequest | None, bytes]:
         """The chosen lessons, None where the database fails; and the bytes for the upstream."""
         try:
             prepared = self.session.open(request)
         except Exception as e:
             self._warn("Lessons cannot be read", e)
-            return None, rewrite(body, "", "")
+            return None, api.rewrite(body, "", "")
         if not prepared.lessons:
-            return prepared, rewrite(body, "", "")
+            return prepared, api.rewrite(body, "", "")
         roles = [message["role"] for message in request.messages]
         at = roles.index("system") if "system" in roles else None
         system = "" if at is None else request.messages[at]["content"]
-        return prepared, rewrite(body, system, prepared.messages[at or 0]["content"])
+        return prepared, api.rewrite(body, system, prepared.messages[at or 0]["content"])
 
     async def _send(
         self, http: HttpRequest, body: bytes, *, plain: bool = False
@@ -150,11 +153,14 @@ class Proxy:
         return RelayedResponse(reply, headers, parts)
 
     async def _observe(
-        self, reply: httpx2.Response, prepared: PreparedRequest, request: ChatRequest
+        self,
+        reply: httpx2.Response,
+        reader: AnswerReader,
+        prepared: PreparedRequest,
+        request: ChatRequest,
     ) -> AsyncGenerator[bytes]:
         """The bytes of the answer. The exchange is stored before the client can have read the
         end."""
-        reader = AnswerReader(reply.headers.get("content-encoding", ""))
         length, size, stored = _length(reply), 0, False
         async for part in reply.aiter_raw():
             size += len(part)

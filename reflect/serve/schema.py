@@ -141,13 +141,18 @@ class Options(StrictModel):
     untrusted: bool | None = None
 
 
-class RelayedBody(StrictModel):
-    """The fields that lessons depend on; no other field of an upstream request is read."""
+class AnyBody(StrictModel):
+    """The fields that the body of every API has."""
 
     model: Name
-    messages: Annotated[list[Json], Field(min_length=1)]
     reflect: Options | None = None
     stream: bool | None = None
+
+
+class RelayedBody(AnyBody):
+    """The fields that lessons depend on; no other field of an upstream request is read."""
+
+    messages: Annotated[list[Json], Field(min_length=1)]
     stream_options: StreamOptions | None = None
 
 
@@ -329,13 +334,15 @@ class ChatRequest:
     messages: list[Message]
     raw: Json
     stream: bool
-    usage: bool
-    """The last chunk of a stream carries the token counts."""
     lessons: bool
     taskset: str | None
     conversation: str
     """Requests of one conversation see the same lessons."""
     untrusted: bool
+    prefix: str = "chatcmpl-"
+    """The first letters of the answer's id."""
+    usage: bool = False
+    """The last chunk of a stream carries the token counts."""
     n: int = 1
     stop: tuple[str, ...] = ()
     seed: int | None = None
@@ -350,18 +357,10 @@ def parse(raw: object, headers: Mapping[str, str], *, strict: bool = True) -> Ch
     need. ApiError 400."""
     body = read(LocalBody if strict else RelayedBody, raw)
     assert isinstance(raw, dict)
-    options = body.reflect or Options()
-    off = headers.get("x-reflect-lessons", "on").lower() in ("off", "false", "0", "no")
-    common = ChatRequest(
-        model=body.model,
-        messages=[_message(message, i, strict) for i, message in enumerate(raw["messages"])],
-        raw=raw,
-        stream=body.stream is True,
+    messages = [_message(message, i, strict) for i, message in enumerate(raw["messages"])]
+    common = replace(
+        request_of(body, raw, headers, messages),
         usage=bool(body.stream_options and body.stream_options.include_usage),
-        lessons=not off if options.lessons is None else options.lessons,
-        taskset=options.taskset or headers.get("x-reflect-taskset"),
-        conversation=options.conversation or headers.get("x-reflect-conversation", ""),
-        untrusted=options.untrusted is True,
     )
     if not isinstance(body, LocalBody):
         return common
@@ -374,6 +373,24 @@ def parse(raw: object, headers: Mapping[str, str], *, strict: bool = True) -> Ch
         top_p=1.0 if body.top_p is None else body.top_p,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         tools=_offered(raw.get("tools") or [], body.tool_choice),
+    )
+
+
+def request_of(
+    body: AnyBody, raw: Json, headers: Mapping[str, str], messages: list[Message]
+) -> ChatRequest:
+    """The request with the fields that every API has."""
+    options = body.reflect or Options()
+    off = headers.get("x-reflect-lessons", "on").lower() in ("off", "false", "0", "no")
+    return ChatRequest(
+        model=body.model,
+        messages=messages,
+        raw=raw,
+        stream=body.stream is True,
+        lessons=not off if options.lessons is None else options.lessons,
+        taskset=options.taskset or headers.get("x-reflect-taskset"),
+        conversation=options.conversation or headers.get("x-reflect-conversation", ""),
+        untrusted=options.untrusted is True,
     )
 
 
