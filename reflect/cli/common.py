@@ -25,7 +25,17 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 DryRun = Annotated[bool, Option("--dry-run", help="Print the plan and do nothing.")]
+Host = Annotated[str, Option(help="Address to listen on. Other than loopback needs a key.")]
 Json = Annotated[bool, Option("--json", help="Print JSON.")]
+Key = Annotated[
+    str,
+    Option(
+        envvar="REFLECT_SERVE_KEY",
+        show_envvar=False,
+        help="Key that a client must send, or a browser once. [REFLECT_SERVE_KEY]",
+    ),
+]
+Port = Annotated[int, Option(min=0, max=65535, help="Port; 0 = any free port.")]
 RunId = Annotated[int, Argument(metavar="ID", help="A run's id.")]
 Seed = Annotated[int, Option("--seed", help="The same seed gives the same figures.")]
 TasksetName = Annotated[str, Argument(help="A taskset's name, or a file of tasks.")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from typer import Option
 
-from reflect.cli.common import with_workspace
+from reflect.cli.common import Host, Key, Port, with_workspace
 from reflect.cli.output import print_status
 
 if TYPE_CHECKING:
@@ -17,14 +17,9 @@ if TYPE_CHECKING:
 @with_workspace("model profile")
 def serve(
     ws: Workspace,
-    host: str = Option("127.0.0.1", help="Address to listen on. Other than loopback needs a key."),
-    port: int = Option(8000, min=0, max=65535, help="Port; 0 = any free port."),
-    key: str = Option(
-        "",
-        envvar="REFLECT_SERVE_KEY",
-        show_envvar=False,
-        help="Key that clients must send. [REFLECT_SERVE_KEY]",
-    ),
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    key: Key = "",
     upstream: str = Option("", metavar="URL", help="Proxy to this server; URL with /v1."),
     taskset: str = Option(
         "traffic", metavar="NAME", help="Taskset of the traffic: the scope of its lessons."

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import importlib.util
 import os
 import socket
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reflect.errors import ServeError, UsageError
+from reflect.local_access import check_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,16 +57,9 @@ def serve(
     """Serve until a signal comes. Calls `ready` with the base URL. `pages` makes an application
     with its own access control for the paths below PAGES. ServeError, UsageError before the model
     is loaded."""
-    missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
-    if missing:
-        message = f"reflect serve needs {', '.join(missing)}."
-        raise UsageError(message, "Install what it needs: pip install 'second-nature[serve]'")
-    from reflect.serve.auth import PAGES, loopback
+    check_server("reflect serve", options.host, options.key, *MODULES)
+    from reflect.serve.auth import PAGES
 
-    if not options.key and not loopback(options.host):
-        message = f"On {options.host} others can reach this server, so it needs a key."
-        hint = "Set REFLECT_SERVE_KEY, or add --key KEY; or stay on --host 127.0.0.1."
-        raise UsageError(message, hint)
     if options.upstream and not options.upstream.startswith(("http://", "https://")):
         raise UsageError(f"{options.upstream} is not a URL.", "Write --upstream https://HOST/v1.")
     listener = listen(options.host, options.port)

@@ -1,22 +1,23 @@
 """Who may use the page, and what a browser may do with it.
 
-Without a key the page answers programs of this machine under a loopback name only, so that a
-foreign page cannot reach it by a name of its own (DNS rebinding). With a key a browser logs in once
-and holds a cookie. Every form carries a token, and every answer a content security policy that
-allows no script but ours, no frame and no other address.
+Without a key the page answers this machine under a loopback name only. With a key a browser logs in
+once and holds a cookie. Requests of other pages are refused (`reflect.local_access`). Every form
+carries a token, and every answer a content security policy that allows no script but ours, no frame
+and no other address.
 """
 
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import secrets
 from http.cookies import SimpleCookie
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse
+
+from reflect.local_access import from_other_page, host_name, is_loopback
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 COOKIE = "reflect_session"
 MOST_BYTES = 2**20  # of a form
-SAFE = ("GET", "HEAD")
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -62,7 +62,7 @@ class Guard:
             await send(message)
 
         headers = Headers(scope=scope)
-        if problem := self.access.refusal(scope["method"], headers):
+        if problem := self.access.refusal(scope["method"], scope["scheme"], headers):
             answer = PlainTextResponse(problem, 403)
             return await answer(scope, receive, guarded)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -81,18 +81,12 @@ class Access:
         self.token = secrets.token_urlsafe(32)
         self._session = secrets.token_urlsafe(32)
 
-    def refusal(self, method: str, headers: Headers) -> str:
-        """Why the request is refused, "" if it is not."""
-        host = headers.get("host", "")
-        if not self.key and not _loopback(host):
-            return "This page answers under 127.0.0.1 or localhost only, unless it has a key.\n"
-        site = headers.get("sec-fetch-site", "none")
-        navigated = method in SAFE and headers.get("sec-fetch-mode") == "navigate"
-        if site not in ("none", "same-origin") and not navigated:
-            return "This page does not answer other pages.\n"
-        origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2].lower() != host.lower():
-            return "This page takes forms of its own only.\n"
+    def refusal(self, method: str, scheme: str, headers: Headers) -> str:
+        """Why the request is refused; empty if it is allowed."""
+        if not self.key and not is_loopback(host_name(headers.get("host", ""))):
+            return "Without a key this page answers under 127.0.0.1 or localhost only.\n"
+        if from_other_page(method, scheme, headers, key=bool(self.key), links=True):
+            return "This page does not answer requests of other pages.\n"
         return ""
 
     def logged_in(self, headers: Headers) -> bool:
@@ -133,12 +127,3 @@ class Access:
 
 def _equal(given: str, wanted: str) -> bool:
     return hmac.compare_digest(given.encode(), wanted.encode())
-
-
-def _loopback(host: str) -> bool:
-    """True for the Host header of an address or the name localhost of this machine."""
-    try:
-        name = urlsplit(f"//{host}").hostname
-        return name == "localhost" or (name is not None and ipaddress.ip_address(name).is_loopback)
-    except ValueError:
-        return False
