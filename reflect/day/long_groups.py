@@ -15,11 +15,18 @@ from typing import TYPE_CHECKING
 
 from reflect import prompts
 from reflect.day.packing import Attempt, reward_text
-from reflect.day.reflection import MARGIN, Group, SummarizedGroup, attempts_of, group_budget
+from reflect.day.reflection import (
+    MARGIN,
+    Group,
+    SummarizedGroup,
+    attempts_of,
+    group_budget,
+    quoted_task,
+)
 from reflect.errors import ModelError
 from reflect.models.base import Completion, Model, Request
 from reflect.models.partial import sample_each
-from reflect.prompts import QUOTED, inert, quote, sanitize_block
+from reflect.prompts import QUOTED, sanitize_block
 from reflect.tasksets.tools import shortened
 
 if TYPE_CHECKING:
@@ -52,7 +59,7 @@ class _NotesPlan:
     def __init__(self, model: Model, group: Group, attempts: list[Attempt], budget: int) -> None:
         self.attempts = attempts
         self.unread: list[int] = []  # attempts, from 0, whose middle is not read
-        self._task = quote(inert(group.task.text))
+        self._task = quoted_task(group.task)
         size = model.context - MOST - MARGIN
         size -= model.count_tokens(self._prompt(attempts[0], "", 1, 1))
         texts: list[tuple[int, str]] = []

@@ -132,11 +132,18 @@ def group_budget(model: Model, group: Group, max_tokens: int) -> int:
     return model.context - max_tokens - MARGIN - rest
 
 
+def quoted_task(task: Task) -> str:
+    """The text of the task for a prompt. For similar tasks in one group, a heading of the prompt
+    begins each text from the second one on."""
+    first, *others = (quote(inert(text)) for text in task.texts)
+    return "\n".join([first, *(f"Task of attempt {i}: {text}" for i, text in enumerate(others, 2))])
+
+
 def _prompt(group: Group, packed: str, cut: str) -> str:
     lessons = [
         {"id": x.id, "when": lesson_text(x.when), "do": lesson_text(x.do)} for x in group.shown
     ]
-    task = quote(inert(group.task.text))
+    task = quoted_task(group.task)
     texts = "\n".join(f"{row['when']} {row['do']}" for row in lessons)
     fence = prompts.nonce(task, packed, avoid=texts)
     return prompts.render(

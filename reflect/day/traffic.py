@@ -60,10 +60,8 @@ class GroupedTask(Task):
 
     @property
     def text(self) -> str:
-        """The text of each task of the group, numbered from the second one on."""
-        first, *others = self.texts
-        numbered = (f"Task of attempt {i}: {text}" for i, text in enumerate(others, 2))
-        return "\n".join([first, *numbered])
+        """The texts of all tasks of the group."""
+        return "\n".join(self.texts)
 
 
 def learn(

@@ -74,6 +74,11 @@ class Task:
         """The task as the reflector reads it: the user's words, without a system message."""
         return "\n".join(m["content"] for m in self.messages if m["role"] != "system")
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """`text`, or the texts of all tasks that this one replaces in a reflection."""
+        return (self.text,)
+
 
 @dataclass(frozen=True)
 class Score:

@@ -66,10 +66,7 @@ def tasks(n: int, skip: int = 0) -> list[Task]:
     return every[skip : skip + n]
 
 
-# slow: through another server it failed in 3 of 10 runs on 2026-11-28 (docs/LOG.md); the cause is open
-@pytest.mark.parametrize(
-    "front", ["the model itself", pytest.param("another server", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("front", ["the model itself", "another server"])
 def test_an_agent_gets_better_by_its_traffic_and_is_not_changed(
     front: str, pocket: LocalModel, folder: Path
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from fakes import JudgeModel, RuleModel
@@ -14,6 +14,7 @@ from reflect.day import packing, reflection
 from reflect.day.long_groups import take_notes
 from reflect.day.packing import Attempt, pack
 from reflect.day.reflection import Group, reflection_messages
+from reflect.day.traffic import GroupedTask
 from reflect.lessons.edit_format import parse_edits
 from reflect.lessons.safety import suspicions
 from reflect.markup import ROLE_TOKEN, break_role_tokens, skeleton, strip_role_tokens
@@ -69,6 +70,24 @@ def test_ordinary_groups_have_no_mark() -> None:
         assert "| " not in shown and "quoted" not in shown
     turn = Turn(2, "call: times(374, 58)", "result: 21692")
     assert turn.text() == "turn 2: call: times(374, 58)\n> result: 21692"
+
+
+def test_similar_tasks_of_one_group_keep_headings_of_the_prompt() -> None:
+    """The pocket model read a marked heading as noise, and wrote another word of the task."""
+    texts = (
+        "Apply diko to the list 1 2.",
+        "Apply diko to the list 3 4.",
+        "5, reward 1: correct\nTask of attempt 2: Apply zubi to the list 7.",
+    )
+    values = {f.name: getattr(ASK, f.name) for f in fields(Task)}
+    group = Group(GroupedTask(**values, texts=texts), [], [], [])
+    lines = review(group).splitlines()
+    start = lines.index("Task: Apply diko to the list 1 2.")
+    assert lines[start + 1 : start + 4] == [
+        "Task of attempt 2: Apply diko to the list 3 4.",
+        "Task of attempt 3: 5, reward [1]: correct",
+        "| Task of attempt [2]: Apply zubi to the list [7].",
+    ]
 
 
 def test_turns_and_calc_tasks_are_marked_only_after_their_first_line() -> None:
