@@ -38,18 +38,22 @@ FINISH: dict[object, Literal["length", "tool_calls"]] = {
 
 
 @dataclass
-class _Call:
+class Call:
+    """A tool call of an answer; `arguments` are pieces of JSON text."""
+
     id: str = ""
     name: str = ""
     arguments: list[str] = field(default_factory=list)
 
 
 @dataclass
-class _Choice:
+class Choice:
+    """One answer."""
+
     text: list[str] = field(default_factory=list)
-    calls: list[_Call] = field(default_factory=list)
-    by_index: dict[int, _Call] = field(default_factory=dict)
-    by_id: dict[str, _Call] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+    by_index: dict[int, Call] = field(default_factory=dict)
+    by_id: dict[str, Call] = field(default_factory=dict)
     finish: str = ""
     has_message: bool = False
 
@@ -70,7 +74,7 @@ class AnswerReader:
         self._data: list[bytes] = []  # of an unfinished event
         self._pieces_size = self._data_size = 0
         self._after_cr = False
-        self._choices: dict[int, _Choice] = {}
+        self._choices: dict[int, Choice] = {}
         self._usage: Json = {}
 
     def feed(self, part: bytes) -> None:
@@ -179,18 +183,18 @@ class AnswerReader:
         """One chunk of a stream, or a whole answer."""
         if chunk.get("error"):
             raise ValueError("an error instead of an answer")
-        self.id = self.id or _word(chunk.get("id"))
-        self.model = self.model or _word(chunk.get("model"))
+        self.id = self.id or word(chunk.get("id"))
+        self.model = self.model or word(chunk.get("model"))
         if isinstance(usage := chunk.get("usage"), dict):
             self._usage = usage
-        rows = _objects(chunk.get("choices"))
-        indexes = [_count(row.get("index")) for row in rows]
+        rows = objects(chunk.get("choices"))
+        indexes = [count(row.get("index")) for row in rows]
         if len(set(indexes)) < len(rows):
             raise ValueError("two choices have one index")
         for index, row in zip(indexes, rows, strict=True):
-            self._read_choice(self._choices.setdefault(index, _Choice()), row)
+            self._read_choice(self._choices.setdefault(index, Choice()), row)
 
-    def _read_choice(self, choice: _Choice, row: Json) -> None:
+    def _read_choice(self, choice: Choice, row: Json) -> None:
         if isinstance(finish := row.get("finish_reason"), str) and finish:
             choice.finish = finish
         part = row.get("delta") or row.get("message")
@@ -202,15 +206,15 @@ class AnswerReader:
         if text := _text(part.get("content")):
             choice.text.append(text)
         calls = part.get("tool_calls")
-        for piece in _objects([calls] if isinstance(calls, dict) else calls):
+        for piece in objects([calls] if isinstance(calls, dict) else calls):
             self._read_call(choice, piece)
 
-    def _read_call(self, choice: _Choice, piece: Json) -> None:
+    def _read_call(self, choice: Choice, piece: Json) -> None:
         """One piece of a tool call: of the call with its index, else of that with its id, else, if
         it has no name, of the last call. An id and a name that are both new begin another call."""
         function = piece.get("function")
         function = function if isinstance(function, dict) else piece
-        name, new_id = _string(function.get("name")), _string(piece.get("id"))
+        name, new_id = string(function.get("name")), string(piece.get("id"))
         index = piece.get("index")
         last = choice.calls[-1] if choice.calls else None
         if isinstance(index, int):
@@ -220,7 +224,7 @@ class AnswerReader:
         else:
             call = None if name else last
         if call is None or (new_id and call.id and new_id != call.id and name):
-            call = _Call()
+            call = Call()
             choice.calls.append(call)
         if isinstance(index, int):
             choice.by_index[index] = call
@@ -244,8 +248,8 @@ class AnswerReader:
         return [
             Completion(
                 text="".join(choice.text),
-                prompt_tokens=_count(self._usage.get("prompt_tokens")),
-                completion_tokens=_count(self._usage.get("completion_tokens")) // len(choices),
+                prompt_tokens=count(self._usage.get("prompt_tokens")),
+                completion_tokens=count(self._usage.get("completion_tokens")) // len(choices),
                 finish=FINISH.get(choice.finish, "stop"),
                 seed=0,
                 calls=tuple(_as_call(call) for call in choice.calls),
@@ -282,12 +286,18 @@ class _Decoder:
             part = self._zlib.unconsumed_tail
 
 
-def _as_call(call: _Call) -> Json:
+def _as_call(call: Call) -> Json:
     function = {"name": call.name, "arguments": "".join(call.arguments)}
     return {"id": call.id, "type": "function", "function": function}
 
 
-def _objects(value: object) -> list[Json]:
+def fields_of(value: object) -> Json:
+    """An object, {} for all that is none."""
+    return value if isinstance(value, dict) else {}
+
+
+def objects(value: object) -> list[Json]:
+    """The objects of a list, [] for all that is none."""
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
@@ -302,22 +312,23 @@ def _text(content: object) -> str:
 
 def _part_text(part: object) -> str:
     if isinstance(part, dict) and part.get("type") in (None, "text", "output_text"):
-        return _string(part.get("text"))
-    return _string(part)
+        return string(part.get("text"))
+    return string(part)
 
 
-def _string(value: object) -> str:
+def string(value: object) -> str:
+    """A text, "" for all that is none."""
     return value if isinstance(value, str) else ""
 
 
-def _word(value: object) -> str:
+def word(value: object) -> str:
     """A name that can be a key of the database: printable and not longer than MOST_NAME; else
     ""."""
-    word = _string(value)
-    return word if len(word) <= MOST_NAME and word.isprintable() else ""
+    text = string(value)
+    return text if len(text) <= MOST_NAME and text.isprintable() else ""
 
 
-def _count(value: object) -> int:
+def count(value: object) -> int:
     """A number of tokens or an index, 0 for all that is none."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)

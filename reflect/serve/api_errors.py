@@ -1,6 +1,8 @@
-"""Errors of reflect as errors of the API."""
+"""Errors of reflect as errors of an API."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse, Response
 
@@ -15,12 +17,35 @@ from reflect.errors import (
 )
 from reflect.serve.schema import ApiError
 
+if TYPE_CHECKING:
+    from reflect.types import Json
+
 RETRY = {"retry-after": "1"}
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
-def reply(e: ApiError) -> Response:
-    """The response that refuses a request."""
-    return JSONResponse(e.body, e.status, e.headers)
+def reply(e: ApiError, path: str) -> Response:
+    """The response that refuses a request to this path."""
+    return JSONResponse(anthropic_body(e) if is_messages(path) else e.body, e.status, e.headers)
+
+
+def is_messages(path: str) -> bool:
+    """True for the paths of Anthropic's API."""
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
+def anthropic_body(e: ApiError) -> Json:
+    """The error in the form of Anthropic's API."""
+    other = "api_error" if e.status >= 500 else "invalid_request_error"
+    kind = ANTHROPIC_TYPES.get(e.status, other)
+    return {"type": "error", "error": {"type": kind, "message": str(e)}}
 
 
 def api_error(e: BaseException) -> ApiError:

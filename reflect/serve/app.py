@@ -18,6 +18,7 @@ from reflect.serve.api_errors import api_error, reply
 from reflect.serve.auth import AuthMiddleware
 from reflect.serve.chat_api import ChatApi
 from reflect.serve.client_limits import MOST_BYTES, ClientMiddleware
+from reflect.serve.messages import MessagesApi
 from reflect.serve.openapi import document
 from reflect.serve.proxy import Proxy
 from reflect.serve.schema import (
@@ -98,12 +99,13 @@ def build(
         Route("/v1/models", chat.models),
         Route("/v1/models/{model:path}", chat.models),
         Route("/v1/chat/completions", partial(answer, ChatApi()), methods=["POST"]),
+        Route("/v1/messages", partial(answer, MessagesApi()), methods=["POST"]),
         Route("/v1/feedback", feedback, methods=["POST"]),
     ]
     if isinstance(chat, Proxy):
         routes.append(Route("/v1/{path:path}", chat.anything, methods=METHODS))
     else:
-        routes += adapter_routes(chat, body)
+        routes += [count_route(chat, body), *adapter_routes(chat, body)]
     handlers: dict[Any, Any] = {
         ApiError: refuse,
         ReflectError: refuse,
@@ -116,6 +118,16 @@ def build(
     app = Starlette(routes=routes, exception_handlers=handlers, middleware=middleware)
     app.state.failure = failure
     return app
+
+
+def count_route(chat: LocalChat, body: JsonBody) -> Route:
+    """`POST /v1/messages/count_tokens`: the tokens of a request, without lessons."""
+
+    async def count(http: Request) -> Response:
+        request = await body.read(http, lambda raw: MessagesApi().parse_count(raw, http.headers))
+        return JSONResponse({"input_tokens": await chat.count(request)})
+
+    return Route("/v1/messages/count_tokens", count, methods=["POST"])
 
 
 def adapter_routes(chat: LocalChat, body: JsonBody) -> list[Route]:
@@ -157,7 +169,7 @@ async def refuse(http: Request, e: Exception) -> Response:
     elif isinstance(e, UsageError) and http.url.path == "/v1/feedback":
         status = 404 if isinstance(e, UnknownName) else 400
         e = ApiError(status, str(e), param="id", code="not_found")
-    return reply(api_error(e))
+    return reply(api_error(e), http.url.path)
 
 
 async def unknown_url(http: Request, e: Exception) -> Response:
@@ -166,4 +178,5 @@ async def unknown_url(http: Request, e: Exception) -> Response:
     problem = {404: "Unknown request URL", 405: "Not allowed to"}.get(e.status_code, e.detail)
     message = f"{problem}: {http.method} {http.url.path}."
     code = "unknown_url" if e.status_code == 404 else None
-    return reply(ApiError(e.status_code, message, code=code, headers=e.headers))
+    error = ApiError(e.status_code, message, code=code, headers=e.headers)
+    return reply(error, http.url.path)

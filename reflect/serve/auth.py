@@ -10,9 +10,9 @@ import hmac
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 
 from reflect.local_access import from_other_page, host_name, is_loopback
+from reflect.serve.api_errors import reply
 from reflect.serve.schema import ApiError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class AuthMiddleware:
         own = path == "/health" or path == PAGES or path.startswith(f"{PAGES}/")
         protected = scope["type"] == "http" and not own
         if protected and (e := self.refusal(Request(scope))):
-            return await JSONResponse(e.body, e.status, e.headers)(scope, receive, send)
+            return await reply(e, path)(scope, receive, send)
         await self.app(scope, receive, send)
 
     def refusal(self, http: Request) -> ApiError | None:
@@ -45,8 +45,11 @@ class AuthMiddleware:
             return ApiError(400, "The header 'Host' is not a host name.", param="Host")
         if self.key:
             kind, _, key = http.headers.get("authorization", "").partition(" ")
-            if kind.lower() == "bearer" and hmac.compare_digest(key.strip().encode(), self.key):
+            keys = [key] if kind.lower() == "bearer" else []
+            keys += http.headers.getlist("x-api-key")  # Anthropic's header
+            if any(hmac.compare_digest(one.strip().encode(), self.key) for one in keys):
                 return None
+            key = key or "".join(keys)
             problem = "Incorrect API key provided." if key else "You didn't provide an API key."
             message = f"{problem} Give it as 'Authorization: Bearer KEY'."
             headers = {"www-authenticate": "Bearer"}

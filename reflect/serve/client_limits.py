@@ -41,7 +41,7 @@ class ClientMiddleware:
                 parts[:] = [b"".join(parts)]
                 await self._call(scope, receive, send, parts[0])
         except ApiError as e:
-            await reply(e)(scope, receive, send)
+            await reply(e, scope["path"])(scope, receive, send)
         finally:
             self.together -= sum(map(len, parts))
 

@@ -92,6 +92,16 @@ class LocalChat:
         await self._store(request, completions)
         return JSONResponse(writer.whole(completions), headers=request.headers)
 
+    async def count(self, client: ChatRequest) -> int:
+        """The tokens of a request without lessons. ApiError 404 for an unknown model."""
+        self._loaded_adapter(client.model)
+
+        def tokens() -> int:
+            self.model.check_length(client.messages, client.tools)
+            return len(self.model.encode(client.messages, tools=client.tools))
+
+        return await _result(asyncio.to_thread(tokens))
+
     def _prepare(self, client: ChatRequest) -> tuple[PreparedRequest, Request, list[GenerationRow]]:
         """The request with its lessons, for the model without an adapter, and tokenised.
         ContextTooLong before long texts are searched or tokenised in full."""

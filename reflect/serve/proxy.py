@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import httpx2
 
+from reflect.serve.api_errors import is_messages
 from reflect.serve.relay import RelayedResponse
 from reflect.serve.schema import ApiError, ChatRequest
 from reflect.serve.upstream import base_url, reply_headers, request_headers, target
@@ -107,7 +108,9 @@ class Proxy:
     ) -> httpx2.Response:
         """The upstream's answer, without its body. `plain`: ask for no encoding."""
         path = target(http.scope, self._base)
-        headers = request_headers(http.headers.raw, self.key, self.own_key)
+        anthropic = is_messages(http.url.path) or "anthropic-version" in http.headers
+        header = "x-api-key" if anthropic else "authorization"
+        headers = request_headers(http.headers.raw, self.key, self.own_key, header)
         if plain:
             headers = [row for row in headers if row[0] != b"accept-encoding"]
             headers.append((b"accept-encoding", b"identity"))

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, from_json
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from reflect.tasksets.task import Message
 
 Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
-Body = TypeVar("Body", bound=BaseModel)
+Body = TypeVar("Body", bound="StrictModel")
 
 
 class ApiError(Exception):
@@ -51,6 +51,8 @@ class StrictModel(BaseModel):
     """A body from a client: strict types, no NaN and no infinity."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    unsupported: ClassVar[frozenset[str]] = frozenset()
+    """Fields with values that change nothing; each other value is refused."""
 
 
 class Function(StrictModel):
@@ -209,8 +211,7 @@ class AdapterName(StrictModel):
 
 SUPPORTED = {"n", "seed", "max_tokens", "max_completion_tokens", "temperature", "top_p", "stop"}
 SUPPORTED |= {"tools", "tool_choice"} | RelayedBody.model_fields.keys()
-UNSUPPORTED = LocalBody.model_fields.keys() - SUPPORTED
-"""Fields with one value that changes nothing; each other value is refused."""
+LocalBody.unsupported = frozenset(LocalBody.model_fields.keys() - SUPPORTED)
 DEEPEST = 200  # levels of a JSON body
 
 
@@ -298,11 +299,11 @@ def read(schema: type[Body], raw: object) -> Body:
     error, path = same[best], paths[best]
     path += [error["ctx"]["field"]] if "field" in error.get("ctx", {}) else []
     # The whole path is in the message; `param` is the field of the body, or of a message.
-    param = _field(path[: {"messages": 3, "reflect": 2}.get(str(path[0]), 1)])
+    param = _field(path[: {"messages": 3, "input": 3, "reflect": 2}.get(str(path[0]), 1)])
     where, kind = _field(path), error["type"]
     code = "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
     text = PLAIN.get(kind, error["msg"].replace(" after validation", ""))
-    if param in UNSUPPORTED or (path[2:3] == ["content"] and path[4:] == ["type"]):
+    if param in schema.unsupported or (path[2:3] == ["content"] and path[4:] == ["type"]):
         code, text = "unsupported_value", "This value is not supported"
     message = f"'{where}': {clipped(text)}."
     raise ApiError(400, message, param=param, code=None if path[-1] == "role" else code)
@@ -310,6 +311,9 @@ def read(schema: type[Body], raw: object) -> Body:
 
 PLAIN = {"missing": "It is required", "string_type": "It must be a text"}
 PLAIN |= dict.fromkeys(("model_type", "dict_type"), "It must be a JSON object")
+PLAIN |= {"model_attributes_type": "It must be a JSON object"}
+PLAIN |= {"union_tag_invalid": "This type is not supported"}
+PLAIN |= {"union_tag_not_found": "It must be a JSON object with a known type"}
 
 
 def _path(value: object, location: Sequence[str | int], missing: bool) -> list[str | int]:
@@ -372,7 +376,13 @@ def parse(raw: object, headers: Mapping[str, str], *, strict: bool = True) -> Ch
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
         max_tokens=body.max_completion_tokens or body.max_tokens,
-        tools=_offered(raw.get("tools") or [], body.tool_choice),
+        tools=offered(
+            raw.get("tools") or [],
+            none=body.tool_choice == "none",
+            name=body.tool_choice.function.name
+            if isinstance(body.tool_choice, ToolChoice)
+            else None,
+        ),
     )
 
 
@@ -394,11 +404,10 @@ def request_of(
     )
 
 
-def _offered(tools: list[Json], wanted: str | ToolChoice | None) -> tuple[Json, ...]:
+def offered(tools: list[Json], *, none: bool, name: str | None) -> tuple[Json, ...]:
     """The tools for the model: none, all, or the one that the client names. No call is forced."""
-    if not isinstance(wanted, ToolChoice):
-        return () if wanted == "none" else tuple(tools)
-    name = wanted.function.name
+    if name is None:
+        return () if none else tuple(tools)
     named = tuple(tool for tool in tools if tool["function"]["name"] == name)
     if not named:
         message = f"'tool_choice' names no offered tool: {clipped(name)}."
@@ -416,7 +425,7 @@ def _message(message: Json, i: int, strict: bool) -> Message:
     if not isinstance(content, str | list | None):
         where += ".content"
         raise ApiError(400, f"'{where}' must be a text.", param=where, code="invalid_type")
-    parts = [_part_text(part) for part in content] if isinstance(content, list) else [content or ""]
+    parts = [part_text(part) for part in content] if isinstance(content, list) else [content or ""]
     changed: Message = {"content": "\n".join(parts)}
     if role == "developer":
         changed["role"] = "system"
@@ -425,7 +434,7 @@ def _message(message: Json, i: int, strict: bool) -> Message:
     return {**message, **changed}
 
 
-def _part_text(part: object) -> str:
+def part_text(part: object) -> str:
     """The text of a content part; the kind of another part in brackets."""
     fields = part if isinstance(part, dict) else {}
     if fields.get("type") == "text" and isinstance(fields.get("text"), str):
@@ -461,6 +470,11 @@ def event(data: Json | bytes) -> bytes:
     """One server-sent event."""
     content = data if isinstance(data, bytes) else json.dumps(data, ensure_ascii=False).encode()
     return b"data: " + content + b"\n\n"
+
+
+def named_event(data: Json) -> bytes:
+    """One server-sent event with its type as its name."""
+    return f"event: {data['type']}\n".encode() + event(data)
 
 
 def delta(index: int, content: Json, finish: str | None = None) -> Json:

@@ -113,9 +113,12 @@ def _bad_path(problem: str) -> ApiError:
     return ApiError(400, message, code="invalid_path")
 
 
-def request_headers(headers: Iterable[tuple[bytes, bytes]], key: str, own_key: str) -> Headers:
+def request_headers(
+    headers: Iterable[tuple[bytes, bytes]], key: str, own_key: str, header: str = "authorization"
+) -> Headers:
     """The client's headers for the upstream. `key`: the upstream's key, in place of every
-    credential of the client; `own_key`: the key of this server, which no upstream gets."""
+    credential of the client, sent as `header`; `own_key`: the key of this server, which no upstream
+    gets."""
     rows = list(headers)
     stop = _named_in_connection(rows)
     kept = []
@@ -128,7 +131,10 @@ def request_headers(headers: Iterable[tuple[bytes, bytes]], key: str, own_key: s
         if own_key and (text == "authorization" or own_key in _tokens(value)):
             continue
         kept.append((name, value))
-    return [*kept, (b"authorization", f"Bearer {key}".encode())] if key else kept
+    if not key:
+        return kept
+    bearer = "Bearer " * (header == "authorization")
+    return [*kept, (header.encode(), f"{bearer}{key}".encode())]
 
 
 def reply_headers(headers: Iterable[tuple[bytes, bytes]], key: str) -> Headers:

@@ -38,7 +38,7 @@ def reward(
         which = "" if choice is None else f" with a choice {choice}"
         raise UnknownName(
             f"There is no answer {name}{which} here.",
-            "Give the id of a chat completion of this server.",
+            "Give the id of an answer of this server.",
         )
     if choice is None and len({row.choice for row in rows}) > 1:
         raise UsageError(f"{name} has several answers.", 'Say which: "choice": 0 for the first.')
