@@ -14,7 +14,7 @@ from reflect.errors import UsageError
 from reflect.reading import shortened
 
 if TYPE_CHECKING:
-    from reflect.workspace.workspace import NightOptions, Workspace
+    from reflect.workspace.workspace import Workspace
 
 MOST_MINUTES = 10_000.0  # a week
 UNITS = {"s": 1 / 60, "": 1.0, "m": 1.0, "h": 60.0}
@@ -65,22 +65,24 @@ def sleep(
     interrupted one continues.
     --if-due is for schedules: see `reflect schedule`.
     """
-    options: NightOptions = {
-        "method": method,
-        "divergence": divergence,
-        "budget": minutes(budget) if budget else None,
-        "seed": seed,
-        "continued": continued,
-    }
+    from reflect.training.plan import NightOptions
+
+    options = NightOptions(
+        method=method,
+        divergence=divergence,
+        budget=minutes(budget) if budget else None,
+        seed=seed,
+        continued=continued,
+    )
     until = minutes(deadline) if deadline else None
     with progress() as bar:
         report = ws.sleep(
             *(tasksets or []),
+            options=options,
             dry_run=dry_run,
             if_due=if_due,
             deadline=until,
             progress=bar,
-            **options,
         )
     if report.status == "helped":
         return  # a worker process: the first process prints

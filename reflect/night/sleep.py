@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from reflect.adapters import activation, registry
 from reflect.errors import AdapterError, NightError, UsageError
@@ -25,7 +25,7 @@ from reflect.store import lessons as lessons_db
 from reflect.tasksets import load_taskset
 from reflect.training import deadline, lesson_set
 from reflect.training.context import NightContext, TasksetLessons
-from reflect.training.plan import Plan, make_plan
+from reflect.training.plan import NightOptions, Plan, make_plan
 from reflect.training.teacher_data import TrainingData, harvest
 from reflect.types import (
     AdapterStatus,
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from reflect.models.base import Model
     from reflect.records import Adapter, Night
     from reflect.tasksets.base import Taskset
+
+DEFAULT_OPTIONS = NightOptions()
 
 
 @dataclass(frozen=True)
@@ -116,24 +118,21 @@ def sleep(
     model: Model,
     store: Store,
     settings: Settings,
+    options: NightOptions = DEFAULT_OPTIONS,
     *,
     tasksets: Sequence[Taskset] = (),
     load: Callable[[str], Taskset] = load_taskset,
     dry_run: bool = False,
     until: float | None = None,
-    continued: bool = False,
     progress: Progress | None = None,
-    **options: Any,
 ) -> NightReport:
     """Distill all lessons of the profile into an adapter. `tasksets`: where general lessons are
     practised. `load` loads a taskset by name. Tasksets with judged tasks need a judge: see
     `reflect.rollouts.judge.bind`.
 
-    `until`: the night pauses at this time.monotonic(); the next sleep continues it. `continued`:
-    training starts from the weights of the active adapter, if there is one; the teacher has all
-    lessons in its prompt in any case. `options` are those of `make_plan`: method, divergence,
-    budget (minutes), seed ... The model ends with the profile's active adapter on. Raises NightBusy
-    if another sleep runs, UsageError for a model without local weights.
+    `until`: the night pauses at this time.monotonic(); the next sleep continues it. The model ends
+    with the profile's active adapter on. Raises NightBusy if another sleep runs, UsageError for a
+    model without local weights.
     """
     start = time.monotonic()
     from reflect.models.local import LocalModel  # torch
@@ -152,9 +151,9 @@ def sleep(
             return NightReport(NightStatus.NOTHING, reason)
         items = lesson_set.lessons_by_taskset(store, settings.profile, lessons, tasksets, load)
         weights = (p for name, p in model.network.named_parameters() if ".lora_" not in name)
-        adapter = start_adapter(store, settings) if continued else ""
+        adapter = start_adapter(store, settings) if options.continued else ""
         parameters = sum(p.numel() for p in weights)
-        plan = make_plan(parameters, len(lessons), start=adapter, **options)
+        plan = make_plan(parameters, len(lessons), start=adapter, **options.choices())
         timed = deadline.with_deadline(progress, until)
         ctx = NightContext(model, store, settings, plan, items, progress=timed, load=load)
         if dry_run:

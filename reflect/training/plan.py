@@ -6,10 +6,15 @@ adapter on any day.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reflect.errors import UsageError, ensure_known
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from reflect.types import Json
 
 
 class Size(NamedTuple):
@@ -90,6 +95,39 @@ class Plan:
         """As stored and printed."""
         stages = [list(stage) for stage in self.stages]
         return asdict(self) | {"steps": self.steps, "stages": stages}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NightOptions:
+    """What the caller of a night decides; the rest of the plan follows from the model and the
+    lessons (`make_plan`)."""
+
+    method: str = "staged"
+    """One of METHODS."""
+    divergence: str | None = None
+    """One of DIVERGENCES; None: as suits the method."""
+    budget: float | None = None
+    """Minutes of training; None: by the number of lessons."""
+    seed: int = 0
+    continued: bool = False
+    """Start from the active adapter's weights; the teacher has all lessons in its prompt in any
+    case."""
+    plan: Json = field(default_factory=dict)
+    """Other fields of `Plan`, by name."""
+
+    def changed(self, values: Mapping[str, object]) -> NightOptions:
+        """These options with new values of their fields, or of fields of the plan. UnknownName."""
+        own, plan = ({x.name for x in fields(kind)} for kind in (NightOptions, Plan))
+        for name in values:
+            ensure_known("option of a night", name, own | plan)
+        mine: Json = {name: value for name, value in values.items() if name in own}
+        more = {name: value for name, value in values.items() if name not in own}
+        return replace(self, **{"plan": self.plan | more, **mine})
+
+    def choices(self) -> Json:
+        """The arguments of `make_plan`."""
+        own = {name: x for name, x in vars(self).items() if name not in ("continued", "plan")}
+        return own | self.plan
 
 
 def make_plan(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from reflect.errors import NightBusy, StoreError, UsageError
 from reflect.lessons import selection
@@ -28,7 +28,6 @@ from reflect.workspace.context import WorkspaceContext
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
-    from typing import Unpack
 
     from reflect.config import Settings
     from reflect.day.report import Report
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from reflect.store import Store
     from reflect.tasksets.base import Taskset
     from reflect.tasksets.task import Message, Split, Task
+    from reflect.training.plan import NightOptions
     from reflect.types import Progress
     from reflect.workspace.adapters import AdapterManager
     from reflect.workspace.grades import Grades
@@ -62,18 +62,6 @@ class Prompt:
 
     def __str__(self) -> str:
         return "\n\n".join(f"{m['role']}:\n{m['content']}" for m in self.messages)
-
-
-class NightOptions(TypedDict, total=False):
-    """Options of a night: see `reflect.training.plan.make_plan`."""
-
-    method: str
-    divergence: str | None
-    budget: float | None
-    """Minutes of training."""
-    seed: int
-    continued: bool
-    """Start from the active adapter's weights."""
 
 
 class Workspace:
@@ -303,20 +291,24 @@ class Workspace:
     def sleep(
         self,
         *tasksets: str | Path | Taskset,
+        options: NightOptions | None = None,
         dry_run: bool = False,
         if_due: bool = False,
         deadline: float | None = None,
         progress: Progress | None = None,
-        **options: Unpack[NightOptions],
+        **changes: object,
     ) -> NightReport:
         """One night over all lessons of the profile: train an adapter, evaluate it, promote it if
         it passes the gate. A finished night is not repeated.
 
         `if_due`: only if a night is due (see `due`). `deadline`: minutes from now after which the
-        night pauses; the next sleep continues it.
+        night pauses; the next sleep continues it. `changes`: single fields of `options` or of the
+        plan, such as `budget=1`.
         """
         from reflect.night.sleep import sleep
+        from reflect.training.plan import NightOptions
 
+        chosen = (options or NightOptions()).changed(changes)
         bound = [self.taskset(name) for name in tasksets]
         until = None if deadline is None else time.monotonic() + 60 * deadline
 
@@ -325,12 +317,12 @@ class Workspace:
                 self.model,
                 self.store,
                 self.settings,
+                chosen,
                 tasksets=bound,
                 load=self.taskset,
                 dry_run=dry_run,
                 until=until,
                 progress=progress,
-                **options,
             )
 
         def checked() -> NightReport:

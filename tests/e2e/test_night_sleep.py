@@ -22,6 +22,7 @@ from reflect.models.local import LocalModel
 from reflect.night.sleep import sleep
 from reflect.store import Store, doctor, lessons, nights
 from reflect.tasksets import load_taskset
+from reflect.training.plan import NightOptions
 
 SMALL = {
     "budget": 0.25,
@@ -90,7 +91,7 @@ def test_a_night_moves_lessons_from_the_prompt_into_the_weights(
         sqlite_store,
         settings,
         progress=lambda done, total, what: told.append(what),
-        **SMALL,
+        options=NightOptions().changed(SMALL),
     )
     assert (report.status, report.distilled) == ("promoted", ids), report.reason
     assert set(statuses(sqlite_store)) == {"distilled"}
@@ -111,10 +112,10 @@ def test_a_night_moves_lessons_from_the_prompt_into_the_weights(
         assert doctor.check(s) == []
     assert not list((settings.home_path / "nights").iterdir())
 
-    again = sleep(pocket, sqlite_store, settings, **SMALL)
+    again = sleep(pocket, sqlite_store, settings, options=NightOptions().changed(SMALL))
     assert again.again and again.night_id == report.night_id and again.status == "promoted"
     planned = sleep(
-        pocket, sqlite_store, settings, dry_run=True, **SMALL
+        pocket, sqlite_store, settings, dry_run=True, options=NightOptions().changed(SMALL)
     )  # the same work takes as long as it took
     assert planned.cost["measured"] == 1 and 0.5 < planned.cost["seconds"] / report.seconds < 1.5
 
@@ -129,7 +130,7 @@ def test_the_next_night_holds_the_old_lessons_and_the_new(
     pocket: LocalModel, sqlite_store: Store, settings: Settings
 ) -> None:
     teach(sqlite_store)
-    first = sleep(pocket, sqlite_store, settings, **SMALL)
+    first = sleep(pocket, sqlite_store, settings, options=NightOptions().changed(SMALL))
     teach(sqlite_store, "dialect:2")
     # Of one of the new verbs the bare model guesses most lists right: eight tasks would not prove
     # its lesson.
@@ -137,7 +138,9 @@ def test_the_next_night_holds_the_old_lessons_and_the_new(
         pocket,
         sqlite_store,
         settings,
-        **SMALL | {"tasks_per_lesson": 24, "budget": 0.4, "anchors": 80, "gate_tasks": 24},
+        options=NightOptions().changed(
+            SMALL | {"tasks_per_lesson": 24, "budget": 0.4, "anchors": 80, "gate_tasks": 24}
+        ),
     )
     assert (first.status, second.status) == ("promoted", "promoted"), second.reason
     assert set(statuses(sqlite_store)) == {"distilled"}
@@ -154,10 +157,10 @@ def test_a_lesson_that_does_not_help_stays_in_the_prompt(
     pocket: LocalModel, sqlite_store: Store, settings: Settings
 ) -> None:
     teach(sqlite_store, wrong=True)
-    report = sleep(pocket, sqlite_store, settings, **SMALL)
+    report = sleep(pocket, sqlite_store, settings, options=NightOptions().changed(SMALL))
     assert report.status == "nothing", (report.reason, report.stages)
     assert set(statuses(sqlite_store)) == {"candidate"}
-    assert sleep(pocket, sqlite_store, settings, **SMALL).again
+    assert sleep(pocket, sqlite_store, settings, options=NightOptions().changed(SMALL)).again
 
 
 def test_without_lessons_there_is_nothing_to_do(
@@ -191,7 +194,7 @@ def test_what_cannot_be_slept_is_said(
         sleep(pocket, sqlite_store, settings)
     with pytest.raises(UnknownName, match="hypnosis"):
         teach(sqlite_store)
-        sleep(pocket, sqlite_store, settings, method="hypnosis")
+        sleep(pocket, sqlite_store, settings, NightOptions(method="hypnosis"))
 
 
 def test_only_one_sleeps_at_a_time(
@@ -249,6 +252,7 @@ NIGHT = textwrap.dedent(
     from reflect.models import load_model, memory
     from reflect.night.sleep import sleep
     from reflect.store import Store
+    from reflect.training.plan import NightOptions
     memory.free = lambda *args, **options: 4 * 2**30
     last, events = int(sys.argv[3]), 0
     def event(*args):
@@ -259,7 +263,7 @@ NIGHT = textwrap.dedent(
     settings, model = Settings(db=sys.argv[1], threads=1), load_model("pocket")
     kinds = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
     sys.addaudithook(lambda name, args: event() if name in kinds else None)
-    sleep(model, Store(settings.db), settings, progress=event, **eval(sys.argv[2]))
+    sleep(model, Store(settings.db), settings, progress=event, options=NightOptions().changed(eval(sys.argv[2])))
     print(events)
     """
 )

@@ -32,7 +32,7 @@ from reflect.store import Store, doctor, lessons, nights
 from reflect.tasksets import load_taskset
 from reflect.training import deadline as deadline_
 from reflect.training import loop
-from reflect.training.plan import make_plan
+from reflect.training.plan import NightOptions, make_plan
 
 ROOT = Path(reflect.__file__).parent.parent
 TINY = {
@@ -200,7 +200,13 @@ def test_training_that_pauses_goes_on_with_the_very_next_step(
 def test_a_night_whose_time_is_over_goes_on_later(
     pocket: LocalModel, lesson_store: Store, short_settings: Settings
 ) -> None:
-    paused = sleep(pocket, lesson_store, short_settings, until=time.monotonic(), **TINY)
+    paused = sleep(
+        pocket,
+        lesson_store,
+        short_settings,
+        until=time.monotonic(),
+        options=NightOptions().changed(TINY),
+    )
     assert paused.status == "paused" and paused.reason == (
         "The deadline came in stage preflight: `reflect sleep` continues night 1."
     )
@@ -290,7 +296,9 @@ def slept(store: Store, settings: Settings, base: str, seconds: float, plan: dic
 def test_a_dry_run_says_what_it_costs(
     pocket: LocalModel, lesson_store: Store, short_settings: Settings
 ) -> None:
-    first = sleep(pocket, lesson_store, short_settings, dry_run=True, **TINY)
+    first = sleep(
+        pocket, lesson_store, short_settings, dry_run=True, options=NightOptions().changed(TINY)
+    )
     assert first.cost["measured"] == 0 and first.cost["seconds"] == 6.0
     assert "by its budget" in first.reason and "no night here has measured" in first.reason
     assert (
@@ -299,26 +307,46 @@ def test_a_dry_run_says_what_it_costs(
         and "22 MB of disk" in first.reason
     )
     slept(lesson_store, short_settings, pocket.fingerprint, 50.0, first.plan)
-    same = sleep(pocket, lesson_store, short_settings, dry_run=True, **TINY)
+    same = sleep(
+        pocket, lesson_store, short_settings, dry_run=True, options=NightOptions().changed(TINY)
+    )
     assert (
         same.cost["measured"] == 1
         and "about 50 s, at the speed of the last 1 night here" in same.reason
     )
-    more = sleep(pocket, lesson_store, short_settings, dry_run=True, **TINY | {"gate_tasks": 200})
+    more = sleep(
+        pocket,
+        lesson_store,
+        short_settings,
+        dry_run=True,
+        options=NightOptions().changed(TINY | {"gate_tasks": 200}),
+    )
     work = [report.cost["answers"] + report.cost["trained"] for report in (more, same)]
     assert more.cost["seconds"] == pytest.approx(50.0 * work[0] / work[1], abs=0.06)
     registry.home(short_settings).joinpath(
         "night-1"
     ).rmdir()  # its folder is on another machine, so it was slept there
-    assert sleep(pocket, lesson_store, short_settings, dry_run=True, **TINY).cost["measured"] == 0
+    assert (
+        sleep(
+            pocket, lesson_store, short_settings, dry_run=True, options=NightOptions().changed(TINY)
+        ).cost["measured"]
+        == 0
+    )
 
 
 def test_the_nights_of_another_base_say_nothing(
     pocket: LocalModel, lesson_store: Store, short_settings: Settings
 ) -> None:
-    plan = sleep(pocket, lesson_store, short_settings, dry_run=True, **TINY).plan
+    plan = sleep(
+        pocket, lesson_store, short_settings, dry_run=True, options=NightOptions().changed(TINY)
+    ).plan
     slept(lesson_store, short_settings, "another base", 50.0, plan)
-    assert sleep(pocket, lesson_store, short_settings, dry_run=True, **TINY).cost["measured"] == 0
+    assert (
+        sleep(
+            pocket, lesson_store, short_settings, dry_run=True, options=NightOptions().changed(TINY)
+        ).cost["measured"]
+        == 0
+    )
 
 
 def test_too_little_disk_is_said_before_the_work(
@@ -329,6 +357,6 @@ def test_too_little_disk_is_said_before_the_work(
     assert disk_space.needed(tiny.network, plan) > 10**17
     before = tiny.network.state_dict().keys()
     with pytest.raises(NightError, match=r"A night needs [\d,]+ MB of disk, and .* has [\d,]+ MB"):
-        sleep(tiny, lesson_store, short_settings, rank=10**15)
+        sleep(tiny, lesson_store, short_settings, NightOptions(plan={"rank": 10**15}))
     with lesson_store.read() as s:
         assert nights.list_nights(s) == [] and tiny.network.state_dict().keys() == before

@@ -17,7 +17,7 @@ from reflect.models.local import LocalModel
 from reflect.training import distillation, loop, losses
 from reflect.training.distillation import Student
 from reflect.training.losses import TrainingRow
-from reflect.training.plan import make_plan
+from reflect.training.plan import NightOptions, make_plan
 from reflect.training.teacher_data import Example, Question, TrainingData
 
 SECRET = "w50 w51 w52"  # what the teacher's prompt says and the student's does not
@@ -240,6 +240,16 @@ def test_the_plan_follows_from_the_budget_and_the_size() -> None:
         make_plan(1, divergence="sideways")
     with pytest.raises(UsageError):
         make_plan(1, budget=-1)
+
+
+def test_options_of_a_night_by_name() -> None:
+    options = NightOptions(seed=3, plan={"batch": 9}).changed({"budget": 1.0, "anchors": 5})
+    assert options == NightOptions(seed=3, budget=1.0, plan={"batch": 9, "anchors": 5})
+    plan = make_plan(1, **options.choices())
+    assert (plan.seed, plan.budget, plan.batch, plan.anchors) == (3, 1.0, 9, 5)
+    assert make_plan(1, **NightOptions().choices()) == make_plan(1)
+    with pytest.raises(UnknownName, match="no option of a night .budgett"):
+        options.changed({"budgett": 1.0})
 
 
 def test_data_survives_json(tiny: LocalModel) -> None:

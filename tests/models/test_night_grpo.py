@@ -20,7 +20,7 @@ from reflect.tasksets.task import Score, Task
 from reflect.training import grpo, loop, losses
 from reflect.training.distillation import Student
 from reflect.training.losses import TrainingRow
-from reflect.training.plan import make_plan
+from reflect.training.plan import NightOptions, make_plan
 from reflect.training.teacher_data import PracticeTask, TrainingData
 
 
@@ -184,7 +184,7 @@ def test_a_night_of_rewards_alone_passes_the_gate(pocket: LocalModel, tmp_path: 
         for verb, op in list(load_taskset("dialect").meanings.items())[:3]:
             words = {"when": f"the task says {verb}", "do": f"use {op}", "scope": "dialect"}
             lessons.add(s, **words, author="human", status="active")
-    report = sleep(pocket, store, settings, method="grpo")
+    report = sleep(pocket, store, settings, NightOptions(method="grpo"))
     assert report.status == "promoted", report.reason
     assert report.stages["train"]["stages"]["grpo"]["reward"][1] > 0.9
     assert report.stages["placebo"]["rewards"] == {}, "no teacher, so no placebo of one"
