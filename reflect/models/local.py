@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -43,7 +43,7 @@ PIECE = 2**16  # characters that are tokenised at a time to find that a prompt i
 LIGHT_BYTES = 2**26  # weights of a network whose steps are too short for several threads
 
 
-class LocalModel:
+class LocalModel(AdapterSet):
     """One network with its tokenizer and its adapters.
 
     `network` is the module to call with input_ids, also for training; `device` and `tokenizer`
@@ -54,9 +54,9 @@ class LocalModel:
         settings = settings or Settings()
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        self.name = name
         self.folder = folder
-        self.tokenizer, self.network = load(name, folder, settings)
+        self.tokenizer, network = load(name, folder, settings)
+        super().__init__(name, network)
         # The device of the input ids; with a device map, of the first layers.
         self.device: torch.device = self.network.device
         self.chat = Chat(self.tokenizer, name, settings.thinking)
@@ -71,7 +71,6 @@ class LocalModel:
         self.memory_limits = memory.MemoryLimits(checkpoints=settings.checkpointing == "on")
         self.may_checkpoint = settings.checkpointing != "off"
         self.share_layers = distributed.share_layers(settings.device_map)  # FSDP in training
-        self.adapter_set = AdapterSet(self.network)
 
     @cached_property
     def ends(self) -> frozenset[int]:
@@ -130,7 +129,7 @@ class LocalModel:
         """
         adapters = [self.active if r.adapter == ACTIVE else r.adapter for r in requests]
         for name in {name for name in adapters if name is not None}:
-            self.adapter_set.known(name)
+            self.known_adapter(name)
         groups = [self.rows(request) for request in requests]
         for adapter in dict.fromkeys(adapters):
             same = [g for name, g in zip(adapters, groups, strict=True) if name == adapter]
@@ -290,58 +289,6 @@ class LocalModel:
         """Memory that a row needs to draw a token, in tokens of the cache."""
         vocabulary = int(self.network.config.get_text_config().vocab_size)
         return PICK_BYTES * vocabulary // self._token_bytes()
-
-    @property
-    def active(self) -> str | None:
-        """Name of the active adapter, None for the bare base."""
-        return self.adapter_set.active
-
-    @property
-    def adapters(self) -> list[str]:
-        """Names of the loaded adapters."""
-        return self.adapter_set.names
-
-    def new_adapter(self, name: str, rank: int = 8, alpha: float = 32, seed: int = 0) -> None:
-        """Add an adapter on all linear layers, with B = 0: no effect yet. It is not active."""
-        self.adapter_set.new(name, rank, alpha, seed)
-
-    def clone_adapter(self, name: str, new: str) -> None:
-        """Add an adapter `new` with the rank and weights of `name`. It is not active."""
-        self.adapter_set.clone(name, new)
-
-    def read_adapter(self, folder: Path | str) -> AdapterFiles:
-        """Read and check a PEFT folder for this network, from any thread. AdapterError,
-        AdapterMismatch."""
-        return self.adapter_set.read(folder)
-
-    def load_adapter(self, name: str, files: AdapterFiles | Path | str) -> None:
-        """Load a PEFT folder, or what `read_adapter` returned, under `name`. It is not active.
-        AdapterError, AdapterMismatch."""
-        self.adapter_set.load(name, files)
-
-    def drop_adapter(self, name: str) -> None:
-        """Remove an adapter from memory."""
-        self.adapter_set.drop(name)
-
-    def use(self, name: str | None) -> None:
-        """Switch to an adapter; None is the bare base, exactly."""
-        self.adapter_set.use(name)
-
-    def using(self, name: str | None) -> AbstractContextManager[None]:
-        """The adapter within a with-block; None is the bare base."""
-        return self.adapter_set.using(name)
-
-    def adapter_parameters(self, name: str) -> list[torch.nn.Parameter]:
-        """The trainable parameters of an adapter."""
-        return self.adapter_set.parameters(name)
-
-    def scale_adapter(self, name: str, factor: float) -> None:
-        """Set the strength of an adapter: 1 as trained, 0 no effect. `save_adapter` keeps it."""
-        self.adapter_set.scale(name, factor)
-
-    def save_adapter(self, name: str, folder: Path | str) -> None:
-        """Write a plain PEFT folder with safetensors."""
-        self.adapter_set.save(name, folder, base=self.name)
 
     def save_merged(self, adapter: AdapterFiles | Path | str, folder: Path | str) -> None:
         """Write the base with the PEFT folder `adapter` merged into its weights, as a model folder

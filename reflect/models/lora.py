@@ -109,11 +109,11 @@ class LoraLayer(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
 
 
 class AdapterSet:
-    """The adapters of `network`, by name."""
+    """The adapters of `network`, by name. `name`: of the network itself."""
 
-    def __init__(self, network: PreTrainedModel) -> None:
-        self.network = network
-        self.layers = linear_layers(network)
+    def __init__(self, name: str, network: PreTrainedModel) -> None:
+        self.name, self.network = name, network
+        self.lora_layers = linear_layers(network)
         self._switch = Switch()
         self._loras: dict[str, Lora] = {}
         self._number = 0
@@ -124,11 +124,11 @@ class AdapterSet:
         return next((name for name, x in self._loras.items() if x is self._switch.active), None)
 
     @property
-    def names(self) -> list[str]:
+    def adapters(self) -> list[str]:
         """Names of the loaded adapters."""
         return list(self._loras)
 
-    def new(self, name: str, rank: int = 8, alpha: float = 32, seed: int = 0) -> None:
+    def new_adapter(self, name: str, rank: int = 8, alpha: float = 32, seed: int = 0) -> None:
         """Add an adapter on all layers: A uniform, B zero. It has no effect yet.
 
         The numbers are those that peft draws for the same seed: it makes two linear layers, then
@@ -137,7 +137,7 @@ class AdapterSet:
         weights = {}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            for layer, (width_in, width_out) in self.layers.items():
+            for layer, (width_in, width_out) in self.lora_layers.items():
                 a = torch.nn.Linear(width_in, rank, bias=False).weight
                 b = torch.nn.Linear(rank, width_out, bias=False).weight
                 torch.nn.init.kaiming_uniform_(a, a=math.sqrt(5))
@@ -148,24 +148,24 @@ class AdapterSet:
                 weights[layer] = a, b
         self._add(name, rank, alpha, weights)
 
-    def clone(self, name: str, new: str) -> None:
+    def clone_adapter(self, name: str, new: str) -> None:
         """Add `new` with the rank and the weights of `name`. The scale of `name` goes into its
         alpha, so both compute the same."""
-        lora = self.known(name)
+        lora = self.known_adapter(name)
         weights = {layer: (x.a.clone(), x.b.clone()) for layer, x in lora.layers.items()}
         self._add(new, lora.rank, lora.alpha * lora.scale, weights)
 
-    def read(self, folder: Path | str) -> AdapterFiles:
+    def read_adapter(self, folder: Path | str) -> AdapterFiles:
         """Read and check a PEFT folder; changes nothing, so any thread may call it. AdapterError,
         AdapterMismatch."""
-        return adapter_files.read(folder, self.layers)
+        return adapter_files.read(folder, self.lora_layers)
 
-    def load(self, name: str, files: AdapterFiles | Path | str) -> None:
-        """Add an adapter from a PEFT folder, or from what `read` returned for it. AdapterError when
-        it is not plain LoRA or the name is taken, AdapterMismatch when it does not fit the
-        network."""
+    def load_adapter(self, name: str, files: AdapterFiles | Path | str) -> None:
+        """Add an adapter from a PEFT folder, or from what `read_adapter` returned for it. It is not
+        active. AdapterError when it is not plain LoRA or the name is taken, AdapterMismatch when it
+        does not fit the network."""
         if not isinstance(files, AdapterFiles):
-            files = self.read(files)
+            files = self.read_adapter(files)
         self._add(name, files.rank, files.alpha, files.weights, files.digests)
 
     def _add(
@@ -225,9 +225,9 @@ class AdapterSet:
                 if not module.loras:
                     self.network.set_submodule(layer, module.base_layer)
 
-    def drop(self, name: str) -> None:
+    def drop_adapter(self, name: str) -> None:
         """Remove an adapter; the bare base is on afterwards if it was active."""
-        lora = self.known(name)
+        lora = self.known_adapter(name)
         if self._switch.active is lora:
             self._switch.active = None
         del self._loras[name]
@@ -235,7 +235,7 @@ class AdapterSet:
 
     def use(self, name: str | None) -> None:
         """Switch to the adapter `name`, or to the bare base."""
-        self._switch.active = None if name is None else self.known(name)
+        self._switch.active = None if name is None else self.known_adapter(name)
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[None]:
@@ -247,23 +247,23 @@ class AdapterSet:
         finally:
             self.use(before)
 
-    def parameters(self, name: str) -> list[torch.nn.Parameter]:
+    def adapter_parameters(self, name: str) -> list[torch.nn.Parameter]:
         """The adapter's trainable tensors: A and B of each layer, in the order of the network."""
-        return [p for x in self.known(name).layers.values() for p in (x.a, x.b)]
+        return [p for x in self.known_adapter(name).layers.values() for p in (x.a, x.b)]
 
-    def scale(self, name: str, factor: float) -> None:
+    def scale_adapter(self, name: str, factor: float) -> None:
         """Set the adapter's strength: 1 as trained, 0 no effect. Absolute, not relative to the last
         factor."""
-        self.known(name).scale = factor
+        self.known_adapter(name).scale = factor
 
-    def digests(self, name: str) -> Mapping[str, str]:
+    def adapter_digests(self, name: str) -> Mapping[str, str]:
         """File name -> sha256 of the files that the adapter was read from; empty for a new one."""
-        return self.known(name).digests
+        return self.known_adapter(name).digests
 
-    def save(self, name: str, folder: Path | str, base: str) -> None:
+    def save_adapter(self, name: str, folder: Path | str) -> None:
         """Write a plain PEFT folder (adapter_config.json, adapter_model.safetensors), the scale
         folded into alpha."""
-        lora = self.known(name)
+        lora = self.known_adapter(name)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {}
@@ -273,7 +273,7 @@ class AdapterSet:
                 tensors[key] = parameter.detach().cpu().contiguous()
         save_file(tensors, str(folder / adapter_files.WEIGHTS), metadata={"format": "pt"})
         config = {
-            "base_model_name_or_path": base,
+            "base_model_name_or_path": self.name,
             "bias": "none",
             "fan_in_fan_out": any(isinstance(self._base_layer(x), Conv1D) for x in lora.layers),
             "inference_mode": True,
@@ -298,7 +298,7 @@ class AdapterSet:
         named = {x for x, _ in self.network.named_modules() if x.rpartition(".")[2] in last}
         return sorted(last if named == lora.layers.keys() else lora.layers)
 
-    def known(self, name: str) -> Lora:
+    def known_adapter(self, name: str) -> Lora:
         """The adapter. UnknownName for one that is not loaded."""
         if name not in self._loras:
             raise UnknownName(
@@ -307,15 +307,15 @@ class AdapterSet:
             )
         return self._loras[name]
 
-    def merge(self, name: str) -> None:
+    def merge_adapter(self, name: str) -> None:
         """Add an adapter to the weights of the base, rounded to their precision, and drop it."""
-        lora = self.known(name)
+        lora = self.known_adapter(name)
         with torch.no_grad():
             for layer, x in lora.layers.items():
                 base = self._base_layer(layer)
                 change = (x.b @ x.a) * lora.factor
                 base.weight += change.T if isinstance(base, Conv1D) else change
-        self.drop(name)
+        self.drop_adapter(name)
 
 
 def linear_layers(network: PreTrainedModel) -> dict[str, tuple[int, int]]:
@@ -343,7 +343,7 @@ def merge(network: PreTrainedModel, adapter: AdapterFiles | Path | str, folder: 
     """Write the network with the PEFT folder `adapter` merged into its weights, as safetensors in
     the network's own precision. `network` must have no adapters, and cannot be used afterwards.
     AdapterError, AdapterMismatch."""
-    adapters = AdapterSet(network)
-    adapters.load("merged", adapter)
-    adapters.merge("merged")
+    adapters = AdapterSet("", network)
+    adapters.load_adapter("merged", adapter)
+    adapters.merge_adapter("merged")
     network.save_pretrained(str(folder))

@@ -177,7 +177,7 @@ class Engine:
         while self._submitted:
             job = self._submitted.popleft()
             name = job.request.adapter
-            known = partial(self.model.adapter_set.known, name or "")
+            known = partial(self.model.known_adapter, name or "")
             if name is not None and (problem := _error(known)):
                 self._finish(job, problem)
             else:

@@ -243,7 +243,7 @@ def test_an_error_of_one_request_stays_with_it(
         with pytest.raises(ReflectError, match="The model failed: no"):
             job.done.result(20)
     monkeypatch.setattr(tiny, "use", lambda name: fail() if name else None)
-    monkeypatch.setattr(tiny.adapter_set, "known", lambda name: None)
+    monkeypatch.setattr(tiny, "known_adapter", lambda name: None)
     with pytest.raises(ReflectError, match="The model failed: no"):
         engine.submit(replace(bad, adapter="broken")).done.result(20)
     assert engine.submit(bad).done.result(20)

@@ -30,7 +30,7 @@ from reflect.adapters import activation, registry
 from reflect.errors import AdapterCorrupt, AdapterError, AdapterMismatch
 from reflect.models import adapter_files, load_model
 from reflect.models.local import LocalModel
-from reflect.models.lora import AdapterSet, LoraLayer
+from reflect.models.lora import LoraLayer
 from reflect.records import Exchange
 from reflect.workspace.workspace import Workspace
 from scripts.attacks.hostile_adapters import ATTACKS, LARGE, SILENT, Folder, folders
@@ -281,7 +281,7 @@ def test_half_precision_is_read_exactly(tiny: LocalModel, good: Path, dtype: tor
     tensors = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
     save_file(tensors, file)
     tiny.load_adapter("x", good)
-    for layer, pair in tiny.adapter_set.known("x").layers.items():
+    for layer, pair in tiny.known_adapter("x").layers.items():
         assert torch.equal(pair.a, tensors[adapter_files.tensor_name(layer, "A")].float())
         assert torch.equal(pair.b, tensors[adapter_files.tensor_name(layer, "B")].float())
 
@@ -305,7 +305,7 @@ def test_layers_are_wrapped_only_while_there_is_an_adapter(tiny: LocalModel, goo
     tiny.load_adapter("x", good)
     tiny.use("x")
     assert any(isinstance(module, LoraLayer) for module in tiny.network.modules())
-    assert AdapterSet(load_model(str(tiny.folder)).network).layers == tiny.adapter_set.layers
+    assert load_model(str(tiny.folder)).lora_layers == tiny.lora_layers
     tiny.drop_adapter("x")
     assert tiny.active is None
     assert [name for name, _ in tiny.network.named_modules()] == modules
@@ -350,7 +350,7 @@ def test_files_that_change_after_the_check_are_not_read_again(
     activation.load(model, adapter, ws.settings)
     with model.using("one"):
         assert torch.equal(logits(model), want)
-    digests = model.adapter_set.digests("one")
+    digests = model.adapter_digests("one")
     assert all(adapter.manifest[name] == digest for name, digest in digests.items())
     monkeypatch.undo()
     with pytest.raises(AdapterCorrupt, match=r"adapter_model\.safetensors differs"):

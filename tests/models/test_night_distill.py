@@ -248,7 +248,7 @@ def test_options_of_a_night_by_name() -> None:
     plan = make_plan(1, **options.choices())
     assert (plan.seed, plan.budget, plan.batch, plan.anchors) == (3, 1.0, 9, 5)
     assert make_plan(1, **NightOptions().choices()) == make_plan(1)
-    with pytest.raises(UnknownName, match="no option of a night .budgett"):
+    with pytest.raises(UnknownName, match="no option of a night"):
         options.changed({"budgett": 1.0})
 
 
