@@ -235,11 +235,6 @@ class Chat:
         return split_thought(text, self.opened)
 
 
-def names(tools: Sequence[Json]) -> Collection[str]:
-    """Names of the offered tools."""
-    return {tool["function"]["name"] for tool in tools}
-
-
 def without_thought(message: Message) -> Message:
     """An earlier answer as the model reads it again: without its thought, and with text for a
     content that is null."""

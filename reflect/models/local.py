@@ -14,7 +14,7 @@ from reflect.config import Settings
 from reflect.errors import ContextTooLong, ModelError
 from reflect.models import distributed, memory
 from reflect.models.base import ACTIVE, Completion, Request
-from reflect.models.chat_template import Chat, names
+from reflect.models.chat_template import Chat
 from reflect.models.continuous_batch import ContinuousBatch, joinable
 from reflect.models.generation import GenerationRow, decode
 from reflect.models.loading import SMALLER, context_of, load
@@ -226,7 +226,7 @@ class LocalModel(AdapterSet):
         text = text[:end]
         calls: tuple[Json, ...] = ()
         if request.tools and finish == "stop":  # a cut text may end within a call
-            text, parsed = read_calls(text, names(request.tools))
+            text, parsed = read_calls(text, request.tools)
             calls = api_calls(parsed, f"{row.seed}/{len(row.prompt)}")
             finish = "tool_calls" if calls else finish
         tokens = tuple(row.tokens)

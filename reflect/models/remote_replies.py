@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 
 from reflect.errors import ModelError
 from reflect.models.base import Completion, Request
-from reflect.models.chat_template import names
 from reflect.models.credentials import hide
 from reflect.models.tool_calls import api_calls, read_calls
 from reflect.tasksets.thoughts import split_thought
@@ -82,7 +81,7 @@ def _choice(
         given = given or [SimpleNamespace(function=function)]
     calls = tuple(_call(call, i, key) for i, call in enumerate(given))
     if request.tools and not calls and finish != "length":  # a cut text may end within a call
-        text, parsed = read_calls(text, names(request.tools))
+        text, parsed = read_calls(text, request.tools)
         calls = api_calls(parsed, text)
     return hide(thought, key), text, calls, finish
 

@@ -11,8 +11,11 @@
     others          a list of calls, or a block of JSON at the end of the answer
 
 A call may be wrapped as {"type": "function", "function": {...}}, its arguments may be an object or
-JSON text, and an object may be written with the quotes of Python. When any call cannot be parsed,
-there are no calls, and the answer stays text.
+JSON text, and an object may be written with the quotes of Python. Where a format writes each
+argument as text (GLM, Qwen Coder), the schema of the tool says what it is. When any call cannot be
+parsed, there are no calls, and the answer stays text.
+
+Not covered: `$ref` in schemas. Such an argument is JSON where it is JSON, else text.
 """
 
 from __future__ import annotations
@@ -21,10 +24,10 @@ import ast
 import hashlib
 import json
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from reflect.types import Json
 
@@ -45,7 +48,28 @@ FENCED = re.compile(
     r"(.*?)```(?:json|tool_call|tool_code|python)?[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL
 )
 NAMES, ARGUMENTS = ("name", "tool_name", "function"), ("arguments", "parameters", "args")
-DECODER = json.JSONDecoder(strict=False)  # strings of models hold line breaks
+
+
+def _refuse(constant: str) -> object:
+    raise ValueError(f"{constant} is not JSON")
+
+
+DECODER = json.JSONDecoder(
+    strict=False, parse_constant=_refuse
+)  # strings of models hold line breaks
+JSON_TYPES: dict[str, type | tuple[type, ...]] = {
+    "array": list,
+    "boolean": bool,
+    "integer": int,
+    "null": type(None),
+    "number": (int, float),
+    "object": dict,
+    "string": str,
+}
+Properties: TypeAlias = "Mapping[str, object]"
+"""The schemas of a tool's parameters, by name."""
+Offered: TypeAlias = "Mapping[str, Properties]"
+"""The offered tools, by name."""
 
 
 class Call(NamedTuple):
@@ -55,20 +79,23 @@ class Call(NamedTuple):
     arguments: Json
 
 
-def read_calls(text: str, offered: Collection[str]) -> tuple[str, list[Call]]:
+def read_calls(text: str, tools: Sequence[Json]) -> tuple[str, list[Call]]:
     """(the text without the calls, the calls). (text, []) without a call, or when one cannot be
     parsed.
 
-    `offered`: the names of the tools. JSON or Python without a format's own marks is a call only
-    when it names one of these. Within marks any name is a call; an unknown tool fails when it runs.
+    `tools`: those offered, in the API's form. JSON or Python without a format's own marks is a call
+    only when it names one of these. Within marks any name is a call; an unknown tool fails when it
+    runs.
     """
+    offered = {tool["function"]["name"]: _properties(tool) for tool in tools}
     try:
         if "<tool_call>" in text or "</tool_call>" in text:
-            return _tagged(text)
+            return _tagged(text, offered)
         if "<function=" in text:
-            return _marked(text, FUNCTION, "function=")
+            return _marked(text, FUNCTION, "function=", offered)
         if DEEPSEEK.search(text):
-            return _marked(re.sub(r"<.tool.calls.(?:begin|end).>", "", text), DEEPSEEK, "call")
+            text_only = re.sub(r"<.tool.calls.(?:begin|end).>", "", text)
+            return _marked(text_only, DEEPSEEK, "call", offered)
         if MISTRAL in text:
             return _mistral(text)
         return _bare(text, offered)
@@ -92,35 +119,46 @@ def api_calls(calls: Sequence[Call], salt: str) -> tuple[Json, ...]:
     )
 
 
-def _tagged(text: str) -> tuple[str, list[Call]]:
-    calls = [call for body in TAGGED.findall(text) for call in _body(body.strip())]
+def _properties(tool: Json) -> Properties:
+    schema = tool["function"].get("parameters")
+    found = schema.get("properties") if isinstance(schema, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _tagged(text: str, offered: Offered) -> tuple[str, list[Call]]:
+    calls = [call for body in TAGGED.findall(text) for call in _body(body.strip(), offered)]
     rest = TAGGED.sub("", text)
     if "tool_call>" in rest:
         raise ValueError("a tag without its other half")
     return rest.strip(), calls
 
 
-def _body(body: str) -> list[Call]:
+def _body(body: str, offered: Offered) -> list[Call]:
     """The calls between two tags."""
     if body.startswith("<function="):
-        return _marked(body, FUNCTION, "")[1]
+        return _marked(body, FUNCTION, "", offered)[1]
     name, key, _ = body.partition("<arg_key>")
     if key:
         if PAIR.sub("", body).strip() != name.strip():
             raise ValueError("words between arguments")
-        return [_call({"name": name.strip(), "arguments": _typed(PAIR.findall(body))})]
+        name = name.strip()
+        arguments = _typed(PAIR.findall(body), offered.get(name, {}))
+        return [_call({"name": name, "arguments": arguments})]
     rows = _object(body)
     return [_call(row) for row in (rows if isinstance(rows, list) else [rows])]
 
 
-def _marked(text: str, pattern: re.Pattern[str], mark: str) -> tuple[str, list[Call]]:
+def _marked(
+    text: str, pattern: re.Pattern[str], mark: str, offered: Offered
+) -> tuple[str, list[Call]]:
     """Calls whose mark gives their name."""
     calls: list[Call] = []
     for name, body in pattern.findall(text):
         pairs = PARAMETER.findall(body)
         if PARAMETER.sub("", body).strip() and pairs:
             raise ValueError("words between parameters")
-        arguments = _typed(pairs) if pairs else _object(body.strip() or "{}")
+        typed = _typed(pairs, offered.get(name, {}))
+        arguments = typed if pairs else _object(body.strip() or "{}")
         calls.append(_call({"name": name, "arguments": arguments}))
     rest = pattern.sub("", text)
     if not calls or (mark and mark in rest):
@@ -128,16 +166,45 @@ def _marked(text: str, pattern: re.Pattern[str], mark: str) -> tuple[str, list[C
     return rest.strip(), calls
 
 
-def _typed(pairs: Sequence[tuple[str, str]]) -> Json:
-    """Arguments that are written as texts: JSON values where they are JSON."""
-    arguments: Json = {}
-    for key, value in pairs:
-        text = value.strip()
-        try:
-            arguments[key.strip()] = json.loads(text)
-        except ValueError:
-            arguments[key.strip()] = text
-    return arguments
+def _typed(pairs: Sequence[tuple[str, str]], properties: Properties) -> Json:
+    """Arguments that are written as texts, by the schemas of the tool's parameters."""
+    return {key.strip(): _value(text, properties.get(key.strip())) for key, text in pairs}
+
+
+def _value(text: str, schema: object) -> object:
+    """The value that the schema's types allow: text as it is, but for the format's line breaks,
+    else JSON or what Python writes for it. Without types: JSON where it is JSON, else text."""
+    types, plain = _types(schema), text.strip()
+    try:
+        value = _object(plain) if types else json.loads(plain, parse_constant=_refuse)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        value = plain
+    if "string" not in types:
+        return value
+    fits = any(_is(value, name) for name in types - {"string"})
+    return value if fits else text.removeprefix("\n").removesuffix("\n")
+
+
+def _types(schema: object) -> set[str]:
+    """The JSON types that a schema allows; empty if it does not say."""
+    if not isinstance(schema, dict):
+        return set()
+    if isinstance(choices := schema.get("anyOf", schema.get("oneOf")), list):
+        parts = [_types(choice) for choice in choices]
+        return set().union(*parts) if all(parts) else set()
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    types = schema.get("type")
+    if types is None and isinstance(values, list):
+        return {name for value in values for name in JSON_TYPES if _is(value, name)}
+    names = types if isinstance(types, list) else [types]
+    return {name for name in names if isinstance(name, str) and name in JSON_TYPES}
+
+
+def _is(value: object, name: str) -> bool:
+    """Whether a value is of the JSON type of that name."""
+    if isinstance(value, bool):
+        return name == "boolean"
+    return isinstance(value, JSON_TYPES[name])
 
 
 def _mistral(text: str) -> tuple[str, list[Call]]:

@@ -54,7 +54,7 @@ def loaded(folder: Path, template: str = TEMPLATE, **settings: str) -> LocalMode
     ],
 )
 def test_calls_are_read(text: str, rest: str, calls: list[dict[str, object]]) -> None:
-    assert read_calls(text, {"add"}) == (rest, [("add", arguments) for arguments in calls])
+    assert read_calls(text, [ADD]) == (rest, [("add", arguments) for arguments in calls])
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ def test_calls_are_read(text: str, rest: str, calls: list[dict[str, object]]) ->
     ],
 )
 def test_what_cannot_be_read_stays_text(text: str) -> None:
-    assert read_calls(text, {"add"}) == (text, [])
+    assert read_calls(text, [ADD]) == (text, [])
 
 
 def test_the_same_calls_have_the_same_ids() -> None:
-    calls = read_calls(f"<tool_call>{ONE}</tool_call><tool_call>{ONE}</tool_call>", {"add"})[1]
+    calls = read_calls(f"<tool_call>{ONE}</tool_call><tool_call>{ONE}</tool_call>", [ADD])[1]
     made = api_calls(calls, "7/20")
     assert (
         made == api_calls(calls, "7/20")

@@ -181,6 +181,9 @@ BEGIN, SEP, END = (
 )
 
 
+ADD = {"type": "function", "function": {"name": "add"}}
+
+
 @pytest.mark.parametrize(
     ("text", "rest", "calls"),
     [
@@ -208,7 +211,7 @@ BEGIN, SEP, END = (
     ],
 )  # fmt: skip
 def test_calls_as_models_write_them(text: str, rest: str, calls: list[Any]) -> None:
-    assert read_calls(text, {"add"}) == (rest, [("add", arguments) for arguments in calls])
+    assert read_calls(text, [ADD]) == (rest, [("add", arguments) for arguments in calls])
 
 
 @pytest.mark.parametrize(
@@ -236,4 +239,67 @@ def test_calls_as_models_write_them(text: str, rest: str, calls: list[Any]) -> N
     ],
 )
 def test_what_is_ambiguous_stays_text(text: str) -> None:
-    assert read_calls(text, {"add"}) == (text, [])
+    assert read_calls(text, [ADD]) == (text, [])
+
+
+INTEGER, STRING = {"type": "integer"}, {"type": "string"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        (STRING, "1", "1"),
+        (STRING, "007", "007"),
+        (STRING, "true", "true"),
+        (STRING, "null", "null"),
+        (STRING, '"quoted"', '"quoted"'),
+        (STRING, '{"a": 1}', '{"a": 1}'),
+        (STRING, "\n    return x\n", "    return x"),
+        (STRING, "\n\na\n\n", "\na\n"),
+        (STRING, "", ""),
+        ({"enum": ["1", "2"]}, "1", "1"),
+        ({"const": "1"}, "1", "1"),
+        ({"enum": [1, "x"]}, "1", 1),
+        (INTEGER, "\n1\n", 1),
+        (INTEGER, "one", "one"),
+        ({"type": "number"}, "1e3", 1000.0),
+        ({"type": "number"}, "NaN", "NaN"),
+        ({"type": "boolean"}, "True", True),
+        ({"type": "boolean"}, "false", False),
+        ({"type": "array"}, "['a', 1]", ["a", 1]),
+        ({"type": "object"}, '{"a": [true]}', {"a": [True]}),
+        ({"type": "object"}, "{'a': None}", {"a": None}),
+        ({"type": ["string", "null"]}, "null", None),
+        ({"type": ["string", "null"]}, "1", "1"),
+        ({"type": ["string", "integer"]}, "1", 1),
+        ({"type": ["string", "integer"]}, "true", "true"),
+        ({"type": ["string", "integer"]}, " 1.5 ", " 1.5 "),
+        ({"anyOf": [STRING, {"type": "null"}]}, "None", None),
+        ({"anyOf": [STRING, {"type": "array"}]}, "[1]", [1]),
+        ({"oneOf": [STRING, {"$ref": "#/x"}]}, "1", 1),
+        ({"$ref": "#/x"}, "1", 1),
+        ({}, "1", 1),
+        ({}, "it", "it"),
+        ({}, "NaN", "NaN"),
+        (None, "[1, 2]", [1, 2]),
+        ({"type": 7}, "1", 1),
+        ({"type": ["string", 7]}, "1", "1"),
+    ],
+)
+def test_arguments_written_as_text_are_read_by_the_schema(
+    schema: Any, text: str, value: Any
+) -> None:
+    tool = {"name": "add", "parameters": {"type": "object", "properties": {"a": schema}}}
+    for call in (
+        f"<function=add><parameter=a>{text}</parameter></function>",
+        f"<tool_call>add<arg_key>a</arg_key><arg_value>{text}</arg_value></tool_call>",
+    ):
+        (read,) = read_calls(call, [{"type": "function", "function": tool}])[1]
+        assert read.arguments == {"a": value} and type(read.arguments["a"]) is type(value)
+
+
+@pytest.mark.parametrize("parameters", [None, {}, {"properties": None}, {"properties": []}])
+def test_a_tool_without_a_schema_has_arguments_by_their_look(parameters: Any) -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": parameters}}
+    call = "<function=add><parameter=a>1</parameter><parameter=b>x</parameter></function>"
+    assert read_calls(call, [tool])[1] == [("add", {"a": 1, "b": "x"})]
