@@ -134,10 +134,10 @@ def edit_lessons(
                 scope=run.taskset,
                 profile=run.profile,
                 shown=r.group.shown,
-                held=r.group.held,
+                in_adapter=r.group.held,
                 contrast=rewards_differ(r.group.attempts),
                 reflection_id=r.row.id,
-                review=settings.require_approval,
+                require_approval=settings.require_approval,
                 trust=r.group.trust,
             )
             count, budget = context.model.count_tokens, settings.lesson_budget

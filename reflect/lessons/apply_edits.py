@@ -75,7 +75,9 @@ def _add(e: PendingEdit) -> Outcome:
     suspect = e.suspicion()
     if not in_use or suspect or not evidence.clean:
         kind = QuarantineReason.TEXT if suspect else QuarantineReason.APPROVAL
-        return e.new_lesson(suspect or (WAITS if evidence.review else ""), quarantine=kind)
+        return e.new_lesson(
+            suspect or (WAITS if evidence.require_approval else ""), quarantine=kind
+        )
     for old in in_use:
         if refusal := _contradicts(e, old):
             return refusal
@@ -84,7 +86,9 @@ def _add(e: PendingEdit) -> Outcome:
         outcome = _rewrite(e, mine[0], EditOutcome.SUPERSEDED)
     else:  # one taskset's evidence does not rewrite a general lesson
         others = ", ".join(str(old.id) for old in in_use)
-        outcome = e.new_lesson(f"{WAITS}, against lesson {others}" if evidence.review else "")
+        outcome = e.new_lesson(
+            f"{WAITS}, against lesson {others}" if evidence.require_approval else ""
+        )
     if outcome.outcome in (EditOutcome.ADDED, EditOutcome.SUPERSEDED):
         return _supersede(e, outcome, in_use)
     return outcome
@@ -94,7 +98,7 @@ def _contradicts(e: PendingEdit, old: Lesson) -> Outcome | None:
     """The outcome if the newer evidence may not overrule `old`, of the same condition."""
     if old.pinned:
         return e.refused(f"lesson {old.id} is pinned", old)
-    tried = {lesson.id for lesson in (*e.evidence.shown, *e.evidence.held)}
+    tried = {lesson.id for lesson in (*e.evidence.shown, *e.evidence.in_adapter)}
     if not e.evidence.contrast and old.id not in tried:
         return e.ended(EditOutcome.KEPT, f"lesson {old.id} was not tried in this group", old)
     return _confounded(e, old) or e.held_back(old)
@@ -128,7 +132,7 @@ def _again(e: PendingEdit, lesson: Lesson, in_use: Sequence[Lesson]) -> Outcome:
     into a similar lesson in use; a person's decision is final. A second clean task that proposes a
     lesson which was learned from outside bytes releases it."""
     s, evidence = e.s, e.evidence
-    task = evidence.task if evidence.clean and not evidence.review else None
+    task = evidence.task if evidence.clean and not evidence.require_approval else None
     if task and (reason := corroborated(s, lesson, task, evidence.scope)):
         now = e.revise(lesson, reason, status=LessonStatus.CANDIDATE, trust=Trust.CLEAN)
         return e.ended(EditOutcome.ADDED, reason, now)
@@ -139,7 +143,7 @@ def _again(e: PendingEdit, lesson: Lesson, in_use: Sequence[Lesson]) -> Outcome:
         return e.refused(f"a person retired lesson {lesson.id}", lesson)
     if not evidence.clean:
         return e.refused(f"lesson {lesson.id} is retired: {evidence.nothing}", lesson)
-    if evidence.review:
+    if evidence.require_approval:
         return e.refused(f"{WAITS}: reflect lessons approve {lesson.id}", lesson)
     heir = db.get(s, into) if (into := successor(s, lesson.id)) else None
     if heir and heir.status in HELD_STATUSES and alike(heir, lesson):
@@ -181,7 +185,7 @@ def _revise(e: PendingEdit) -> Outcome:
     for other in others:
         # Another condition means a misread number or the loss of a lesson, unless it covers the
         # old one.
-        if not covers_condition(e.edit.when, head.when) or e.evidence.review:
+        if not covers_condition(e.edit.when, head.when) or e.evidence.require_approval:
             return e.refused(f"lesson {other.id} already has that condition", head)
         if refusal := _contradicts(e, other):
             return refusal
@@ -198,7 +202,7 @@ def _rewrite(e: PendingEdit, old: Lesson, outcome: EditOutcome) -> Outcome:
     when it no longer names the task.
     """
     edit = e.edit
-    if e.evidence.review:
+    if e.evidence.require_approval:
         return e.new_lesson(f"{WAITS}, in the place of lesson {old.id}: {old.do}", [old])
     tags, before = e.tags(), tasks_of(old)
     if not set(tags) <= set(old.tags):
@@ -223,7 +227,7 @@ def _retire(e: PendingEdit) -> Outcome:
         return head
     if not e.evidence.clean:
         return e.refused(e.evidence.nothing, head)
-    if e.evidence.review:
+    if e.evidence.require_approval:
         return e.refused(f"a person decides: reflect lessons reject {head.id} --why ...", head)
     new = e.revise(head, e.edit.why, status=LessonStatus.RETIRED)
     return e.ended(EditOutcome.RETIRED, e.edit.why, new)

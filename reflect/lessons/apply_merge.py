@@ -44,7 +44,7 @@ def merge(e: PendingEdit) -> Outcome:
     if reason := _unfit(e, heads):
         return e.refused(reason)
     names = ", ".join(str(head.id) for head in going)
-    if e.evidence.review:
+    if e.evidence.require_approval:
         return _propose(e, kept, going, names)
     if not same(kept, e.edit):
         trusts = {head.trust for head in heads}

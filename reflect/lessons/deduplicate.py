@@ -59,7 +59,7 @@ class Merged:
     alarm: str
     """Why the changes were undone; "" if they stay."""
     dry_run: bool
-    standing: dict[str, dict[str, int]]
+    in_use: dict[str, dict[str, int]]
     """scope -> number of its lessons in use and their tokens, afterwards."""
 
 
@@ -188,7 +188,7 @@ def _apply(
         profile=settings.profile,
         shown=[lesson.model_copy() for lesson in lessons],
         contrast=False,
-        review=settings.require_approval,
+        require_approval=settings.require_approval,
     )
     outcomes, budget = [], settings.lesson_budget
     for edit in edits:

@@ -60,10 +60,10 @@ class Evidence:
     """The lessons as the rollouts saw them."""
     contrast: bool
     """Some attempts earned more than others."""
-    held: Sequence[Lesson] = ()
+    in_adapter: Sequence[Lesson] = ()
     """The lessons that are in the adapter's weights instead of the prompt."""
     reflection_id: int | None = None
-    review: bool = False
+    require_approval: bool = False
     """A person must approve every change: edits are stored as quarantined lessons."""
     trust: str = Trust.CLEAN
 

@@ -292,7 +292,7 @@ def test_what_stands_already_is_named(cli: Cli, book: Any) -> None:
     by_model(book, "a", "use sort")
     by_model(book, "b", "use sort", status="retired")
     assert "reflect lessons reject 1 --why" in cli("forbid", "sort", error=True)
-    assert cli("forbid", "use", "--json")["standing"] == [1]
+    assert cli("forbid", "use", "--json")["matching"] == [1]
 
 
 @pytest.mark.parametrize("pattern", ["", "  ", "a(", "x*", "^", "!?", "(?=)"])

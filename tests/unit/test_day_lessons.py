@@ -35,9 +35,14 @@ def chosen(s, task=ZUBI, budget=400, limit=6, **more):
     return [lesson.when for lesson in found]
 
 
-def apply(s, *edits, shown=(), contrast=True, task=ZUBI, review=False, **more):
+def apply(s, *edits, shown=(), contrast=True, task=ZUBI, approval=False, **more):
     evidence = Evidence(
-        task=task, scope="dialect", profile="default", shown=shown, contrast=contrast, review=review
+        task=task,
+        scope="dialect",
+        profile="default",
+        shown=shown,
+        contrast=contrast,
+        require_approval=approval,
     )
     return apply_edits(s, edits, evidence, count_tokens=COUNT, **more)
 
@@ -382,7 +387,7 @@ def test_where_a_person_reviews_nothing_is_shown_or_changed_before_it_is_approve
         Edit("retire", why="it failed", lesson_id=old.id),
         Edit("add", gone.when, gone.do),
     ]
-    outcomes = [apply(sqlite_session, edit, shown=[old], review=True)[0] for edit in edits]
+    outcomes = [apply(sqlite_session, edit, shown=[old], approval=True)[0] for edit in edits]
     assert [outcome.outcome for outcome in outcomes] == [
         "quarantined",
         "quarantined",
@@ -395,5 +400,5 @@ def test_where_a_person_reviews_nothing_is_shown_or_changed_before_it_is_approve
     waiting = db.listing(sqlite_session, status="quarantined")
     assert [lesson.do for lesson in waiting] == ["use rest", "use reverse"]
     assert (
-        apply(sqlite_session, edits[0], review=True)[0].outcome == "known"
+        apply(sqlite_session, edits[0], approval=True)[0].outcome == "known"
     )  # asked for again, it does not wait twice

@@ -160,10 +160,13 @@ def test_what_no_merge_may_do(sqlite_session):
 def test_where_a_person_reviews_a_merge_waits_once_and_changes_nothing(sqlite_session):
     old, new = add(sqlite_session, *SPELL), add(sqlite_session, *SPELT)
     edit = merging(old, new, do="spell it out, with a counter")
-    first, second = (apply(sqlite_session, edit, shown=[old, new], review=True) for _ in range(2))
+    first, second = (
+        apply(sqlite_session, edit, shown=[old, new], require_approval=True) for _ in range(2)
+    )
     assert (first.outcome, second.outcome) == ("quarantined", "known") and "person" in first.reason
     assert (
-        "person" in apply(sqlite_session, merging(old, new), shown=[old, new], review=True).reason
+        "person"
+        in apply(sqlite_session, merging(old, new), shown=[old, new], require_approval=True).reason
     )
     assert (old.version, new.version) == (1, 1) and {
         x.kind for x in links(sqlite_session, old.id)
@@ -175,7 +178,10 @@ def test_approving_what_was_proposed_retires_what_it_replaces(tmp_path):
     with ws.store.write() as s:
         old, new = add(s, *SPELL), add(s, *SPELT)
         outcome = apply(
-            s, merging(old, new, do="spell it out, with a counter"), shown=[old, new], review=True
+            s,
+            merging(old, new, do="spell it out, with a counter"),
+            shown=[old, new],
+            require_approval=True,
         )
         ids = [old.id, new.id]
     assert ws.lessons.approve(outcome.lesson_id).status == "active"
@@ -244,7 +250,7 @@ def test_exact_duplicates_are_merged_without_a_model_and_verbs_are_no_duplicates
         assert [(x["outcome"], x["lesson"], x["gone"]) for x in found.changes] == [
             ("merged", 1, [one.id])
         ]
-        assert found.standing["dialect"]["lessons"] == 3 + dry_run and not found.asked
+        assert found.in_use["dialect"]["lessons"] == 3 + dry_run and not found.asked
     with sqlite_store.read() as s:
         assert (db.get(s, one.id).status, db.get(s, two.id).status) == ("retired", "candidate")
     assert not tidy(sqlite_store)[0].changes

@@ -4,6 +4,7 @@ merge, forbid, forbidden, allow."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
@@ -196,7 +197,8 @@ def merge(
     """
     result = ws.lessons.merge(scope=scope, dry_run=dry_run)
     if json:
-        return print_json(result)
+        old = {"standing": result.in_use}  # the name of in_use until 0.2
+        return print_json(asdict(result) | old)
     lines = filter(None, map(change_line, result.changes))
     print("\n".join(lines) or "Nothing to merge.")
     for family in result.asked:
@@ -208,7 +210,7 @@ def merge(
             print_status(f"refused: {edit}: {change['reason']}")
     settings = ws.settings
     room = f"a prompt holds {settings.lesson_limit} lessons and {settings.lesson_budget} tokens"
-    for name, row in sorted(result.standing.items()):
+    for name, row in sorted(result.in_use.items()):
         size = f"{row['lessons']} lessons, {row['tokens']} tokens in use"
         print_status(f"{name or 'everywhere'}: {size}; {room}")
     if dry_run:
@@ -238,7 +240,7 @@ def forbid(
     rule = ws.lessons.forbid(pattern, kind=kind, why=why)
     matching = [row.id for row in ws.lessons.breaking(rule)]
     if json:
-        print_json(to_dict(rule) | {"standing": matching})
+        print_json(to_dict(rule) | {"matching": matching, "standing": matching})
     else:
         what = "the words" if kind == "words" else "what matches"
         print(f"rule {rule.id} forbids {what}: {rule.pattern}")
