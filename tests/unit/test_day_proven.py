@@ -100,7 +100,7 @@ def test_a_link_said_again_is_one_link(sqlite_session):
 # ---------------------------------------------------------------------------------------------------
 
 
-def group(s, lesson, seen, missed=(), name="t", held=False, rivals=()):
+def group(s, lesson, seen, missed=(), name="t", in_adapter=False, rivals=()):
     """The reflection of one group: the rewards of the rollouts that saw the lesson, and of those
     that missed it. `rivals`: other lessons, each with the indices of the rollouts that saw it."""
     run = runs.list_runs(s)[0] if runs.list_runs(s) else None
@@ -114,7 +114,7 @@ def group(s, lesson, seen, missed=(), name="t", held=False, rivals=()):
     rows, exposed = [], []
     for i, reward in enumerate((*seen, *missed)):
         rows.append(Rollout(run_id=run.id, task_key=task.key, index=i, messages=[], reward=reward))
-        shown = [] if held else [(i < len(seen), 0.9)]
+        shown = [] if in_adapter else [(i < len(seen), 0.9)]
         exposed.append(
             [
                 Exposure(
@@ -265,12 +265,12 @@ def test_a_lesson_that_helps_is_bettered_when_three_groups_ask_for_the_same_word
 def test_what_the_weights_hold_all_attempts_have(sqlite_session):
     slept = add(sqlite_session, SAYS, "use sort", status="distilled")
     prove(sqlite_session, slept)
-    more = {"edit": Edit("add", SAYS, "use swap"), "held": [slept]}
+    more = {"edit": Edit("add", SAYS, "use swap"), "in_adapter": [slept]}
     assert (
         ask(
             sqlite_session,
             slept,
-            group(sqlite_session, slept, [0] * 7 + [1], held=True, name="a"),
+            group(sqlite_session, slept, [0] * 7 + [1], in_adapter=True, name="a"),
             **more,
         )
         == "defended"
@@ -279,7 +279,7 @@ def test_what_the_weights_hold_all_attempts_have(sqlite_session):
         ask(
             sqlite_session,
             slept,
-            group(sqlite_session, slept, [0] * 8, held=True, name="ab"),
+            group(sqlite_session, slept, [0] * 8, in_adapter=True, name="ab"),
             **more,
         )
         == "superseded"
