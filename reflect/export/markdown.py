@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from contextlib import suppress
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -136,13 +137,11 @@ def skills(lessons: Iterable[Lesson]) -> dict[str, str]:
     """Folder name -> text of its SKILL.md, one skill per scope."""
     scopes = by_scope(lessons)
     names: dict[str, str] = {}
-    # A scope that is a good name as it stands gets it; of others that come to the same name, each
-    # but the first a hash.
+    # A scope that is a valid name keeps it; of others with the same name, each but the first gets a
+    # hash.
     for scope, _ in sorted(scopes, key=lambda pair: (skill_name(pair[0]) != pair[0], pair[0])):
         name = skill_name(scope)
-        if name in names.values():
-            name = f"{name[: NAME - 9].rstrip('-')}-{_hash(scope)}"
-        names[scope] = name
+        names[scope] = _hashed(scope) if name in names.values() else name
     return {names[scope]: _skill(names[scope], scope, rows) for scope, rows in scopes}
 
 
@@ -154,6 +153,11 @@ def skill_name(scope: str) -> str:
     return (
         re.sub("[^a-z0-9]+", "-", plain).strip("-")[:NAME].strip("-") or f"lessons-{_hash(scope)}"
     )
+
+
+def _hashed(scope: str) -> str:
+    """The name of a scope whose own name another one has."""
+    return f"{skill_name(scope)[: NAME - 9].rstrip('-')}-{_hash(scope)}"
 
 
 def _hash(scope: str) -> str:
@@ -184,14 +188,29 @@ def _description(scope: str, rows: list[Lesson]) -> str:
     return text + "."
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether the front matter of the skill says that we wrote it."""
+    return f"written-by: {MARK}".encode() in path.read_bytes().partition(b"\n---")[0]
+
+
 def write_skills(folder: Path, lessons: Iterable[Lesson], *, overwrite: bool = False) -> list[Path]:
-    """FOLDER/NAME/SKILL.md for each scope; the files that changed. A skill that was not written by
-    us is refused."""
+    """FOLDER/NAME/SKILL.md for each scope; the files that changed. A skill of ours whose scope has
+    no lesson left is removed. A skill that was not written by us is refused."""
+    lessons = list(lessons)
     texts = {folder / name / "SKILL.md": text for name, text in skills(lessons).items()}
     for path in texts:
-        if path.is_file() and not overwrite and MARK.encode() not in path.read_bytes():
+        if path.is_file() and not overwrite and not _is_ours(path):
             what = f"{path} was not written by reflect."
             raise UsageError(what, "Name another folder, or say --yes to overwrite it.")
-    return [
+    changed = [
         path for path, text in texts.items() if files.write(path, text.encode(), overwrite=True)
     ]
+    empty = {row.scope for row in lessons} - {scope for scope, _ in by_scope(lessons)}
+    for name in sorted({make(scope) for scope in empty for make in (skill_name, _hashed)}):
+        path = folder / name / "SKILL.md"
+        if path not in texts and path.is_file() and _is_ours(path):
+            path.unlink()
+            with suppress(OSError):  # files of somebody else are in it
+                path.parent.rmdir()
+            changed.append(path)
+    return changed

@@ -684,6 +684,29 @@ def test_a_skill_of_another_is_not_overwritten(book: Lessons, tmp_path: Path) ->
     assert file in book.export_to(tmp_path / "skills", "skill", overwrite=True)
 
 
+def test_the_skill_of_a_scope_without_lessons_is_removed(book: Lessons, tmp_path: Path) -> None:
+    folder = tmp_path / "skills"
+    for scope in ("Été", "ete", "mine", "shared"):
+        book.add(f"the task says {scope}", "reverse", scope=scope)
+    book.export_to(folder, "skill")
+    left, hashed = sorted(os.listdir(folder)), markdown._hashed("Été")
+    (folder / "shared" / "notes.md").write_text("somebody's")
+    (folder / "mine" / "SKILL.md").write_text("---\nname: mine\n---\nSee reflect lessons export.\n")
+    (folder / "other").mkdir()
+    (folder / "other" / "SKILL.md").write_text(f"---\nwritten-by: {markdown.MARK}\n---\n")
+    for lesson in list(book):
+        if lesson.scope not in ("", "letters"):
+            book.retire(lesson.id or 0)
+    book.export_to(folder, "skill", scope="letters")
+    assert sorted(os.listdir(folder)) == sorted([*left, "other"]), "another scope is not concerned"
+    removed = book.export_to(folder, "skill")
+    assert sorted(removed) == sorted(folder / x / "SKILL.md" for x in ("ete", hashed, "shared"))
+    rest = set(left) - {"ete", hashed} | {"other"}
+    assert set(os.listdir(folder)) == rest, "a skill of another database stays"
+    assert os.listdir(folder / "shared") == ["notes.md"]
+    assert book.export_to(folder, "skill") == []
+
+
 # -- backup
 # ------------------------------------------------------------------------------------------------------------
 
