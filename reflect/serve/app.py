@@ -21,6 +21,7 @@ from reflect.serve.client_limits import MOST_BYTES, ClientMiddleware
 from reflect.serve.messages import MessagesApi
 from reflect.serve.openapi import document
 from reflect.serve.proxy import Proxy
+from reflect.serve.responses import ResponsesApi
 from reflect.serve.schema import (
     AdapterFolder,
     AdapterName,
@@ -99,6 +100,7 @@ def build(
         Route("/v1/models", chat.models),
         Route("/v1/models/{model:path}", chat.models),
         Route("/v1/chat/completions", partial(answer, ChatApi()), methods=["POST"]),
+        Route("/v1/responses", partial(answer, ResponsesApi()), methods=["POST"]),
         Route("/v1/messages", partial(answer, MessagesApi()), methods=["POST"]),
         Route("/v1/feedback", feedback, methods=["POST"]),
     ]

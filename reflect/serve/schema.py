@@ -302,6 +302,7 @@ def read(schema: type[Body], raw: object) -> Body:
     param = _field(path[: {"messages": 3, "input": 3, "reflect": 2}.get(str(path[0]), 1)])
     where, kind = _field(path), error["type"]
     code = "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
+    code = "unsupported_value" if kind == "unsupported" else code
     text = PLAIN.get(kind, error["msg"].replace(" after validation", ""))
     if param in schema.unsupported or (path[2:3] == ["content"] and path[4:] == ["type"]):
         code, text = "unsupported_value", "This value is not supported"

@@ -11,6 +11,7 @@ from typing import Any
 
 import anthropic
 import httpx2
+import openai
 import pytest
 from serving import post, running, serving
 from sqlmodel import select
@@ -489,3 +490,321 @@ def test_a_broken_stream_of_messages_is_not_recorded(
         up.stream = as_events([{"type": "future", "index": []}, *rows[:-1]])  # ends cleanly
         assert post(base, "messages", ask(stream=True)).content == up.stream
     assert [row.finish for row in exchanges_of("lessons.db")] == ["tool_calls"]
+
+
+# -- responses over the local model
+
+SUM = {"type": "function", "name": "add", "description": "add two numbers", "parameters": {"type": "object"}}  # fmt: skip
+PATCH = {"type": "custom", "name": "patch", "description": "change a file"}
+PATCH_CALL = '<tool_call>{"name": "patch", "arguments": {"input": "*** Begin"}}</tool_call>'
+
+
+@pytest.fixture
+def codex(base: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=base, api_key="none", max_retries=0)
+
+
+def want(text: str | list[Any] = WORD, **fields: Any) -> dict[str, Any]:
+    return {"model": "pocket", "input": text, "temperature": 0, **fields}
+
+
+def test_a_response_has_lessons_is_stored_and_rewarded(
+    base: str, codex: openai.OpenAI, db: Path
+) -> None:
+    raw = codex.responses.with_raw_response.create(**want(instructions="be brief"))
+    response = raw.parse()
+    assert response.output_text.startswith("answer:") and response.id.startswith("resp_")
+    assert (response.status, response.error, response.object) == ("completed", None, "response")
+    assert response.instructions == "be brief" and response.model == "pocket"
+    assert raw.headers["x-reflect-lessons"] == "1:1"
+    chat = {"model": "pocket", "temperature": 0, "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": WORD}]}  # fmt: skip
+    same = post(base, "chat/completions", chat).json()
+    assert same["choices"][0]["message"]["content"] == response.output_text
+    assert same["usage"]["total_tokens"] == response.usage.total_tokens
+    reward = {"id": response.id, "reward": 0, "feedback": "wrong"}
+    assert post(base, "feedback", reward).status_code == 200
+    row = next(row for row in exchanges_of(db) if row.name == response.id)
+    assert row.asked == chat["messages"] and row.reward == 0 and row.exposures[0]["shown"]
+    assert row.messages[-1] == {"role": "assistant", "content": response.output_text}
+
+
+def test_input_may_be_items(codex: openai.OpenAI) -> None:
+    whole = codex.responses.create(**want(instructions="be brief"))
+    part = {"type": "input_text", "text": WORD}
+    for items in (
+        [{"role": "developer", "content": "be brief"}, {"role": "user", "content": WORD}],
+        [
+            {"type": "message", "role": "system", "content": [part | {"text": "be brief"}]},
+            {"type": "message", "role": "user", "content": [part]},
+        ],
+    ):
+        same = codex.responses.create(**want(items))
+        assert (same.output_text, same.usage) == (whole.output_text, whole.usage)
+    again = [*items, *whole.output, {"role": "user", "content": "And now?"}]
+    assert codex.responses.create(**want(again)).usage.input_tokens > whole.usage.input_tokens
+
+
+def test_a_streamed_response_is_the_same_in_pieces(codex: openai.OpenAI, base: str) -> None:
+    whole = codex.responses.create(**want())
+    with codex.responses.stream(**want()) as stream:
+        texts = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        final = stream.get_final_response()
+    assert len(texts) > 2 and "".join(texts) == whole.output_text == final.output_text
+    assert (final.usage, final.status) == (whole.usage, "completed")
+    rows = events_of(post(base, "responses", want(stream=True)).content)
+    assert re.fullmatch(
+        "response.created response.in_progress response.output_item.added"
+        " response.content_part.added( response.output_text.delta)+ response.output_text.done"
+        " response.content_part.done response.output_item.done response.completed",
+        " ".join(name for name, _ in rows),
+    )
+    assert [row["sequence_number"] for _, row in rows] == list(range(len(rows)))
+    assert rows[-2][1]["item"] == rows[-1][1]["response"]["output"][0]
+    post(base, "feedback", {"id": final.id, "reward": 0.5}).raise_for_status()
+
+
+def test_a_response_that_is_cut_is_incomplete(codex: openai.OpenAI) -> None:
+    short = codex.responses.create(**want(max_output_tokens=1))
+    assert (short.status, short.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert short.output[0].status == "incomplete" and short.usage.output_tokens == 1
+    events = list(codex.responses.create(**want(max_output_tokens=1), stream=True))
+    assert events[-1].type == "response.incomplete"
+    assert events[-1].response.output_text == short.output_text
+
+
+def test_functions_are_called_and_their_outputs_are_read(
+    codex: openai.OpenAI, pocket_model: LocalModel, db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    seen: list[str] = []
+    render = pocket_model.chat.render
+    monkeypatch.setattr(pocket_model.chat, "render", lambda *words: seen.append(render(*words)) or seen[-1])  # fmt: skip
+    tools = [SUM, PATCH, {"type": "web_search"}]
+    with monkeypatch.context() as patch:
+        patch.setattr(pocket_model.chat, "decode", lambda _: f"I add. {CALL} {PATCH_CALL}")
+        response = codex.responses.create(**want(tools=tools))
+        with codex.responses.stream(**want(tools=tools, tool_choice="required")) as stream:
+            kinds = [event.type for event in stream]
+            final = stream.get_final_response()
+    assert kinds.count("response.output_item.done") == 3
+    assert "response.function_call_arguments.done" in kinds
+    assert "response.custom_tool_call_input.done" in kinds
+    for one in (response, final):
+        text, call, custom = one.output
+        assert text.content[0].text == "I add." and one.status == "completed"
+        assert (call.type, call.name, json.loads(call.arguments)) == ("function_call", "add", {"a": 1, "b": "é"})  # fmt: skip
+        assert (custom.type, custom.name, custom.input) == ("custom_tool_call", "patch", "*** Begin")  # fmt: skip
+        assert len({text.id, call.id, custom.id}) == 3 and call.call_id != custom.call_id
+    assert all("change a file" in prompt and "web_search" not in prompt for prompt in seen)
+    row = exchanges_of(db)[-1]
+    assert row.finish == "tool_calls" and len(row.messages[-1]["tool_calls"]) == 2
+    items = [
+        {"role": "user", "content": WORD},
+        {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "hidden"}]},
+        *(item.model_dump(exclude_none=True) for item in response.output),
+        {"type": "function_call_output", "call_id": call.call_id, "output": "3"},
+        {"type": "custom_tool_call_output", "call_id": custom.call_id, "output": [{"type": "input_text", "text": "four"}]},
+        {"role": "user", "content": "And now?"},
+    ]  # fmt: skip
+    codex.responses.create(**want(items, tools=tools))
+    prompt = seen[-1]
+    assert prompt.index("I add.") < prompt.index('"a": 1') < prompt.index("*** Begin")
+    assert prompt.index("*** Begin") < prompt.index("four") < prompt.index("And now?")
+    assert "hidden" not in prompt
+    asked = exchanges_of(db)[-1].asked
+    assert [one["role"] for one in asked] == ["user", "assistant", "tool", "tool", "user"]
+    assert len(asked[1]["tool_calls"]) == 2
+
+
+WRONG_RESPONSES = [  # (change of the body, param)
+    ({"input": None}, "input"),
+    ({"input": 3}, "input"),
+    ({"input": []}, "input"),
+    ({"input": ["x"]}, "input[0]"),
+    ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role"),
+    ({"input": [{"role": "user"}]}, "input[0].content"),
+    ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content"),
+    ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"),
+    ({"input": [{"type": [], "id": "x"}]}, "input[0].type"),
+    ({"input": [{"type": "function_call", "call_id": "a", "name": "b", "arguments": {}}]}, "input[0].arguments"),
+    ({"input": [{"type": "function_call_output", "call_id": "a"}]}, "input[0].output"),
+    ({"instructions": 3}, "instructions"),
+    ({"model": None}, "model"),
+    ({"stream": 1}, "stream"),
+    ({"max_output_tokens": "9"}, "max_output_tokens"),
+    ({"temperature": 3}, "temperature"),
+    ({"tools": {}}, "tools"),
+    ({"tools": [3]}, "tools"),
+    ({"tools": [{"type": "function"}]}, "tools"),
+    ({"tools": [SUM], "tool_choice": {"type": "function"}}, "tool_choice"),
+    ({"tools": [SUM], "tool_choice": {"type": "function", "name": "sub"}}, "tool_choice"),
+    ({"previous_response_id": "resp_1"}, "previous_response_id"),
+    ({"conversation": {"id": "conv_1"}}, "conversation"),
+    ({"background": True}, "background"),
+    ({"truncation": "auto"}, "truncation"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"reflect": {"taskset": 3}}, "reflect.taskset"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "param"), WRONG_RESPONSES, ids=str)
+def test_a_wrong_response_is_an_error_that_names_the_field(
+    base: str, change: dict[str, Any], param: str
+) -> None:
+    body = {key: value for key, value in (want() | change).items() if value is not None}
+    reply = post(base, "responses", body)
+    error = reply.json()["error"]
+    assert reply.status_code == 400 and error["param"] == param, error
+    assert error.keys() == {"message", "type", "param", "code"}
+
+
+def test_a_stored_response_is_refused_with_what_to_do(codex: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="send the whole conversation as 'input'") as e:
+        codex.responses.create(**want(previous_response_id="resp_1"))
+    assert e.value.code == "unsupported_value"
+    with pytest.raises(openai.NotFoundError):
+        codex.responses.retrieve("resp_1")
+    with pytest.raises(openai.NotFoundError, match="'other' does not exist"):
+        codex.responses.create(**want() | {"model": "other"})
+
+
+# -- responses in front of a server of the same protocol
+
+OUTPUT = [
+    {"type": "reasoning", "id": "rs_1", "summary": []},
+    {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [{"type": "output_text", "text": "said "}, {"type": "output_text", "text": "so"}]},
+    {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "add", "arguments": '{"a": 1}'},
+    {"type": "custom_tool_call", "id": "ct_1", "call_id": "call_2", "name": "patch", "input": "p"},
+]  # fmt: skip
+RESPONSE = {
+    "id": "resp_up1",
+    "object": "response",
+    "model": "gpt-up",
+    "status": "completed",
+    "error": None,
+    "output": OUTPUT,
+    "usage": {"input_tokens": 7, "output_tokens": 5, "total_tokens": 12},
+}
+
+
+def response_events(output: list[Any]) -> list[dict[str, Any]]:
+    start = RESPONSE | {"status": "in_progress", "output": [], "usage": None}
+    rows: list[dict[str, Any]] = [{"type": "response.created", "response": start}]
+    for i, item in enumerate(OUTPUT):
+        rows.append({"type": "response.output_item.added", "output_index": i, "item": item})
+        rows.append({"type": "response.output_text.delta", "output_index": i, "delta": "x"})
+        rows.append({"type": "response.output_item.done", "output_index": i, "item": item})
+    return [*rows, {"type": "response.completed", "response": RESPONSE | {"output": output}}]
+
+
+@pytest.fixture
+def codex_upstream() -> Iterator[tuple[Upstream, str]]:
+    up = Upstream(json.dumps(RESPONSE).encode(), as_events(response_events(OUTPUT)))
+    with running(up.app) as url:
+        yield up, url
+
+
+def test_responses_pass_through_with_lessons(
+    codex_upstream: tuple[Upstream, str], folder: Path
+) -> None:
+    up, url = codex_upstream
+    add_lesson("lessons.db")
+    items = [
+        {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "D"}]},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+        {"type": "web_search_call", "id": "ws_1"},
+    ]
+    body = {"model": "gpt-x", "instructions": "be \u00e9", "input": items, "store": True, "previous_response_id": "resp_0", "made_up": 1.50}  # fmt: skip
+    headers = {"authorization": f"Bearer {KEY}"}
+    streams = [up.stream, as_events(response_events([]))]  # some servers do not repeat the items
+    with serving("lessons.db", settings=Settings(db="lessons.db", trials=False), upstream=url) as base:  # fmt: skip
+        for stream in (False, True, True):
+            up.stream = streams[0] if stream and streams else up.stream
+            fields = body | {"stream": stream, "reflect": {}}
+            reply = httpx2.post(f"{base}/responses", content=json.dumps(fields), headers=headers)
+            assert reply.content == (up.stream if stream else up.whole)
+            sent = up.seen[-1][2]
+            raw = json.dumps(body | {"stream": stream}).encode()
+            at = raw.index(b'", "input"')
+            assert sent.startswith(raw[:at]) and sent.endswith(raw[at:]), "no other byte changes"
+            assert "count twice" in json.loads(sent)["instructions"]
+            post(base, "feedback", {"id": "resp_up1", "reward": 1}).raise_for_status()
+            streams = streams[1:] if stream else streams
+        httpx2.get(f"{base}/responses/resp_up1")
+        assert up.seen[-1][0] == "/v1/responses/resp_up1"
+        bad = post(base, "responses", body | {"input": 3})
+        assert bad.status_code == 400 and bad.json()["error"]["param"] == "input"
+    rows = exchanges_of("lessons.db")
+    assert len(rows) == 3
+    for row in rows:
+        assert (row.name, row.model, row.finish) == ("resp_up1", "gpt-up", "tool_calls")
+        assert (row.prompt_tokens, row.completion_tokens, row.reward) == (7, 5, 1)
+        answer = row.messages[-1]
+        assert answer["content"] == "said so" and row.exposures[0]["shown"]
+        calls = [(call["id"], call["function"]["name"], call["function"]["arguments"]) for call in answer["tool_calls"]]  # fmt: skip
+        assert calls == [("call_1", "add", '{"a": 1}'), ("call_2", "patch", '{"input": "p"}')]
+        assert [one["content"] for one in row.asked] == [
+            "be \u00e9",
+            "D",
+            "hi",
+            "[web_search_call]",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("given", "instructions", "items"),
+    [
+        ({"input": "x"}, "L", "x"),
+        ({"input": [USER], "instructions": None}, "L", [USER]),
+        ({"input": [USER], "instructions": ""}, "L", [USER]),
+        ({"input": [{"role": "developer", "content": "D"}, USER]}, None, [{"role": "developer", "content": "D\nL"}, USER]),
+        (
+            {"input": [USER, {"role": "system", "content": [{"type": "input_text", "text": "D"}]}]},
+            None,
+            [USER, {"role": "system", "content": [{"type": "input_text", "text": "D"}, {"type": "input_text", "text": "L"}]}],
+        ),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_where_lessons_go_in_a_response(
+    codex_upstream: tuple[Upstream, str], folder: Path, given: dict[str, Any], instructions: object, items: object
+) -> None:  # fmt: skip
+    up, url = codex_upstream
+    add_lesson("lessons.db")
+    with serving("lessons.db", settings=Settings(db="lessons.db", trials=False), upstream=url) as base:  # fmt: skip
+        post(base, "responses", {"model": "m", **given, "reflect": {}}).raise_for_status()
+    sent = json.dumps(json.loads(up.seen[-1][2]))
+    got = json.loads(re.sub(r"Lessons from practice.*?\[end \w+\]", "L", sent))
+    assert got == {"model": "m", "input": items} | ({"instructions": instructions} if instructions else {})  # fmt: skip
+
+
+def test_a_session_of_codex_sees_the_same_lessons(
+    codex_upstream: tuple[Upstream, str], folder: Path
+) -> None:
+    _, url = codex_upstream
+    with Store("lessons.db").write() as s:
+        for i in range(8):
+            lessons.add(s, when="always", do=f"think of {i}", author="human", status="candidate", scope="traffic")  # fmt: skip
+    with serving("lessons.db", settings=Settings(db="lessons.db"), upstream=url) as base:
+        for name in ("session_id", "session-id", "conversation_id"):
+            drawn = [[post(base, "responses", want(), headers={name: f"s{i}"}).headers["x-reflect-lessons"] for _ in range(2)] for i in range(5)]  # fmt: skip
+            assert all(one == two for one, two in drawn) and len({one for one, _ in drawn}) > 1
+
+
+def test_a_broken_stream_of_responses_is_not_recorded(
+    codex_upstream: tuple[Upstream, str], folder: Path
+) -> None:
+    up, url = codex_upstream
+    rows = response_events(OUTPUT)
+    failed = {"type": "response.failed", "response": RESPONSE | {"status": "failed"}}
+    broken = {"type": "error", "code": "x", "message": "no"}
+    with serving("lessons.db", upstream=url) as base:
+        for part in (rows[:1], rows[:-1], [*rows[:-1], failed], [broken], [{"type": []}]):
+            up.stream = as_events(part)
+            assert post(base, "responses", want(stream=True)).content == up.stream
+        for status in ("queued", "in_progress", "failed", "cancelled"):
+            up.whole = json.dumps(RESPONSE | {"status": status}).encode()
+            assert post(base, "responses", want()).content == up.whole
+        assert exchanges_of("lessons.db") == []
+        up.whole = json.dumps(RESPONSE | {"status": "incomplete"}).encode()
+        assert post(base, "responses", want()).content == up.whole
+    assert [row.finish for row in exchanges_of("lessons.db")] == ["length"]
