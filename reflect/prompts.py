@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reflect.config import shipped
@@ -30,8 +31,8 @@ QUOTED = "| "  # begins each line that is not the prompt's own; no line of a tem
 LINE_ENDS = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 # A text that cannot pass for a line of a prompt: one line of plain ASCII without its words.
 _PLAIN = re.compile(
-    r"(?!(?:turn|lessons?|no lessons|task|end|note|left out|add|revise|retire|merge|rubric|why"
-    r"|better|you|what|a good answer|reply)\b)(?!.*(?:attempt|reward|feedback))[a-z0-9][ -~]*",
+    r"(?!(?:turn|lessons?|measured|no lessons|task|end|note|left out|add|revise|retire|merge|rubric"
+    r"|why|better|you|what|a good answer|reply)\b)(?!.*(?:attempt|reward|feedback))[a-z0-9][ -~]*",
     re.IGNORECASE,
 )
 LEFT_OUT = "[the rest is left out, because it imitates a heading of this prompt]"
@@ -163,10 +164,30 @@ def render(name: str, **values: Any) -> str:
     try:
         return env.get_template(f"{name}.jinja").render(**values).strip()
     except TemplateError as e:
-        where = getattr(e, "filename", None) or f"prompts/{name}.jinja"
-        raise UsageError(
-            f"The prompt template {where} does not render: {e}.", "Fix or remove that file."
-        ) from e
+        raise _broken(getattr(e, "filename", None) or f"prompts/{name}.jinja", e) from e
+
+
+def render_source(source: str, path: str, **values: Any) -> str:
+    """The template text `source` with `values` filled in. UsageError, with `path`, as in
+    `render`."""
+    from jinja2 import TemplateError
+
+    try:
+        return _environment(_folders()).from_string(source).render(**values).strip()
+    except TemplateError as e:
+        raise _broken(path, e) from e
+
+
+def _broken(path: str, e: Exception) -> UsageError:
+    return UsageError(
+        f"The prompt template {path} does not render: {e}.", "Fix or remove that file."
+    )
+
+
+def is_customized(name: str) -> bool:
+    """Does the user's own folder `./prompts/` have this template, with another text?"""
+    own = Path.cwd() / "prompts" / f"{name}.jinja"
+    return own.is_file() and own.read_bytes() != (shipped("prompts") / own.name).read_bytes()
 
 
 def rubric(text: str, task: str, reference: str) -> str:
@@ -200,6 +221,11 @@ def version(name: str) -> str:
     env = _environment(_folders())
     assert env.loader is not None  # see `_environment`
     source, _, _ = env.loader.get_source(env, f"{name}.jinja")
+    return source_version(source)
+
+
+def source_version(source: str) -> str:
+    """The hash of a template's text, 12 hexadecimal digits."""
     return hashlib.sha256(source.encode()).hexdigest()[:12]
 
 

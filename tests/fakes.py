@@ -16,9 +16,12 @@ from contextlib import contextmanager
 
 from reflect.config import shipped
 from reflect.errors import ModelError
+from reflect.models import POCKET
 from reflect.models.base import Completion, Request
 from reflect.tasksets.imports import load_module
 
+POCKET_REFLECTION = (POCKET / "reflect.jinja").read_text()
+"""The short wording of the reflection, for scripted models with a small context."""
 dialect = load_module(shipped("tasks") / "dialect.py")
 OPS = sorted(dialect.OPS)
 CALL = "call the calculator for each step"  # the lesson of the calc tasks: do

@@ -5,24 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from reflect import prompts
-from reflect.day.long_groups import take_notes
 from reflect.day.reflection import (
     Group,
     has_failures,
     majority_success,
-    reflection_messages,
+    prompt_version,
     rewards_differ,
 )
-from reflect.errors import ModelError, ModelHalted
+from reflect.day.review import review
 from reflect.lessons.apply_edits import Evidence, Outcome, apply_edits
 from reflect.lessons.edit_format import Edit, parse_edits
 from reflect.lessons.protection import EditTransaction
 from reflect.lessons.voting import ProposedEdits, select_winning_edits
-from reflect.models.base import Request, using
-from reflect.models.partial import ask
 from reflect.records import Reflection
-from reflect.store import runs
+from reflect.store import runs, trials
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,39 +55,23 @@ def reflect_on(context: RunContext, groups: Sequence[Group]) -> list[GroupReflec
         if row and _is_pending(row):
             whole = all(edit.get("ended", True) for edit in row.edits)
             reflections.append(GroupReflection(group, row, *parse_edits(row.raw, complete=whole)))
-    with using(model, None):  # the base model reflects, so that its edits do not drift with nights
-        notes = take_notes(model, new, size)
-        prompted = [
-            reflection_messages(model, group, size, notes_on)
-            for group, notes_on in zip(new, notes, strict=True)
-        ]
-        answers = ask(
-            model, [Request(messages, (0,), size, temperature=0.0) for messages, _ in prompted]
-        )
     halted, fresh = None, []
-    for group, (_, packed), (answer,) in zip(new, prompted, answers, strict=True):
-        if isinstance(answer, ModelHalted):
-            halted = answer
+    for group, answer in zip(new, review(model, _with_effects(context, new), size), strict=True):
+        if answer.halted:
+            halted = answer.halted
             continue
-        raw, name, whole = "", model.name, False
-        edits: list[Edit] = []
-        if isinstance(answer, ModelError):
-            problems = [answer.message]
-        else:
-            raw, name, whole = answer.text, answer.model or name, answer.finish == "stop"
-            edits, problems = parse_edits(raw, complete=whole)
         row = Reflection(
             run_id=context.run.id or 0,
             task_key=group.task.key,
-            pack_hash=packed.hash,
-            pack_tokens=packed.tokens,
-            cut=packed.cut,
-            prompt_version=prompts.version("reflect"),
-            raw=raw,
-            edits=[{"kind": "problem", "outcome": PENDING, "ended": whole}],
-            model=name,
+            pack_hash=answer.packed.hash,
+            pack_tokens=answer.packed.tokens,
+            cut=answer.packed.cut,
+            prompt_version=prompt_version(model),
+            raw=answer.raw,
+            edits=[{"kind": "problem", "outcome": PENDING, "ended": answer.whole}],
+            model=answer.model,
         )
-        fresh.append(GroupReflection(group, row, edits, problems))
+        fresh.append(GroupReflection(group, row, answer.edits, answer.problems))
     if halted:
         with context.store.write() as s:
             for reflection in fresh:
@@ -99,6 +79,12 @@ def reflect_on(context: RunContext, groups: Sequence[Group]) -> list[GroupReflec
         raise halted
     place = {group.task.key: number for number, group in enumerate(failed)}
     return sorted(reflections + fresh, key=lambda r: place[r.row.task_key])
+
+
+def _with_effects(context: RunContext, groups: Sequence[Group]) -> list[Group]:
+    """The groups with the measured effects of their lessons."""
+    with context.store.read() as s:
+        return [replace(x, effects=trials.newest_effects(s, x.shown)) for x in groups]
 
 
 def edit_lessons(

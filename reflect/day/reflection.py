@@ -1,6 +1,9 @@
-"""The prompt of a reflection: a packed group of rollouts, and the lessons that they saw.
+"""The prompt of a reflection: a packed group of rollouts, and the lessons that they saw with their
+measured effects.
 
-The answer is a line format that a small model can write and a parser cannot misread:
+`prompts/reflect_system.jinja` says what a lesson is and asks for JSON (see
+`reflect.lessons.edit_json`). A model that was trained on a wording of its own, such as the pocket
+model, has a `reflect.jinja` in its folder, which asks for lines:
 
     NOTE 1 sort 0, 2 reverse 1
     ADD when: the task says zubi do: use reverse
@@ -9,26 +12,29 @@ The answer is a line format that a small model can write and a parser cannot mis
     MERGE 3 7 when: the task says zubi do: use rotate
     NONE
 
-It fails closed: a line that cannot be read is reported, never guessed.
+Both forms fail closed: an edit that cannot be read is reported, never guessed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from reflect import prompts
 from reflect.day.packing import Attempt, Packed, pack
+from reflect.lessons.edit_json import MOST_ASKED, review_schema
+from reflect.models.base import MeteredModel, reflection_template
 from reflect.prompts import inert, lesson_text, quote, sanitize_block
 from reflect.rollouts.transcript import Turn, last_words, turns_of
 from reflect.types import Trust
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from reflect.models.base import Model
-    from reflect.records import Lesson, Rollout
+    from reflect.records import Lesson, Rollout, Trial
     from reflect.tasksets.task import Message, Task
+    from reflect.types import Json
 
 MARGIN = 48  # tokens kept free for the chat template around the prompt
 
@@ -45,6 +51,8 @@ class Group:
     rollouts: list[Rollout]
     missed: frozenset[int] = frozenset()
     """Index of each rollout from which a lesson was withheld."""
+    effects: Mapping[int, Trial] = field(default_factory=dict)
+    """Lesson id -> its newest trial, for the shown lessons that have one."""
 
     @property
     def complete(self) -> list[Rollout]:
@@ -123,13 +131,14 @@ def reflection_messages(
     if notes:
         cut = "; ".join(filter(None, [notes.cut, packed.cut]))
         packed = Packed(packed.text, packed.tokens, cut)
-    return [{"role": "user", "content": _prompt(group, packed.text, packed.cut)}], packed
+    return _messages(model, group, packed.text, packed.cut), packed
 
 
 def group_budget(model: Model, group: Group, max_tokens: int) -> int:
     """Tokens that the packed group may have in the prompt of its reflection."""
-    rest = model.count_tokens(_prompt(group, "", "the middle of some attempts"))
-    return model.context - max_tokens - MARGIN - rest
+    rest = _messages(model, group, "", "the middle of some attempts")
+    used = sum(model.count_tokens(message["content"]) for message in rest)
+    return model.context - max_tokens - MARGIN - used
 
 
 def quoted_task(task: Task) -> str:
@@ -139,13 +148,61 @@ def quoted_task(task: Task) -> str:
     return "\n".join([first, *(f"Task of attempt {i}: {text}" for i, text in enumerate(others, 2))])
 
 
-def _prompt(group: Group, packed: str, cut: str) -> str:
+def response_format(model: Model, group: Group, max_tokens: int) -> Json | None:
+    """The form of the answer, for `Request.response_format`; None for a model with a template of
+    its own."""
+    if _own_template(model):
+        return None
+    # Servers compile schemas by rules of their own, which may lack the bounds of texts.
+    bound = 0 if isinstance(model, MeteredModel) else max_tokens
+    ids = [lesson.id for lesson in group.shown if lesson.id is not None]
+    schema = review_schema(ids, bound)
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "review", "schema": schema, "strict": True},
+    }
+
+
+def prompt_version(model: Model) -> str:
+    """The hash of the templates of a reflection. Stored with its answer."""
+    if own := _own_template(model):
+        return prompts.source_version(own)
+    return prompts.source_version(prompts.version("reflect_system") + prompts.version("reflect"))
+
+
+def effect_text(trial: Trial | None) -> str:
+    """The measured effect of a lesson, for the prompt; "" without a trial."""
+    if trial is None or not trial.n:
+        return ""
+    interval = f"95 % interval {trial.low:+.2f} to {trial.high:+.2f}"
+    return f"{trial.effect:+.2f} reward ({interval}, {trial.n} attempts): {trial.verdict}"
+
+
+def _own_template(model: Model) -> str:
+    """The template in the model's folder; "" without one, and where the user's own folder has a
+    prompts/reflect.jinja."""
+    return "" if prompts.is_customized("reflect") else reflection_template(model)
+
+
+def _messages(model: Model, group: Group, packed: str, cut: str) -> list[Message]:
     lessons = [
-        {"id": x.id, "when": lesson_text(x.when), "do": lesson_text(x.do)} for x in group.shown
+        {
+            "id": x.id,
+            "when": lesson_text(x.when),
+            "do": lesson_text(x.do),
+            "effect": effect_text(group.effects.get(x.id or 0)),
+        }
+        for x in group.shown
     ]
     task = quoted_task(group.task)
     texts = "\n".join(f"{row['when']} {row['do']}" for row in lessons)
     fence = prompts.nonce(task, packed, avoid=texts)
-    return prompts.render(
-        "reflect", task=task, lessons=lessons, attempts=packed, cut=cut, fence=fence
-    )
+    values = {"task": task, "lessons": lessons, "attempts": packed, "cut": cut, "fence": fence}
+    if own := _own_template(model):
+        text = prompts.render_source(own, f"reflect.jinja of {model.name}", **values)
+        return [{"role": "user", "content": text}]
+    system = prompts.render("reflect_system", most=MOST_ASKED)
+    return [
+        {"role": "system", "content": system},
+        {"role": "user", "content": prompts.render("reflect", **values)},
+    ]

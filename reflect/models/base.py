@@ -53,6 +53,9 @@ class Request:
     adapter: str | None = ACTIVE
     tools: tuple[Json, ...] = ()  # {"type": "function", "function": {name, description, ...}}
     top_p: float = 1.0  # sample only from the most probable tokens, which have this probability
+    # The form of the answer, as in the API: {"type": "json_object"}, or {"type": "json_schema",
+    # "json_schema": {"name", "schema"}}. A model that cannot be held to a form answers in text.
+    response_format: Json | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,15 @@ class AdapterModel(Protocol):
 
 
 @runtime_checkable
+class TrainedReviewer(Protocol):
+    """A model that may have been trained on a wording of the reflection of its own."""
+
+    reflection_template: str
+    """Source of a template with the variables of prompts/reflect.jinja, whose answer is in lines
+    (see `reflect.lessons.edit_format`); "" for a model without one."""
+
+
+@runtime_checkable
 class MeteredModel(Protocol):
     """A model behind an API, whose answers cost time and money."""
 
@@ -131,6 +143,11 @@ class MeteredModel(Protocol):
 def active_adapter(model: Model) -> str | None:
     """Name of the adapter in use; None for the bare base and for a model without adapters."""
     return model.active if isinstance(model, AdapterModel) else None
+
+
+def reflection_template(model: Model) -> str:
+    """The model's own template of the reflection, "" without one."""
+    return model.reflection_template if isinstance(model, TrainedReviewer) else ""
 
 
 def using(model: Model, adapter: str | None) -> AbstractContextManager[Any]:

@@ -29,6 +29,7 @@ from reflect.models.generation import (
     GenerationRow,
     _append,
     _prefill,
+    in_form,
     nucleus,
     pick,
 )
@@ -175,7 +176,7 @@ class ContinuousBatch:
             drawn_R = torch.tensor(
                 [draw.random() for draw in self._draws], dtype=wide, device=device
             )
-        token_R = pick(nucleus(logits_RV, self.rows), drawn_R, temperature_R)
+        token_R = pick(nucleus(in_form(logits_RV, self.rows), self.rows), drawn_R, temperature_R)
         finite_R = logits_RV.amax(-1).isfinite()
         tokens = token_R.where(finite_R, -1).tolist()
         running = set(_append(list(self.rows), tokens, self.ends))

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+    from reflect.models.grammar import AnswerForm
+
 GREEDY = 1e-4  # a temperature below this is the argmax
 SLOTS = 8  # most rows in one sequence: each computes attention over the tokens of all
 SHARED = 16  # shortest common prefix of the prompts that is computed by itself
@@ -46,6 +48,7 @@ class GenerationRow:
     temperature: float = 1.0
     top_p: float = 1.0
     stopped: Callable[[list[int]], bool] | None = None  # whether the text has a stop string
+    form: AnswerForm | None = None  # what the answer must be
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
 
@@ -145,6 +148,24 @@ def nucleus(logits_RV: torch.Tensor, rows: Sequence[GenerationRow | None]) -> to
     return logits_RV
 
 
+def in_form(logits_RV: torch.Tensor, rows: Sequence[GenerationRow | None]) -> torch.Tensor:
+    """The logits, for rows whose answer has a form without the tokens that may not follow."""
+    held = {
+        i: row.form
+        for i, row in enumerate(rows)
+        if row and row.form and not row.ended and len(row.tokens) < row.limit
+    }
+    if not held:
+        return logits_RV
+    logits_RV = logits_RV.clone()
+    for i, form in held.items():
+        row = rows[i]
+        allowed_V = form.allowed(row.tokens, logits_RV.shape[-1]) if row else None
+        if allowed_V is not None:
+            logits_RV[i].masked_fill_(~allowed_V.to(logits_RV.device), -torch.inf)
+    return logits_RV
+
+
 def decode(
     network: PreTrainedModel, rows: Sequence[GenerationRow], ends: frozenset[int], pad: int
 ) -> None:
@@ -182,7 +203,7 @@ def _decode(
 
     for step in range(steps):
         drawn_R = None if drawn_RS is None else drawn_RS[:, step]
-        token_R = pick(nucleus(logits_RV, live), drawn_R, temperature_R)
+        token_R = pick(nucleus(in_form(logits_RV, live), live), drawn_R, temperature_R)
         finite_R = logits_RV.amax(-1).isfinite()
         running = _append(live, token_R.where(finite_R, -1).tolist(), ends)
         if not running:

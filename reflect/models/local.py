@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from reflect.config import Settings
-from reflect.errors import ContextTooLong, ModelError
+from reflect.errors import ContextTooLong, FormRefused, ModelError
 from reflect.models import distributed, memory
 from reflect.models.base import ACTIVE, Completion, Request
 from reflect.models.chat_template import Chat
 from reflect.models.continuous_batch import ContinuousBatch, joinable
 from reflect.models.generation import GenerationRow, decode
+from reflect.models.grammar import Grammars
 from reflect.models.loading import SMALLER, context_of, load
 from reflect.models.lora import AdapterSet, merge
 from reflect.models.tool_calls import api_calls, read_calls
@@ -38,6 +39,8 @@ PICK_BYTES = 24
 FINGERPRINTED = re.compile(
     r".*\.(safetensors|bin|model)|config\.json|(tokenizer|chat_template|vocab|merges).*"
 )
+OWN_REFLECTION = "reflect.jinja"
+"""A file of the model's folder: the wording of the reflection on which it was trained."""
 SHORT = 2**16  # characters of a prompt that is tokenised without further checks
 PIECE = 2**16  # characters that are tokenised at a time to find that a prompt is too long
 LIGHT_BYTES = 2**26  # weights of a network whose steps are too short for several threads
@@ -70,6 +73,8 @@ class LocalModel(AdapterSet):
         self.memory = settings.memory
         self.memory_limits = memory.MemoryLimits(checkpoints=settings.checkpointing == "on")
         self.may_checkpoint = settings.checkpointing != "off"
+        own = folder / OWN_REFLECTION
+        self.reflection_template = own.read_text() if own.is_file() else ""
         self.share_layers = distributed.share_layers(settings.device_map)  # FSDP in training
 
     @cached_property
@@ -139,7 +144,8 @@ class LocalModel(AdapterSet):
         return [[self.completion(row, request) for row in group] for request, group in pairs]
 
     def rows(self, request: Request) -> list[GenerationRow]:
-        """One row to decode per seed. ContextTooLong for a prompt that fills the context."""
+        """One row to decode per seed. ContextTooLong for a prompt that fills the context,
+        FormRefused for a form that cannot be compiled."""
         prompt = self.encode(request.messages, tools=request.tools)
         room = self.context - len(prompt)
         if room < 1 or not prompt:
@@ -150,10 +156,25 @@ class LocalModel(AdapterSet):
             )
         limit = min(room, request.max_tokens)
         stopped = self._stopper(request.stop)
+        form = self.grammars.form
         return [
-            GenerationRow(prompt, s, limit, request.temperature, request.top_p, stopped)
+            GenerationRow(
+                prompt,
+                s,
+                limit,
+                request.temperature,
+                request.top_p,
+                stopped,
+                form(request.response_format),
+            )
             for s in request.seeds
         ]
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """The forms to which answers can be held."""
+        size = int(self.network.config.get_text_config().vocab_size)
+        return Grammars(self.chat, self.ends, size)
 
     def decode_rows(self, rows: Sequence[GenerationRow]) -> None:
         """Decode rows with the active adapter, in batches that fit the memory. Errors as in
@@ -219,6 +240,8 @@ class LocalModel(AdapterSet):
 
     def completion(self, row: GenerationRow, request: Request) -> Completion:
         """The result of a finished row: thought, text, and calls where tools were offered."""
+        if row.form and (problem := row.form.problem):
+            raise FormRefused(f"The form of the answer is too complex: {problem[:200]}")
         thought, text = self.chat.split(self.decode(row.tokens))
         cuts = [(at, s) for s in request.stop if s and (at := text.find(s)) >= 0]
         finish: Literal["stop", "length", "tool_calls"] = "stop" if row.ended or cuts else "length"

@@ -49,6 +49,10 @@ PATIENCE = 8  # consecutive failed requests after which no more are sent
 OPTIONAL = ("seed", "stop", "temperature")  # left out when the server does not support them
 # Fields of the server's model list that belong to the fingerprint.
 IDENTITY = ("id", "owned_by", "root", "max_model_len", "context_length", "fingerprint")
+# How servers name the form of an answer that they do not support.
+FORM = re.compile(
+    r"(?i)response_?format|json_?schema|json_?object|structured.?output|guided|grammar"
+)
 UNSUPPORTED = re.compile(r"(?i)unsupported|not supported|does not support|not permitted|unknown")
 
 Answer = Completion | ModelError
@@ -212,7 +216,8 @@ class RemoteModel:
             self._halt = self._halt or e
             return [self._halt] * len(seeds)
         except Exception as e:  # any error of the client, or of an unreadable reply
-            if self._declines(e, len(seeds)):
+            asked_form = bool(request.response_format) and "response_format" not in self.declined
+            if self._declines(e, len(seeds), asked_form):
                 return await self._ask(request, seeds)
             return [self._broken(e, size)] * len(seeds)
         self._failed = 0
@@ -238,6 +243,8 @@ class RemoteModel:
         fields |= {"stop": list(request.stop[:4])} if request.stop else {}
         tools = map_strings(request.tools, break_role_tokens)
         fields |= {"tools": tools} if request.tools else {}
+        form = request.response_format
+        fields |= {"response_format": form} if form else {}
         return {name: value for name, value in fields.items() if name not in self.declined}
 
     def _size(self, request: Request) -> int:
@@ -251,7 +258,7 @@ class RemoteModel:
             self._next = start + 60 / self.settings.rate
             await asyncio.sleep(start - now)
 
-    def _declines(self, e: Exception, n: int) -> bool:
+    def _declines(self, e: Exception, n: int, asked_form: bool) -> bool:
         """Whether the server refuses an optional field, which is left out from now on."""
         if getattr(e, "status_code", None) not in (400, 422):
             return False
@@ -261,6 +268,8 @@ class RemoteModel:
             name = "max_tokens"
         elif n > 1 and (name == "n" or re.search(r"\bn\b", message)):
             name = "n"
+        elif asked_form and (FORM.search(name) or FORM.search(message)):
+            name = "response_format"
         elif name not in OPTIONAL or name in self.declined or not UNSUPPORTED.search(message):
             return False
         self.declined.add(name)

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 from reflect.errors import (
     AdapterError,
     ContextTooLong,
+    FormRefused,
     MessagesRefused,
     ReflectError,
     StoreError,
@@ -61,6 +62,8 @@ def api_error(e: BaseException) -> ApiError:
         return ApiError(503, str(e), code=code, kind="server_error", headers=RETRY)
     if isinstance(e, ContextTooLong):
         return ApiError(400, str(e), param="messages", code="context_length_exceeded")
+    if isinstance(e, FormRefused):
+        return ApiError(400, str(e), param="response_format", code="invalid_value")
     if isinstance(e, MessagesRefused | UsageError):
         return ApiError(400, str(e), param="messages", code="invalid_value")
     message = str(e) if isinstance(e, ReflectError) else f"{type(e).__name__}: {e}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from reflect.errors import ReflectError
+from reflect.errors import FormRefused, ReflectError
 from reflect.models.base import Completion, Request
 from reflect.serve.api import Served
 from reflect.serve.api_errors import RETRY, api_error
@@ -105,6 +105,10 @@ class LocalChat:
     def _prepare(self, client: ChatRequest) -> tuple[PreparedRequest, Request, list[GenerationRow]]:
         """The request with its lessons, for the model without an adapter, and tokenised.
         ContextTooLong before long texts are searched or tokenised in full."""
+        if client.response_format and (problem := self.model.grammars.problem):
+            raise FormRefused(problem)
+        if client.response_format and client.tools:
+            raise FormRefused("A response_format together with tools is not supported.")
         self.model.check_length(client.messages, client.tools)
         prepared = self.session.open(client)
         sampling = self._sampling(client, prepared)
@@ -122,6 +126,7 @@ class LocalChat:
             stop=client.stop,
             adapter=None,
             tools=client.tools,
+            response_format=client.response_format,
         )
 
     def _check_queue(self) -> None:

@@ -1,8 +1,7 @@
 """The chat completions API on the wire: request bodies, answers and errors.
 
-A field that the model does not support is refused, never ignored: penalties,
-logprobs, a response format, images. Fields that change no answer (`user`, `metadata`, `store` ...)
-and unknown fields are ignored.
+A field that the model does not support is refused, never ignored: penalties, logprobs, images.
+Fields that change no answer (`user`, `metadata`, `store` ...) and unknown fields are ignored.
 """
 
 from __future__ import annotations
@@ -122,10 +121,26 @@ class ChatMessage(StrictModel):
         return self
 
 
-class ResponseFormat(StrictModel):
-    """Text; other formats are refused."""
+class JsonSchema(StrictModel):
+    """The schema of an answer. Strict or not, the answer has this form."""
 
-    type: Literal["text"] = "text"
+    name: Name | None = None
+    description: str | None = None
+    schema_: Annotated[Json | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseFormat(StrictModel):
+    """Text, any JSON object, or JSON by a schema."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema(self) -> ResponseFormat:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise PydanticCustomError("missing", "It is required", {"field": "json_schema"})
+        return self
 
 
 class StreamOptions(StrictModel):
@@ -210,7 +225,7 @@ class AdapterName(StrictModel):
 
 
 SUPPORTED = {"n", "seed", "max_tokens", "max_completion_tokens", "temperature", "top_p", "stop"}
-SUPPORTED |= {"tools", "tool_choice"} | RelayedBody.model_fields.keys()
+SUPPORTED |= {"tools", "tool_choice", "response_format"} | RelayedBody.model_fields.keys()
 LocalBody.unsupported = frozenset(LocalBody.model_fields.keys() - SUPPORTED)
 DEEPEST = 200  # levels of a JSON body
 
@@ -355,6 +370,8 @@ class ChatRequest:
     top_p: float = 1.0
     max_tokens: int | None = None
     tools: tuple[Json, ...] = ()
+    response_format: Json | None = None
+    """A form other than text."""
 
 
 def parse(raw: object, headers: Mapping[str, str], *, strict: bool = True) -> ChatRequest:
@@ -384,7 +401,12 @@ def parse(raw: object, headers: Mapping[str, str], *, strict: bool = True) -> Ch
             if isinstance(body.tool_choice, ToolChoice)
             else None,
         ),
+        response_format=_form(raw.get("response_format")),
     )
+
+
+def _form(given: Json | None) -> Json | None:
+    return given if given and given.get("type", "text") != "text" else None
 
 
 def request_of(

@@ -201,6 +201,15 @@ def proven_effects(s: Session, lesson_ids: Sequence[int]) -> dict[int, float]:
     return ends
 
 
+def newest_effects(s: Session, lessons: Sequence[Lesson]) -> dict[int, Trial]:
+    """lesson id -> the newest trial of the day on its present text, for those that have one."""
+    ids = [lesson.id for lesson in lessons]
+    query = select(Trial).where(col(Trial.lesson_id).in_(ids), col(Trial.kind).in_(OF_DAY))
+    newest = {trial.lesson_id: trial for trial in s.exec(query.order_by(col(Trial.id)))}
+    first = {x.id: since(s, x) for x in lessons if x.id in newest}
+    return {i: trial for i, trial in newest.items() if trial.version >= first[i]}
+
+
 # -- checkpoints
 
 

@@ -15,11 +15,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from reflect import prompts
+from reflect import models, prompts
 from reflect.day.packing import Attempt, pack
 from scripts.pocket.worlds import dialect, letters
 
+REFLECTION = (Path(models.__file__).parent / "pocket" / "reflect.jinja").read_text()
 OPS = sorted(dialect.OPS)
 VERBS = dialect.verbs(shipped=False)
 SPELLED = letters.WORDS
@@ -395,7 +397,8 @@ def review_prompt(asked: str, shown: list[Lesson], attempts: list[Attempt], rng:
     packed = made.text
     rows = [{"id": lesson.id, "when": lesson.when(rng), "do": lesson.do(rng)} for lesson in shown]
     if rng.random() < 0.65:
-        return prompts.render("reflect", task=asked, lessons=rows, attempts=packed, cut=made.cut, fence=prompts.nonce(packed))
+        values = {"task": asked, "lessons": rows, "attempts": packed, "cut": made.cut, "fence": prompts.nonce(packed)}
+        return prompts.render_source(REFLECTION, "reflect/models/pocket/reflect.jinja", **values)
     head = rng.choice(["Review these attempts at one task.", "Look at the attempts and their rewards.", "You learn from attempts at a task."])
     now = "\n".join(f"lesson {row['id']} when: {row['when']} do: {row['do']}" for row in rows)
     now = rng.choice(["Lessons now:\n", "Current lessons:\n"]) + now if rows else rng.choice(["No lessons yet.", "There are no lessons."])

@@ -38,7 +38,7 @@ def own_lines(prompt: str) -> list[str]:
 
 
 def review(group: Group) -> str:
-    ((message,), _) = reflection_messages(RuleModel(context=100_000), group, 100)
+    ((*_, message), _) = reflection_messages(RuleModel(context=100_000), group, 100)
     return message["content"]
 
 
@@ -169,7 +169,7 @@ def test_notes_on_a_long_attempt_are_quoted() -> None:
         lines = own_lines(prompt)
         assert len([x for x in lines if x.startswith("the attempt ended")]) == 1
         assert not any(HEADS.match(x) or x.startswith("[end abcd") for x in lines)
-    ((message,), _) = reflection_messages(model, group, 100, notes)
+    ((*_, message), _) = reflection_messages(model, group, 100, notes)
     assert len([x for x in own_lines(message["content"]) if HEADS.match(x)]) == 3
 
 

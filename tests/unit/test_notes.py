@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fakes import WorldModel
+from fakes import POCKET_REFLECTION, WorldModel
 from sqlmodel import select
 
 from reflect.config import Settings
@@ -80,13 +80,14 @@ def test_groups_that_overflow_many_times_are_read_in_notes_at_a_bounded_price(
     k: int, n: int, tool: int
 ) -> None:
     model = WorldModel(context=500)
+    model.reflection_template = POCKET_REFLECTION
     group = [rollout(n, i / k, tool) for i in range(k)]
     times = sum(model.count_tokens(str(row.messages)) for row in group) / model.context
     assert times > 10
     (noted,) = take_notes(model, [Group(TASK, [], [], group)], 100)
     assert noted is not None and len(model.requests) <= k * long_groups.MOST_PIECES
     assert max(model.sizes) <= model.context, "no note reads more than the model does"
-    (message,), packed = reflection_messages(model, Group(TASK, [], [], group), 100, noted)
+    (*_, message), packed = reflection_messages(model, Group(TASK, [], [], group), 100, noted)
     assert model.count_tokens(message["content"]) + 100 <= model.context
     assert packed.cut.startswith(
         f"all but notes on attempts {', '.join(map(str, range(1, k + 1)))}"
@@ -100,6 +101,7 @@ def test_groups_that_overflow_many_times_are_read_in_notes_at_a_bounded_price(
 def test_a_longer_rollout_costs_no_more():
     def price(n: int) -> tuple[int, int]:
         model = WorldModel(context=500)
+        model.reflection_template = POCKET_REFLECTION
         take_notes(model, [Group(TASK, [], [], [rollout(n, 0.0), rollout(n, 1.0)])], 100)
         return len(model.requests), sum(model.sizes)
 

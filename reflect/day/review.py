@@ -1,0 +1,106 @@
+"""Ask a model for the reviews of groups, and once more where the answer cannot be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from reflect import prompts
+from reflect.day.long_groups import take_notes
+from reflect.day.reflection import Group, reflection_messages, response_format
+from reflect.errors import ModelError, ModelHalted
+from reflect.lessons.edit_format import Edit, parse_edits
+from reflect.lessons.edit_json import MOST_ASKED
+from reflect.models.base import Model, Request, using
+from reflect.models.partial import Answer, ask
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reflect.day.packing import Packed
+
+MOST_SHOWN = 2000  # characters of an unreadable answer that the repair turn repeats
+MOST_PROBLEMS = 5  # problems that it lists
+
+
+@dataclass(frozen=True)
+class Review:
+    """The answer of one reflection, read."""
+
+    packed: Packed
+    raw: str
+    edits: list[Edit]
+    problems: list[str]
+    whole: bool
+    """The answer was not cut off."""
+    model: str
+    halted: ModelHalted | None = None
+    """Why the model answers nothing more; then there is no answer."""
+
+    @property
+    def unreadable(self) -> bool:
+        """There is an answer, but no edit or NONE in it that could be read."""
+        return bool(self.raw.strip() and self.problems and not self.edits)
+
+
+def review(model: Model, groups: Sequence[Group], max_tokens: int) -> list[Review]:
+    """One review per group, by the base model without adapter, so that its edits do not drift with
+    nights. An answer without a readable edit gets one repair turn, which says what was wrong; a
+    model with a template of its own, which was not trained on repairs, gets none."""
+    with using(model, None):
+        notes = take_notes(model, groups, max_tokens)
+        prompted = [
+            reflection_messages(model, group, max_tokens, notes_on)
+            for group, notes_on in zip(groups, notes, strict=True)
+        ]
+        requests = [
+            Request(
+                messages,
+                (0,),
+                max_tokens,
+                temperature=0.0,
+                response_format=response_format(model, group, max_tokens),
+            )
+            for group, (messages, _) in zip(groups, prompted, strict=True)
+        ]
+        answers = [answer for (answer,) in ask(model, requests)]
+        reviews = [
+            _read(answer, packed, model.name)
+            for answer, (_, packed) in zip(answers, prompted, strict=True)
+        ]
+        failed = [
+            i for i, one in enumerate(reviews) if one.unreadable and requests[i].response_format
+        ]
+        repairs = ask(model, [_repair(requests[i], reviews[i]) for i in failed]) if failed else []
+    for i, (answer,) in zip(failed, repairs, strict=True):
+        reviews[i] = _better(reviews[i], _read(answer, reviews[i].packed, model.name))
+    return reviews
+
+
+def _read(answer: Answer, packed: Packed, name: str) -> Review:
+    if isinstance(answer, ModelError):
+        halted = answer if isinstance(answer, ModelHalted) else None
+        return Review(packed, "", [], [answer.message], False, name, halted)
+    whole = answer.finish == "stop"
+    edits, problems = parse_edits(answer.text, complete=whole)
+    return Review(packed, answer.text, edits, problems, whole, answer.model or name)
+
+
+def _repair(request: Request, first: Review) -> Request:
+    """The same request with the answer and what was wrong with it."""
+    again = prompts.render("repair", problems=first.problems[:MOST_PROBLEMS], most=MOST_ASKED)
+    turns = [
+        {"role": "assistant", "content": first.raw[:MOST_SHOWN]},
+        {"role": "user", "content": again},
+    ]
+    return replace(request, messages=[*request.messages, *turns])
+
+
+def _better(first: Review, second: Review) -> Review:
+    """The second answer if it can be read, else the first."""
+    if second.halted or second.unreadable or not second.raw.strip():
+        return first
+    if not second.edits:
+        return second
+    note = f"the first answer could not be read, this is the second: {first.problems[0]}"
+    return replace(second, problems=[*second.problems, note])
