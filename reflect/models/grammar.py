@@ -36,6 +36,11 @@ CONTINUES = "##"  # begins a token of WordPiece that continues a word
 LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
+def is_installed() -> bool:
+    """Is the engine of the extra [grammar] here?"""
+    return importlib.util.find_spec("llguidance") is not None
+
+
 class AnswerForm:
     """The form of one answer while it is sampled. A function of the tokens so far: an answer may
     begin again."""
@@ -77,7 +82,7 @@ class Grammars:
     @cached_property
     def problem(self) -> str:
         """Why answers cannot be held to a form; "" if they can."""
-        if importlib.util.find_spec("llguidance") is None:
+        if not is_installed():
             return f"Answers in a given form need llguidance. {INSTALL}"
         try:
             _ = self._tokenizer

@@ -184,7 +184,28 @@ BAD = [
     ({"seed": 2**64}, 400, "seed", "invalid_value"),
     ({"stop": list("abcde")}, 400, "stop", "invalid_value"),
     ({"top_p": 1.5}, 400, "top_p", "invalid_value"),
-    ({"response_format": {"type": "json_object"}}, 400, "response_format", "unsupported_value"),
+    ({"response_format": {"type": "xml"}}, 400, "response_format", "invalid_value"),
+    ({"response_format": {"type": "json_schema"}}, 400, "response_format", "invalid_value"),
+    (
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"not": {"type": "string"}}},
+            }
+        },
+        400,
+        "response_format",
+        "invalid_value",
+    ),
+    (
+        {
+            "response_format": {"type": "json_object"},
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+        },
+        400,
+        "response_format",
+        "invalid_value",
+    ),
     ({"tools": [{"type": "function"}]}, 400, "tools", "invalid_value"),
 ]
 
@@ -200,6 +221,26 @@ def test_what_is_wrong_is_said_in_the_shape_of_the_api(
     assert error["type"] == "invalid_request_error" and len(error["message"]) > 10
     if code == "context_length_exceeded":
         assert "2003 tokens" in error["message"] and "1024" in error["message"]
+
+
+@pytest.mark.parametrize("strict", [None, False, True])
+def test_an_answer_has_the_form_that_is_asked_for(client: openai.OpenAI, strict: bool) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"count": {"enum": [1, 2, 3]}, "word": {"type": "string", "maxLength": 9}},
+        "required": ["count", "word"],
+        "additionalProperties": False,
+    }
+    form = {"name": "count", "schema": schema} | ({} if strict is None else {"strict": strict})
+    asked = {**ask(WORD, max_tokens=100), "response_format": {"type": "json_schema", "json_schema": form}}
+    value = json.loads(client.chat.completions.create(**asked).choices[0].message.content)
+    assert value["count"] in (1, 2, 3) and len(value["word"]) <= 9
+    with client.chat.completions.create(**asked | {"stream": True}) as stream:
+        parts = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
+    assert list(json.loads("".join(parts))) == ["count", "word"]
+    asked["response_format"] = {"type": "json_object"}
+    answer = client.chat.completions.create(**asked, seed=0).choices[0]
+    assert answer.message.content.startswith("{")
 
 
 def test_plain_http(base: str, client: openai.OpenAI) -> None:

@@ -124,6 +124,38 @@ def test_a_server_that_declines_a_word_is_asked_without_it(server: Server) -> No
     ] * 2
 
 
+FORM = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        error("Unsupported value", param="response_format"),
+        error("This response_format type is unavailable now"),
+        error("'json_schema' is not supported by this model."),
+        error("Guided decoding is not enabled on this server"),
+    ],
+)
+def test_a_server_without_forms_of_answers_is_asked_for_text(
+    server: Server, body: dict[str, Any]
+) -> None:
+    server.script = [status(400, body=body)]
+    asked = model(server)
+    assert one(asked.sample([ask(response_format=FORM)])).text == "answer: 3"
+    assert one(asked.sample([ask(response_format=FORM)])).text == "answer: 3"
+    assert ["response_format" in sent for sent in server.asked] == [True, False, False]
+
+
+def test_a_form_is_sent_and_an_error_that_does_not_name_it_stays(server: Server) -> None:
+    server.script = [say("{}"), status(400, body=error("The prompt is empty."))]
+    asked = model(server, retries=0)
+    asked.sample([ask(response_format=FORM)])
+    assert server.asked[0]["response_format"] == FORM
+    with pytest.raises(ModelError, match="prompt is empty"):
+        asked.sample([ask(response_format=FORM)])
+    assert len(server.asked) == 2 and not asked.declined
+
+
 def test_tool_calls_and_the_texts_end(server: Server) -> None:
     function = {"name": "add", "arguments": '{"a": 1}'}
     server.script = [
