@@ -52,7 +52,7 @@ class Settings:
     """All settings. Tokens are those of the model's own tokenizer."""
 
     db: str = setting("lessons.db", "lessons database: a path, or a SQLAlchemy URL")
-    model: str = setting("pocket", "model: pocket, hf:ORG/NAME, a path, or openai:NAME")
+    model: str = setting("pocket", "model: pocket, hf:ORG/NAME, a path, gguf:PATH, or openai:NAME")
     judge: str = setting(
         "", "model that grades tasks with a rubric; empty = the model without lessons and adapter"
     )

@@ -9,7 +9,7 @@
     │   └── Conflict             somebody else changed the same lesson first
     ├── ModelError               a model that cannot be loaded or cannot answer
     │   ├── ContextTooLong       a prompt that does not fit the model's context
-    │   ├── FormRefused          a form of answers (response_format) that cannot be compiled
+    │   ├── SchemaRefused        a form of answers (response_format) that cannot be compiled
     │   ├── MessagesRefused      messages that the model's chat template cannot take
     │   └── ModelHalted          it answers no further request either
     ├── AdapterError             an adapter that must not be used
@@ -83,7 +83,7 @@ class MessagesRefused(ModelError):
     """The chat template of the model cannot take the messages."""
 
 
-class FormRefused(ModelError):
+class SchemaRefused(ModelError):
     """A form of answers cannot be compiled, or not for this model."""
 
 

@@ -78,14 +78,14 @@ class Merge(_Model):
     do: str
 
 
-class Review(_Model):
+class ReviewAnswer(_Model):
     """The answer of a reflection: the analysis first, because the edits follow from it."""
 
     analysis: str
     edits: Annotated[list[Add | Revise | Retire | Merge], Field(max_length=MOST_ASKED)]
 
 
-class FirstReview(_Model):
+class FirstReviewAnswer(_Model):
     """The answer of a reflection on a group without lessons."""
 
     analysis: str
@@ -98,7 +98,7 @@ def review_schema(lesson_ids: Sequence[int], max_tokens: int = 0) -> Json:
     `max_tokens`: the texts are bounded, so that the whole answer fits; for a grammar engine, since
     not every server supports such bounds. 0: no bounds.
     """
-    schema = (Review if lesson_ids else FirstReview).model_json_schema()
+    schema = (ReviewAnswer if lesson_ids else FirstReviewAnswer).model_json_schema()
     ids = {"enum": list(lesson_ids)}
     for name, model in schema["$defs"].items():
         properties = model["properties"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from reflect.config import Settings
 from reflect.errors import ModelError, UnknownName, UsageError
+from reflect.models import gguf
 from reflect.reading import expand_home
 
 if TYPE_CHECKING:
@@ -19,13 +20,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 POCKET = Path(__file__).parent / "pocket"
 KNOWN = "Known are: pocket, hf:ORG/NAME, the path of a Hugging Face model directory, "
-KNOWN += "or openai:NAME behind an API."
+KNOWN += "gguf:PATH of a GGUF file, or openai:NAME behind an API."
 DEFAULT_CONTEXT = 4096  # tokens, when the configuration has no number
 
 
 def load_model(name: str = "pocket", settings: Settings | None = None) -> Model:
-    """`pocket`, `hf:ORG/NAME` (downloaded once, then from the cache), a path, or `openai:NAME` of a
-    server.
+    """`pocket`, `hf:ORG/NAME` (downloaded once, then from the cache), a path, `gguf:PATH` (see
+    `reflect.models.gguf`), or `openai:NAME` of a server.
 
     UnknownName for a name that is none of these, ModelError for a model that is not there or cannot
     be loaded. A server is not asked before its model is used.
@@ -64,6 +65,8 @@ def find(name: str) -> Path:
         from reflect.models.hub import download
 
         return download(name.removeprefix("hf:"), KNOWN)
+    if gguf.is_gguf(name):
+        return gguf.folder_of(name)
     folder = expand_home(name)
     if (folder / "config.json").is_file():
         return folder.resolve()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reflect.errors import FormRefused
+from reflect.errors import SchemaRefused
 from reflect.tasksets.thoughts import END
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Grammars:
         return llguidance.LLTokenizer(llguidance.TokenizerWrapper(words), eos_token=self._ends)
 
     def form(self, response_format: Json | None) -> AnswerForm | None:
-        """A new form for one answer; None for text, and where `problem` says why not. FormRefused
+        """A new form for one answer; None for text, and where `problem` says why not. SchemaRefused
         for a schema that cannot be compiled."""
         if response_format is None or response_format["type"] == "text" or self.problem:
             return None
@@ -123,7 +123,7 @@ class Grammars:
             problem = str(e)
         if problem:
             line = " ".join(problem.split())[:200]
-            raise FormRefused(f"The form of the answer cannot be compiled: {line}")
+            raise SchemaRefused(f"The form of the answer cannot be compiled: {line}")
         return AnswerForm(matcher, self._chat)
 
     def _grammar(self, response_format: Json) -> str:

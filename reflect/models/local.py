@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from reflect.config import Settings
-from reflect.errors import ContextTooLong, FormRefused, ModelError
+from reflect.errors import ContextTooLong, ModelError, SchemaRefused
 from reflect.models import distributed, memory
 from reflect.models.base import ACTIVE, Completion, Request
 from reflect.models.chat_template import Chat
@@ -145,7 +145,7 @@ class LocalModel(AdapterSet):
 
     def rows(self, request: Request) -> list[GenerationRow]:
         """One row to decode per seed. ContextTooLong for a prompt that fills the context,
-        FormRefused for a form that cannot be compiled."""
+        SchemaRefused for a form that cannot be compiled."""
         prompt = self.encode(request.messages, tools=request.tools)
         room = self.context - len(prompt)
         if room < 1 or not prompt:
@@ -241,7 +241,7 @@ class LocalModel(AdapterSet):
     def completion(self, row: GenerationRow, request: Request) -> Completion:
         """The result of a finished row: thought, text, and calls where tools were offered."""
         if row.form and (problem := row.form.problem):
-            raise FormRefused(f"The form of the answer is too complex: {problem[:200]}")
+            raise SchemaRefused(f"The form of the answer is too complex: {problem[:200]}")
         thought, text = self.chat.split(self.decode(row.tokens))
         cuts = [(at, s) for s in request.stop if s and (at := text.find(s)) >= 0]
         finish: Literal["stop", "length", "tool_calls"] = "stop" if row.ended or cuts else "length"

@@ -9,9 +9,9 @@ from starlette.responses import JSONResponse, Response
 from reflect.errors import (
     AdapterError,
     ContextTooLong,
-    FormRefused,
     MessagesRefused,
     ReflectError,
+    SchemaRefused,
     StoreError,
     UnknownName,
     UsageError,
@@ -62,7 +62,7 @@ def api_error(e: BaseException) -> ApiError:
         return ApiError(503, str(e), code=code, kind="server_error", headers=RETRY)
     if isinstance(e, ContextTooLong):
         return ApiError(400, str(e), param="messages", code="context_length_exceeded")
-    if isinstance(e, FormRefused):
+    if isinstance(e, SchemaRefused):
         return ApiError(400, str(e), param="response_format", code="invalid_value")
     if isinstance(e, MessagesRefused | UsageError):
         return ApiError(400, str(e), param="messages", code="invalid_value")

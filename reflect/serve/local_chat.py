@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from reflect.errors import FormRefused, ReflectError
+from reflect.errors import ReflectError, SchemaRefused
 from reflect.models.base import Completion, Request
 from reflect.serve.api import Served
 from reflect.serve.api_errors import RETRY, api_error
@@ -106,9 +106,9 @@ class LocalChat:
         """The request with its lessons, for the model without an adapter, and tokenised.
         ContextTooLong before long texts are searched or tokenised in full."""
         if client.response_format and (problem := self.model.grammars.problem):
-            raise FormRefused(problem)
+            raise SchemaRefused(problem)
         if client.response_format and client.tools:
-            raise FormRefused("A response_format together with tools is not supported.")
+            raise SchemaRefused("A response_format together with tools is not supported.")
         self.model.check_length(client.messages, client.tools)
         prepared = self.session.open(client)
         sampling = self._sampling(client, prepared)

@@ -192,7 +192,7 @@ def test_a_reflection_that_fails_or_rambles_is_recorded(sqlite_store):
     (text,) = notices(replace(report, equal=0))
     assert text.startswith(f"{report.reflections} of {report.reflections} reflections gave no edit")
     assert report.unreadable_answer[:40] in text and "--reflector NAME" in text
-    assert "unreadable line" in report.changes[0]["reason"]
+    assert "no edit in the answer" in report.changes[0]["reason"]
 
 
 def test_a_run_says_why_it_could_learn_nothing(sqlite_store):

@@ -242,7 +242,7 @@ def test_reviews_that_were_answered_are_kept(server: Server) -> None:
 
     def two_reviews(handler: Handler, body: dict[str, Any]) -> None:
         nonlocal reviews
-        if "You review attempts" in body["messages"][0]["content"]:
+        if "You review attempts" in body["messages"][-1]["content"]:
             reviews += 1
             if reviews == 3:
                 return status(429)(handler, body)
