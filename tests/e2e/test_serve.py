@@ -232,7 +232,10 @@ def test_an_answer_has_the_form_that_is_asked_for(client: openai.OpenAI, strict:
         "additionalProperties": False,
     }
     form = {"name": "count", "schema": schema} | ({} if strict is None else {"strict": strict})
-    asked = {**ask(WORD, max_tokens=100), "response_format": {"type": "json_schema", "json_schema": form}}
+    asked = {
+        **ask(WORD, max_tokens=100),
+        "response_format": {"type": "json_schema", "json_schema": form},
+    }
     value = json.loads(client.chat.completions.create(**asked).choices[0].message.content)
     assert value["count"] in (1, 2, 3) and len(value["word"]) <= 9
     with client.chat.completions.create(**asked | {"stream": True}) as stream:

@@ -20,7 +20,7 @@ from reflect.models.base import Request
 from reflect.models.local import LocalModel
 from scripts.proofs import _architectures as architectures
 
-ASK = Request([{"role": "user", "content": "Is 7 lucky?"}], (0, 1), 12, 1.0)
+ASK = Request([{"role": "user", "content": "Is it lucky?"}], (0, 1), 12, 1.0)
 
 
 def write(

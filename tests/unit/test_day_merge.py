@@ -285,7 +285,9 @@ def test_an_answer_that_says_none_or_adds_or_rambles_changes_nothing(sqlite_stor
     assert not tidy(sqlite_store, "NONE")[0].changes
     (change,) = tidy(sqlite_store, "ADD when: always do: use sort")[0].changes
     assert change["outcome"] == "refused" and "only merges and retires" in change["reason"]
-    assert "no edit in the answer" in tidy(sqlite_store, "They are all fine.")[0].asked[0].problems[0]
+    assert (
+        "no edit in the answer" in tidy(sqlite_store, "They are all fine.")[0].asked[0].problems[0]
+    )
     with sqlite_store.read() as s:
         assert all(x.version == 1 for x in db.listing(s)) and db.count(s) == 2
 
