@@ -36,6 +36,7 @@ def serve(
     An agent that points its base URL here learns: POST /v1/feedback, then `reflect run
     --from-traffic`.
     """
+    from reflect import mcp
     from reflect.serve.server import ServeOptions, serve
     from reflect.web import pages
 
@@ -50,4 +51,5 @@ def serve(
         ServeOptions(host, port, key, upstream, taskset, trusted, queue),
         ready,
         partial(pages, ws.settings, key),
+        partial(mcp.application, ws.settings, taskset) if mcp.is_installed() else None,
     )

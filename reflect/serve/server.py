@@ -53,10 +53,11 @@ def serve(
     options: ServeOptions,
     ready: Callable[[str], None],
     pages: Callable[[], ASGIApp] | None = None,
+    mcp: Callable[[], ASGIApp] | None = None,
 ) -> None:
     """Serve until a signal comes. Calls `ready` with the base URL. `pages` makes an application
-    with its own access control for the paths below PAGES. ServeError, UsageError before the model
-    is loaded."""
+    with its own access control for the paths below PAGES, `mcp` one without for /mcp. ServeError,
+    UsageError before the model is loaded."""
     check_server("reflect serve", options.host, options.key, *MODULES)
     from reflect.serve.auth import PAGES
 
@@ -69,11 +70,20 @@ def serve(
         stack.callback(close)
         if pages:
             app.mount(PAGES, pages())
+        if mcp:
+            add_mcp(app, mcp())
         base = url(listener, options.host)
         proxy = bool(options.upstream)
         asyncio.run(server(app, lambda: ready(base), proxy=proxy).serve(sockets=[listener]))
         if failure := app.state.failure():
             raise ServeError(failure, "Start the server again; if this repeats, report it.")
+
+
+def add_mcp(app: Starlette, mcp: ASGIApp) -> None:
+    """Add the server of `reflect.mcp` at exactly /mcp."""
+    from starlette.routing import Route
+
+    app.router.routes.append(Route("/mcp", mcp))
 
 
 def assemble(ws: Workspace, options: ServeOptions) -> tuple[Starlette, Callable[[], None]]:

@@ -140,7 +140,7 @@ class Lessons:
 
         Raises UsageError if a lesson with this text exists, or if the text is empty or too long.
         """
-        tokens = self._tokens(when, do)
+        tokens = self.tokens(when, do)
         self._check_scope(scope)
         with self.context.store.write() as s:
             same = lessons.find_exact(s, when, do, self.profile)
@@ -182,7 +182,7 @@ class Lessons:
             fields = cast("Revision", changes)
             if (when, do) != (head.when, head.do):
                 fields.setdefault("pinned", True)
-                fields["tokens"] = self._tokens(when, do)
+                fields["tokens"] = self.tokens(when, do)
             return lessons.revise(
                 s,
                 lesson_id,
@@ -340,7 +340,7 @@ class Lessons:
         if problem := scope_problem(scope, used):
             self.context.complaints.append(problem)
 
-    def _tokens(self, when: str, do: str) -> int:
+    def tokens(self, when: str, do: str) -> int:
         """Tokens of a lesson's line in a prompt; 0 if the model is not available. UsageError if it
         is too long; without the model its words are counted."""
         text = format_lesson(when, do)
