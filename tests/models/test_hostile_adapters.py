@@ -227,10 +227,7 @@ def test_an_error_in_the_middle_leaves_the_base_as_it_was(
 
 # ---- plain LoRA, as peft computes it
 
-OWN = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's use
 
-
-@OWN
 @pytest.mark.parametrize(
     "more",
     [
@@ -261,7 +258,6 @@ def test_adapters_of_peft_compute_the_same(
         assert torch.equal(logits(tiny), logits(base))
 
 
-@OWN
 def test_a_new_adapter_draws_the_numbers_that_peft_draws(tiny: LocalModel, tmp_path: Path) -> None:
     base = load_model(str(save_tiny(tmp_path / "again")))
     with torch.random.fork_rng():
