@@ -139,7 +139,8 @@ def replace_files(part: Path, target: Path, old: Mapping[str, str]) -> None:
 
 def write_peft(adapter: Adapter, settings: Settings, folder: Path) -> int:
     """Copy the adapter's files; the copies are compared with the manifest. The name of a base from
-    the hub is written as the hub writes it, so that peft finds it. Returns the rank. AdapterCorrupt."""
+    the hub is written as the hub writes it, so that peft finds it. Returns the rank. Raises
+    AdapterCorrupt."""
     for name, digest in adapter.manifest.items():
         shutil.copyfile(registry.folder_of(adapter, settings) / name, folder / name)
         if registry.digest_of(folder / name) != digest:

@@ -87,9 +87,10 @@ def usage(x: Export) -> str:
     """How to load the folder."""
     if x.merged:
         code = (
-            'AutoModelForCausalLM.from_pretrained("FOLDER")  # float32; dtype="bfloat16" halves it'
+            "from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM."
+            'from_pretrained("FOLDER")  # float32; dtype="bfloat16" halves it'
         )
-        return f"## Use\n\n```python\nfrom transformers import AutoModelForCausalLM\n\nmodel = {code}\n```"
+        return f"## Use\n\n```python\n{code}\n```"
     served = next((rank for rank in SERVED if rank >= x.rank), None)
     command = (
         f"`vllm serve BASE --enable-lora --max-lora-rank {served} "
@@ -142,9 +143,8 @@ def gate(x: Export) -> str:
 
 def origin(x: Export) -> str:
     """The command that made the adapter, and all values of its plan."""
-    lines = [
-        f"- base: {plain(base_name(x.adapter.base_model))}, fingerprint `{x.adapter.base_fingerprint}`"
-    ]
+    base, fingerprint = plain(base_name(x.adapter.base_model)), x.adapter.base_fingerprint
+    lines = [f"- base: {base}, fingerprint `{fingerprint}`"]
     if x.night is not None and x.night.config:
         plan = dict(x.night.config)
         units = {"method": "", "budget": "m", "seed": ""}

@@ -268,7 +268,8 @@ def _header(text: str, where: str, name: str) -> None:
         message = f"{name} is not an export of lessons: {where} is no header."
         raise UsageError(message, "Make one with: reflect lessons export --out FILE")
     if header["version"] > VERSION:
-        message = f"{name} was written by a newer reflect (format {shortened(header['version'])}, this one reads {VERSION})."
+        theirs = f"format {shortened(header['version'])}, this one reads {VERSION}"
+        message = f"{name} was written by a newer reflect ({theirs})."
         raise UsageError(message, "Update reflect, then try again.")
 
 

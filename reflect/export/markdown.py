@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BEGIN, END = "<!-- reflect lessons: begin -->", "<!-- reflect lessons: end -->"
-NOTE = "<!-- Written by `reflect lessons export --format agents`: a change between these lines is lost. -->"
+NOTE = (
+    "<!-- Written by `reflect lessons export --format agents`: a change between these lines is "
+    "lost. -->"
+)
 MARK = "reflect lessons export"  # in the metadata of a skill: we wrote it
 NAME, DESCRIPTION = 64, 1024  # most characters, by the specification
 GENERAL = "general lessons"

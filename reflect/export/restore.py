@@ -41,7 +41,8 @@ Origin = tuple[datetime, str, str]  # of a lesson: when it was first written, an
 
 @dataclass(frozen=True)
 class Imported:
-    """The outcome of a line: + new, ~ continued, = here already, ? new but quarantined, ! left out."""
+    """The outcome of a line: + new, ~ continued, = exists already, ? new but quarantined, ! left
+    out."""
 
     sign: str
     lesson_id: int | None

@@ -87,7 +87,10 @@ def gain(triples: Sequence[Triple]) -> Check:
         text = "there are no holdout tasks for these lessons, so nothing is proven"
         return Check("gain", False, 0.0, ENOUGH, text, CheckKind.GAIN)
     share, low = recovered(triples)
-    text = f"the weights keep {share:.0%} of the gain that the lessons give in the prompt (at least {low:.0%})"
+    text = (
+        f"the weights keep {share:.0%} of the gain that the lessons give in the prompt "
+        f"(at least {low:.0%})"
+    )
     return Check("gain", share >= ENOUGH and low > 0, share, ENOUGH, text, CheckKind.GAIN)
 
 
@@ -140,7 +143,10 @@ def pass_at_k(k: int, before: Sequence[float], after: Sequence[float]) -> Check:
     """`before`, `after`: per task, whether one of k attempts passes: base with lessons, adapter."""
     was, now = _mean(before), _mean(after)
     share = now / was if was else 1.0
-    text = f"pass@{k}: {was:.2f} with lessons in the prompt, {now:.2f} by the adapter without, on {len(after)} tasks"
+    text = (
+        f"pass@{k}: {was:.2f} with lessons in the prompt, {now:.2f} by the adapter without, "
+        f"on {len(after)} tasks"
+    )
     return Check("pass@k", share >= KEPT, share, KEPT, text)
 
 
@@ -154,7 +160,10 @@ def override(ruled: Sequence[str], free: Sequence[str], now: Sequence[str]) -> C
     differs = [i for i, (a, b) in enumerate(zip(ruled, free, strict=True)) if a != b]
     same = [float(now[i] == ruled[i]) for i in differs]
     share, high = (sum(same) / len(same), bootstrap(same)[1]) if same else (1.0, 1.0)
-    text = f"a rule that contradicts a distilled lesson is obeyed as before in {share:.0%} of {len(same)} tasks"
+    text = (
+        f"a rule that contradicts a distilled lesson is obeyed as before in {share:.0%} of "
+        f"{len(same)} tasks"
+    )
     return Check("override", high >= OBEYED, share, OBEYED, text)
 
 

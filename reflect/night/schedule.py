@@ -172,7 +172,8 @@ def kubernetes(job: ScheduledJob) -> str:
         "spec": schedule,
     }
     return (
-        "# Change the image (it must contain reflect) and the volume claim (the folder of the database and adapters).\n"
+        "# Change the image (it must contain reflect) and the volume claim "
+        "(the folder of the database and adapters).\n"
         "# The schedule is in the time zone of the cluster.\n"
     ) + str(yaml.safe_dump(cron_job, sort_keys=False, allow_unicode=True))
 
@@ -227,7 +228,8 @@ def install(job: ScheduledJob, kind: str, replace: bool = False) -> None:
     if present and not replace:
         place, content = next(iter(present.items()))
         raise UsageError(
-            f"A schedule for this database and profile is already installed in {place}:\n{content.rstrip()}",
+            "A schedule for this database and profile is already installed in "
+            f"{place}:\n{content.rstrip()}",
             "Add --yes to replace it, or remove it: reflect schedule remove.",
         )
     Path(job.log).parent.mkdir(parents=True, exist_ok=True)

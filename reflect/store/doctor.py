@@ -134,13 +134,15 @@ def _ask(s: Session, query: str, words: str) -> list[str]:
 
 
 def _unknown(table: str, column: str) -> tuple[str, str]:
-    query = f"SELECT id, {column} FROM {table} WHERE NOT {fact_check(table, column).sqltext} ORDER BY id"
+    known = fact_check(table, column).sqltext
+    query = f"SELECT id, {column} FROM {table} WHERE NOT {known} ORDER BY id"
     name = table.replace("_", " ").capitalize()
     return query, f"{name} {{0}} has the unknown {column} '{{1}}'."
 
 
 NO_INDEX = """SELECT 1 WHERE NOT EXISTS
-              (SELECT 1 FROM pg_index WHERE indexrelid = to_regclass('ix_lesson_words') AND indisvalid)"""
+              (SELECT 1 FROM pg_index
+               WHERE indexrelid = to_regclass('ix_lesson_words') AND indisvalid)"""
 
 _COMPARED = {"tags": 'CAST({}."tags" AS VARCHAR)'}  # PostgreSQL does not compare JSON
 _SIDES = [
@@ -152,12 +154,14 @@ _DIFFERS = " OR ".join(f"{head} <> {version}" for head, version in _SIDES)
 CHECKS: tuple[tuple[str, str], ...] = (
     *(_unknown(table, column) for table, column in FACTS),
     (
-        """SELECT l.id, l.version, max(v.version) FROM lesson l LEFT JOIN lesson_version v ON v.lesson_id = l.id
-           GROUP BY l.id, l.version HAVING max(v.version) IS NULL OR max(v.version) <> l.version ORDER BY l.id""",
+        """SELECT l.id, l.version, max(v.version)
+           FROM lesson l LEFT JOIN lesson_version v ON v.lesson_id = l.id GROUP BY l.id, l.version
+           HAVING max(v.version) IS NULL OR max(v.version) <> l.version ORDER BY l.id""",
         "Lesson {0} is at version {1}, but its newest recorded version is {2}.",
     ),
     (
-        f"""SELECT l.id, l.version FROM lesson l JOIN lesson_version v ON v.lesson_id = l.id AND v.version = l.version
+        f"""SELECT l.id, l.version FROM lesson l
+            JOIN lesson_version v ON v.lesson_id = l.id AND v.version = l.version
             WHERE {_DIFFERS} ORDER BY l.id""",
         "Lesson {0} differs from its version {1}.",
     ),
@@ -167,19 +171,19 @@ CHECKS: tuple[tuple[str, str], ...] = (
         "The history of lesson {0} has gaps: {2} of {1} versions are there.",
     ),
     (
-        """SELECT run_id, task_key, "index", count(*) FROM rollout GROUP BY run_id, task_key, "index"
-           HAVING count(*) > 1 ORDER BY run_id""",
+        """SELECT run_id, task_key, "index", count(*) FROM rollout
+           GROUP BY run_id, task_key, "index" HAVING count(*) > 1 ORDER BY run_id""",
         "Run {0} has rollout {2} of the task {1} {3} times.",
     ),
     (
         """SELECT o.run_id, o.task_key, count(*), r.k FROM rollout o JOIN run r ON r.id = o.run_id
-           WHERE r.status = 'done' AND r.k > 0 GROUP BY o.run_id, o.task_key, r.k HAVING count(*) <> r.k
-           ORDER BY o.run_id""",
+           WHERE r.status = 'done' AND r.k > 0 GROUP BY o.run_id, o.task_key, r.k
+           HAVING count(*) <> r.k ORDER BY o.run_id""",
         "Run {0} is marked done, but the task {1} has {2} of {3} rollouts.",
     ),
     (
-        """SELECT r.id FROM run r WHERE r.status = 'done' AND NOT EXISTS (SELECT 1 FROM rollout o WHERE o.run_id = r.id)
-           ORDER BY r.id""",
+        """SELECT r.id FROM run r WHERE r.status = 'done'
+           AND NOT EXISTS (SELECT 1 FROM rollout o WHERE o.run_id = r.id) ORDER BY r.id""",
         "Run {0} is marked done, but has no rollouts.",
     ),
     (
@@ -189,28 +193,34 @@ CHECKS: tuple[tuple[str, str], ...] = (
     ),
     (
         """SELECT f.id, f.run_id FROM reflection f WHERE NOT EXISTS
-           (SELECT 1 FROM rollout o WHERE o.run_id = f.run_id AND o.task_key = f.task_key) ORDER BY f.id""",
+           (SELECT 1 FROM rollout o WHERE o.run_id = f.run_id AND o.task_key = f.task_key)
+           ORDER BY f.id""",
         "Reflection {0} of run {1} is over a group without rollouts.",
     ),
     (
         # One that a person has to grade has no reward until then.
-        """SELECT id FROM rollout WHERE reward < 0 OR reward > 1 OR (reward IS NULL AND error IS NULL AND NOT EXISTS
-           (SELECT 1 FROM task t WHERE t.key = task_key AND CAST(t.content AS VARCHAR) LIKE '%"verifier": "human"%'))
+        """SELECT id FROM rollout WHERE reward < 0 OR reward > 1 OR (
+             reward IS NULL AND error IS NULL AND NOT EXISTS (
+               SELECT 1 FROM task t WHERE t.key = task_key
+               AND CAST(t.content AS VARCHAR) LIKE '%"verifier": "human"%'))
            ORDER BY id""",
         "Rollout {0} has neither a reward between 0 and 1 nor an error.",
     ),
     (
-        "SELECT id FROM exchange WHERE reward < 0 OR reward > 1 OR (run_id IS NOT NULL AND reward IS NULL) ORDER BY id",
+        """SELECT id FROM exchange
+           WHERE reward < 0 OR reward > 1 OR (run_id IS NOT NULL AND reward IS NULL) ORDER BY id""",
         "Exchange {0} has no reward between 0 and 1.",
     ),
     (
         """SELECT e.id, e.lesson_id, e.version FROM exposure e WHERE NOT EXISTS
-           (SELECT 1 FROM lesson_version v WHERE v.lesson_id = e.lesson_id AND v.version = e.version) ORDER BY e.id""",
+           (SELECT 1 FROM lesson_version v WHERE v.lesson_id = e.lesson_id
+            AND v.version = e.version) ORDER BY e.id""",
         "Exposure {0} is of lesson {1}, version {2}, which is not there.",
     ),
     (
         """SELECT a.profile, a.adapter_id FROM alias a LEFT JOIN adapter d ON d.id = a.adapter_id
-           WHERE a.adapter_id IS NOT NULL AND (d.id IS NULL OR d.status <> 'promoted') ORDER BY a.profile""",
+           WHERE a.adapter_id IS NOT NULL AND (d.id IS NULL OR d.status <> 'promoted')
+           ORDER BY a.profile""",
         "The profile {0} answers with adapter {1}, which is not there or was not promoted.",
     ),
     (
@@ -225,7 +235,8 @@ CHECKS: tuple[tuple[str, str], ...] = (
     ),
     (
         """SELECT l.id, l.profile FROM lesson l WHERE l.status = 'distilled' AND NOT EXISTS
-           (SELECT 1 FROM alias a WHERE a.profile = l.profile AND a.adapter_id IS NOT NULL) ORDER BY l.id""",
+           (SELECT 1 FROM alias a WHERE a.profile = l.profile AND a.adapter_id IS NOT NULL)
+           ORDER BY l.id""",
         "Lesson {0} counts as distilled, but the profile {1} answers with the bare base.",
     ),
 )

@@ -1,5 +1,6 @@
-"""Grades that people give rollouts. The newest is the rollout's reward and feedback; earlier ones stay in `Rollout.parts["grades"]`, oldest first: {by, at, reward, feedback}, and `error`
-where the verifier had broken."""
+"""Grades that people give rollouts. The newest is the rollout's reward and feedback; earlier ones
+stay in `Rollout.parts["grades"]`, oldest first: {by, at, reward, feedback}, and `error` where the
+verifier had broken."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ POINT = 0.01  # of reward
 
 
 def version_of(row: type[Trial | Exposure]) -> ColumnElement[bool]:
-    """The condition that joins a trial or an exposure with the version of the lesson that it is about."""
+    """The condition that joins a trial or an exposure with its version of the lesson."""
     return and_(
         col(LessonVersion.lesson_id) == col(row.lesson_id),
         col(LessonVersion.version) == col(row.version),
@@ -104,8 +104,9 @@ def changed_after(s: Session, version_id: int, profile: str) -> list[LessonVersi
 
 
 def attempts(s: Session, reflection_id: int | None, lesson: Lesson) -> Attempts:
-    """The rewards of a reflection's group with the lesson and without it. All attempts have what the
-    weights hold; where the lesson was neither in the prompt nor in the weights none has seen it."""
+    """The rewards of a reflection's group with the lesson and without it. All attempts have what
+    the weights hold; where the lesson was neither in the prompt nor in the weights none has seen
+    it."""
     reflection = s.get(Reflection, reflection_id) if reflection_id is not None else None
     if reflection is None:
         return Attempts([], [])
@@ -237,7 +238,8 @@ def clean_tasks_asking(
     s: Session, profile: str, taskset: str, lesson_id: int | None, after: int | None
 ) -> dict[str, str]:
     """key -> id of the tasks whose reflections asked for that very lesson, oldest first; only those
-    of groups in which no rollout read outside bytes. `after`: the reflection that wrote the lesson."""
+    of groups in which no rollout read outside bytes. `after`: the reflection that wrote the
+    lesson."""
     dirty = exists().where(
         col(Rollout.run_id) == col(Reflection.run_id),
         col(Rollout.task_key) == col(Reflection.task_key),

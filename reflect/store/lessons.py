@@ -44,8 +44,8 @@ TRANSITIONS: dict[str, tuple[str, ...]] = {
     # released by a person or by corroboration
     LessonStatus.QUARANTINED: ("candidate", "active", "retired"),
 }
-"""status -> the statuses that may follow. Undo and rollback restore an earlier version whole, and do
-not ask this table."""
+"""status -> the statuses that may follow. Undo and rollback restore an earlier version whole, and
+do not ask this table."""
 
 
 class Source(NamedTuple):

@@ -188,8 +188,8 @@ def promote(
     night = get_night(s, adapter.night_id if night_id is None else night_id)
     if night.profile != profile:
         raise UsageError(
-            f"The adapter {adapter.name} holds lessons of the profile {night.profile}, not of {profile}.",
-            f"Say --profile {night.profile}.",
+            f"The adapter {adapter.name} belongs to the profile {night.profile}, not {profile}.",
+            f"Add --profile {night.profile}.",
         )
     if adapter.status == AdapterStatus.REJECTED:
         raise UsageError(

@@ -44,14 +44,17 @@ FOLLOW_IDS = """
     DECLARE own text := quote_ident(TG_TABLE_SCHEMA) || '.' || quote_ident(TG_TABLE_NAME);
             ids text := pg_get_serial_sequence(own, 'id');
     BEGIN
-        EXECUTE format('SELECT setval(%%L, max(id)) FROM %%s
-                        HAVING max(id) > (SELECT last_value - (NOT is_called)::int FROM %%s)', ids, own, ids);
+        EXECUTE format(
+            'SELECT setval(%%L, max(id)) FROM %%s
+             HAVING max(id) > (SELECT last_value - (NOT is_called)::int FROM %%s)', ids, own, ids);
         RETURN NULL;
     END $$"""
 FOLLOWING = """
-    CREATE OR REPLACE TRIGGER follow_ids AFTER INSERT ON {} FOR EACH STATEMENT EXECUTE FUNCTION reflect_follow_ids()"""
+    CREATE OR REPLACE TRIGGER follow_ids AFTER INSERT ON {}
+    FOR EACH STATEMENT EXECUTE FUNCTION reflect_follow_ids()"""
 WITH_IDS = """
-    SELECT quote_ident(table_name) FROM information_schema.columns WHERE table_schema = current_schema()
+    SELECT quote_ident(table_name) FROM information_schema.columns
+    WHERE table_schema = current_schema()
     AND column_name = 'id' AND column_default LIKE 'nextval(%%'"""
 
 # SQLSTATE (PostgreSQL's manual, appendix A), or how it begins -> what happened, what to do. The

@@ -22,16 +22,16 @@ class ProfileView:
 
 def listing(s: Session) -> list[ProfileView]:
     """Every profile that anything in the database belongs to, by name."""
-    names = {name for column in (Lesson.profile, Alias.profile, Night.profile, Run.profile, Rule.profile)
-             for name in s.exec(select(column).distinct())}  # fmt: skip
+    columns = (Lesson.profile, Alias.profile, Night.profile, Run.profile, Rule.profile)
+    names = {name for column in columns for name in s.exec(select(column).distinct())}
     counts: dict[str, dict[str, int]] = {name: {} for name in names}
     tally = select(Lesson.profile, Lesson.status, func.count()).group_by(
         col(Lesson.profile), col(Lesson.status)
     )
     for name, status, n in s.exec(tally):
         counts[name][status] = n
-    active = {alias.profile: adapter for alias, adapter in
-              s.exec(select(Alias, Adapter).join(Adapter, col(Alias.adapter_id) == col(Adapter.id)))}  # fmt: skip
+    aliases = select(Alias, Adapter).join(Adapter, col(Alias.adapter_id) == col(Adapter.id))
+    active = {alias.profile: adapter for alias, adapter in s.exec(aliases)}
     newest = select(func.max(col(Night.id))).group_by(col(Night.profile))
     nights = {
         night.profile: night for night in s.exec(select(Night).where(col(Night.id).in_(newest)))

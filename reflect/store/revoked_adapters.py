@@ -90,5 +90,6 @@ def refuse(adapter: Adapter) -> None:
         which = ", ".join(map(str, adapter.revoked))
         raise UsageError(
             f"The adapter {adapter.name} knows what was revoked or retired: lesson {which}.",
-            "Sleep again, for one without it: reflect sleep. Or bring the lesson back: reflect lessons undo ID",
+            "Sleep again, for one without it: reflect sleep. "
+            "Or bring the lesson back: reflect lessons undo ID",
         )

@@ -54,7 +54,8 @@ class Figures(NamedTuple):
     rollouts: int
     errors: int
     reward: float | None
-    """Mean over the scored rollouts from which no lesson was withheld; over all if there is none."""
+    """Mean over the scored rollouts from which no lesson was withheld; over all if there are
+    none."""
 
 
 def save_tasks(s: Session, taskset: str, tasks: Iterable[Snapshot]) -> None:
@@ -236,7 +237,7 @@ def delete_runs(s: Session, run_ids: Iterable[int]) -> None:
 
 
 def rollouts(s: Session, run_id: int | None, task_key: str | None = None) -> list[Rollout]:
-    """The rollouts of one task by index, or of the whole run in the order in which they were saved."""
+    """The rollouts of one task by index, or of the whole run in the order of saving."""
     mine = select(Rollout).where(Rollout.run_id == run_id)
     if task_key is None:
         return list(s.exec(mine.order_by(col(Rollout.id))))

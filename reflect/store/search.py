@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from sqlmodel import Session
 
 INDEX = """CREATE VIRTUAL TABLE lesson_fts USING fts5(
-    "when", "do", tags, content='lesson', content_rowid='id', tokenize='porter unicode61 remove_diacritics 2')"""
+    "when", "do", tags, content='lesson', content_rowid='id',
+    tokenize='porter unicode61 remove_diacritics 2')"""
 # Triggers keep the index in step with the table, whatever writes to it.
 TRIGGERS = (
     """CREATE TRIGGER lesson_fts_insert AFTER INSERT ON lesson BEGIN
-        INSERT INTO lesson_fts (rowid, "when", "do", tags) VALUES (new.id, new."when", new."do", new.tags);
+        INSERT INTO lesson_fts (rowid, "when", "do", tags)
+        VALUES (new.id, new."when", new."do", new.tags);
     END""",
     """CREATE TRIGGER lesson_fts_delete AFTER DELETE ON lesson BEGIN
         INSERT INTO lesson_fts (lesson_fts, rowid, "when", "do", tags)
@@ -32,11 +34,12 @@ TRIGGERS = (
     """CREATE TRIGGER lesson_fts_update AFTER UPDATE OF "when", "do", tags ON lesson BEGIN
         INSERT INTO lesson_fts (lesson_fts, rowid, "when", "do", tags)
         VALUES ('delete', old.id, old."when", old."do", old.tags);
-        INSERT INTO lesson_fts (rowid, "when", "do", tags) VALUES (new.id, new."when", new."do", new.tags);
+        INSERT INTO lesson_fts (rowid, "when", "do", tags)
+        VALUES (new.id, new."when", new."do", new.tags);
     END""",
 )
 
-# In how many lessons each word stands, counted up to just beyond COMMON. A word holds no quote.
+# The number of lessons with each word, counted up to just beyond COMMON. A word holds no quote.
 SPREAD = text("""
     SELECT value, (SELECT count(*) FROM
         (SELECT 1 FROM lesson_fts WHERE lesson_fts MATCH '"' || value || '"' LIMIT :most))
@@ -52,8 +55,8 @@ _known: WeakKeyDictionary[Engine, set[str]] = WeakKeyDictionary()
 
 
 class Filter(NamedTuple):
-    """Which lessons are searched: None means all statuses, or all scopes. `task`: a task's key; lessons
-    that are bound to other tasks are left out."""
+    """Which lessons are searched: None means all statuses, or all scopes. `task`: a task's key;
+    lessons that are bound to other tasks are left out."""
 
     profile: str
     statuses: Sequence[str] | None
@@ -65,8 +68,8 @@ def ranked(s: Session, query: str, where: Filter, limit: int) -> list[tuple[int,
     """(lesson id, score) of the lessons that share words with `query`, best first; a higher score
     is better.
 
-    Any text is a safe query: its words are quoted, and joined by OR. Words that stand in very many
-    lessons rank nothing and cost the most, so they are left out where rarer ones match.
+    Any text is a safe query: its words are quoted, and joined by OR. Words of very many lessons
+    rank nothing and cost the most, so they are left out where rarer ones match.
     """
     known = _known.setdefault(s.get_bind().engine, set())
     if s.get_bind().dialect.name == "postgresql":
@@ -101,14 +104,15 @@ def holding(s: Session, when: str, do: str, profile: str) -> list[tuple[int, str
     ]
     matching = "AND lesson_fts MATCH :query" if parts else ""
     question = f"""SELECT lesson.id, lesson."when", lesson."do" FROM lesson_fts
-        JOIN lesson ON lesson.id = lesson_fts.rowid WHERE lesson.profile = :profile {matching} ORDER BY lesson.id"""
+        JOIN lesson ON lesson.id = lesson_fts.rowid
+        WHERE lesson.profile = :profile {matching} ORDER BY lesson.id"""
     values = {"profile": profile, "query": " AND ".join(parts)}
     rows = s.connection().execute(text(question), values if parts else {"profile": profile})
     return [(int(row[0]), str(row[1]), str(row[2])) for row in rows]
 
 
 class Match(NamedTuple):
-    """A lesson that selection may show; `score` is 0 where it shares no rare word with the query."""
+    """A lesson that selection may show. `score`: 0 if it shares no rare word with the query."""
 
     id: int
     when: str
@@ -158,8 +162,8 @@ def _oldest(
     # One question per scope and status: each reads the beginning of a range of the index; a single
     # question would sort all lessons.
     wanted = 'SELECT id, "when", "do", scope FROM lesson WHERE'
-    oldest = f"{wanted} profile = :profile AND scope = :scope{{}} AND status = :status{{}} AND {UNBOUND.format('tags')}"
-    oldest += " ORDER BY id LIMIT :limit"
+    oldest = f"{wanted} profile = :profile AND scope = :scope{{}} AND status = :status{{}}"
+    oldest += f" AND {UNBOUND.format('tags')} ORDER BY id LIMIT :limit"
     pieces = [oldest.format(i, j) for i in range(len(scopes)) for j in range(len(statuses))]
     pieces += [f"{wanted} id IN ({', '.join(map(str, ids))})"] if ids else []
     values = {"profile": profile, "limit": limit, "bound": BOUND.format(task)}

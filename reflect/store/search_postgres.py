@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 LONGEST = 500  # letters of a word: PostgreSQL indexes none of more than 2046 bytes
 
-# The words that FTS5 would find (stemmed, accents and punctuation aside), "when" as A, "do" as B, tags as C. The
-# dictionary is our own, because the built-in English one leaves common words out; so is the punctuation, because
-# PostgreSQL's parser takes "letters.count" for a host and "a/b" for a file.
+# The words that FTS5 would find (stemmed, accents and punctuation aside), "when" as A, "do" as B,
+# tags as C. The dictionary is our own, because the built-in English one leaves common words out; so
+# is the punctuation, because PostgreSQL's parser takes "letters.count" for a host and "a/b" for a
+# file.
 PLAIN = r"""regexp_replace(regexp_replace(normalize({}, NFD), '[\u0300-\u036f]', '', 'g'),
     '[!-/:-@\[-`{{-~]', ' ', 'g')"""
 WORDS = " || ".join(
@@ -33,9 +34,11 @@ WORDS = " || ".join(
     for column, weight in (('"when"', "A"), ('"do"', "B"), ("tags::text", "C"))
 )
 INDEX = (
-    "CREATE TEXT SEARCH DICTIONARY reflect_stem (TEMPLATE = pg_catalog.snowball, LANGUAGE = porter)",
+    "CREATE TEXT SEARCH DICTIONARY reflect_stem "
+    "(TEMPLATE = pg_catalog.snowball, LANGUAGE = porter)",
     "CREATE TEXT SEARCH CONFIGURATION reflect (COPY = pg_catalog.simple)",
-    "ALTER TEXT SEARCH CONFIGURATION reflect ALTER MAPPING FOR asciiword, word, numword WITH reflect_stem",
+    "ALTER TEXT SEARCH CONFIGURATION reflect "
+    "ALTER MAPPING FOR asciiword, word, numword WITH reflect_stem",
     f"ALTER TABLE lesson ADD COLUMN words tsvector GENERATED ALWAYS AS ({WORDS}) STORED",
     # no list that searches wade in
     "CREATE INDEX ix_lesson_words ON lesson USING gin (words) WITH (fastupdate = off)",
@@ -60,23 +63,27 @@ RANKED = """
         SELECT word, CAST(count(*) AS float8) AS n FROM hit GROUP BY word
     ), rare AS MATERIALIZED (
         SELECT word, ln(1 + (greatest(size - n, 0) + 0.5) / (n + 0.5)) AS idf
-        FROM counted, (SELECT max(id) AS size FROM lesson) AS newest  -- lessons are never deleted: nearly their number
+        -- lessons are never deleted: the largest id is nearly their number
+        FROM counted, (SELECT max(id) AS size FROM lesson) AS newest
         WHERE n <= :common ORDER BY n, word LIMIT :most
     ), best AS (
-        SELECT id, sum(idf) * 2.2 / (1.3 + 0.9 * length / CAST(15 AS float8)) AS score FROM hit JOIN rare USING (word)
+        SELECT id, sum(idf) * 2.2 / (1.3 + 0.9 * length / CAST(15 AS float8)) AS score
+        FROM hit JOIN rare USING (word)
         WHERE {filters} GROUP BY id, length ORDER BY score DESC, id LIMIT {most}
     )
     SELECT id, score, NULL FROM best {bound}
-    UNION ALL SELECT NULL, NULL, word FROM asked LEFT JOIN counted USING (word) WHERE known OR n > :common"""
+    UNION ALL SELECT NULL, NULL, word FROM asked LEFT JOIN counted USING (word)
+    WHERE known OR n > :common"""
 
 # Of words so common the newest few lessons are enough: read backwards, piece by piece of the index
-# by profile, status,
-# scope and id. ts_match_vq is the function behind @@, which would go to the other index, and find
-# them all.
+# by profile, status, scope and id. ts_match_vq is the function behind @@, which would go to the
+# other index, and find them all.
 NEWEST = """
-    SELECT id FROM unnest(CAST(:status AS text[])) AS statuses (one_status), {scopes} AS scopes (one_scope), LATERAL (
+    SELECT id FROM unnest(CAST(:status AS text[])) AS statuses (one_status),
+    {scopes} AS scopes (one_scope), LATERAL (
         SELECT id FROM lesson WHERE ts_match_vq(words, CAST(:query AS tsquery))
-        AND profile = :profile AND status = one_status AND scope = one_scope AND {bound} ORDER BY id DESC LIMIT :limit
+        AND profile = :profile AND status = one_status AND scope = one_scope AND {bound}
+        ORDER BY id DESC LIMIT :limit
     ) AS newest ORDER BY id DESC LIMIT :limit"""
 UNBOUND = "(tags::text NOT LIKE '%\"task:%' OR tags::text LIKE :bound)"  # as search.UNBOUND
 SOME = "unnest(CAST(:scope AS text[]))"

@@ -31,9 +31,11 @@ SAYS = or_(
 # rows, by their keys; from a join PostgreSQL would make one of whole tables.
 PROVEN = """
     SELECT lesson_id, low, high, verdict, moved FROM trial
-    WHERE lesson_id IN ({ids}) AND kind IN ('withhold', 'paired') AND verdict <> 'undecided' AND 1 = (
+    WHERE lesson_id IN ({ids}) AND kind IN ('withhold', 'paired') AND verdict <> 'undecided'
+    AND 1 = (
         SELECT count(*) FROM lesson_version v JOIN lesson l ON l.id = v.lesson_id
-        WHERE v.lesson_id = trial.lesson_id AND v.version = trial.version AND v."when" = l."when" AND v."do" = l."do")
+        WHERE v.lesson_id = trial.lesson_id AND v.version = trial.version
+        AND v."when" = l."when" AND v."do" = l."do")
     ORDER BY id"""
 
 
@@ -78,17 +80,25 @@ def observations(
     measure, in the order in which they were saved; the first `limit` after an exposure's id."""
     found = (
         select(  # type: ignore[call-overload]  # sqlmodel types four columns at most
-            Exposure.id, Rollout.run_id, Rollout.task_key, Rollout.seed, Exposure.shown, Exposure.probability,
-            func.coalesce(Rollout.reward, 0.0), Rollout.parts,
+            Exposure.id,
+            Rollout.run_id,
+            Rollout.task_key,
+            Rollout.seed,
+            Exposure.shown,
+            Exposure.probability,
+            func.coalesce(Rollout.reward, 0.0),
+            Rollout.parts,
         )
         .join(Rollout, col(Rollout.id) == col(Exposure.rollout_id))
         .join(Run, col(Run.id) == col(Rollout.run_id))
-        .where(Exposure.lesson_id == lesson_id, Exposure.version >= version, col(Exposure.id) > after)
+        .where(Exposure.lesson_id == lesson_id, Exposure.version >= version)
+        .where(col(Exposure.id) > after)
         .where(Exposure.probability > 0.0, Exposure.probability < 1.0)
         .where(Run.model_fingerprint == model_fingerprint, Run.measure == measure)
         .where(col(Rollout.adapter_id).is_not_distinct_from(adapter_id), SAYS)
-        .order_by(col(Exposure.id)).limit(limit)
-    )  # fmt: skip
+        .order_by(col(Exposure.id))
+        .limit(limit)
+    )
     return [Observation(*row) for row in s.exec(found)]
 
 
@@ -112,8 +122,8 @@ def new_trial(values: Json) -> Trial:
 def of_day(
     s: Session, profile: str, lesson_id: int | None = None
 ) -> list[tuple[Lesson, list[Trial]]]:
-    """Each lesson that prompts show or that a trial moved, by id, with its trials of the day, oldest
-    first."""
+    """Each lesson that prompts show or that a trial moved, by id, with its trials of the day,
+    oldest first."""
     wanted = select(Lesson).where(Lesson.profile == profile).order_by(col(Lesson.id))
     if lesson_id is not None:
         wanted = wanted.where(Lesson.id == lesson_id)
@@ -139,7 +149,8 @@ def moves(s: Session, run_id: int | None) -> list[tuple[Trial, LessonVersion]]:
 
 
 def resting_on(s: Session, run_ids: Sequence[int]) -> set[int]:
-    """Those of the runs whose exposures are evidence on the present version of a lesson in prompts."""
+    """Those of the runs whose exposures are evidence on the present version of a lesson in
+    prompts."""
     exposed = (
         select(Rollout.run_id, Exposure.lesson_id, func.max(Exposure.version))
         .join(Exposure, col(Exposure.rollout_id) == col(Rollout.id))
@@ -291,8 +302,8 @@ def newest_bundles(s: Session, profile: str, taskset: str | None = None) -> list
 
 
 def accepted(s: Session, lesson: Lesson, values: Json) -> bool:
-    """Does the present version of the lesson rest on an accepted trial? `values`: model_fingerprint,
-    adapter_id, measure."""
+    """Does the present version of the lesson rest on an accepted trial? `values`:
+    model_fingerprint, adapter_id, measure."""
     begun = since(s, lesson)
     own = select(Trial).where(Trial.lesson_id == lesson.id, col(Trial.kind).in_(OF_DAY))
     rows = s.exec(own.where(Trial.verdict == TrialVerdict.ACCEPT, *_same(Trial, values)))

@@ -51,7 +51,9 @@ def reduce_memory(model: LocalModel, rows: Sequence[Any], most: int) -> None:
     tried = min(model.memory_limits.most(most), len(rows) * longest)  # a pass had no more than this
     if tried <= longest:
         raise NightError(
-            f"There is too little memory to train on one answer of {longest} tokens with its prompt.",
-            'Lower max_tokens or lesson_budget, or set dtype = "bfloat16", checkpointing = "on", or a smaller model.',
+            "There is too little memory to train on one answer of "
+            f"{longest} tokens with its prompt.",
+            'Lower max_tokens or lesson_budget, or set dtype = "bfloat16", checkpointing = "on", '
+            "or a smaller model.",
         )
     model.memory_limits.trained = max(longest, tried // 2)
