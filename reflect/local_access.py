@@ -14,16 +14,24 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import re
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from reflect.errors import UsageError
-
-if TYPE_CHECKING:
-    from starlette.datastructures import Headers
 
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{0,5})?")
 SAFE = ("GET", "HEAD")
 """The methods that change nothing."""
+
+
+class Headers(Protocol):
+    """The headers of a request; names in any case."""
+
+    def get(self, key: str, /) -> str | None:
+        """The first value; None without one."""
+
+    def getlist(self, key: str, /) -> list[str]:
+        """All values."""
+        ...
 
 
 def host_name(header: str) -> str | None:
@@ -49,7 +57,7 @@ def from_other_page(method: str, scheme: str, headers: Headers, *, key: bool, li
     With a `key` the server may be behind a proxy that ends TLS: https is then an own origin too.
     With `links` a browser may open an address of the server from another page."""
     schemes = {scheme, "https"} if key else {scheme}
-    own = {f"{name}://{headers.get('host', '')}".lower() for name in schemes}
+    own = {f"{name}://{headers.get('host') or ''}".lower() for name in schemes}
     if any(origin.lower() not in own for origin in headers.getlist("origin")):
         return True
     mode, dest = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")

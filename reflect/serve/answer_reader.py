@@ -38,7 +38,7 @@ FINISH: dict[object, Literal["length", "tool_calls"]] = {
 
 
 @dataclass
-class Call:
+class StreamedCall:
     """A tool call of an answer; `arguments` are pieces of JSON text."""
 
     id: str = ""
@@ -51,9 +51,9 @@ class Choice:
     """One answer."""
 
     text: list[str] = field(default_factory=list)
-    calls: list[Call] = field(default_factory=list)
-    by_index: dict[int, Call] = field(default_factory=dict)
-    by_id: dict[str, Call] = field(default_factory=dict)
+    calls: list[StreamedCall] = field(default_factory=list)
+    by_index: dict[int, StreamedCall] = field(default_factory=dict)
+    by_id: dict[str, StreamedCall] = field(default_factory=dict)
     finish: str = ""
     has_message: bool = False
 
@@ -224,7 +224,7 @@ class AnswerReader:
         else:
             call = None if name else last
         if call is None or (new_id and call.id and new_id != call.id and name):
-            call = Call()
+            call = StreamedCall()
             choice.calls.append(call)
         if isinstance(index, int):
             choice.by_index[index] = call
@@ -286,7 +286,7 @@ class _Decoder:
             part = self._zlib.unconsumed_tail
 
 
-def _as_call(call: Call) -> Json:
+def _as_call(call: StreamedCall) -> Json:
     function = {"name": call.name, "arguments": "".join(call.arguments)}
     return {"id": call.id, "type": "function", "function": function}
 

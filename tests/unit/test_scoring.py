@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import threading
 import time
 from pathlib import Path
@@ -36,7 +37,7 @@ BOMBS = {
     "memory": lambda text: [bytearray(1 << 20) for _ in range(1 << 20)],
     "exits": lambda text: exit(0),
     "leaves": lambda text: os._exit(0),
-    "deaf": lambda text: [__import__("signal").pthread_sigmask(0, range(1, 65)), time.sleep(600)],
+    "deaf": lambda text: [signal.pthread_sigmask(0, signal.valid_signals()), time.sleep(600)],
 }
 
 
