@@ -177,7 +177,7 @@ def test_promoting_in_one_profile_does_not_change_the_other(
         [lessons.content(x) for x in ben.lessons],
     )
     publish(ann, "anns", [1], seed=1)
-    with pytest.raises(UsageError, match="lessons of the profile ann"):
+    with pytest.raises(UsageError, match="belongs to the profile ann"):
         ben.promote("anns")
     ann.promote("anns")
     assert [x.status for x in ann.lessons] == ["distilled"] and ann.model.sample(asked) != before[0]

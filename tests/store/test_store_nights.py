@@ -249,7 +249,7 @@ def test_profiles_do_not_touch_each_other(store: Store):
         teach(s, "a")
         theirs = teach(s, "a", profile="team")
         adapter = sleep(s, "theirs", theirs, "team")
-        with pytest.raises(UsageError, match="lessons of the profile team"):
+        with pytest.raises(UsageError, match="belongs to the profile team"):
             nights.promote(s, adapter.id, "default")
         nights.promote(s, adapter.id, "team")
         assert statuses(s) == ["candidate"] and nights.active_adapter(s) is None
