@@ -62,7 +62,9 @@ class Settings:
     k: int = setting(8, "rollouts per task", ge=1, le=10_000)
     n: int = setting(40, "tasks per run", ge=1, le=1_000_000)
     temperature: float = setting(1.0, "sampling temperature", le=100)
-    max_tokens: int = setting(96, "maximum tokens of one answer", ge=1)
+    max_tokens: int = setting(
+        96, "maximum tokens of one answer; with another model than pocket, 512 by default", ge=1
+    )
     max_turns: int = setting(32, "maximum turns of one multi-turn rollout", ge=1, le=10_000)
     episode_tokens: int = setting(
         0, "maximum tokens of one rollout's conversation; 0 = the model's context length"
@@ -70,7 +72,11 @@ class Settings:
     episode_seconds: float = setting(
         3600.0, "time limit of one rollout in seconds, checked between turns", ge=0.001
     )
-    reflect_tokens: int = setting(160, "maximum tokens of one reflection", ge=1)
+    reflect_tokens: int = setting(
+        160,
+        "maximum tokens of one reflection; with another reflector than pocket, 1024 by default",
+        ge=1,
+    )
     lesson_budget: int = setting(400, "maximum tokens of lessons in one prompt")
     lesson_limit: int = setting(6, "maximum number of lessons in one prompt")
     require_approval: bool = setting(
@@ -188,6 +194,8 @@ class Settings:
         return replace(self, **kept | changes)  # type: ignore[arg-type]
 
 
+LARGER = {"max_tokens": 512, "reflect_tokens": 1024}
+"""Defaults with another model than the pocket model, whose answers are short."""
 RENAMED = {"review": "require_approval"}  # first name -> name. `load` reads both until version 0.2.
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")  # texts of a bool
 FIRST_NAMES = {name: first for first, name in RENAMED.items()}
@@ -195,9 +203,9 @@ FIRST_NAMES = {name: first for first, name in RENAMED.items()}
 
 def load(path: Path | None = None, /, **flags: object) -> Settings:
     """Read the settings; `path` is by default ./reflect.toml, if it exists. A flag that is None is
-    not set. Raises UsageError for an unknown setting or an invalid value, ReflectError for a file
-    that cannot be read."""
-    settings = Settings()
+    not set. Numbers of tokens that are not set follow the model (see LARGER). Raises UsageError for
+    an unknown setting or an invalid value, ReflectError for a file that cannot be read."""
+    settings, given = Settings(), set[str]()
     file = path or Path("reflect.toml")
     if path and not os.path.lexists(path):
         raise UsageError(f"There is no settings file {path}.")
@@ -209,12 +217,17 @@ def load(path: Path | None = None, /, **flags: object) -> Settings:
             message = f"{file} is not TOML: {clipped(str(e))}."
             raise UsageError(message, "Fix the syntax and try again.") from e
         settings = _update(settings, table, str(file))
+        given |= table.keys()
     names = {setting.name for setting in fields(Settings)} | RENAMED.keys()
     env = {k[8:].lower(): v for k, v in os.environ.items() if k.startswith("REFLECT_")}
-    settings = _update(
-        settings, {k: v for k, v in env.items() if k in names}, "environment REFLECT_*"
-    )
-    return _update(settings, {k: v for k, v in flags.items() if v is not None}, "flags")
+    env = {k: v for k, v in env.items() if k in names}
+    settings = _update(settings, env, "environment REFLECT_*")
+    flags = {k: v for k, v in flags.items() if v is not None}
+    settings = _update(settings, flags, "flags")
+    models = {"max_tokens": settings.model, "reflect_tokens": settings.reflector or settings.model}
+    sizes = {name: LARGER[name] for name, model in models.items() if model != "pocket"}
+    given |= env.keys() | flags.keys()
+    return replace(settings, **{name: n for name, n in sizes.items() if name not in given})
 
 
 def _update(settings: Settings, table: Mapping[str, object], source: str) -> Settings:

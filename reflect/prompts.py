@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # The variables of a rubric: the text of the task, and its reference answer if it has one.
 RUBRIC = ("task", "reference")
 
+SHORTEST_HEAD = 12  # characters before the first lesson by which a prompt with lessons is known
 QUOTED = "| "  # begins each line that is not the prompt's own; no line of a template begins so
 LINE_ENDS = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 # A text that cannot pass for a line of a prompt: one line of plain ASCII without its words.
@@ -236,6 +237,18 @@ def system_prompt(system: str, lessons: list[dict[str, str]]) -> str:
     system = _without_imitated_lessons(system)
     mark = nonce(*(row["when"] + row["do"] for row in rows), avoid=system)
     return render("system", system=system, lessons=rows, fence=mark)
+
+
+@functools.lru_cache(maxsize=8)
+def _lessons_head(folders: tuple[str, ...]) -> str:
+    texts = [system_prompt("", [{"when": when, "do": "it"}]) for when in ("a", "b", "c")]
+    return os.path.commonprefix(texts)
+
+
+def begins_with_lessons(system: str) -> bool:
+    """Was this system message made for lessons, for a task without a system message?"""
+    head = _lessons_head(_folders())
+    return len(head) >= SHORTEST_HEAD and system.startswith(head)
 
 
 def _without_imitated_lessons(text: str) -> str:

@@ -97,6 +97,11 @@ class Run(SQLModel, table=True):
     started: datetime = Field(default_factory=now)
     ended: datetime | None = None
 
+    @property
+    def planned(self) -> int:
+        """Rollouts of the whole run: a taskset may have fewer than n tasks."""
+        return (self.n if self.task_keys is None else len(self.task_keys)) * self.k
+
 
 class Rollout(SQLModel, table=True):
     """One attempt. Unique by (run, task, index), so that an interrupted run continues where it

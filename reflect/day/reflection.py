@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from reflect.tasksets.task import Message, Task
     from reflect.types import Json
 
+CLOSE = 64  # last tokens of an answer, in which it is brought to its end
 MARGIN = 48  # tokens kept free for the chat template around the prompt
 
 
@@ -98,19 +99,21 @@ def rewards_differ(rollouts: Sequence[Rollout]) -> bool:
     return len({r.reward for r in rollouts if r.reward is not None}) > 1
 
 
-def attempts_of(rollouts: Sequence[Rollout]) -> list[Attempt]:
-    """The rollouts as the reflector reads them, without those in which the model never answered."""
+def attempts_of(rollouts: Sequence[Rollout], hint: str = "") -> list[Attempt]:
+    """The rollouts as the reflector reads them, without those in which the model never answered.
+    `hint`: of the task, a part of the feedback on failed attempts."""
     answered = (r for r in rollouts if r.messages[-1]["role"] == "assistant" or turns_of(r))
-    return [_attempt(r) for r in answered]
+    return [_attempt(r, hint if (r.reward or 0.0) < 1.0 else "") for r in answered]
 
 
-def _attempt(row: Rollout) -> Attempt:
+def _attempt(row: Rollout, hint: str) -> Attempt:
     turns = tuple(
         Turn(t.number, sanitize_block(t.words), sanitize_block(t.back), sanitize_block(t.feedback))
         for t in turns_of(row)
     )
     text = "" if turns else sanitize_block(last_words(row))
-    return Attempt(text, row.reward, sanitize_block(row.feedback), turns)
+    feedback = "\n".join(filter(None, [row.feedback, hint]))
+    return Attempt(text, row.reward, sanitize_block(feedback), turns)
 
 
 def reflection_messages(
@@ -121,7 +124,7 @@ def reflection_messages(
     It never contains the answer key or the verifier. `notes` replace rollouts that are far too
     long: see `reflect.day.long_groups`.
     """
-    attempts = notes.attempts if notes else attempts_of(group.attempts)
+    attempts = notes.attempts if notes else attempts_of(group.attempts, group.task.hint)
     budget = group_budget(model, group, max_tokens)
     if notes:
         budget -= model.count_tokens(notes.cut)
@@ -153,14 +156,15 @@ def response_format(model: Model, group: Group, max_tokens: int) -> Json | None:
     its own."""
     if _own_template(model):
         return None
-    # Servers compile schemas by rules of their own, which may lack the bounds of texts.
-    bound = 0 if isinstance(model, MeteredModel) else max_tokens
     ids = [lesson.id for lesson in group.shown if lesson.id is not None]
-    schema = review_schema(ids, bound)
-    return {
+    # Servers compile schemas by rules of their own, which may lack the bounds of texts.
+    bounded = not isinstance(model, MeteredModel)
+    schema = review_schema(ids, max_tokens if bounded else 0)
+    form: Json = {
         "type": "json_schema",
         "json_schema": {"name": "review", "schema": schema, "strict": True},
     }
+    return form | ({"close_within": CLOSE} if bounded else {})
 
 
 def prompt_version(model: Model) -> str:

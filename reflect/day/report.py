@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from reflect.lessons.edit_format import CUT_OFF
 from reflect.store import Store, lessons, runs, trials
 from reflect.types import Finish, TrialVerdict
 
@@ -57,6 +58,8 @@ class Report:
     """Groups of two or more attempts that all earned the same."""
     cut: int = 0
     """Rollouts that ended at `max_tokens`."""
+    reflections_cut: int = 0
+    """Reflections that ended at `reflect_tokens`."""
     superseded: list[int] = field(default_factory=list)
     """Unfinished runs with the same arguments, whose tasks have changed since."""
     seconds: float = 0.0
@@ -106,6 +109,7 @@ def report(
         unreadable_answer=" ".join(unreadable[0].raw.split())[:ANSWER] if unreadable else "",
         equal=sum(_is_equal(group) for group in groups.values()),
         cut=sum(row.finish == Finish.LENGTH for row in every),
+        reflections_cut=sum(_is_cut(row) for row in reflections),
         superseded=list(superseded),
         seconds=seconds,
     )
@@ -115,6 +119,10 @@ def _is_unreadable(reflection: Reflection) -> bool:
     """Its answer has lines, but none that could be read."""
     edits = reflection.edits
     return bool(edits) and all(edit["kind"] == "problem" for edit in edits)
+
+
+def _is_cut(reflection: Reflection) -> bool:
+    return any(edit.get("reason", "").startswith(CUT_OFF) for edit in reflection.edits)
 
 
 def _is_equal(group: Sequence[Rollout]) -> bool:

@@ -260,7 +260,7 @@ def stopped(context: RunContext, why: ModelHalted) -> BaseException:
     run = context.run
     with context.store.read() as s:
         made = runs.made(s, run.id, Finish.HALTED)
-    text = f"Run {run.id} stopped after {made} of {run.n * run.k} rollouts. {why.message}"
+    text = f"Run {run.id} stopped after {made} of {run.planned} rollouts. {why.message}"
     return ModelHalted(text, f"{why.hint} {CONTINUE}".strip())
 
 

@@ -62,6 +62,7 @@ OPEN_SLOT = re.compile(r"[<\[][^<>\[\]]{1,40}[>\]]")
 DOTS = re.compile(r"\.{3}|\u2026")
 DO = re.compile(r"\bdo\s*:", FLAGS)
 FIELD = re.compile(r"\b(?:when|do)\s*:", FLAGS)
+CUT_OFF = "cut off"  # begins the problem of an answer that was cut off
 MOST_EDITS = 6  # of one answer
 FORM = (
     "expected: ADD when: ... do: ... | REVISE number when: ... do: ... | RETIRE number why: ... | "
@@ -163,7 +164,7 @@ def _read_lines(text: str, complete: bool) -> _Read:
     if not lines:
         read.problems.append("the answer is empty")
     elif not complete and not NOTE.match(lines[-1]):
-        read.problems.append(f"cut off: {_short(lines.pop())}")
+        read.problems.append(f"{CUT_OFF}: {_short(lines.pop())}")
     for line in lines:
         if NONE.match(line):
             read.none = True
@@ -218,7 +219,7 @@ def _joined(text: str) -> list[str]:
 def _read_json(rows: Sequence[object], whole: bool) -> _Read:
     read = _Read(none=not rows)
     if not whole:
-        read.problems.append("cut off: the JSON does not end")
+        read.problems.append(f"{CUT_OFF}: the JSON does not end")
     for i, row in enumerate(rows):
         if isinstance(row, str):
             lines = _read_lines(row, True)

@@ -1,9 +1,10 @@
 """From messages to the text that a model reads, and from what it writes to an answer.
 
 The model's own chat template is used wherever it knows the thing: the system role, tools, thinking.
-Where it knows no system role, the system's words stand at the head of the first user message; where
-it knows no tools, they are described in the system message (`prompts/tools.jinja`), and calls and
-results of earlier turns are plain text.
+Where it knows no system role, the system text is put before the first user message; where it knows
+no tools, they are described in the system message (`prompts/tools.jinja`), and calls and results of
+earlier turns are plain text. Where it has a default system text, lessons are added to that text: a
+prompt with lessons differs from one without in the lessons only.
 
 A thought (`<think>...</think>` at the head of an answer) is no part of the answer: verifiers and
 reviews read what follows it, and it is not shown to the model again. A thought that never ends
@@ -79,6 +80,7 @@ class Chat:
     def render(self, messages: Sequence[Message], tools: Sequence[Json] = ()) -> str:
         """The conversation up to where the assistant speaks. MessagesRefused when the template
         cannot take it."""
+        messages = self._with_default(messages)
         words = [self.plain(with_arguments(without_thought(message))) for message in messages]
         tools = [self.plain(tool) for tool in tools]
         if not self.knows_tools:
@@ -99,6 +101,31 @@ class Chat:
                 return text
         assert refusal is not None
         raise self._refused(refusal) from refusal
+
+    def _with_default(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages; a system message that was added for lessons gets the template's default
+        system text first, which the same prompt without lessons has."""
+        first = next((m for m in messages if m["role"] == "system"), None)
+        if first is None or not isinstance(first["content"], str):
+            return messages
+        if not self.default_system or not prompts.begins_with_lessons(first["content"]):
+            return messages
+        both = {**first, "content": f"{self.default_system}\n{first['content']}"}
+        return [both if message is first else message for message in messages]
+
+    @cached_property
+    def default_system(self) -> str:
+        """The system text that the template writes when there is no system message; "" if none."""
+        user: Message = {"role": "user", "content": "a"}
+        try:
+            bare = self._apply([user])
+            system = self._apply([{"role": "system", "content": PROBE}, user])
+        except Exception:  # a template without system role
+            return ""
+        before, found, after = system.partition(PROBE)
+        if not found or not bare.startswith(before) or not bare.endswith(after):
+            return ""
+        return bare[len(before) : max(len(before), len(bare) - len(after))].strip()
 
     def plain(self, data: Json) -> Json:
         """A message or a tool in which no text is markup.

@@ -150,17 +150,17 @@ def nucleus(logits_RV: torch.Tensor, rows: Sequence[GenerationRow | None]) -> to
 
 def in_form(logits_RV: torch.Tensor, rows: Sequence[GenerationRow | None]) -> torch.Tensor:
     """The logits, for rows whose answer has a form without the tokens that may not follow."""
-    held = {
-        i: row.form
+    held = [
+        (i, row, row.form)
         for i, row in enumerate(rows)
         if row and row.form and not row.ended and len(row.tokens) < row.limit
-    }
+    ]
     if not held:
         return logits_RV
     logits_RV = logits_RV.clone()
-    for i, form in held.items():
-        row = rows[i]
-        allowed_V = form.allowed(row.tokens, logits_RV.shape[-1]) if row else None
+    for i, row, form in held:
+        left = row.limit - len(row.tokens)
+        allowed_V = form.allowed(row.tokens, logits_RV.shape[-1], left)
         if allowed_V is not None:
             logits_RV[i].masked_fill_(~allowed_V.to(logits_RV.device), -torch.inf)
     return logits_RV

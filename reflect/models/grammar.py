@@ -1,4 +1,4 @@
-"""Hold the answers of a local model to a form: any JSON object, JSON by a schema, or a grammar.
+"""Hold the answers of a local model to a form: any JSON object, or JSON by a schema.
 
 llguidance (the extra [grammar]; https://github.com/guidance-ai/llguidance) compiles the form and
 says, before each token, which tokens may follow. The sampler leaves out the others, so that every
@@ -8,7 +8,8 @@ Of the engines, it is the one without a dependency: xgrammar needs triton and a 
 Where the chat template opens a thought, the form begins after the thought. A model that opens its
 thoughts itself does not think in such an answer.
 
-Not covered: an answer that is cut off at its limit of tokens, which is the beginning of the form.
+An answer that meets its limit of tokens is only the beginning of the form; a review is brought to
+its end before (`Closing`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -45,13 +46,14 @@ class AnswerForm:
     """The form of one answer while it is sampled. A function of the tokens so far: an answer may
     begin again."""
 
-    def __init__(self, matcher: Any, chat: Chat) -> None:
-        self._matcher, self._chat = matcher, chat
+    def __init__(self, matcher: Any, chat: Chat, closing: Closing | None = None) -> None:
+        self._matcher, self._chat, self._closing = matcher, chat, closing
         self._start: int | None = None if chat.opened else 0  # tokens before the form
         self._consumed = 0
 
-    def allowed(self, tokens: Sequence[int], size: int) -> torch.Tensor | None:
-        """Which of `size` tokens may follow, as booleans [V]; None where each may."""
+    def allowed(self, tokens: Sequence[int], size: int, left: int) -> torch.Tensor | None:
+        """Which of `size` tokens may follow, as booleans [V]; None where each may. `left`: tokens
+        that the answer may still have."""
         if len(tokens) < self._consumed:
             self._matcher.reset()
             self._start, self._consumed = (None if self._chat.opened else 0), 0
@@ -65,12 +67,38 @@ class AnswerForm:
         bias = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
         allowed_V = torch.zeros(size, dtype=torch.bool)
         allowed_V[: len(bias)] = bias[:size] > 0
+        if self._closing and left <= self._closing.within:
+            allowed_V = self._closing.narrow(allowed_V)
         return allowed_V if bool(allowed_V.any()) else None
 
     @property
     def problem(self) -> str:
         """Why the engine gave up on this answer; "" if it did not."""
         return str(self._matcher.get_error()) if self._matcher.is_error() else ""
+
+
+class Closing(NamedTuple):
+    """How an answer is brought to its end in the last `within` tokens, by the ids of tokens that
+    may end something: an answer, or that begin with one of these characters."""
+
+    within: int
+    ends: list[int]
+    quotes: list[int]
+    brackets: list[int]
+    braces: list[int]
+
+    def narrow(self, allowed_V: torch.Tensor) -> torch.Tensor:
+        """The allowed tokens that end something, if there are any."""
+        ends, quotes, brackets, braces = (
+            [i for i in ids if i < len(allowed_V) and allowed_V[i]] for ids in self[1:]
+        )
+        in_text = brackets and braces  # elsewhere, at most one of the two may follow
+        chosen = quotes if in_text else ends or brackets or braces or quotes
+        if not chosen:
+            return allowed_V
+        narrowed_V = torch.zeros_like(allowed_V)
+        narrowed_V[chosen] = True
+        return narrowed_V
 
 
 class Grammars:
@@ -109,8 +137,9 @@ class Grammars:
         return llguidance.LLTokenizer(llguidance.TokenizerWrapper(words), eos_token=self._ends)
 
     def form(self, response_format: Json | None) -> AnswerForm | None:
-        """A new form for one answer; None for text, and where `problem` says why not. SchemaRefused
-        for a schema that cannot be compiled."""
+        """A new form for one answer; None for text, and where `problem` says why not. With
+        "close_within": N the answer is brought to its end in the last N tokens. SchemaRefused for a
+        schema that cannot be compiled."""
         if response_format is None or response_format["type"] == "text" or self.problem:
             return None
         import llguidance
@@ -124,16 +153,24 @@ class Grammars:
         if problem:
             line = " ".join(problem.split())[:200]
             raise SchemaRefused(f"The form of the answer cannot be compiled: {line}")
-        return AnswerForm(matcher, self._chat)
+        within = response_format.get("close_within")
+        closing = Closing(within, *self._closers) if isinstance(within, int) else None
+        return AnswerForm(matcher, self._chat, closing)
+
+    @cached_property
+    def _closers(self) -> tuple[list[int], list[int], list[int], list[int]]:
+        by: dict[bytes, list[int]] = {b'"': [], b"]": [], b"}": []}
+        for i in range(self._tokenizer.vocab_size):
+            text = self._tokenizer.decode_bytes([i]).strip()
+            if i not in self._ends and text[:1] in by and not text.strip(b'"]}'):
+                by[text[:1]].append(i)
+        return self._ends, by[b'"'], by[b"]"], by[b"}"]
 
     def _grammar(self, response_format: Json) -> str:
         import llguidance
 
-        kind = response_format["type"]
-        if kind == "grammar":
-            return str(llguidance.LLMatcher.grammar_from_lark(response_format["grammar"]))
         schema: Json = {"type": "object"}
-        if kind == "json_schema":
+        if response_format["type"] == "json_schema":
             schema = response_format["json_schema"].get("schema") or schema
         schema = {**schema, "x-guidance": LAYOUT}
         if self._spaced:  # a space begins the first word; no space where a choice follows

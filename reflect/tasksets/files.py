@@ -7,7 +7,8 @@ Fields: `prompt` (text) or `messages` ([{role, content}]); `answer` (text or num
 regex); `verifier` (exact when absent); `id` (a hash of the task when absent); `split` (by hash of
 the messages when absent, about 70 % practice, so that a question is never in both splits);
 `gold` (a known-good final text, required for regex); `untrusted` (true for a task that carries
-outside bytes); `rubric` (the criteria of a judge; `answer` is then a reference and may be
+outside bytes); `hint` (what a reflection may know of a right answer, such as its form: feedback on
+failed attempts); `rubric` (the criteria of a judge; `answer` is then a reference and may be
 missing). A task with the verifier `code` has `cases` instead of an answer, and more (see
 `reflect.tasksets.code`). Other fields are ignored. A repeated task without an id counts once.
 Rows of other formats are read as `reflect.tasksets.formats` says.
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from reflect.types import Json
 
 OWN_FIELDS = ("id", "prompt", "messages", "verifier", "answer", "split", "gold", "untrusted")
-FIELDS = (*OWN_FIELDS, "rubric", *code.FIELDS)
+FIELDS = (*OWN_FIELDS, "hint", "rubric", *code.FIELDS)
 TRUTH = {True: True, False: False, "true": True, "false": False}  # YAML gives texts
 ROLES = ("system", "user", "assistant", "tool")
 PRACTICE_SHARE = 0.7
@@ -122,6 +123,9 @@ def task_of(
     gold = row.fields.get("gold")
     if gold is not None and not isinstance(gold, str):
         row.fail("gold", "it is not a text", "Give one final text that must score 1.")
+    hint = row.fields.get("hint", "")
+    if not isinstance(hint, str):
+        row.fail("hint", "it is not a text", 'Say what a right answer is like: "one word".')
     if gold is None and verifier == "regex":
         problem = "a regex task needs a text that its pattern matches"
         row.fail("gold", problem, 'Add one: "gold": "answer: 3 apples".')
@@ -135,6 +139,7 @@ def task_of(
         split=split,
         untrusted=_untrusted(row),
         rubric=row.fields.get("rubric", "").strip(),
+        hint=hint.strip(),
     )
     return task, gold
 

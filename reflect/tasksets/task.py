@@ -38,7 +38,8 @@ class Task:
     `lessons` is for tasks that bring their own lesson (see `Taskset.following`): pairs (when, do)
     shown in the prompt. `untrusted`: it carries bytes from outside (a web page, a mail), so what is
     learned from it is quarantined. `rubric`: by what a judge grades it, a template that may name {{
-    task }} and {{ reference }}, its answer.
+    task }} and {{ reference }}, its answer. `hint`: public advice on the answer, such as its form,
+    which a reflection reads as feedback on attempts that failed.
     """
 
     id: str
@@ -51,13 +52,14 @@ class Task:
     lessons: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     untrusted: bool = False
     rubric: str = ""
+    hint: str = ""
 
     def shape(self) -> Json:
-        """The public JSON shape: {id, messages, verifier, answer, split}, and `untrusted` and
-        `rubric` where it has them."""
+        """The public JSON shape: {id, messages, verifier, answer, split}, and `untrusted`,
+        `rubric` and `hint` where it has them."""
         row = asdict(self)
         row.pop("lessons")
-        for name in ("untrusted", "rubric"):
+        for name in ("untrusted", "rubric", "hint"):
             if not row[name]:
                 row.pop(name)
         return row

@@ -154,7 +154,10 @@ def regex(text: str, answer: object) -> Score:
     tail = extract_answer(text)
     if any(re.search(str(answer), candidate) for candidate in (tail, f"answer: {tail}")):
         return Score(1.0)
-    return Score(0.0, "" if tail else "there is no answer")
+    if not tail:
+        return Score(0.0, "there is no answer")
+    scored = "answer" if MARKER.search(text) else 'whole text, in which there is no "answer:",'
+    return Score(0.0, f"the {scored} does not have the form that is asked for")
 
 
 VERIFIERS: dict[str, Callable[[str, Any], Score]] = {

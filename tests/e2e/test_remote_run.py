@@ -225,6 +225,18 @@ def test_a_budget_stops_the_run_and_more_of_it_goes_on(
     assert run_command(["runs", "show", "1"]) == 0 and "spent: " in capsys.readouterr().out
 
 
+def test_a_run_counts_the_rollouts_of_the_tasks_that_there_are(server: Server) -> None:
+    """21 tasks are asked for, the file has 3."""
+    rows = [
+        {"prompt": f"Apply zubi to the list {i} 1 2.", "answer": "2 1", "split": "practice"}
+        for i in range(3)
+    ]
+    Path("three.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    server.default = status(429)
+    with pytest.raises(ModelHalted, match="Run 1 stopped after 0 of 12 rollouts"):
+        workspace(server, retries=0, concurrency=1).run("three.jsonl", n=21, k=4, seed=1)
+
+
 def test_a_budget_says_nothing_of_a_lesson(server: Server) -> None:
     ws = workspace(server, budget_tokens=800)
     ws.lessons.add("the task says anything", "use sort", scope="dialect")

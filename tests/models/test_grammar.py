@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from reflect.day.reflection import CLOSE
 from reflect.errors import SchemaRefused
 from reflect.lessons.edit_format import parse_edits
 from reflect.lessons.edit_json import review_schema
@@ -62,8 +63,8 @@ def test_every_answer_has_the_form_and_ends(model: LocalModel) -> None:
 
 def test_every_review_by_the_schema_is_legal(model: LocalModel) -> None:
     for ids in ([], [3, 7, 12]):
-        form = by_schema(review_schema(ids, 60))
-        (answers,) = model.sample([Request(ASK, (0, 1, 2), 600, 1.0, response_format=form)])
+        form = by_schema(review_schema(ids, 160)) | {"close_within": CLOSE}
+        (answers,) = model.sample([Request(ASK, (0, 1, 2), 160, 1.0, response_format=form)])
         for answer in answers:
             edits, problems = parse_edits(answer.text, complete=answer.finish == "stop")
             named = [i for edit in edits for i in edit.lesson_ids or (edit.lesson_id or 3,)]
@@ -133,9 +134,9 @@ def test_a_thought_that_the_template_opens_comes_before_the_form(tmp_path: Path)
         len(model.tokenizer),
         model.tokenizer("so it is", add_special_tokens=False)["input_ids"],
     )
-    assert form.allowed(ids, size) is None
+    assert form.allowed(ids, size, 50) is None
     ids += model.tokenizer("</think>", add_special_tokens=False)["input_ids"]
-    allowed = form.allowed(ids, size)
+    allowed = form.allowed(ids, size, 50)
     assert allowed is not None
     assert {model.tokenizer.decode([int(i)])[:1] for i in allowed.nonzero()} == {"{"}
 

@@ -9,6 +9,8 @@ from conftest import TEMPLATE, save_tiny
 
 from reflect import prompts
 from reflect.models import load_model
+from reflect.models.local import LocalModel
+from scripts.proofs import _architectures as architectures
 
 LESSONS = [{"when": "always", "do": "w9"}]
 TALK = [
@@ -63,3 +65,37 @@ def test_tools_are_described_in_the_first_system_message(tmp_path: Path) -> None
     text = model.chat.render(TALK, [tool])
     places = [text.index(part) for part in ("w1", '"add"', "w2", "w3", "w4", "w5")]
     assert places == sorted(places)
+
+
+DEFAULT = """{% if messages[0].role != 'system' %}<|im_start|>system
+You are a helpful assistant named Tiny.<|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def test_lessons_do_not_replace_the_default_system_text_of_the_template(tmp_path: Path) -> None:
+    folder = architectures.build(tmp_path / "qwen", "qwen3")
+    (folder / "chat_template.jinja").write_text(DEFAULT)
+    model = load_model(str(folder))
+    assert isinstance(model, LocalModel)
+    assert model.chat.default_system == "You are a helpful assistant named Tiny."
+    task = [{"role": "user", "content": "Is it lucky?"}]
+    lessons = [{"when": "the task asks about luck", "do": "say yes"}]
+    bare, shown = model.chat.render(task), model.chat.render(prompts.with_lessons(task, lessons))
+    text = prompts.system_prompt("", lessons)
+    assert shown == bare.replace("named Tiny.", f"named Tiny.\n{text}")
+    own = [{"role": "system", "content": "Be brief."}, *task]
+    shown = model.chat.render(prompts.with_lessons(own, lessons))
+    assert shown == model.chat.render(own).replace("Be brief.", f"Be brief.\n{text}")
+    assert "Tiny" not in shown
+
+
+def test_templates_without_a_default_system_text_stay_as_they_are(tmp_path: Path) -> None:
+    task = [{"role": "user", "content": "Is it lucky?"}]
+    lessons = prompts.with_lessons(task, [{"when": "the task asks about luck", "do": "say yes"}])
+    for kind in ("qwen3", "llama", "gemma3", "mistral", "gpt2"):
+        model = load_model(str(architectures.build(tmp_path / kind, kind)))
+        assert isinstance(model, LocalModel) and model.chat.default_system == ""
+        assert lessons[0]["content"] in model.chat.render(lessons)

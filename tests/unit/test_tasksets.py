@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from reflect.day.reflection import attempts_of
 from reflect.errors import BadTaskFile, UnknownName, UsageError
+from reflect.records import Rollout
 from reflect.tasksets import available, check, load_taskset
 from reflect.tasksets.base import Taskset
+from reflect.tasksets.files import FileTaskset
 from reflect.tasksets.task import Score, Task
 from reflect.tasksets.verifiers import VERIFIERS
 
@@ -79,6 +82,39 @@ def test_no_text_breaks_a_verifier_and_no_feedback_holds_the_answer(
     for answer in ("zebra", "417"):
         score = VERIFIERS[verifier](text, answer)
         assert 0 <= score.reward <= 1 and answer not in score.feedback
+
+
+def test_a_pattern_that_is_not_found_says_what_was_searched() -> None:
+    assert VERIFIERS["regex"]("answer: 4", "^3").feedback == (
+        "the answer does not have the form that is asked for"
+    )
+    text = VERIFIERS["regex"]("4 it is", "^3").feedback
+    assert "whole text" in text and 'no "answer:"' in text
+    assert VERIFIERS["regex"]("answer:", "^3").feedback == "there is no answer"
+
+
+def test_a_hint_is_public_feedback_on_failed_attempts(tmp_path: Path) -> None:
+    file = tmp_path / "hinted.jsonl"
+    row = {"prompt": "The capital of France?", "verifier": "regex", "answer": "^[*]{2}Paris[*]{2}$"}
+    row |= {"gold": "**Paris**", "split": "practice"}
+    file.write_text(json.dumps(row | {"hint": "bold, and nothing else"}) + "\n")
+    (task,) = FileTaskset(file).tasks("practice")
+    assert task.hint == "bold, and nothing else" and Task(**task.shape()).hint == task.hint
+    file.write_text(json.dumps(row) + "\n")
+    (plain,) = FileTaskset(file).tasks("practice")
+    assert "hint" not in plain.shape() and plain.key != task.key
+    rows = [
+        Rollout(
+            run_id=1, task_key="t", index=i, reward=float(i), feedback="" if i else "wrong form",
+            messages=[*task.messages, {"role": "assistant", "content": text}],
+        )
+        for i, text in enumerate(["Paris", "**Paris**"])
+    ]  # fmt: skip
+    failed, right = attempts_of(rows, task.hint)
+    assert failed.feedback == "wrong form\nbold, and nothing else" and right.feedback == ""
+    file.write_text(json.dumps(row | {"hint": 7}) + "\n")
+    with pytest.raises(BadTaskFile, match="hint"):
+        FileTaskset(file)
 
 
 def test_feedback_speaks_of_the_form() -> None:
