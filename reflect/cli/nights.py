@@ -8,7 +8,7 @@ from typer import Argument
 
 from reflect.cli.common import Json, noun, with_workspace
 from reflect.cli.output import join, print_json, print_table
-from reflect.cli.report import print_gate
+from reflect.cli.report import harvest_notices, print_gate
 
 if TYPE_CHECKING:
     from reflect.workspace.workspace import Workspace
@@ -49,4 +49,6 @@ def show(
     lessons = join(f"{lesson_id} (version {version})" for lesson_id, version in night.lessons)
     print(f"lessons: {lessons or '-'}")
     print(f"plan: {join(f'{name} {value}' for name, value in night.config.items())}")
+    for text in harvest_notices(night.stages):
+        print(text)
     print_gate(night.stages.get("gate", {}))

@@ -16,6 +16,7 @@ SIGNS |= dict.fromkeys(("superseded", "revised", "merged"), "~")
 SIGNS |= {"quarantined": "?", "alarm": "!"}  # alarm: too much would be lost, nothing was changed
 
 
+FEW = 0.25  # share of the teacher's attempts below which a harvest is worth a notice
 CUT = 0.1  # share of cut off answers that is worth a notice
 
 
@@ -76,6 +77,20 @@ def notices(report: Report) -> list[str]:
             "Raise it: --max-tokens N, or max_tokens in reflect.toml."
         )
     return texts
+
+
+def harvest_notices(stages: Mapping[str, Any]) -> list[str]:
+    """For each taskset of which a night kept few attempts of the teacher: how many, and what to
+    do."""
+    tasksets = stages.get("harvest", {}).get("tasksets", {})
+    return [
+        f"Of {figures['attempts']} attempts at {name} with the lessons in the prompt, "
+        f"{figures['kept']} were kept as training data: the others earned less than "
+        f"{figures['enough']:.2f}, or were cut off at max_tokens. Raise max_tokens, or improve the "
+        "lessons first: reflect trial"
+        for name, figures in tasksets.items()
+        if figures["kept"] < FEW * figures["attempts"]
+    ]
 
 
 def spending_line(spent: Mapping[str, float]) -> str:

@@ -9,7 +9,8 @@ import typer
 from typer import Argument, Option
 
 from reflect.cli.common import DryRun, Json, Seed, with_workspace
-from reflect.cli.output import duration, print_json, progress
+from reflect.cli.output import duration, print_json, print_status, progress
+from reflect.cli.report import harvest_notices
 from reflect.errors import UsageError
 from reflect.reading import shortened
 
@@ -96,6 +97,8 @@ def sleep(
         print(f"{night}{report.status} ({again})")
         if report.reason:
             print(report.reason)
+        for text in harvest_notices(report.stages):
+            print_status(text)
         for lesson in map(ws.lessons.get, report.distilled):
             text = f"when: {lesson.when} do: {lesson.do}"
             print(f"- lesson {lesson.id} left the prompt: it is in the weights. {text}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from reflect.cli.report import harvest_notices
 from reflect.evaluation.arms import ArmResult
 from reflect.gate import checks
 from reflect.gate.checks import Check, Probe
@@ -127,3 +128,11 @@ def test_where_no_scale_passes_the_full_one_is_refused_with_its_reasons(
     verdict = judge(examine)
     assert not verdict["ok"] and verdict["scale"] == 1.0 and verdict["reasons"]
     assert len(asked) <= 6 and [row["scale"] for row in verdict["scales"]] == asked
+
+
+def test_a_harvest_that_kept_few_is_said() -> None:
+    few = {"tasks": 10, "attempts": 100, "kept": 13, "enough": 1.0}
+    stages = {"harvest": {"tasksets": {"house.jsonl": few, "letters": few | {"kept": 60}}}}
+    (text,) = harvest_notices(stages)
+    assert text.startswith("Of 100 attempts at house.jsonl") and "13 were kept" in text
+    assert "max_tokens" in text and harvest_notices({}) == []
