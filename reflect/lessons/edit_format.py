@@ -64,6 +64,7 @@ DO = re.compile(r"\bdo\s*:", FLAGS)
 FIELD = re.compile(r"\b(?:when|do)\s*:", FLAGS)
 CUT_OFF = "cut off"  # begins the problem of an answer that was cut off
 MOST_EDITS = 6  # of one answer
+MOST_READ = 100  # of the JSON of one answer
 FORM = (
     "expected: ADD when: ... do: ... | REVISE number when: ... do: ... | RETIRE number why: ... | "
     "MERGE numbers when: ... do: ... | NONE"
@@ -220,7 +221,7 @@ def _read_json(rows: Sequence[object], whole: bool) -> _Read:
     read = _Read(none=not rows)
     if not whole:
         read.problems.append(f"{CUT_OFF}: the JSON does not end")
-    for i, row in enumerate(rows):
+    for i, row in enumerate(rows[:MOST_READ]):
         if isinstance(row, str):
             lines = _read_lines(row, True)
             read.edits += lines.edits

@@ -174,7 +174,7 @@ def _values(text: str) -> Iterator[tuple[object, bool]]:
                 try:
                     yield from_json(text[start:].strip(), allow_partial=True), False
                     return
-                except (ValueError, RecursionError):
+                except (ValueError, TypeError, RecursionError):  # TypeError: half a surrogate pair
                     continue
         else:
             yield value, True
