@@ -23,6 +23,7 @@ from reflect.types import (
     AdapterStatus,
     Author,
     Finish,
+    FollowedSource,
     Json,
     LessonStatus,
     LinkKind,
@@ -238,6 +239,32 @@ class Exposure(SQLModel, table=True):
     probability: float = 1.0
 
 
+class FollowedCheck(SQLModel, table=True):
+    """A pattern that is in an answer if, and only if, the answer follows the lesson."""
+
+    __tablename__ = "followed_check"
+    lesson_id: int = Field(
+        primary_key=True, foreign_key="lesson.id", sa_column_kwargs={"autoincrement": False}
+    )
+    do: str
+    """The advice that it was written for. It does not apply to another."""
+    kind: str
+    pattern: str
+    created: datetime = Field(default_factory=now)
+
+
+class Followed(SQLModel, table=True):
+    """Whether a rollout followed the advice of a lesson that it saw, or that was withheld from
+    it."""
+
+    __table_args__ = (UniqueConstraint("lesson_id", "rollout_id", "source"),)
+    id: int | None = Field(default=None, primary_key=True)
+    rollout_id: int = Field(foreign_key="rollout.id", index=True)
+    lesson_id: int = Field(foreign_key="lesson.id")
+    source: str
+    followed: bool
+
+
 class Trial(SQLModel, table=True):
     """The measured effect of a lesson: mean reward with it minus without it, for one model and
     adapter.
@@ -388,6 +415,8 @@ FACTS: dict[tuple[str, str], type[StrEnum]] = {
     ("lesson_version", "quarantine"): QuarantineReason,
     ("lesson_version", "trust"): Trust,
     ("lesson_link", "kind"): LinkKind,
+    ("followed_check", "kind"): RuleKind,
+    ("followed", "source"): FollowedSource,
     ("trial", "kind"): TrialKind,
     ("trial", "verdict"): TrialVerdict,
     ("night", "status"): NightStatus,

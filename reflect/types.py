@@ -192,10 +192,17 @@ class AdapterStatus(StrEnum):
 
 
 class RuleKind(StrEnum):
-    """How a rule is matched against a lesson: by its words, or as a regular expression."""
+    """How a pattern is matched against a text: by its words, or as a regular expression."""
 
     WORDS = "words"
     REGEX = "regex"
+
+
+class FollowedSource(StrEnum):
+    """What said whether an answer followed a lesson: the lesson's check, or a judge."""
+
+    CHECK = "check"
+    JUDGE = "judge"
 
 
 class CheckKind(StrEnum):

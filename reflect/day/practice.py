@@ -19,6 +19,7 @@ from reflect.day.reflection import Group
 from reflect.day.report import Report, report
 from reflect.day.run import RunBudget, open_run, stopped
 from reflect.errors import ModelHalted, UsageError
+from reflect.evaluation.followed import read_checks
 from reflect.lessons.selection import lessons_for
 from reflect.models.base import Model, SamplingOptions
 from reflect.rollouts.context import RunContext, TasksetContext
@@ -102,6 +103,7 @@ def practice(
         if run.status != RunStatus.DONE:
             save_checkpoint(s, runs.get_run(s, run.id), trials.states())
         runs.finish_run(s, run.id)
+    read_checks(store, settings.profile)
     context.report(len(tasks), len(tasks), "done")
     return report(store, run, waves, time.monotonic() - began, superseded)
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from reflect.day.learning import edit_lessons, reflect_on
 from reflect.day.practice import RunTrials, load_groups, tasks_of, waves_of
 from reflect.day.report import Report, report
+from reflect.evaluation.followed import read_checks
 from reflect.records import Exchange, Exposure, Rollout, Run
 from reflect.rollouts.context import TasksetContext
 from reflect.store import Store, exchanges, runs
@@ -103,6 +104,7 @@ def finish(
         done += len(wave)
     with store.write() as s:
         runs.finish_run(s, run.id)
+    read_checks(store, settings.profile)
     return report(store, run, waves, time.monotonic() - began)
 
 

@@ -38,6 +38,7 @@ from reflect.types import (
     Json,
     LessonStatus,
     LinkKind,
+    RuleKind,
     TrialKind,
     TrialVerdict,
     Trust,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from enum import StrEnum
 
-    from reflect.records import Lesson, LessonLink, LessonVersion, Trial
+    from reflect.records import FollowedCheck, Lesson, LessonLink, LessonVersion, Trial
 
 FORMAT, VERSION = "reflect lessons", 1
 AS_TEXT = "exported without the weights that held it"  # the reason of the closing version
@@ -157,6 +158,14 @@ class LinkLine(Line):
     created: Time
 
 
+class CheckLine(Line):
+    """The pattern of answers that follow the lesson, as in `FollowedCheck`."""
+
+    do: Text
+    kind: Annotated[str, AfterValidator(_one_of(RuleKind))]
+    pattern: Words
+
+
 class LessonLine(Line):
     """A lesson with all its versions, oldest first."""
 
@@ -166,6 +175,7 @@ class LessonLine(Line):
     versions: Annotated[list[VersionLine], Field(min_length=1)]
     trials: list[TrialLine]
     links: list[LinkLine] = Field(default_factory=list)
+    check: Annotated[CheckLine | None, Field(exclude_if=lambda v: v is None)] = None
 
     @property
     def head(self) -> VersionLine:
@@ -188,6 +198,7 @@ def line_of(
     versions: Iterable[LessonVersion],
     trials: Iterable[Trial],
     links: Iterable[LessonLink] = (),
+    check: FollowedCheck | None = None,
 ) -> LessonLine:
     """The line of a lesson. `trials` are those without an adapter, `links` those in which it stands
     for another."""
@@ -201,6 +212,7 @@ def line_of(
         links=[
             LinkLine(other=x.other_id, kind=x.kind, why=x.why, created=x.created) for x in links
         ],
+        check=CheckLine.model_validate(_fields(check, CheckLine)) if check else None,
     )
 
 

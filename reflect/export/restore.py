@@ -26,7 +26,7 @@ from reflect.lessons.selection import MAX_TOKENS, format_lesson
 from reflect.lessons.similarity import identity
 from reflect.prompts import sanitize_line
 from reflect.records import Lesson, LessonVersion, Rule, Trial
-from reflect.store import backup, forbidden_rules
+from reflect.store import backup, followed, forbidden_rules
 from reflect.store import lessons as db
 from reflect.types import Author, LessonStatus, QuarantineReason, Trust
 
@@ -78,12 +78,15 @@ def restore(
         here.texts.setdefault(key(lesson.when, lesson.do), lesson)
     if not trust:
         return [_strange(s, one, here, profile, source, count_tokens) for one in lines]
-    for lesson, versions, trials, _ in backup.whole(s, profile):
+    for lesson, versions, trials, *_ in backup.whole(s, profile):
         past = line_of(lesson, versions, trials)
         own = past.versions[: len(versions)]  # without the closing one, which is only in files
         here.origins[origin(past)] = (lesson, own, past.trials)
     done = [_own(s, one, here, profile, source) for one in lines]
     _link(s, lines, done)
+    for one, row in zip(lines, done, strict=True):
+        if one.check and row.lesson_id and (row.when, row.do) == (one.head.when, one.check.do):
+            followed.set_check(s, row.lesson_id, one.check.kind, one.check.pattern)
     return done
 
 

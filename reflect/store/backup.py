@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from sqlmodel import Session, col, select
 
 from reflect.errors import UsageError
-from reflect.records import Lesson, LessonLink, LessonVersion, Trial
+from reflect.records import FollowedCheck, Lesson, LessonLink, LessonVersion, Trial
 from reflect.store import lessons as db
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from reflect.store.database import Store
 
 Row = TypeVar("Row", LessonVersion, Trial, LessonLink)
-Whole = tuple[Lesson, list[LessonVersion], list[Trial], list[LessonLink]]
+Whole = tuple[Lesson, list[LessonVersion], list[Trial], list[LessonLink], FollowedCheck | None]
 
 
 def whole(s: Session, profile: str, scope: str | None = None) -> Iterator[Whole]:
     """Every lesson by id with its versions, oldest first, the trials that no adapter had a part in,
-    and the links to others of these lessons that it replaces."""
+    the links to others of these lessons that it replaces, and its check."""
     mine = [col(Lesson.profile) == profile]
     mine += [] if scope is None else [col(Lesson.scope) == scope]
     versions = _by_lesson(
@@ -43,12 +43,15 @@ def whole(s: Session, profile: str, scope: str | None = None) -> Iterator[Whole]
     trials = _by_lesson(s.exec(bare.order_by(col(Trial.lesson_id), col(Trial.id))))
     order = (col(LessonLink.lesson_id), col(LessonLink.other_id), col(LessonLink.kind))
     links = _by_lesson(s.exec(select(LessonLink).order_by(*order)))
+    checks = {
+        check.lesson_id: check for check in s.exec(select(FollowedCheck).join(Lesson).where(*mine))
+    }
     lessons = db.listing(s, profile, scope=scope)
     ids = {lesson.id for lesson in lessons}
     for lesson in lessons:
         key = lesson.id or 0
         own = [link for link in links.get(key, []) if link.other_id in ids]
-        yield lesson, versions[key], trials.get(key, []), own
+        yield lesson, versions[key], trials.get(key, []), own, checks.get(key)
 
 
 def _by_lesson(rows: Iterable[Row]) -> dict[int, list[Row]]:

@@ -22,6 +22,8 @@ from reflect.types import RuleKind, values
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+REGEX_CHARACTERS = frozenset(r"\[](){}|*+^$")
+
 
 def add(s: Session, pattern: str, *, kind: str, why: str = "", profile: str = "default") -> Rule:
     """A new rule. UsageError for one that is broken, would forbid everything, or is there
@@ -88,11 +90,21 @@ def problems(s: Session) -> list[str]:
 
 def matches(rule: Rule, when: str, do: str) -> bool:
     """Whether a rule forbids this condition and advice."""
-    if rule.kind == RuleKind.REGEX:
+    texts = (f"{when}\n{do}",) if rule.kind == RuleKind.REGEX else (when, do)
+    return any(found(rule.kind, rule.pattern, text) for text in texts)
+
+
+def kind_of(pattern: str) -> RuleKind:
+    """REGEX if the pattern has a character of regular expressions, else WORDS."""
+    return RuleKind.REGEX if set(pattern) & REGEX_CHARACTERS else RuleKind.WORDS
+
+
+def found(kind: str, pattern: str, text: str) -> bool:
+    """Whether the words, or the regular expression, are in the text. A broken one is in none."""
+    if kind == RuleKind.REGEX:
         flags = re.IGNORECASE | re.MULTILINE
-        return not broken(rule.pattern) and bool(re.search(rule.pattern, f"{when}\n{do}", flags))
-    wanted = f" {_plain(rule.pattern)} "
-    return any(wanted in f" {_plain(text)} " for text in (when, do))
+        return not broken(pattern) and bool(re.search(pattern, text, flags))
+    return f" {_plain(pattern)} " in f" {_plain(text)} "
 
 
 def broken(pattern: str) -> str:

@@ -11,6 +11,7 @@ from reflect.errors import UnknownName, UsageError
 from reflect.records import (
     Exchange,
     Exposure,
+    Followed,
     LessonVersion,
     Reflection,
     Rollout,
@@ -226,7 +227,8 @@ def delete_runs(s: Session, run_ids: Iterable[int]) -> None:
     """Delete runs with all their rows. Trials stay, and lose only the id of the run."""
     for run_id in run_ids:
         of_run = select(Rollout.id).where(Rollout.run_id == run_id)
-        s.exec(delete(Exposure).where(col(Exposure.rollout_id).in_(of_run)))
+        for of_rollout in (Exposure, Followed):
+            s.exec(delete(of_rollout).where(col(of_rollout.rollout_id).in_(of_run)))
         s.exec(update(Trial).where(col(Trial.run_id) == run_id).values(run_id=None))
         for table in (Rollout, Reflection, Exchange):
             s.exec(delete(table).where(col(table.run_id) == run_id))

@@ -24,6 +24,7 @@ from reflect.records import (
     TaskRow,
     Trial,
 )
+from reflect.store import followed
 from reflect.store import lessons as db
 from reflect.store.lesson_evidence import OF_DAY, version_of
 from reflect.types import LessonStatus, RunStatus, TrialVerdict
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy import ColumnElement
+
+    from reflect.store.followed import FollowedShares
 
 RECENT_RUNS = 20  # runs that are searched for rollouts without a grade
 
@@ -52,6 +55,8 @@ class LessonRow:
     """Who wrote its first version."""
     reason: str
     """Of its newest version."""
+    followed: FollowedShares | None
+    """How many rollouts followed it; None if nothing has read them."""
 
 
 class LessonPage(NamedTuple):
@@ -143,12 +148,13 @@ def lesson_rows(s: Session, lessons: Sequence[Lesson]) -> list[LessonRow]:
     history = select(LessonVersion).where(col(LessonVersion.lesson_id).in_(ids))
     for version in s.exec(history.order_by(col(LessonVersion.version))):
         versions.setdefault(version.lesson_id, []).append(version)
+    shares = followed.shares(s, [i for i in ids if i is not None])
     rows = []
     for lesson in lessons:
-        total, seen = counts.get(lesson.id or 0, (0, 0))
-        own = versions[lesson.id or 0]
-        trial = newest.get(lesson.id or 0)
-        rows.append(LessonRow(lesson, seen, total - seen, trial, own[0].author, own[-1].reason))
+        key = lesson.id or 0
+        (total, seen), own = counts.get(key, (0, 0)), versions[key]
+        texts = own[0].author, own[-1].reason
+        rows.append(LessonRow(lesson, seen, total - seen, newest.get(key), *texts, shares.get(key)))
     return rows
 
 

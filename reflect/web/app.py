@@ -23,7 +23,8 @@ from starlette.staticfiles import StaticFiles
 from reflect.errors import Conflict, ReflectError, UnknownName, UsageError
 from reflect.records import now
 from reflect.stats.bootstrap import bootstrap
-from reflect.store import lessons, nights, revoked_adapters, runs, views
+from reflect.store import followed, lessons, nights, revoked_adapters, runs, views
+from reflect.store.forbidden_rules import kind_of
 from reflect.trials.history import effect_history
 from reflect.types import Arm, LessonStatus, by_arm
 from reflect.web import charts
@@ -131,6 +132,7 @@ class Pages:
             links, taught = lessons.links(s, lesson_id), views.teaching(s, lesson_id)
             trials, outcomes = views.lesson_trials(s, lesson_id), views.outcomes(s, lesson_id)
             points = effect_history(s, trials[0]) if trials else []
+            check = followed.check_of(s, lesson)
             mine = nights.of_profile(s, self.profile)
             held = [x for x in mine if lesson_id in revoked_adapters.held_by(s, x)]
         number = int(version) if version.isdigit() and len(version) < 9 else None
@@ -146,6 +148,7 @@ class Pages:
             "chart": charts.interval_over_time(points),
             "held": held,
             "diff": diff,
+            "check": check,
         }
 
     def run_list(self, http: Request) -> Values:
@@ -345,11 +348,18 @@ def _lesson_action(ws: Workspace, http: Request, form: Mapping[str, str]) -> str
         "undo": lambda: ws.lessons.undo(lesson_id),
         "revoke": lambda: ws.lessons.revoke(lesson_id, reason=why),
         "edit": lambda: _edit(ws, lesson_id, form),
+        "check": lambda: _check(ws, lesson_id, form.get("pattern", "")),
     }
     if action not in change:
         raise UnknownName(f"There is no action '{action[:40]}'.", "Go back and reload the page.")
     change[action]()
     return _back(form, f"/lessons/{lesson_id}")
+
+
+def _check(ws: Workspace, lesson_id: int, pattern: str) -> object:
+    if pattern.strip():
+        return ws.lessons.set_check(lesson_id, pattern, kind=kind_of(pattern))
+    return ws.lessons.remove_check(lesson_id)
 
 
 def _edit(ws: Workspace, lesson_id: int, form: Mapping[str, str]) -> object:

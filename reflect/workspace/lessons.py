@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
 from reflect.errors import ModelError, UsageError
+from reflect.evaluation.followed import Judged, judge_sample, read_checks
 from reflect.export import formats, lines
 from reflect.export.restore import Imported, restore
 from reflect.export.wording import Piece, word_diff
 from reflect.lessons.deduplicate import Merged, merge
 from reflect.lessons.selection import MAX_TOKENS, format_lesson
 from reflect.reading import expand_home, read_bytes, read_stdin
-from reflect.store import backup, forbidden_rules, lesson_evidence, lessons, nights
+from reflect.rollouts.judge import judge_of
+from reflect.store import backup, followed, forbidden_rules, lesson_evidence, lessons, nights
 from reflect.tasksets import scope_problem
 from reflect.types import Author, LessonStatus, LinkKind, RuleKind, Trust
 from reflect.workspace.adapters import AdapterManager
@@ -119,6 +121,10 @@ class Lessons:
     def stats(self) -> Sequence[lesson_evidence.Cost]:
         """The cost and the measured effect of each lesson, by id."""
         return self.context.read(lesson_evidence.costs, self.profile)
+
+    def followed(self, lesson_ids: Sequence[int]) -> dict[int, followed.FollowedShares]:
+        """lesson -> how many rollouts followed it; lessons without a result are left out."""
+        return self.context.read(followed.shares, lesson_ids)
 
     def links(self, lesson_id: int) -> Sequence[LessonLink]:
         """The lessons that replace this one or that it replaces, oldest first."""
@@ -250,6 +256,28 @@ class Lessons:
         return merge(
             lambda: context.model, context.store, context.settings, scope=scope, dry_run=dry_run
         )
+
+    # -- were they followed?
+
+    def set_check(
+        self, lesson_id: int, pattern: str, *, kind: str = RuleKind.REGEX
+    ) -> followed.FollowedShares | None:
+        """Set the check that tells whether an answer followed the lesson, and read the newest
+        rollouts with it. None without such rollouts. UsageError for a broken pattern."""
+        self.context.write(followed.set_check, lesson_id, kind, pattern)
+        read_checks(self.context.store, self.profile, [lesson_id])
+        return self.followed([lesson_id]).get(lesson_id)
+
+    def remove_check(self, lesson_id: int) -> bool:
+        """Delete the check of a lesson and its results. False if there is none."""
+        return self.context.write(followed.remove_check, lesson_id)
+
+    def judge_followed(self, lesson_id: int, sample: int, seed: int = 0) -> Judged:
+        """Let the judge (setting `judge`, else the model) say of `sample` rollouts whether they
+        followed the lesson."""
+        context = self.context
+        judge = judge_of(context.settings, lambda: context.model)
+        return judge_sample(context.store, judge, self.get(lesson_id), sample, seed)
 
     # -- rules: what must never be learned
 

@@ -1,4 +1,4 @@
-"""list, show, search, history, diff, stats: read lessons."""
+"""list, show, search, history, diff, stats, followed: read lessons."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from reflect.cli.common import Json, with_workspace
+from reflect.cli.common import Json, Seed, with_workspace
 from reflect.cli.lessons.common import Id, Scope, print_lessons
 from reflect.cli.output import join, print_json, print_status, print_table, to_dict
+from reflect.errors import UsageError
 
 if TYPE_CHECKING:
+    from reflect.store.followed import FollowedShares, Share
     from reflect.store.lesson_evidence import Cost
     from reflect.workspace.workspace import Workspace
 
@@ -23,7 +25,10 @@ LINKS = {  # kind -> (text at the replaced lesson, text at the replacing one)
     "supersedes": ("superseded by", "supersedes"),
     "proposed": ("could be replaced by", "is proposed in the place of"),
 }
-COSTS = "id, status, tokens, shown, withheld, paid, effect, n, verdict, tokens/point, when"
+COSTS = (
+    "id, status, tokens, shown, withheld, paid, followed, effect, n, verdict, tokens/point, when"
+)
+FOLLOWED = "id, read by, followed when shown, followed when withheld, effect, do"
 
 
 @with_workspace("profile")
@@ -119,8 +124,8 @@ def stats(
     scope: Scope = None,
     json: Json = False,
 ) -> None:
-    """Show the cost and gain of each lesson: tokens per call, calls, the measured effect, tokens
-    per point of gain.
+    """Show the cost and gain of each lesson: tokens per call, calls, the share of answers that
+    followed it, the measured effect, tokens per point of gain.
 
     The effect is the mean reward with the lesson minus without it, from the newest trial of its
     present text, with its interval. A point is 0.01 of reward. "paid": the tokens in all calls that
@@ -140,15 +145,88 @@ def stats(
         "paid": sum(row.paid for row in rows),
         "measured": sum(row.trial is not None for row in rows),
     }
+    shares = ws.lessons.followed([row.lesson.id or 0 for row in rows])
     if json:
-        return print_json({"lessons": [cost_json(row) for row in rows], "total": total})
+        costs = [
+            cost_json(row) | {"followed": followed_json(shares.get(row.lesson.id or 0))}
+            for row in rows
+        ]
+        return print_json({"lessons": costs, "total": total})
     cells = []
     for row in rows:
-        trial, values = row.trial, list(cost_json(row).values())
-        effect = trial and f"{trial.effect:+.2f} [{trial.low:+.2f}, {trial.high:+.2f}]"
-        cells.append([*values[:6], effect, *values[9:]])
+        mine, values = shares.get(row.lesson.id or 0), list(cost_json(row).values())
+        share = share_text(mine.shown) if mine else None
+        cells.append([*values[:6], share, effect_text(row), *values[9:]])
     print_table(cells, COSTS)
     print(join(f"{name} {value}" for name, value in total.items()))
+
+
+@with_workspace("model profile judge")
+def followed(
+    ws: Workspace,
+    lesson_ids: Annotated[
+        list[int] | None, Argument(metavar="[ID...]", help="Only these lessons.")
+    ] = None,
+    ask: bool = Option(False, "--ask", help="Let the judge read a sample of the rollouts."),
+    sample: int = Option(40, min=1, max=1000, help="With --ask: rollouts of each lesson."),
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Show how many answers followed each lesson, when it was shown and when it was withheld, and
+    whether it helped.
+
+    A lesson's check (`reflect lessons check`) reads every rollout. With --ask the judge reads a
+    random sample; name the lessons, because each sample costs calls of the model. The intervals are
+    at 95 %.
+    """
+    if ask and not lesson_ids:
+        raise UsageError("Which lessons is the judge to read for?", "Name them: followed 3 7 --ask")
+    ids = [ws.lessons.get(lesson_id).id or 0 for lesson_id in lesson_ids or ()]
+    for lesson_id in ids if ask else ():
+        judged = ws.lessons.judge_followed(lesson_id, sample, seed)
+        print_status(f"lesson {lesson_id}: the judge read {judged.graded} rollouts")
+        for problem in judged.problems[:5]:
+            print_status(problem)
+    rows = [row for row in ws.lessons.stats() if not ids or row.lesson.id in ids]
+    shares = ws.lessons.followed([row.lesson.id or 0 for row in rows])
+    if json:
+        pairs = [(cost_json(row), shares.get(row.lesson.id or 0)) for row in rows]
+        return print_json([cost | {"followed": followed_json(share)} for cost, share in pairs])
+    cells = []
+    for row in rows:
+        if mine := shares.get(row.lesson.id or 0):
+            texts = (share_text(mine.shown), share_text(mine.withheld))
+            cells.append([row.lesson.id, mine.source, *texts, effect_text(row), row.lesson.do])
+    print_table(cells, FOLLOWED)
+    if len(cells) < len(rows):
+        hint = "reflect lessons check ID PATTERN, or reflect lessons followed ID --ask"
+        print_status(f"Nothing has read the rollouts of {len(rows) - len(cells)} lessons: {hint}")
+
+
+def effect_text(row: Cost) -> str | None:
+    """The measured effect with its interval."""
+    trial = row.trial
+    return trial and f"{trial.effect:+.2f} [{trial.low:+.2f}, {trial.high:+.2f}]"
+
+
+def share_text(share: Share) -> str | None:
+    """`0.92 [0.85, 0.96] of 120`; None without a rollout."""
+    if share.share is None:
+        return None
+    low, high = share.interval
+    return f"{share.share:.2f} [{low:.2f}, {high:.2f}] of {share.n}"
+
+
+def followed_json(shares: FollowedShares | None) -> dict[str, object] | None:
+    """The shares as JSON; null if nothing has read a rollout."""
+    if shares is None:
+        return None
+
+    def row(share: Share) -> dict[str, object]:
+        low, high = share.interval
+        return {"share": share.share, "low": low, "high": high, "n": share.n}
+
+    return {"by": shares.source, "shown": row(shares.shown), "withheld": row(shares.withheld)}
 
 
 def cost_json(row: Cost) -> dict[str, object]:

@@ -1,5 +1,5 @@
 """Changes of lessons by a person: add, edit, approve, reject, retire, revoke, pin, unpin, undo,
-merge, forbid, forbidden, allow."""
+merge, check, forbid, forbidden, allow."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from typer import Argument, Option
 from reflect.cli.common import Json, with_workspace
 from reflect.cli.lessons.common import Id, Ids, Reason, Scope, print_changed
 from reflect.cli.lessons.editor import edit_text, form, keep_on_error, parse_form
+from reflect.cli.lessons.read import followed_json, share_text
 from reflect.cli.output import join, print_json, print_status, print_table, to_dict
 from reflect.cli.report import change_line
 from reflect.errors import UsageError
+from reflect.store.forbidden_rules import kind_of
+from reflect.types import RuleKind
 
 if TYPE_CHECKING:
     from reflect.records import Lesson
@@ -24,7 +27,8 @@ if TYPE_CHECKING:
 When = Annotated[str | None, Option("--when", help="The condition under which it applies.")]
 Do = Annotated[str | None, Option("--do", help="The advice.")]
 Tag = Annotated[list[str] | None, Option("--tag", help="May be given more than once.")]
-REGEX_CHARACTERS = set(r"\[](){}|*+^$")
+WORDS = Option(False, "--words", help="Treat PATTERN as literal text, not a regular expression.")
+KINDS = {"words": "the words", "regex": "what matches"}
 
 
 @with_workspace("profile")
@@ -217,6 +221,38 @@ def merge(
         print_status("Nothing was changed.")
 
 
+@with_workspace("profile")
+def check(
+    ws: Workspace,
+    lesson_id: Id,
+    pattern: str | None = Argument(None, help="Words, or a regular expression."),
+    words: bool = WORDS,
+    remove: bool = Option(False, "--remove", help="Remove the check with its results."),
+    json: Json = False,
+) -> None:
+    r"""Set the pattern that an answer has if it follows the lesson, and read its rollouts with it.
+
+    As in `reflect lessons forbid`, a pattern with any of \ [ ] ( ) { } | * + ^ $ is a regular
+    expression. Later runs read their rollouts at their end. If the advice changes, the check no
+    longer applies. See: reflect lessons followed
+    """
+    if remove == (pattern is not None):
+        raise UsageError("Give a pattern, or --remove.", "See: reflect lessons check --help")
+    if pattern is None:
+        if not ws.lessons.remove_check(lesson_id):
+            raise UsageError(f"Lesson {lesson_id} has no check.", "See: reflect lessons followed")
+        return print_json({"removed": True}) if json else print("removed")
+    kind = RuleKind.WORDS if words else kind_of(pattern)
+    shares = ws.lessons.set_check(lesson_id, pattern, kind=kind)
+    if json:
+        return print_json({"kind": kind, "pattern": pattern, "followed": followed_json(shares)})
+    print(f"lesson {lesson_id} is followed by answers with {KINDS[kind]}: {pattern}")
+    if shares is None:
+        return print_status("No rollout has seen this advice yet.")
+    for name, share in (("shown", shares.shown), ("withheld", shares.withheld)):
+        print(f"{name}: {share_text(share) or 'no rollout'}")
+
+
 # -- rules: what must never be learned
 
 
@@ -225,9 +261,7 @@ def forbid(
     ws: Workspace,
     pattern: Annotated[str, Argument(metavar="PATTERN", help="Words, or a regular expression.")],
     why: str = Option("", "--why", "--reason", help="Reason of the rule."),
-    words: bool = Option(
-        False, "--words", help="Treat PATTERN as literal text, not a regular expression."
-    ),
+    words: bool = WORDS,
     json: Json = False,
 ) -> None:
     r"""Forbid a pattern: reflections write no lesson that matches, imports from others add none.
@@ -236,14 +270,13 @@ def forbid(
     \ [ ] ( ) { } | * + ^ $ is a regular expression; case is ignored. Existing lessons stay; those
     that match are listed.
     """
-    kind = "words" if words or not set(pattern) & REGEX_CHARACTERS else "regex"
+    kind = RuleKind.WORDS if words else kind_of(pattern)
     rule = ws.lessons.forbid(pattern, kind=kind, why=why)
     matching = [row.id for row in ws.lessons.breaking(rule)]
     if json:
         print_json(to_dict(rule) | {"matching": matching, "standing": matching})
     else:
-        what = "the words" if kind == "words" else "what matches"
-        print(f"rule {rule.id} forbids {what}: {rule.pattern}")
+        print(f"rule {rule.id} forbids {KINDS[kind]}: {rule.pattern}")
     if matching:
         print_status(f"Lessons that say so already: {join(matching)}. To be rid of them:")
         ids = " ".join(map(str, matching))
