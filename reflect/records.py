@@ -243,9 +243,8 @@ class FollowedCheck(SQLModel, table=True):
     """A pattern that is in an answer if, and only if, the answer follows the lesson."""
 
     __tablename__ = "followed_check"
-    lesson_id: int = Field(
-        primary_key=True, foreign_key="lesson.id", sa_column_kwargs={"autoincrement": False}
-    )
+    id: int | None = Field(default=None, primary_key=True)
+    lesson_id: int = Field(foreign_key="lesson.id", unique=True)
     do: str
     """The advice that it was written for. It does not apply to another."""
     kind: str

@@ -80,7 +80,7 @@ def set_check(s: Session, lesson_id: int, kind: str, pattern: str) -> FollowedCh
 
 def remove_check(s: Session, lesson_id: int) -> bool:
     """Delete the check of a lesson with its results. False if there is none."""
-    check = s.get(FollowedCheck, db.get(s, lesson_id).id)
+    check = _check(s, db.get(s, lesson_id).id)
     if check is None:
         return False
     mine = (col(Followed.lesson_id) == lesson_id, col(Followed.source) == FollowedSource.CHECK)
@@ -92,8 +92,12 @@ def remove_check(s: Session, lesson_id: int) -> bool:
 
 def check_of(s: Session, lesson: Lesson) -> FollowedCheck | None:
     """The check of the present advice of a lesson."""
-    check = s.get(FollowedCheck, lesson.id)
+    check = _check(s, lesson.id)
     return check if check and check.do == lesson.do else None
+
+
+def _check(s: Session, lesson_id: int | None) -> FollowedCheck | None:
+    return s.exec(select(FollowedCheck).where(FollowedCheck.lesson_id == lesson_id)).first()
 
 
 def checks(

@@ -122,7 +122,7 @@ class Lessons:
         """The cost and the measured effect of each lesson, by id."""
         return self.context.read(lesson_evidence.costs, self.profile)
 
-    def followed(self, lesson_ids: Sequence[int]) -> dict[int, followed.FollowedShares]:
+    def followed_shares(self, lesson_ids: Sequence[int]) -> dict[int, followed.FollowedShares]:
         """lesson -> how many rollouts followed it; lessons without a result are left out."""
         return self.context.read(followed.shares, lesson_ids)
 
@@ -266,7 +266,7 @@ class Lessons:
         rollouts with it. None without such rollouts. UsageError for a broken pattern."""
         self.context.write(followed.set_check, lesson_id, kind, pattern)
         read_checks(self.context.store, self.profile, [lesson_id])
-        return self.followed([lesson_id]).get(lesson_id)
+        return self.followed_shares([lesson_id]).get(lesson_id)
 
     def remove_check(self, lesson_id: int) -> bool:
         """Delete the check of a lesson and its results. False if there is none."""

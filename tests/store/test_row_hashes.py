@@ -173,8 +173,8 @@ def test_a_backup_is_as_healthy_as_its_database(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("statement", "message"),
     [
-        ("INSERT INTO alembic_version VALUES ('0006')", "says that it has the versions 0006 and 0007|"
-         "says that it has the versions 0007 and 0006"),
+        ("INSERT INTO alembic_version VALUES ('0006')", "says that it has the versions 0006 and 0008|"
+         "says that it has the versions 0008 and 0006"),
         ("UPDATE alembic_version SET version_num = '0099'", "newer reflect"),
         ("UPDATE alembic_version SET version_num = '0006'", "tables are of a newer one"),
         ("UPDATE alembic_version SET version_num = '0001'", "tables are of a newer one"),

@@ -32,6 +32,8 @@ from reflect.records import (
     FACTS,
     Exchange,
     Exposure,
+    Followed,
+    FollowedCheck,
     LessonLink,
     Reflection,
     Rollout,
@@ -228,7 +230,7 @@ def earlier(where: str) -> None:
 
 
 def version_5(where: str) -> Engine:
-    """An engine on an up-to-date database from which all that versions 6 and 7 brought is taken
+    """An engine on an up-to-date database from which all that versions 6, 7 and 8 brought is taken
     out."""
     sqlite = "://" not in where
     engine = create_engine(f"sqlite:///{where}" if sqlite else where)
@@ -245,7 +247,7 @@ def version_5(where: str) -> Engine:
         operations = Operations(MigrationContext.configure(c))
         for table in SQLModel.metadata.tables:
             checked = [column for of, column in FACTS if of == table]
-            if table == "row_hash":
+            if table in ("row_hash", "followed", "followed_check"):
                 operations.drop_table(table)
                 continue
             with operations.batch_alter_table(
@@ -276,7 +278,7 @@ def test_an_unknown_value_of_before_is_refused_and_nothing_is_changed(where: str
     with pytest.raises(StoreError, match=r"status of row .* of night is 'odd'"):
         Store(where)
     with engine.begin() as c:
-        assert c.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() != "0007"
+        assert c.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() != "0008"
         c.exec_driver_sql("DELETE FROM night WHERE status = 'odd'")
     engine.dispose()
     assert doctor.check(Store(where)) == []
@@ -295,6 +297,10 @@ def test_a_value_that_is_none_of_its_enum_is_refused(store: Store, table: str, c
                     name="a", taskset="a", asked=[], messages=[], model="m", model_fingerprint="f"
                 )
             )
+        if table == "followed_check":
+            s.add(FollowedCheck(lesson_id=1, do="b", kind="words", pattern="b"))
+        if table == "followed":
+            s.add(Followed(lesson_id=1, rollout_id=1, source="check", followed=True))
         if table == "lesson_link":
             s.add(LessonLink(lesson_id=1, other_id=2, kind="merged"))
     with pytest.raises(IntegrityError), store.write() as s:

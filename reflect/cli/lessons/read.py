@@ -145,7 +145,7 @@ def stats(
         "paid": sum(row.paid for row in rows),
         "measured": sum(row.trial is not None for row in rows),
     }
-    shares = ws.lessons.followed([row.lesson.id or 0 for row in rows])
+    shares = ws.lessons.followed_shares([row.lesson.id or 0 for row in rows])
     if json:
         costs = [
             cost_json(row) | {"followed": followed_json(shares.get(row.lesson.id or 0))}
@@ -188,7 +188,7 @@ def followed(
         for problem in judged.problems[:5]:
             print_status(problem)
     rows = [row for row in ws.lessons.stats() if not ids or row.lesson.id in ids]
-    shares = ws.lessons.followed([row.lesson.id or 0 for row in rows])
+    shares = ws.lessons.followed_shares([row.lesson.id or 0 for row in rows])
     if json:
         pairs = [(cost_json(row), shares.get(row.lesson.id or 0)) for row in rows]
         return print_json([cost | {"followed": followed_json(share)} for cost, share in pairs])
@@ -206,7 +206,7 @@ def followed(
 def effect_text(row: Cost) -> str | None:
     """The measured effect with its interval."""
     trial = row.trial
-    return trial and f"{trial.effect:+.2f} [{trial.low:+.2f}, {trial.high:+.2f}]"
+    return f"{trial.effect:+.2f} [{trial.low:+.2f}, {trial.high:+.2f}]" if trial else None
 
 
 def share_text(share: Share) -> str | None:

@@ -76,6 +76,8 @@ COLUMNS = (  # table, column, its value in existing rows
     ("lesson_version", needed("closing", BOOLEAN), sa.false()),
 )
 
+MINE = [row for row in FACTS if row[0] not in ("followed", "followed_check")]  # of version 8
+
 
 def upgrade() -> None:
     """Complete a database of any earlier revision."""
@@ -94,7 +96,7 @@ def upgrade() -> None:
             sa.Column(column.name, column.type, nullable=column.nullable, server_default=value),
         )
     _read_sentences(bind)
-    for table in dict.fromkeys((*(row[0] for row in added), *(table for table, _ in FACTS))):
+    for table in dict.fromkeys((*(row[0] for row in added), *(table for table, _ in MINE))):
         _refuse_unknown(bind, table)
         with op.batch_alter_table(table) as altered:
             for of, column, value in added:
@@ -103,7 +105,7 @@ def upgrade() -> None:
             if table == "trial" and "run_id" not in present["trial"]:
                 altered.create_foreign_key("fk_trial_run", "run", ["run_id"], ["id"])
                 altered.create_index("ix_trial_run_id", ["run_id"])
-            for of, name in FACTS:
+            for of, name in MINE:
                 if of == table:
                     altered.create_check_constraint(
                         f"ck_{table}_{name}", fact_check(table, name).sqltext
@@ -115,7 +117,7 @@ def upgrade() -> None:
 
 def _refuse_unknown(bind: sa.Connection, table: str) -> None:
     """StoreError for a row whose value is none of its enum."""
-    for name in (name for of, name in FACTS if of == table):
+    for name in (name for of, name in MINE if of == table):
         rows = sa.table(table, sa.column("id"), sa.column(name))
         unknown = sa.select(rows).where(rows.c[name].not_in(values(FACTS[table, name])))
         if row := bind.execute(unknown.limit(1)).first():

@@ -17,10 +17,11 @@ def upgrade() -> None:
     text = (sa.Column(name, sa.String(), nullable=False) for name in ("do", "kind", "pattern"))
     op.create_table(
         "followed_check",
-        sa.Column("lesson_id", sa.Integer(), sa.ForeignKey("lesson.id"), autoincrement=False),
+        sa.Column("id", sa.Integer(), primary_key=True),
+        sa.Column("lesson_id", sa.Integer(), sa.ForeignKey("lesson.id"), nullable=False),
         *text,
-        sa.Column("created", sa.DateTime(), nullable=False),
-        sa.PrimaryKeyConstraint("lesson_id"),
+        sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+        sa.UniqueConstraint("lesson_id"),
         fact_check("followed_check", "kind"),
     )
     op.create_table(
