@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from reflect import prompts
 from reflect.day.long_groups import take_notes
 from reflect.day.reflection import Group, reflection_messages, response_format
-from reflect.errors import ModelError, ModelHalted
+from reflect.errors import ModelError, ModelHalted, SchemaRefused
 from reflect.lessons.edit_format import Edit, parse_edits
 from reflect.lessons.edit_json import MOST_ASKED
 from reflect.models.base import Model, Request, using
@@ -64,6 +64,11 @@ def review(model: Model, groups: Sequence[Group], max_tokens: int) -> list[Revie
             for group, (messages, _) in zip(groups, prompted, strict=True)
         ]
         answers = [answer for (answer,) in ask(model, requests)]
+        refused = [i for i, answer in enumerate(answers) if isinstance(answer, SchemaRefused)]
+        if refused:  # the engine cannot compile or follow the form with this model's tokens
+            free = ask(model, [replace(requests[i], response_format=None) for i in refused])
+            for i, (answer,) in zip(refused, free, strict=True):
+                answers[i] = answer
         reviews = [
             _read(answer, packed, model.name)
             for answer, (_, packed) in zip(answers, prompted, strict=True)

@@ -12,7 +12,7 @@ from reflect.config import Settings
 from reflect.day.practice import practice
 from reflect.day.reflection import Group, prompt_version, reflection_messages, response_format
 from reflect.day.review import review
-from reflect.errors import ModelError, ModelHalted
+from reflect.errors import ModelError, ModelHalted, SchemaRefused
 from reflect.models.base import Completion, Request
 from reflect.records import Lesson, Rollout, Trial
 from reflect.store import Store, trials
@@ -148,6 +148,18 @@ def test_readable_answers_and_refusals_get_no_repair_turn() -> None:
     assert review(model, [group()], 300)[0].unreadable and len(model.asked) == 1
     halted = review(Answers(ModelHalted("spent")), [group()], 300)[0]
     assert halted.halted is not None and not halted.unreadable
+
+
+def test_a_form_that_the_engine_cannot_follow_is_left_out() -> None:
+    class Strict(Answers):
+        def complete(self, request: Request, seed: int) -> Completion:
+            if request.response_format:
+                self.asked.append(request)
+                raise SchemaRefused("The form of the answer cannot be compiled: no")
+            return super().complete(request, seed)
+
+    model = Strict(GOOD, EMPTY)
+    assert [len(one.edits) for one in review(model, [group(), group()], 300)] == [1, 0]
 
 
 class Reviewer(RuleModel):
