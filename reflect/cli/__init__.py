@@ -23,6 +23,7 @@ from typer.main import get_command
 
 from reflect.cli import (
     adapters,
+    connect,
     demo,
     doctor,
     evaluate,
@@ -38,6 +39,7 @@ from reflect.cli import (
     runs,
     schedule,
     serve,
+    sessions,
     signals,
     sleep,
     tasks,
@@ -81,6 +83,8 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "lessons": lessons.app,
     "trial": trial.trial,
     "runs": runs.app,
+    "sessions": sessions.app,
+    "connect": connect.connect,
     "sleep": sleep.sleep,
     "nights": nights.app,
     "schedule": schedule.app,

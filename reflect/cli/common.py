@@ -89,6 +89,7 @@ def with_workspace(
             try:
                 command(ws, *args, **kwargs)
             finally:
+                ws.refresh_hooks()
                 for text in ws.complaints:
                     print_status(f"Warning: {text}")
 

@@ -27,6 +27,7 @@ from reflect.day.report import Report, report
 from reflect.evaluation.followed import read_checks
 from reflect.records import Exchange, Exposure, Rollout, Run
 from reflect.rollouts.context import TasksetContext
+from reflect.rollouts.transcript import TURNS
 from reflect.store import Store, exchanges, runs
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import Message, Task
@@ -128,6 +129,15 @@ def task_of(row: Exchange) -> Task:
     return Task(id=name, messages=row.asked, verifier="traffic", answer="", untrusted=outside)
 
 
+def _parts(row: Exchange) -> dict[str, int]:
+    """The number of turns of an exchange that has several: the session of a coding agent."""
+    asked, every = (
+        sum(message.get("role") == "assistant" for message in messages)
+        for messages in (row.asked, row.messages)
+    )
+    return {TURNS: every - asked} if every - asked > 1 else {}
+
+
 def groups(rows: Sequence[Exchange], k: int) -> list[list[Exchange]]:
     """Exchanges of one task together, at most MOST; those of tasks that came once in groups of
     similar tasks, at most k.
@@ -207,7 +217,7 @@ def _start(store: Store, settings: Settings, grouped: Sequence[Sequence[Exchange
         for group in open_groups:
             key = task_of(group[0]).key
             for index, row in enumerate(group):
-                copied = row.model_dump(include=COPIED)
+                copied = row.model_dump(include=COPIED) | {"parts": _parts(row)}
                 rollouts.append(Rollout(run_id=run.id or 0, task_key=key, index=index, **copied))
         exposures = [[Exposure(rollout_id=0, **one) for one in row.exposures] for row in rows]
         runs.save_rollouts(s, rollouts, exposures)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement
 
+SESSION = "session/"
+"""How the model fingerprint of an exchange begins that was a session of a coding agent."""
+
 
 def save(s: Session, rows: Sequence[Exchange]) -> None:
     """Save exchanges."""
@@ -53,6 +56,15 @@ def waiting(s: Session, profile: str) -> list[Exchange]:
     """The rewarded exchanges of a profile that no run has reflected on, oldest first."""
     new = select(Exchange).where(Exchange.profile == profile, col(Exchange.run_id).is_(None))
     return list(s.exec(new.where(col(Exchange.reward).is_not(None)).order_by(col(Exchange.id))))
+
+
+def of_sessions(s: Session, profile: str, name: str = "") -> list[Exchange]:
+    """The exchanges that sessions of coding agents became, oldest first; with `name` only those of
+    this session, one for each part of it."""
+    mine = select(Exchange).where(Exchange.profile == profile)
+    mine = mine.where(col(Exchange.model_fingerprint).startswith(SESSION))
+    mine = mine.where(Exchange.name == name) if name else mine
+    return list(s.exec(mine.order_by(col(Exchange.id))))
 
 
 def of_run(s: Session, run_id: int | None) -> list[Exchange]:

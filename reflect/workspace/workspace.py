@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from reflect.workspace.adapters import AdapterManager
     from reflect.workspace.grades import Grades
     from reflect.workspace.lessons import Lessons
+    from reflect.workspace.sessions import Sessions
 
 WEIGHTS = (
     "Sleep with local weights of that model: reflect sleep -m hf:ORG/NAME, or a path. Its lessons "
@@ -97,6 +98,18 @@ class Workspace:
         from reflect.workspace.grades import Grades
 
         return Grades(self.context)
+
+    @cached_property
+    def sessions(self) -> Sessions:
+        """Sessions of coding agents: list, load, export, connect."""
+        from reflect.workspace.sessions import Sessions
+
+        return Sessions(self.context)
+
+    def refresh_hooks(self) -> None:
+        """Write the lessons for connected hooks anew, if this workspace has used the database."""
+        if "store" in vars(self.context):
+            self.sessions.refresh()
 
     @property
     def path(self) -> str:
