@@ -25,7 +25,7 @@ app = noun("Sessions of Claude Code, Codex and other agents, as evidence to lear
 @with_workspace("profile")
 def list_(ws: Workspace, json: Json = False) -> None:
     """List the imported sessions, newest last."""
-    rows = ws.sessions.list()
+    rows = ws.sessions.listing()
     if json:
         return print_json(
             [row.model_dump(mode="json", exclude={"asked", "messages"}) for row in rows]

@@ -56,10 +56,10 @@ class FileChange:
     def diff(self) -> str:
         """The change as a unified diff; "" without a change."""
         old, new = (_lines(data) for data in (self.before, self.after))
-        names = [
+        first, second = (
             "/dev/null" if data is None else str(self.path) for data in (self.before, self.after)
-        ]
-        return "\n".join(difflib.unified_diff(old, new, *names, lineterm=""))
+        )
+        return "\n".join(difflib.unified_diff(old, new, first, second, lineterm=""))
 
     def write(self) -> None:
         """Make the change, whole or not at all. The file keeps its permissions, and a link to it

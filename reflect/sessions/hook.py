@@ -25,6 +25,10 @@ import sys
 import time
 from pathlib import Path
 
+TYPE_CHECKING = False  # as in typing, which takes time to import
+if TYPE_CHECKING:
+    from reflect.types import Json
+
 HEAD = "Lessons from practice. Use each one that fits the task."
 GRADE = "/reflect"  # a prompt that grades the session, for the import
 MOST_BYTES = 2**23  # of the event on stdin
@@ -60,7 +64,7 @@ def uniform(key: str) -> float:
     return int.from_bytes(hashlib.sha256(f"withhold/{key}".encode()).digest()[:8], "big") / 2**64
 
 
-def load(folder: Path, scope: str) -> dict:
+def load(folder: Path, scope: str) -> Json:
     """The lessons of a scope and the settings, as hook_lessons wrote them; {} if they are old."""
     try:
         cache = json.loads((folder / "lessons" / f"{digest(scope)}.json").read_text())
@@ -69,7 +73,7 @@ def load(folder: Path, scope: str) -> dict:
     return cache if time.time() - cache["written"] < MOST_DAYS * 86400 else {}
 
 
-def select(lessons: list[dict], prompt: str, limit: int, budget: int) -> list[dict]:
+def select(lessons: list[Json], prompt: str, limit: int, budget: int) -> list[Json]:
     """At most `limit` lessons and `budget` tokens of them: all if they fit, else those whose
     condition shares most words with the prompt and that are proven to help."""
     if len(lessons) > limit or sum(lesson["tokens"] for lesson in lessons) > budget:
@@ -80,12 +84,12 @@ def select(lessons: list[dict], prompt: str, limit: int, budget: int) -> list[di
             scores[lesson["id"]] = len(own & words) / max(len(own), 1)
         best = max(scores.values(), default=0.0) or 1.0
 
-        def value(lesson: dict) -> float:
+        def value(lesson: Json) -> float:
             relevance = UNRELATED + (1 - UNRELATED) * scores[lesson["id"]] / best
-            return relevance * max(UNKNOWN + lesson["proven"], 0.01)
+            return float(relevance * max(UNKNOWN + lesson["proven"], 0.01))
 
         lessons = sorted(lessons, key=lambda lesson: -value(lesson))
-    chosen = []
+    chosen: list[Json] = []
     for lesson in lessons:
         if len(chosen) < limit and lesson["tokens"] <= budget:
             chosen.append(lesson)
@@ -93,7 +97,7 @@ def select(lessons: list[dict], prompt: str, limit: int, budget: int) -> list[di
     return sorted(chosen, key=lambda lesson: lesson["id"])
 
 
-def draw(lesson: dict, session: str, bundle: tuple[bool, float]) -> dict:
+def draw(lesson: Json, session: str, bundle: tuple[bool, float]) -> Json:
     """The exposure of a lesson in a session, as an Exchange has it."""
     shown = uniform(f"0/{session}/0/{lesson['id']}") >= lesson["share"]
     return {
@@ -104,7 +108,7 @@ def draw(lesson: dict, session: str, bundle: tuple[bool, float]) -> dict:
     }
 
 
-def expose(log: dict, caches: list[dict], session: str, prompt: str) -> list[dict]:
+def expose(log: Json, caches: list[Json], session: str, prompt: str) -> list[Json]:
     """Choose and draw lessons that the session has not met; add the draws to `log`. Returns the
     lessons to show."""
     settings = caches[0]["settings"]
@@ -132,12 +136,12 @@ def render(lines: list[str]) -> str:
     return f"{HEAD} [{fence}]\n{text}\n[end {fence}]"
 
 
-def at_prompt(folder: Path, event: dict, *, again: bool = False) -> str:
+def at_prompt(folder: Path, event: Json, *, again: bool = False) -> str:
     """The lessons that the prompt adds to the session. `again`: the context was compacted, so those
     that the session has met are shown once more."""
     session, prompt = str(event["session_id"]), str(event.get("prompt") or "")
     file = folder / "sessions" / f"{digest(session)}.json"
-    log: dict = {"session": session, "exposures": [], "tokens": 0, "lines": []}
+    log: Json = {"session": session, "exposures": [], "tokens": 0, "lines": []}
     if file.exists():
         log = json.loads(file.read_text())
     if again:
@@ -163,7 +167,7 @@ def write(file: Path, text: str) -> None:
     part.replace(file)
 
 
-def queue(folder: Path, event: dict) -> None:
+def queue(folder: Path, event: Json) -> None:
     """Note the transcript for the next import; one file per transcript."""
     path = event.get("transcript_path")
     if isinstance(path, str) and path:
@@ -171,7 +175,7 @@ def queue(folder: Path, event: dict) -> None:
         write(folder / "queue" / digest(path), path)
 
 
-def answer(folder: Path, event: dict) -> str:
+def answer(folder: Path, event: Json) -> str:
     """What the hook prints for an event: a JSON object with additional context, or nothing."""
     name = event.get("hook_event_name")
     if name in TURN_ENDS:

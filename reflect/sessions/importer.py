@@ -21,7 +21,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from filelock import FileLock
 
@@ -228,7 +228,7 @@ class Importer:
             start, name = entry["start"], entry["name"]
             again = entry["status"] == "headless" and self.headless
             if size <= entry["end"] and not again:
-                return self._note(path, AgentSession("", name), "unchanged", name)
+                return self._note(path, _named(name), "unchanged")
             if self._reviewed(name, entry["choice"]):
                 start = entry["end"]
         agent = "codex" if _is_codex(record) else "claude"
@@ -282,13 +282,30 @@ class Importer:
         return any(row.choice == choice and row.run_id is not None for row in rows)
 
     def _note(
-        self, path: Path, session: AgentSession, status: str, name: str = "", **more: Any
+        self,
+        path: Path,
+        session: AgentSession,
+        status: str,
+        row: Exchange | None = None,
+        reward: SessionReward | None = None,
+        tokens: int = 0,
     ) -> None:
-        counts = {name: session.counts[name] for name in ("prompts", "answers", "calls")}
-        row = ImportedSession(
-            str(path), name or session.name, more.pop("scope", ""), status, **counts, **more
+        """Add a session to the report; `row`: its exchange."""
+        counts = session.counts
+        self.report.sessions.append(
+            ImportedSession(
+                str(path),
+                row.name if row else session.name,
+                row.taskset if row else "",
+                status,
+                str(reward.signal) if reward else "",
+                reward.reward if reward else None,
+                counts["prompts"],
+                counts["answers"],
+                counts["calls"],
+                tokens,
+            )
         )
-        self.report.sessions.append(row)
         self.report.statuses[status] += 1
         self.report.skipped += session.skipped
 
@@ -301,8 +318,7 @@ class Importer:
         reward = reward_of(session.grade, session.check, kept)
         row = self._exchange(session, choice, scope, reward, log)
         tokens = sum(len(str(message.get("content"))) for message in row.messages) // 4
-        self._note(path, session, status, row.name, scope=row.taskset, signal=str(reward.signal),
-                   reward=reward.reward, tokens=tokens)  # fmt: skip
+        self._note(path, session, status, row, reward, tokens)
         report = self.report
         report.counts += session.counts
         report.signals[str(reward.signal)] += 1
@@ -442,6 +458,12 @@ def commits_kept(cwd: str, ids: list[str], age: float) -> bool | None:
 
 
 # -- reading
+
+
+def _named(name: str) -> AgentSession:
+    """An empty session of this name."""
+    agent, _, number = name.partition(":")
+    return AgentSession(agent, number)
 
 
 def _first_record(file: BinaryIO) -> tuple[str, Json | None]:

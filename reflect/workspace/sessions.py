@@ -26,7 +26,7 @@ class Sessions:
     def __init__(self, context: WorkspaceContext) -> None:
         self.context = context
 
-    def list(self, name: str = "") -> list[Exchange]:
+    def listing(self, name: str = "") -> list[Exchange]:
         """The exchanges of imported sessions, oldest first; with `name` those of one session."""
         return self.context.read(exchanges.of_sessions, self.context.settings.profile, name)
 
@@ -65,7 +65,7 @@ class Sessions:
         """Imported sessions as ATIF trajectories."""
         from reflect.sessions.atif import trajectory_of
 
-        return [trajectory_of(row) for row in self.list(name)]
+        return [trajectory_of(row) for row in self.listing(name)]
 
     def connect(self, agent: str, *, remove: bool = False, write: bool = False) -> list[FileChange]:
         """The changes to an agent's settings that add our hooks or take them out; `write` makes

@@ -101,7 +101,7 @@ class Workspace:
 
     @cached_property
     def sessions(self) -> Sessions:
-        """Sessions of coding agents: list, load, export, connect."""
+        """Sessions of coding agents: listing, load, export, connect."""
         from reflect.workspace.sessions import Sessions
 
         return Sessions(self.context)

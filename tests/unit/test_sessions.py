@@ -357,8 +357,8 @@ def test_planted_keys_are_stored_nowhere(opened, inbox, tmp_path: Path) -> None:
         planted[kind] = key
         one = Claude(f"s-{number}").user(f"First, {kind}: {text}").says(f"I see:\n{text}\n")
         one.runs(f"run x\n{text}", output=text)
-        one.runs("cat", output="word " * 3000 + text + "\nword" * 3000)
-        one.runs("cat", output=text + "\nword" * 4000).runs("cat", output="word " * 4000 + text)
+        long = ("word " * 4000 + text, text + "\nword" * 4000, text.join(["word " * 3000, "\nword" * 3000]))
+        one.runs("cat", output=long[number % 3])
         write = {"content": text, "x": [text]}
         one.says({"type": "tool_use", "id": "w", "name": "Write", "input": write})
         one.user(f"/reflect bad it printed {text}").save(inbox)
