@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from reflect.sessions.hook import GRADE, HEAD, digest
-from reflect.sessions.signals import Check, is_check
+from reflect.sessions.signals import CheckCommand, is_check
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -135,7 +135,7 @@ class AgentSession:
     asked: Message | None = None
     grade: tuple[float, str] | None = None
     """The person's own: 1 or 0, and why."""
-    check: Check | None = None
+    check: CheckCommand | None = None
     """The last test or build command."""
     commits: list[str] = field(default_factory=list)
     undone: bool = False
@@ -229,7 +229,7 @@ class AgentSession:
         if exit_code is not None:
             del self._commands[number]
         if is_check(command):
-            self.check = Check(command, exit_code)
+            self.check = CheckCommand(command, exit_code)
         if exit_code == 0 and "git" in command:
             made = COMMITTED.findall(output) if "commit" in command else []
             if made:

@@ -44,7 +44,7 @@ class Signal(StrEnum):
     NONE = "none"
 
 
-class Check(NamedTuple):
+class CheckCommand(NamedTuple):
     """A test or build command. `exit_code`: None where it says nothing of the command."""
 
     command: str
@@ -60,7 +60,7 @@ class SessionReward(NamedTuple):
 
 
 def reward_of(
-    grade: tuple[float, str] | None, check: Check | None, kept: bool | None
+    grade: tuple[float, str] | None, check: CheckCommand | None, kept: bool | None
 ) -> SessionReward:
     """The reward by the best signal.
 
@@ -86,7 +86,7 @@ def is_check(command: str) -> bool:
     return any(map(_checks, _commands(command) or ()))
 
 
-def exit_of(check: Check) -> int | None:
+def exit_of(check: CheckCommand) -> int | None:
     """The exit code of the test or build itself; None where another command hides it.
 
     In `pytest | tail`, `pytest; date` and `pytest || true` the shell reports another command. In

@@ -18,7 +18,7 @@ from reflect.day.traffic import learn
 from reflect.sessions import hook_lessons
 from reflect.sessions.importer import ImportReport, find_transcripts, import_sessions
 from reflect.sessions.redaction import redact
-from reflect.sessions.signals import Check, exit_of, is_check
+from reflect.sessions.signals import CheckCommand, exit_of, is_check
 from reflect.store import Store, exchanges
 
 DATA = Path(__file__).parents[1] / "data" / "sessions"
@@ -357,7 +357,11 @@ def test_planted_keys_are_stored_nowhere(opened, inbox, tmp_path: Path) -> None:
         planted[kind] = key
         one = Claude(f"s-{number}").user(f"First, {kind}: {text}").says(f"I see:\n{text}\n")
         one.runs(f"run x\n{text}", output=text)
-        long = ("word " * 4000 + text, text + "\nword" * 4000, text.join(["word " * 3000, "\nword" * 3000]))
+        long = (
+            "word " * 4000 + text,
+            text + "\nword" * 4000,
+            text.join(["word " * 3000, "\nword" * 3000]),
+        )
         one.runs("cat", output=long[number % 3])
         write = {"content": text, "x": [text]}
         one.says({"type": "tool_use", "id": "w", "name": "Write", "input": write})
@@ -451,7 +455,7 @@ def test_home_folders_are_removed(path: str, shown: str) -> None:
     ],
 )
 def test_the_exit_of_a_test_or_build(command: str, code: int | None, reward: float | None) -> None:
-    code = exit_of(Check(command, code)) if is_check(command) else None
+    code = exit_of(CheckCommand(command, code)) if is_check(command) else None
     assert (None if code is None else float(code == 0)) == reward
 
 
