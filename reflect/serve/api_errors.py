@@ -31,10 +31,17 @@ ANTHROPIC_TYPES = {
     503: "overloaded_error",
 }
 
+RESPONSES_PARAMS: dict[object, str] = {"messages": "input", "response_format": "text"}
+"""Fields of chat completions by which errors of the model name a field of the responses API."""
+
 
 def reply(e: ApiError, path: str) -> Response:
     """The response that refuses a request to this path."""
-    return JSONResponse(anthropic_body(e) if is_messages(path) else e.body, e.status, e.headers)
+    body = anthropic_body(e) if is_messages(path) else e.body
+    if path == "/v1/responses":
+        error = e.body["error"]
+        body = {"error": error | {"param": RESPONSES_PARAMS.get(error["param"], error["param"])}}
+    return JSONResponse(body, e.status, e.headers)
 
 
 def is_messages(path: str) -> bool:

@@ -86,7 +86,7 @@ class LocalChat:
             return await self._stream(request, rows)
         job = self._submit(request, rows)
         try:
-            completions = await _result(asyncio.wrap_future(job.done))
+            completions = _limited(await _result(asyncio.wrap_future(job.done)), client)
         finally:
             job.cancel()
         await self._store(request, completions)
@@ -180,7 +180,7 @@ class LocalChat:
                 break
             texts = await parts.take()
         try:
-            completions = await asyncio.wrap_future(job.done)
+            completions = _limited(await asyncio.wrap_future(job.done), request.client)
             await self._store(request, completions)
         except Exception as e:  # too late for a status
             yield writer.failed(api_error(e))
@@ -216,6 +216,13 @@ class LocalChat:
             return JSONResponse({"object": "list", "data": rows})
         self._loaded_adapter(wanted)
         return JSONResponse(next((row for row in rows if row["id"] == wanted), rows[0]))
+
+
+def _limited(completions: list[Completion], client: ChatRequest) -> list[Completion]:
+    """The answers, with one tool call each where the client wants no more."""
+    if client.parallel:
+        return completions
+    return [replace(completion, calls=completion.calls[:1]) for completion in completions]
 
 
 def _settled(text: str, stop: Sequence[str], start: int = 0) -> str:

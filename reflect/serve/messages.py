@@ -137,6 +137,7 @@ class AnthropicChoice(StrictModel):
 
     type: Literal["auto", "any", "tool", "none"]
     name: Name | None = None
+    disable_parallel_tool_use: bool | None = None
 
     @model_validator(mode="after")
     def _named(self) -> AnthropicChoice:
@@ -146,10 +147,17 @@ class AnthropicChoice(StrictModel):
         return self
 
 
-class OutputConfig(StrictModel):
-    """How the answer is written; a format is refused."""
+class OutputFormat(StrictModel):
+    """JSON by a schema."""
 
-    format: None = None
+    type: Literal["json_schema"]
+    form: Json = Field(alias="schema")
+
+
+class OutputConfig(StrictModel):
+    """How the answer is written."""
+
+    format: OutputFormat | None = None
 
 
 class RelayedMessages(AnyBody):
@@ -179,13 +187,12 @@ class LocalMessages(CountedMessages):
     top_k: None = None
     container: None = None
     mcp_servers: Annotated[list[Json], Field(max_length=0)] | None = None
-    output_format: None = None
+    output_format: OutputFormat | None = None
+    """As `output_config.format`, of older clients."""
     output_config: OutputConfig | None = None
 
 
-LocalMessages.unsupported = frozenset(
-    ("top_k", "container", "mcp_servers", "output_format", "output_config")
-)
+LocalMessages.unsupported = frozenset(("top_k", "container", "mcp_servers"))
 
 
 class MessagesApi:
@@ -210,6 +217,8 @@ class MessagesApi:
             top_p=1.0 if body.top_p is None else body.top_p,
             max_tokens=body.max_tokens,
             tools=_offered(raw.get("tools") or [], body.tool_choice),
+            response_format=_form(body),
+            parallel=not (body.tool_choice and body.tool_choice.disable_parallel_tool_use),
         )
 
     def parse_count(self, raw: object, headers: Mapping[str, str]) -> ChatRequest:
@@ -237,7 +246,10 @@ class MessagesApi:
 
 def _messages(raw: Json) -> list[Message]:
     """The conversation in the form of chat completions. ApiError 400."""
-    system = _text(raw.get("system"))
+    system = raw.get("system")
+    if isinstance(system, list):
+        system = [part for part in system if not _is_billing(part)]
+    system = _text(system)
     rows: list[Message] = []
     for i, message in enumerate(raw["messages"]):
         role, content = message.get("role"), message.get("content")
@@ -250,6 +262,12 @@ def _messages(raw: Json) -> list[Message]:
     if system or any(row["role"] == "system" for row in rows):  # lessons go to the first one
         rows.insert(0, {"role": "system", "content": system})
     return rows
+
+
+def _is_billing(part: object) -> bool:
+    """True for a block of Claude Code with its version and a hash: it is no instruction, and it
+    would make equal tasks differ."""
+    return string(fields_of(part).get("text")).startswith("x-anthropic-billing-header:")
 
 
 def _rows(role: str, content: str | list[object]) -> list[Message]:
@@ -304,6 +322,12 @@ def _offered(tools: list[Json], wanted: AnthropicChoice | None) -> tuple[Json, .
     if wanted is None:
         return tuple(rows)
     return offered(rows, none=wanted.type == "none", name=wanted.name)
+
+
+def _form(body: LocalMessages) -> Json | None:
+    """The format of the answer in the form of chat completions."""
+    form = (body.output_config and body.output_config.format) or body.output_format
+    return {"type": "json_schema", "json_schema": {"schema": form.form}} if form else None
 
 
 # -- the answer

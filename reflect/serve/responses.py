@@ -14,7 +14,7 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from reflect.serve.answer_reader import (
@@ -171,9 +171,18 @@ class NamedTool(StrictModel):
 
 
 class TextFormat(StrictModel):
-    """Text; other formats are refused."""
+    """Text, any JSON object, or JSON by a schema."""
 
-    type: Literal["text"] = "text"
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: str | None = None
+    form: Json | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _schema(self) -> TextFormat:
+        if self.type == "json_schema" and self.form is None:
+            raise PydanticCustomError("missing", "It is required", {"field": "schema"})
+        return self
 
 
 class TextOptions(StrictModel):
@@ -199,6 +208,7 @@ class LocalResponse(RelayedResponse):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     tools: list[ResponseTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     previous_response_id: str | None = None
     conversation: object = None
     text: TextOptions | None = None
@@ -214,9 +224,7 @@ class LocalResponse(RelayedResponse):
             raise PydanticCustomError("unsupported", STORED)
 
 
-LocalResponse.unsupported = frozenset(
-    ("text", "background", "top_logprobs", "truncation", "prompt")
-)
+LocalResponse.unsupported = frozenset(("background", "top_logprobs", "truncation", "prompt"))
 
 
 class ResponsesApi:
@@ -241,6 +249,8 @@ class ResponsesApi:
             top_p=1.0 if body.top_p is None else body.top_p,
             max_tokens=body.max_output_tokens,
             tools=offered(tools, none=wanted == "none", name=name),
+            response_format=_form(body.text),
+            parallel=body.parallel_tool_calls is not False,
         )
 
     def rewrite(self, body: bytes, system: str, extended: str) -> bytes:
@@ -322,6 +332,16 @@ def _offered(tool: Json) -> Json | None:
     else:
         return None
     return {"type": "function", "function": function}
+
+
+def _form(text: TextOptions | None) -> Json | None:
+    """The format of the text in the form of chat completions."""
+    if text is None or text.format is None or text.format.type == "text":
+        return None
+    if text.format.type == "json_object":
+        return {"type": "json_object"}
+    schema = {"name": text.format.name, "schema": text.format.form, "strict": text.format.strict}
+    return {"type": "json_schema", "json_schema": schema}
 
 
 # -- the answer
@@ -458,12 +478,12 @@ class ResponsesWriter:
             "metadata": fields_of(raw.get("metadata")),
             "model": self.served.model,
             "output": output,
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": self.request.parallel,
             "previous_response_id": None,
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": self.request.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": raw.get("text") or {"format": {"type": "text"}},
             "tool_choice": raw.get("tool_choice") or "auto",
             "tools": raw.get("tools") or [],
             "top_p": self.request.top_p,

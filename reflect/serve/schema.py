@@ -186,6 +186,7 @@ class LocalBody(RelayedBody):
     stop: Name | Annotated[list[Name], Field(max_length=4)] | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
@@ -225,7 +226,12 @@ class AdapterName(StrictModel):
 
 
 SUPPORTED = {"n", "seed", "max_tokens", "max_completion_tokens", "temperature", "top_p", "stop"}
-SUPPORTED |= {"tools", "tool_choice", "response_format"} | RelayedBody.model_fields.keys()
+SUPPORTED |= {
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "response_format",
+} | RelayedBody.model_fields.keys()
 LocalBody.unsupported = frozenset(LocalBody.model_fields.keys() - SUPPORTED)
 DEEPEST = 200  # levels of a JSON body
 
@@ -370,6 +376,8 @@ class ChatRequest:
     top_p: float = 1.0
     max_tokens: int | None = None
     tools: tuple[Json, ...] = ()
+    parallel: bool = True
+    """An answer may have more than one tool call."""
     response_format: Json | None = None
     """A form other than text."""
 
@@ -394,6 +402,7 @@ def parse(raw: object, headers: Mapping[str, str], *, strict: bool = True) -> Ch
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
         max_tokens=body.max_completion_tokens or body.max_tokens,
+        parallel=body.parallel_tool_calls is not False,
         tools=offered(
             raw.get("tools") or [],
             none=body.tool_choice == "none",

@@ -177,6 +177,22 @@ def test_tools_are_called_and_their_results_are_read(
     assert roles == ["user", "assistant", "tool", "tool", "user"]
 
 
+def test_one_call_at_most_where_the_client_wants_no_more(
+    claude: anthropic.Anthropic, codex: openai.OpenAI, pocket_model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(pocket_model.chat, "decode", lambda _: f"{CALL} {CALL}")
+    choice = {"type": "auto", "disable_parallel_tool_use": True}
+    assert len(claude.messages.create(**sdk(tools=[ADD])).content) == 2
+    assert len(claude.messages.create(**sdk(tools=[ADD], tool_choice=choice)).content) == 1
+    response = codex.responses.create(**want(tools=[SUM], parallel_tool_calls=False))
+    assert len(response.output) == 1 and response.parallel_tool_calls is False
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    talk = [{"role": "user", "content": WORD}]
+    for parallel, count in ((True, 2), (False, 1)):
+        chat = codex.chat.completions.create(model="pocket", messages=talk, tools=tools, parallel_tool_calls=parallel)  # fmt: skip
+        assert len(chat.choices[0].message.tool_calls) == count
+
+
 def test_tools_that_are_not_offered(
     claude: anthropic.Anthropic, base: str, pocket_model: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
@@ -234,7 +250,8 @@ WRONG = [  # (change of the body, what the message names)
     ({"tools": [ADD], "tool_choice": "auto"}, "tool_choice"),
     ({"tools": [ADD], "tool_choice": {"type": "tool"}}, "tool_choice"),
     ({"stop_sequences": "x"}, "stop_sequences"),
-    ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format"),
+    ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
+    ({"output_config": {"format": {"type": "xml"}}}, "output_config.format.type"),
     ({"mcp_servers": [{}]}, "mcp_servers"),
     ({"reflect": {"lessons": "no"}}, "reflect.lessons"),
 ]  # fmt: skip
@@ -279,6 +296,28 @@ def test_the_key_may_come_as_anthropic_sends_it(tiny: LocalModel, tmp_path: Path
         assert client.messages.create(**sdk(model="tiny", max_tokens=3)).usage.output_tokens
         client = anthropic.Anthropic(base_url=base.removesuffix("/v1"), auth_token=KEY, api_key=None)  # fmt: skip
         assert client.messages.create(**sdk(model="tiny", max_tokens=3)).usage.output_tokens
+
+
+COUNTED = {"type": "object", "properties": {"n": {"enum": [1, 2, 3]}}, "required": ["n"], "additionalProperties": False}  # fmt: skip
+
+
+def test_an_answer_may_be_json_by_a_schema(
+    claude: anthropic.Anthropic, codex: openai.OpenAI
+) -> None:
+    pytest.importorskip("llguidance")
+    form = {"type": "json_schema", "schema": COUNTED}
+    message = claude.messages.create(**sdk(output_config={"format": form}))
+    strict = form | {"name": "count", "strict": True}
+    response = codex.responses.create(**want(text={"format": strict}))
+    with codex.responses.stream(**want(text={"format": strict})) as stream:
+        final = stream.get_final_response()
+    for text in (message.content[0].text, response.output_text, final.output_text):
+        assert json.loads(text)["n"] in (1, 2, 3)
+    anything = want(text={"format": {"type": "json_object"}}, max_output_tokens=4)
+    assert codex.responses.create(**anything).output_text.lstrip().startswith("{")
+    with pytest.raises(openai.BadRequestError) as e:
+        codex.responses.create(**want(text={"format": strict}, tools=[SUM]))
+    assert e.value.param == "text"
 
 
 # -- messages in front of a server of the same protocol
@@ -356,6 +395,7 @@ def test_messages_pass_through_with_lessons(
     up, url = claude_upstream
     add_lesson("lessons.db")
     system = [
+        {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1.197.191;"},
         {"type": "text", "text": "You are an agent."},
         {"type": "text", "text": "Rules", "cache_control": {"type": "ephemeral"}},
     ]
@@ -504,8 +544,8 @@ def codex(base: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=base, api_key="none", max_retries=0)
 
 
-def want(text: str | list[Any] = WORD, **fields: Any) -> dict[str, Any]:
-    return {"model": "pocket", "input": text, "temperature": 0, **fields}
+def want(items: str | list[Any] = WORD, **fields: Any) -> dict[str, Any]:
+    return {"model": "pocket", "input": items, "temperature": 0, **fields}
 
 
 def test_a_response_has_lessons_is_stored_and_rewarded(
@@ -637,6 +677,9 @@ WRONG_RESPONSES = [  # (change of the body, param)
     ({"tools": [{"type": "function"}]}, "tools"),
     ({"tools": [SUM], "tool_choice": {"type": "function"}}, "tool_choice"),
     ({"tools": [SUM], "tool_choice": {"type": "function", "name": "sub"}}, "tool_choice"),
+    ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text"),
+    ({"text": {"format": {"type": "xml"}}}, "text"),
+    ({"input": "word " * 9000}, "input"),
     ({"previous_response_id": "resp_1"}, "previous_response_id"),
     ({"conversation": {"id": "conv_1"}}, "conversation"),
     ({"background": True}, "background"),
