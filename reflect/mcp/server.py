@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from reflect.workspace.workspace import Workspace
 
 INSTRUCTIONS = (
-    "Lessons from practice, with measured effects. Call lessons_for at the begin of a task and use "
+    "Lessons from practice, with measured effects. Call lessons_for at the start of a task and use "
     "each lesson whose condition fits; call give_feedback with its id when the outcome is known. "
     "A lesson that you propose waits for a person."
 )
@@ -67,7 +67,7 @@ def add_tools(server: MCPServer[Any], access: AgentAccess) -> None:
         scope: Annotated[Short, Field(description="Whose lessons. Default: the server's.")] = "",
         session: Annotated[Short, Field(description="A name of this session, if any.")] = "",
     ) -> dict[str, Any]:
-        """Lessons for a task, and an id for give_feedback. Call it once at the begin of a task.
+        """Lessons for a task, and an id for give_feedback. Call it once at the start of a task.
 
         Some lessons are withheld at random, so that their effect can be measured.
         """

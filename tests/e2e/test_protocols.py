@@ -493,10 +493,10 @@ def test_a_session_of_claude_code_sees_the_same_lessons(
             return post(base, "messages", body).headers["x-reflect-lessons"]
 
         for form in (user, old):
-            drawn = [shown(form, f"5e5510{i:02}-aaaa-bbbb") for i in range(6)]
-            assert drawn == [shown(form, f"5e5510{i:02}-aaaa-bbbb") for i in range(6)]
+            drawn = [shown(form, f"5e5510{i:02}-aaaa-bbbb") for i in range(3)]
+            assert drawn == [shown(form, f"5e5510{i:02}-aaaa-bbbb") for i in range(3)]
             assert len(set(drawn)) > 1, "sessions are drawn apart"
-        names = [post(base, "messages", ask(), headers={"x-claude-code-session-id": "s1"}).headers["x-reflect-lessons"] for _ in range(4)]  # fmt: skip
+        names = [post(base, "messages", ask(), headers={"x-claude-code-session-id": "s1"}).headers["x-reflect-lessons"] for _ in range(2)]  # fmt: skip
         assert len(set(names)) == 1
 
 
@@ -829,7 +829,7 @@ def test_a_session_of_codex_sees_the_same_lessons(
             lessons.add(s, when="always", do=f"think of {i}", author="human", status="candidate", scope="traffic")  # fmt: skip
     with serving("lessons.db", settings=Settings(db="lessons.db"), upstream=url) as base:
         for name in ("session_id", "session-id", "conversation_id"):
-            drawn = [[post(base, "responses", want(), headers={name: f"s{i}"}).headers["x-reflect-lessons"] for _ in range(2)] for i in range(5)]  # fmt: skip
+            drawn = [[post(base, "responses", want(), headers={name: f"s{i}"}).headers["x-reflect-lessons"] for _ in range(2)] for i in range(3)]  # fmt: skip
             assert all(one == two for one, two in drawn) and len({one for one, _ in drawn}) > 1
 
 
