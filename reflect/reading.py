@@ -19,6 +19,14 @@ SILENCE = 10.0  # seconds without data from a pipe or device before reading fail
 CHUNK = 2**20
 
 
+def user_cache() -> Path:
+    """The folder for what can be made again: $REFLECT_CACHE, else reflect in the user's cache."""
+    if own := os.environ.get("REFLECT_CACHE"):
+        return expand_home(own)
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else expand_home() / ".cache") / "reflect"
+
+
 def expand_home(path: str | Path = "~") -> Path:
     """`path` with a leading `~` or `~USER` expanded. UsageError where that home is unknown."""
     try:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import re
 import shutil
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reflect.errors import ModelError, UnknownName, UsageError
-from reflect.reading import expand_home
+from reflect.reading import expand_home, user_cache
 
 if TYPE_CHECKING:
     from reflect.types import Json
@@ -68,11 +67,8 @@ def folder_of(name: str) -> Path:
 
 
 def cache() -> Path:
-    """The folder of converted models: $REFLECT_CACHE, else reflect/gguf in the user's cache."""
-    if own := os.environ.get("REFLECT_CACHE"):
-        return expand_home(own) / "gguf"
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "reflect" / "gguf"
+    """The folder of converted models."""
+    return user_cache() / "gguf"
 
 
 def _refuse_part(file: Path, part: re.Match[str] | None) -> None:

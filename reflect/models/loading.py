@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
 from reflect.errors import ModelError
-from reflect.models import distributed, memory
+from reflect.models import cpu_precision, distributed, memory
 from reflect.models.fsdp import layers_of
 
 if TYPE_CHECKING:
@@ -41,13 +42,16 @@ def device_of(settings: Settings) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def dtype_of(settings: Settings, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 on a GPU that supports it, float16 on other GPUs, float32 elsewhere."""
+def dtype_of(settings: Settings, device: torch.device, weights: int = 0) -> torch.dtype:
+    """`auto`: bfloat16 on a GPU that supports it, float16 on other GPUs; on a CPU bfloat16 for a
+    model of many weights where it is faster, float32 elsewhere."""
     if settings.dtype != "auto":
         dtype: torch.dtype = getattr(torch, settings.dtype)
         return dtype
     if device.type != "cuda":
-        return torch.float32
+        large = device.type == "cpu" and weights >= cpu_precision.LARGE
+        fast = large and cpu_precision.is_bfloat16_faster()
+        return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
@@ -55,7 +59,10 @@ def load(name: str, folder: Path, settings: Settings) -> tuple[Any, Any]:
     """(tokenizer, network) in evaluation mode, without gradients. ModelError for a folder that
     cannot be loaded."""
     device = device_of(settings)
-    dtype = dtype_of(settings, device)
+    weights = 0
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        weights = memory.parameters_of(folder)  # a damaged file: loading it gives a better error
+    dtype = dtype_of(settings, device, weights)
     options: Json = {"dtype": dtype}
     shared = distributed.share_layers(settings.device_map)
     if shared and settings.quantize:

@@ -20,9 +20,9 @@ from conftest import save_tiny
 
 from reflect.config import Settings, load
 from reflect.errors import ModelError, NightError, UsageError
-from reflect.models import load_model, memory
+from reflect.models import cpu_precision, load_model, memory
 from reflect.models.base import Request
-from reflect.models.loading import context_of
+from reflect.models.loading import context_of, dtype_of
 from reflect.models.local import LocalModel
 from reflect.training import loop, losses
 
@@ -35,6 +35,27 @@ MANY = [Request(ask(*range(n, 2 * n)), tuple(range(n)), 12, 1.0) for n in (3, 9,
 
 
 # ---- precision and place
+
+
+@pytest.mark.parametrize(("instructions", "gain"), [(True, 3.0), (True, 1.1), (False, 3.0)])
+def test_a_large_model_on_a_cpu_uses_bfloat16_where_it_is_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instructions: bool, gain: float
+) -> None:
+    timed = []
+
+    def seconds(dtype: torch.dtype) -> float:
+        timed.append(dtype)
+        return gain if dtype == torch.float32 else 1.0
+
+    monkeypatch.setenv("REFLECT_CACHE", str(tmp_path))
+    monkeypatch.setattr(cpu_precision, "has_instructions", lambda: instructions)
+    monkeypatch.setattr(cpu_precision, "seconds", seconds)
+    cpu, large = torch.device("cpu"), cpu_precision.LARGE
+    expected = torch.bfloat16 if instructions and gain > 2 else torch.float32
+    assert dtype_of(Settings(), cpu, large) == dtype_of(Settings(), cpu, large) == expected
+    assert len(timed) == (2 if instructions else 0), "it is measured once, and then remembered"
+    assert dtype_of(Settings(), cpu, large - 1) == dtype_of(Settings(), cpu) == torch.float32
+    assert dtype_of(Settings(dtype="float32"), cpu, large) == torch.float32
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
