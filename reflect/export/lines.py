@@ -72,10 +72,10 @@ def _number(value: float) -> float:
     return value
 
 
-def _one_of(known: type[StrEnum]) -> Callable[[str], str]:
+def _one_of(names: type[StrEnum]) -> Callable[[str], str]:
     def check(value: str) -> str:
-        if value not in values(known):
-            raise ValueError(f"'{value}' is none of {', '.join(known)}")
+        if value not in values(names):
+            raise ValueError(f"'{value}' is none of {', '.join(names)}")
         return value
 
     return check
@@ -150,7 +150,7 @@ class TrialLine(Line):
 
 
 class LinkLine(Line):
-    """The lesson stands where the lesson `other` of the same file stood, as in `LessonLink`."""
+    """The lesson replaces the lesson `other` of the same file, as in `LessonLink`."""
 
     other: Id
     kind: Annotated[str, AfterValidator(_one_of(LinkKind))]
@@ -200,8 +200,8 @@ def line_of(
     links: Iterable[LessonLink] = (),
     check: FollowedCheck | None = None,
 ) -> LessonLine:
-    """The line of a lesson. `trials` are those without an adapter, `links` those in which it stands
-    for another."""
+    """The line of a lesson. `trials` are those without an adapter, `links` those in which it
+    replaces another."""
     history = [VersionLine.model_validate(_fields(row, VersionLine)) for row in versions]
     return LessonLine(
         id=lesson.id or 0,

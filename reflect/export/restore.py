@@ -6,8 +6,8 @@ unpinned, with its own history from now on; retired and forbidden ones stay out.
 guards find suspicious is quarantined.
 
 One's own file (`trust`): every lesson as it was, history, status, pins and trials. A lesson that is
-here already and has more versions in the file goes on from where it stands here. Suspicious text is
-quarantined all the same, unless by the file's word a person wrote or approved it.
+here already and has more versions in the file is continued. Suspicious text is quarantined all the
+same, unless the file says that a person wrote or approved it.
 
 In both, a lesson whose text is here already (case, spacing, punctuation and articles aside) is left
 as it is here. Not covered: two files that change the same lesson differently; the second comes in
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sqlmodel import Session
 
 Key = tuple[tuple[str, ...], tuple[str, ...]]
-Origin = tuple[datetime, str, str]  # of a lesson: when it was first written, and its first words
+Origin = tuple[datetime, str, str]  # of a lesson: when it was first written, and its first text
 
 
 @dataclass(frozen=True)

@@ -88,9 +88,9 @@ def backup(store: Store, path: Path | None = None) -> Path:
     """The whole database as it is at this moment, in one file; others may write meanwhile. Never
     overwrites.
 
-    By default beside the database, under its name and the time; in a folder, under that name. It
-    becomes visible only when complete. UsageError when there is something already, or when the
-    database is no file.
+    By default next to the database, named by it and the time; `path` may be a folder. The file
+    becomes visible only when complete. UsageError when it exists already, or when the database is
+    no file.
     """
     if store.path is None:
         raise UsageError(f"{store.url} is on a server.", "Its own tool copies it: pg_dump.")

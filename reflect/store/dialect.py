@@ -21,7 +21,7 @@ KINDS = (
     "migrate",
 )  # of transactions; an engine's connections carry it as the option `begin`
 MOST_WORDS = 64  # of one full-text query, the rarest
-COMMON = 2000  # a word that stands in more lessons than this says little about any of them
+COMMON = 2000  # a word of more lessons than this says little about any of them
 AGAIN = "then run the same command again: it continues where it stopped."
 
 
@@ -51,7 +51,7 @@ class Dialect(Protocol):
 
     def settle(self, connection: Connection, before: set[tuple[str, int, str]]) -> None:
         """At the end of a migration, in its transaction. StoreError when it must not be kept.
-        `before`: the orphans that stood there already; they are for `reflect doctor` to name."""
+        `before`: the orphans that existed already; `reflect doctor` names them."""
 
     def explain(self, e: BaseException) -> StoreError | None:
         """The sentence for an error of this database, or None for one that says that our own code

@@ -65,7 +65,7 @@ def _problems(s: Session, deep: bool) -> list[str]:
     try:
         return problems + (
             _orphans(s)
-            + [problem for query, words in CHECKS for problem in _ask(s, query, words)]
+            + [problem for query, sentence in CHECKS for problem in _ask(s, query, sentence)]
             + forbidden_rules.problems(s)
         )
     except (DBAPIError, ValueError) as e:  # a value that no column of its type can hold
@@ -119,18 +119,18 @@ def _orphans_of_postgres(s: Session) -> list[str]:
     for table in SQLModel.metadata.sorted_tables:
         for key in sorted(table.foreign_keys, key=lambda key: key.parent.name):
             mine, theirs = key.parent, key.column
-            lost = s.connection().execute(
+            orphans = s.connection().execute(
                 select(table.primary_key.columns[0])
                 .where(mine.is_not(None), mine.not_in(select(theirs)))
                 .order_by(table.primary_key.columns[0])
             )
-            words = f"of {table.name} names a {theirs.table.name} that is not there."
-            problems += [f"Row {row} {words}" for row in lost.scalars()]
+            what = f"of {table.name} names a {theirs.table.name} that is not there."
+            problems += [f"Row {row} {what}" for row in orphans.scalars()]
     return problems + _ask(s, NO_INDEX, "The search index is not there: searching is slow.")
 
 
-def _ask(s: Session, query: str, words: str) -> list[str]:
-    return [words.format(*row) for row in s.connection().execute(text(query))]
+def _ask(s: Session, query: str, sentence: str) -> list[str]:
+    return [sentence.format(*row) for row in s.connection().execute(text(query))]
 
 
 def _unknown(table: str, column: str) -> tuple[str, str]:

@@ -47,7 +47,9 @@ def reward(
         raise UsageError(f"{name} has several answers.", 'Say which: "choice": 0 for the first.')
     row = rows[0]
     if row.run_id is not None:
-        raise Conflict(f"Run {row.run_id} has reflected on {name} already: its reward stands.")
+        raise Conflict(
+            f"Run {row.run_id} has reflected on {name} already: its reward cannot change."
+        )
     row.reward, row.feedback = reward, feedback
     return save_row(s, row)
 

@@ -4,7 +4,7 @@ lesson, that matches.
 Words match as whole words in that order, case, punctuation and spacing aside; a regular expression
 matches anywhere in the condition or in the advice, case aside. Rules are lifted, not deleted.
 
-Not covered: the same thing said in other words, and a regular expression that takes for ever.
+Not covered: the same advice in other words, and a regular expression that never ends.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def add(s: Session, pattern: str, *, kind: str, why: str = "", profile: str = "d
     rule = Rule(pattern=pattern.strip(), kind=kind, why=" ".join(why.split()), profile=profile)
     if kind == RuleKind.REGEX and (wrong := broken(rule.pattern)):
         raise UsageError(
-            f"'{rule.pattern}' is no regular expression: {wrong}.", "Mend it, or say --words."
+            f"'{rule.pattern}' is no regular expression: {wrong}.", "Correct it, or add --words."
         )
     if (
         matches(rule, "", "")
@@ -43,7 +43,7 @@ def add(s: Session, pattern: str, *, kind: str, why: str = "", profile: str = "d
         or (kind == RuleKind.WORDS and not _plain(rule.pattern))
     ):
         raise UsageError(
-            f"'{rule.pattern}' would forbid every lesson or none.", "Say which words, or a pattern."
+            f"'{rule.pattern}' would forbid every lesson or none.", "Name the words, or a pattern."
         )
     for other in listing(s, profile):
         if (other.pattern, other.kind) == (rule.pattern, rule.kind):
@@ -55,8 +55,8 @@ def add(s: Session, pattern: str, *, kind: str, why: str = "", profile: str = "d
 
 def listing(s: Session, profile: str = "default", *, lifted: bool = False) -> Sequence[Rule]:
     """The rules that hold, by id; with `lifted` also those that did."""
-    found = select(Rule).where(Rule.profile == profile).order_by(col(Rule.id))
-    return s.exec(found if lifted else found.where(col(Rule.lifted).is_(None))).all()
+    rules = select(Rule).where(Rule.profile == profile).order_by(col(Rule.id))
+    return s.exec(rules if lifted else rules.where(col(Rule.lifted).is_(None))).all()
 
 
 def lift(s: Session, rule_id: int, profile: str = "default") -> Rule:
@@ -70,7 +70,7 @@ def lift(s: Session, rule_id: int, profile: str = "default") -> Rule:
 
 
 def forbidding(rules: Sequence[Rule], when: str, do: str) -> str:
-    """Which of the rules forbids the lesson, in words; "" when none does."""
+    """Which of the rules forbids the lesson, as a sentence; "" when none does."""
     for rule in rules:
         if matches(rule, when, do):
             return (

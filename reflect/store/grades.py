@@ -23,22 +23,22 @@ GRADES = "grades"  # in `Rollout.parts`
 def ungraded(s: Session, run_id: int | None, every: bool = False) -> list[tuple[Rollout, TaskRow]]:
     """The rollouts of a run that have an answer and no reward; with `every` also those that have
     one."""
-    found = (
+    query = (
         select(Rollout, TaskRow)
         .join(TaskRow, col(TaskRow.key) == col(Rollout.task_key))
         .where(Rollout.run_id == run_id)
         .order_by(col(Rollout.id))
     )
     if not every:
-        found = found.where(col(Rollout.reward).is_(None))
-    return [(row, task) for row, task in s.exec(found) if _answered(row)]
+        query = query.where(col(Rollout.reward).is_(None))
+    return [(row, task) for row, task in s.exec(query) if _answered(row)]
 
 
 def give(s: Session, rollout_id: int, reward: float, feedback: str | None, by: str) -> Rollout:
-    """Grade a rollout; `feedback=None` leaves what stands. What stood before is kept with who and
-    when.
+    """Grade a rollout; `feedback=None` leaves the present one. The earlier grade is kept, with its
+    author and time.
 
-    UnknownName for a rollout there is not, UsageError for one without an answer and for what is no
+    UnknownName for a missing rollout, UsageError for one without an answer and for an invalid
     reward.
     """
     row = s.get(Rollout, rollout_id)

@@ -61,7 +61,7 @@ def proven(s: Session, lesson_id: int | None, when: str, do: str) -> bool:
 
 
 def well_supported(s: Session, row: Lesson | LessonVersion) -> bool:
-    """Is it pinned, proven, or written or approved by a person in these words?"""
+    """Is it pinned, proven, or written or approved by a person with this text?"""
     lesson_id = row.lesson_id if isinstance(row, LessonVersion) else row.id
     if row.pinned or proven(s, lesson_id, row.when, row.do):
         return True
@@ -79,8 +79,8 @@ def supported(s: Session, profile: str) -> list[Lesson]:
     human = select(LessonVersion.lesson_id).where(LessonVersion.author == Author.HUMAN)
     tried = select(Trial.lesson_id).where(Trial.verdict == TrialVerdict.ACCEPT)
     maybe = or_(col(Lesson.pinned), col(Lesson.id).in_(human), col(Lesson.id).in_(tried))
-    held = select(Lesson).where(Lesson.profile == profile, col(Lesson.status).in_(HELD_STATUSES))
-    rows = s.exec(held.where(maybe).order_by(col(Lesson.id)))
+    in_use = select(Lesson).where(Lesson.profile == profile, col(Lesson.status).in_(HELD_STATUSES))
+    rows = s.exec(in_use.where(maybe).order_by(col(Lesson.id)))
     return [lesson for lesson in rows if well_supported(s, lesson)]
 
 
@@ -117,8 +117,8 @@ def attempts(s: Session, reflection_id: int | None, lesson: Lesson) -> Attempts:
         .where(Rollout.run_id == reflection.run_id, Rollout.task_key == reflection.task_key)
         .order_by(col(Rollout.index))
     )
-    held = lesson.status == LessonStatus.DISTILLED
-    rows = [(reward or 0.0, held if saw is None else saw) for reward, saw in s.exec(shown)]
+    in_weights = lesson.status == LessonStatus.DISTILLED
+    rows = [(reward or 0.0, in_weights if saw is None else saw) for reward, saw in s.exec(shown)]
     return Attempts([x for x, saw in rows if saw], [x for x, saw in rows if not saw])
 
 

@@ -190,14 +190,14 @@ def version(s: Session, lesson_id: int | None, number: int) -> LessonVersion:
 
 def versions_of_night(s: Session, night_id: int | None) -> list[LessonVersion]:
     """The versions that a night, and a rollback of it, made, oldest first."""
-    made = select(LessonVersion).where(LessonVersion.night_id == night_id)
-    return list(s.exec(made.order_by(col(LessonVersion.id))))
+    query = select(LessonVersion).where(LessonVersion.night_id == night_id)
+    return list(s.exec(query.order_by(col(LessonVersion.id))))
 
 
 def versions_of_reflection(s: Session, reflection_id: int | None) -> list[LessonVersion]:
     """The versions that a reflection made, oldest first."""
-    made = select(LessonVersion).where(LessonVersion.reflection_id == reflection_id)
-    return list(s.exec(made.order_by(col(LessonVersion.id))))
+    query = select(LessonVersion).where(LessonVersion.reflection_id == reflection_id)
+    return list(s.exec(query.order_by(col(LessonVersion.id))))
 
 
 def listing(
@@ -377,11 +377,11 @@ def _in_weights(s: Session, lesson: Lesson, before: Json) -> bool:
     """Does the active adapter hold this text of the lesson?"""
     adapter = s.exec(select(Adapter).join(Alias).where(Alias.profile == lesson.profile)).first()
     night = s.get(Night, adapter.night_id) if adapter and adapter.night_id else None
-    held = {int(i): int(v) for i, v in night.lessons} if night else {}
-    if lesson.id not in held:
+    versions = {int(i): int(v) for i, v in night.lessons} if night else {}
+    if lesson.id not in versions:
         return False
-    taught = version(s, lesson.id, held[lesson.id])
-    return (taught.when, taught.do) == (before["when"], before["do"])
+    trained = version(s, lesson.id, versions[lesson.id])
+    return (trained.when, trained.do) == (before["when"], before["do"])
 
 
 def _filters(

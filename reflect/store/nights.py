@@ -202,15 +202,15 @@ def promote(
         while (active := active_adapter(s, profile)) is not None and active.id != adapter.id:
             rollback(s, profile)
         return []
-    taught = {int(lesson_id): int(version) for lesson_id, version in night.lessons}
-    ids = list(taught) if lesson_ids is None else list(lesson_ids)
-    held = [lesson for lesson in (db.get(s, i) for i in ids) if _still_says(s, lesson, taught)]
-    shown = [x for x in held if x.profile == profile and x.status in SHOWN_STATUSES]
+    trained = {int(lesson_id): int(version) for lesson_id, version in night.lessons}
+    ids = list(trained) if lesson_ids is None else list(lesson_ids)
+    same = [lesson for lesson in (db.get(s, i) for i in ids) if _still_says(s, lesson, trained)]
+    shown = [x for x in same if x.profile == profile and x.status in SHOWN_STATUSES]
     distilled = [
         _by_night(s, lesson, LessonStatus.DISTILLED, "in", adapter, night) for lesson in shown
     ]
     for lesson in db.listing(s, profile, LessonStatus.DISTILLED):
-        if lesson.id not in {one.id for one in held}:
+        if lesson.id not in {one.id for one in same}:
             _by_night(s, lesson, LessonStatus.ACTIVE, "not in", adapter, night)
     if active is None or active.id != adapter.id:
         adapter.replaced = active.id if active else None
@@ -248,9 +248,9 @@ def _step_back(s: Session, profile: str) -> Adapter:
         raise UsageError(
             "No adapter is active: there is nothing to roll back.", "See `reflect adapters list`."
         )
-    made = db.versions_of_night(s, left.night_id) if left.night_id else []
+    versions = db.versions_of_night(s, left.night_id) if left.night_id else []
     # the newest version of each lesson; a rollback signs with the night's id too
-    for row in {row.lesson_id: row for row in made}.values():
+    for row in {row.lesson_id: row for row in versions}.values():
         if row.author == Author.NIGHT and row.parent is not None:
             _take_back(s, row, left)
     left.status = AdapterStatus.ROLLED_BACK
@@ -269,11 +269,11 @@ def _take_back(s: Session, done: LessonVersion, left: Adapter) -> None:
     db.restore(s, lesson, before, f"rollback of {left.name}", left.night_id)
 
 
-def _still_says(s: Session, lesson: Lesson, taught: dict[int, int]) -> bool:
+def _still_says(s: Session, lesson: Lesson, trained: dict[int, int]) -> bool:
     """Is the lesson's text what the night read?"""
-    if lesson.id not in taught:
+    if lesson.id not in trained:
         return True
-    read = db.version(s, lesson.id, taught[lesson.id])
+    read = db.version(s, lesson.id, trained[lesson.id])
     return (read.when, read.do) == (lesson.when, lesson.do)
 
 

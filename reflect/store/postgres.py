@@ -69,26 +69,29 @@ ANSWERS = {
         f"If it may, {AGAIN}",
     ),
     "25006": ("The database {name} cannot be written.", "Check that it is not a read-only copy."),
-    "42501": ("You may not do this in {name}: {said}.", "Ask its owner for the right to do so."),
+    "42501": ("You may not do this in {name}: {problem}.", "Ask its owner for the right to do so."),
     "53100": (
         "The server's disk is full, so the last step was not saved in {name}.",
         f"Free some space, {AGAIN}",
     ),
-    "53": ("The server of {name} has no room for this: {said}.", f"Wait a little, {AGAIN}"),
+    "53": ("The server of {name} has no room for this: {problem}.", f"Wait a little, {AGAIN}"),
     "58": (
-        "The server of {name} has trouble with its disk: {said}.",
+        "The server of {name} has trouble with its disk: {problem}.",
         "Look into the server's log.",
     ),
     "XX001": (
-        "The database {name} is damaged: {said}.",
+        "The database {name} is damaged: {problem}.",
         "Look into the server's log; put back a copy.",
     ),
     "XX002": (
-        "The database {name} is damaged: {said}.",
-        "REINDEX DATABASE, said in psql, may mend it.",
+        "The database {name} is damaged: {problem}.",
+        "Run REINDEX DATABASE in psql: it may repair it.",
     ),
-    "57P": ("The server of {name} is going down or starting: {said}.", f"Wait for it, {AGAIN}"),
-    "08": ("The connection to {name} broke: {said}.", f"Check the server and the network, {AGAIN}"),
+    "57P": ("The server of {name} is going down or starting: {problem}.", f"Wait for it, {AGAIN}"),
+    "08": (
+        "The connection to {name} broke: {problem}.",
+        f"Check the server and the network, {AGAIN}",
+    ),
 }
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -98,9 +101,7 @@ class Postgres:
     """A database on a server. It must be there already; its tables are made when it is empty."""
 
     def __init__(self, url: URL) -> None:
-        if (
-            url.host and "@" in url.host
-        ):  # else a part of the password would stand where the host does
+        if url.host and "@" in url.host:  # else a part of the password would be the host
             raise StoreError(
                 "The database URL has two @.", "Write %40 for one that belongs to the password."
             )
@@ -165,7 +166,7 @@ class Postgres:
         if not e.sqlstate:
             return self._unreached(e)
         seconds = f"{dialect.LOCK_SECONDS:.0f}"
-        facts = {"name": self.name, "said": _first_line(e), "seconds": seconds}
+        facts = {"name": self.name, "problem": _first_line(e), "seconds": seconds}
         for state, (what, hint) in ANSWERS.items():
             if e.sqlstate.startswith(state):
                 return StoreError(what.format(**facts), hint)

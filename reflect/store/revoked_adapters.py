@@ -1,8 +1,7 @@
-"""Marks on adapters: the lessons in their weights that no longer stand, `Adapter.revoked`.
+"""Marks on adapters: the lessons in their weights that are no longer in use, `Adapter.revoked`.
 
-A mark is made when a lesson that the weights hold, or any that a person takes away, stops standing;
-it is lifted when the lesson stands again. A marked adapter is not promoted, and a rollback passes
-it by.
+An adapter is marked when a lesson in its weights is revoked or retired; the mark is removed when
+the lesson is in use again. A marked adapter is not promoted, and a rollback skips it.
 
 Not covered: a lesson that was reworded counts by its id, so an adapter that holds its old text is
 marked as well; the same text under another id, or in another profile, is another lesson.
@@ -18,15 +17,15 @@ from reflect.types import Author, TrialVerdict
 
 
 def holds(adapter: Adapter, night: Night | None) -> set[int]:
-    """The lessons that the adapter was taught, also those of which it proved to keep too little.
+    """The lessons that the adapter was trained on, also those of which it keeps too little.
 
-    What preflight found worth it was taught; a night that did not write that down counts with all
+    These are the lessons that preflight found useful; a night without that record counts with all
     its lessons.
     """
     if night is None:
         return set()
-    taught = night.stages.get("preflight", {}).get("worth")
-    lessons = [lesson_id for lesson_id, _ in night.lessons] if taught is None else taught
+    useful = night.stages.get("preflight", {}).get("worth")
+    lessons = [lesson_id for lesson_id, _ in night.lessons] if useful is None else useful
     return {*map(int, lessons), *map(int, adapter.gate.get("lessons", {}))}
 
 
@@ -36,7 +35,7 @@ def still_holds(adapter: Adapter, night: Night | None) -> list[int]:
     judged = adapter.gate.get("lessons")
     if judged is None:
         return sorted(int(lesson_id) for lesson_id, _ in night.lessons) if night else []
-    return sorted(int(i) for i, found in judged.items() if found["verdict"] == TrialVerdict.ACCEPT)
+    return sorted(int(i) for i, row in judged.items() if row["verdict"] == TrialVerdict.ACCEPT)
 
 
 def held_by(s: Session, adapter: Adapter) -> set[int]:
@@ -46,9 +45,9 @@ def held_by(s: Session, adapter: Adapter) -> set[int]:
 
 def of_profile(s: Session, profile: str) -> list[tuple[Adapter, Night]]:
     """The adapters that nights of the profile made, oldest first."""
-    found = select(Adapter, Night).join(Night, col(Adapter.night_id) == col(Night.id))
+    query = select(Adapter, Night).join(Night, col(Adapter.night_id) == col(Night.id))
     return [
-        (a, n) for a, n in s.exec(found.where(Night.profile == profile).order_by(col(Adapter.id)))
+        (a, n) for a, n in s.exec(query.where(Night.profile == profile).order_by(col(Adapter.id)))
     ]
 
 
@@ -63,7 +62,7 @@ def mark(s: Session, lesson: Lesson) -> list[Adapter]:
 
 
 def lift(s: Session, lesson: Lesson) -> None:
-    """The lesson stands again: no adapter need forget it."""
+    """Remove the marks of a lesson that is in use again."""
     for adapter, _ in of_profile(s, lesson.profile):
         if lesson.id in adapter.revoked:
             adapter.revoked = [i for i in adapter.revoked if i != lesson.id]
@@ -76,12 +75,12 @@ def taken_away(s: Session, adapter: Adapter) -> list[int]:
     head = (col(LessonVersion.lesson_id) == col(Lesson.id)) & (
         col(LessonVersion.version) == col(Lesson.version)
     )
-    found = select(Lesson.id).join(LessonVersion, head).where(
+    query = select(Lesson.id).join(LessonVersion, head).where(
         col(Lesson.id).in_(held_by(s, adapter)),
         col(Lesson.status).not_in(HELD_STATUSES),
         LessonVersion.author == Author.HUMAN,
     )  # fmt: skip
-    return sorted(i for i in s.exec(found) if i is not None)
+    return sorted(i for i in s.exec(query) if i is not None)
 
 
 def refuse(adapter: Adapter) -> None:

@@ -103,8 +103,8 @@ def save_all(connection: Connection, but: Collection[Mismatch] = ()) -> None:
     for table in hashed_tables():
         rows = _hashes(connection, table)
         _insert(connection, table.name, (row for row in rows if (table.name, row[0]) not in wrong))
-        lost = [one.key for one in but if one.table == table.name and one.what == "deleted"]
-        _insert(connection, table.name, ((key, "") for key in lost))
+        deleted = [one.key for one in but if one.table == table.name and one.what == "deleted"]
+        _insert(connection, table.name, ((key, "") for key in deleted))
     if connection.dialect.name == "sqlite":
         parts = connection.exec_driver_sql(OWN_SCHEMA).all()
         _insert(connection, SCHEMA, ((name, _hash([sql])) for name, sql in parts))
@@ -168,9 +168,11 @@ def _save(connection: Connection, table: Table, keys: Sequence[str]) -> None:
         hashes = list(_hashes(connection, table, some))
         _insert(connection, table.name, hashes)
         present = {key for key, _ in hashes}
-        gone = [{"name": table.name, "key": key} for key in some if key not in present]
-        if gone:
-            connection.execute(text("DELETE FROM row_hash WHERE name = :name AND key = :key"), gone)
+        missing = [{"name": table.name, "key": key} for key in some if key not in present]
+        if missing:
+            connection.execute(
+                text("DELETE FROM row_hash WHERE name = :name AND key = :key"), missing
+            )
 
 
 def _insert(connection: Connection, table: str, hashes: Iterable[tuple[str, str]]) -> None:

@@ -201,7 +201,7 @@ class Prunable(NamedTuple):
 
 def prune(s: Session, keep: int = 20, profile: str | None = None) -> Prunable:
     """Delete closed runs beyond the newest `keep`, with all their rows, unless a lesson or an open
-    trial rests on one."""
+    trial depends on one."""
     runs = prunable(s, keep, profile)
     delete_runs(s, runs.gone)
     return runs
@@ -209,10 +209,10 @@ def prune(s: Session, keep: int = 20, profile: str | None = None) -> Prunable:
 
 def prunable(s: Session, keep: int = 20, profile: str | None = None) -> Prunable:
     """The runs that `prune` deletes, and those that it keeps for a trial's sake."""
-    taught = select(Reflection.run_id).join(
+    sources = select(Reflection.run_id).join(
         LessonVersion, col(LessonVersion.reflection_id) == col(Reflection.id)
     )
-    closed = select(Run).where(Run.status != RunStatus.RUNNING, col(Run.id).not_in(taught))
+    closed = select(Run).where(Run.status != RunStatus.RUNNING, col(Run.id).not_in(sources))
     if profile is not None:
         closed = closed.where(Run.profile == profile)
     old = list(s.exec(closed.order_by(col(Run.id).desc()).offset(keep)))

@@ -45,7 +45,7 @@ SPREAD = text("""
         (SELECT 1 FROM lesson_fts WHERE lesson_fts MATCH '"' || value || '"' LIMIT :most))
     FROM json_each(:words)""")
 
-# A lesson with a tag "task:KEY" is for that one task. The tags stand in the row as JSON.
+# A lesson with a tag "task:KEY" is for that one task. The tags are JSON.
 UNBOUND = "(CAST({0} AS VARCHAR) NOT LIKE '%\"task:%' OR CAST({0} AS VARCHAR) LIKE :bound)"
 BOUND = '%"task:{}"%'
 
@@ -161,11 +161,11 @@ def _oldest(
     status."""
     # One question per scope and status: each reads the beginning of a range of the index; a single
     # question would sort all lessons.
-    wanted = 'SELECT id, "when", "do", scope FROM lesson WHERE'
-    oldest = f"{wanted} profile = :profile AND scope = :scope{{}} AND status = :status{{}}"
+    columns = 'SELECT id, "when", "do", scope FROM lesson WHERE'
+    oldest = f"{columns} profile = :profile AND scope = :scope{{}} AND status = :status{{}}"
     oldest += f" AND {UNBOUND.format('tags')} ORDER BY id LIMIT :limit"
     pieces = [oldest.format(i, j) for i in range(len(scopes)) for j in range(len(statuses))]
-    pieces += [f"{wanted} id IN ({', '.join(map(str, ids))})"] if ids else []
+    pieces += [f"{columns} id IN ({', '.join(map(str, ids))})"] if ids else []
     values = {"profile": profile, "limit": limit, "bound": BOUND.format(task)}
     values |= {f"scope{i}": scope for i, scope in enumerate(scopes)}
     values |= {f"status{j}": status for j, status in enumerate(statuses)}

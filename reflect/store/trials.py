@@ -78,7 +78,7 @@ def observations(
 ) -> list[Observation]:
     """The randomised exposures of a lesson from that version on, for one model, adapter and
     measure, in the order in which they were saved; the first `limit` after an exposure's id."""
-    found = (
+    query = (
         select(  # type: ignore[call-overload]  # sqlmodel types four columns at most
             Exposure.id,
             Rollout.run_id,
@@ -99,7 +99,7 @@ def observations(
         .order_by(col(Exposure.id))
         .limit(limit)
     )
-    return [Observation(*row) for row in s.exec(found)]
+    return [Observation(*row) for row in s.exec(query)]
 
 
 def _same(table: type[Trial | Run], values: Json) -> list[ColumnElement[bool]]:
@@ -124,13 +124,13 @@ def of_day(
 ) -> list[tuple[Lesson, list[Trial]]]:
     """Each lesson that prompts show or that a trial moved, by id, with its trials of the day,
     oldest first."""
-    wanted = select(Lesson).where(Lesson.profile == profile).order_by(col(Lesson.id))
+    query = select(Lesson).where(Lesson.profile == profile).order_by(col(Lesson.id))
     if lesson_id is not None:
-        wanted = wanted.where(Lesson.id == lesson_id)
+        query = query.where(Lesson.id == lesson_id)
     trials: dict[int | None, list[Trial]] = {}
     for trial in s.exec(select(Trial).where(col(Trial.kind).in_(OF_DAY)).order_by(col(Trial.id))):
         trials.setdefault(trial.lesson_id, []).append(trial)
-    rows = [(lesson, trials.get(lesson.id, [])) for lesson in s.exec(wanted)]
+    rows = [(lesson, trials.get(lesson.id, [])) for lesson in s.exec(query)]
     return [
         (lesson, own)
         for lesson, own in rows
@@ -141,10 +141,10 @@ def of_day(
 def moves(s: Session, run_id: int | None) -> list[tuple[Trial, LessonVersion]]:
     """The verdicts of a run that moved a lesson, each with the version that it made, in order."""
     version = LessonVersion
-    made = and_(
+    origin = and_(
         col(version.lesson_id) == col(Trial.lesson_id), col(version.version) == col(Trial.moved)
     )
-    mine = select(Trial, version).join(version, made).where(Trial.run_id == run_id)
+    mine = select(Trial, version).join(version, origin).where(Trial.run_id == run_id)
     return [(trial, row) for trial, row in s.exec(mine.order_by(col(version.id)))]
 
 
@@ -270,7 +270,7 @@ def bundle_observations(
 ) -> list[Together]:
     """The rollouts with lessons of all runs like this one (see `_like`), in the order in which they
     were saved; the first `limit` after a rollout's id."""
-    found = (
+    query = (
         select(  # type: ignore[call-overload]  # sqlmodel types four columns at most
             Rollout.id, Rollout.run_id, Rollout.task_key, Rollout.seed, Rollout.bundle_shown,
             Rollout.bundle_probability, func.coalesce(Rollout.reward, 0.0),
@@ -280,7 +280,7 @@ def bundle_observations(
         .where(Rollout.bundle_probability > 0.0, Rollout.bundle_probability < 1.0, SAYS)
         .order_by(col(Rollout.id)).limit(limit)
     )  # fmt: skip
-    return [Together(*row) for row in s.exec(found)]
+    return [Together(*row) for row in s.exec(query)]
 
 
 def bundle_since(s: Session, run: Run) -> int:

@@ -120,8 +120,8 @@ def lesson_page(
     """
     if text:
         scopes = None if scope is None else [scope]
-        found = db.search(s, text, profile=profile, scopes=scopes, limit=limit + offset)
-        lessons = [lesson for lesson, _ in found]
+        matches = db.search(s, text, profile=profile, scopes=scopes, limit=limit + offset)
+        lessons = [lesson for lesson, _ in matches]
         return LessonPage(lesson_rows(s, lessons[offset:]), len(lessons))
     where, measured = _matching(profile, show, scope)
     mine, total = select(Lesson).where(*where), select(func.count()).select_from(Lesson)
