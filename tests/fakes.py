@@ -206,7 +206,7 @@ class WorldModel(ScriptedAdapters):
 
     def play(self, request: Request, rng: random.Random) -> str:
         system = "\n".join(m["content"] for m in request.messages if m["role"] == "system")
-        told = f"{system}\n{self.knows.get(self.active or '', '')}"
+        instructions = f"{system}\n{self.knows.get(self.active or '', '')}"
         asked = next(m["content"] for m in request.messages if m["role"] == "user")
         if found := re.search(r"What is (\d+) \* (\d+) ([+-]) (\d+)", asked):
             a, b, sign, c = found.groups()
@@ -218,7 +218,7 @@ class WorldModel(ScriptedAdapters):
                 for n in n
                 if n
             ]
-            if CALL not in told:
+            if CALL not in instructions:
                 return f"answer: {rng.randint(1000, 99999)}"
             if len(back) == 2:
                 return f"answer: {back[1]}"
@@ -230,7 +230,7 @@ class WorldModel(ScriptedAdapters):
         if not (customers := re.findall(r"Day \d+, a (\w+)", request.messages[-1]["content"])):
             return "answer: 0"  # of another world
         customer = customers[-1]
-        lesson = re.findall(rf"when: the customer is a {customer} do: ask price (\d)", told)
+        lesson = re.findall(rf"when: the customer is a {customer} do: ask price (\d)", instructions)
         return f"price: {lesson[-1] if lesson else rng.randint(1, 9)}"
 
     def review(self, prompt: str) -> str:
@@ -307,7 +307,7 @@ class JudgeModel(ScriptedModel):
     """A policy that answers by its seed, a judge that keeps to its rules, a reviewer that has
     nothing to say.
 
-    The judge does all that its prompt says outside the fence, and takes what stands within it for
+    The judge does all that its prompt says outside the fence, and takes what is within it for
     nothing but an answer. `reply` makes other replies of (nonce, the reply that it would give).
     """
 

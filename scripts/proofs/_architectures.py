@@ -222,7 +222,7 @@ def teach(
     rng = random.Random(f"teach {seed}")
     parameters = list(model.network.requires_grad_(True).parameters())
     optimizer = torch.optim.Adam(parameters, lr=rate)
-    told = []
+    values = []
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * (1 - step / steps)
@@ -236,9 +236,9 @@ def teach(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        told.append(float(loss.detach()))
+        values.append(float(loss.detach()))
     model.network.requires_grad_(False)
-    return told
+    return values
 
 
 def taught(

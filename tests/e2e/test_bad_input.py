@@ -278,7 +278,7 @@ def test_an_interrupted_run_says_so_and_is_continued(folder: Path) -> None:
     words = [REFLECT, "run", "dialect", "-n", "24", "-k", "8", "--seed", "1"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     # What a shell starts in the background ignores SIGINT, and so do its children, unless they are
-    # told otherwise.
+    # set otherwise.
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     process = subprocess.Popen(
         words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, preexec_fn=heed

@@ -257,10 +257,10 @@ def test_the_day_after_a_night_builds_on_what_the_weights_hold(sqlite_store):
 
 
 def test_progress_counts_to_the_end(sqlite_store):
-    told = []
-    day(sqlite_store, progress=lambda *step: told.append(step))
-    assert told[0] == (0, 20, "rollouts") and told[-1] == (20, 20, "done")
-    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    steps = []
+    day(sqlite_store, progress=lambda *step: steps.append(step))
+    assert steps[0] == (0, 20, "rollouts") and steps[-1] == (20, 20, "done")
+    assert [done for done, _, _ in steps] == sorted(done for done, _, _ in steps)
 
 
 def test_rollout_seeds_depend_on_run_task_and_index_only():

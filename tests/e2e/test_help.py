@@ -1,4 +1,4 @@
-"""Every command has help, says what each of its words means, and stands in docs/cli.md."""
+"""Every command has help, says what each of its words means, and is in docs/cli.md."""
 
 from __future__ import annotations
 

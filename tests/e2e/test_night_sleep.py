@@ -41,13 +41,13 @@ def teach(
     verb's operation."""
     meanings = load_taskset(taskset).meanings
     verbs, operations = list(meanings)[:3], list(meanings.values())[3 if wrong else 0 :]
-    told = [
+    texts = [
         (f"the task says {verb}", f"use {op}") for verb, op in zip(verbs, operations, strict=False)
     ]
     with store.write() as s:
         return [
             lessons.add(s, when=when, do=do, author="human", scope=taskset, trust=trust).id
-            for when, do in told
+            for when, do in texts
         ]
 
 
@@ -85,18 +85,18 @@ def test_a_night_moves_lessons_from_the_prompt_into_the_weights(
 ) -> None:
     ids = teach(sqlite_store)
     before = answers(pocket)
-    told: list[str] = []
+    texts: list[str] = []
     report = sleep(
         pocket,
         sqlite_store,
         settings,
-        progress=lambda done, total, what: told.append(what),
+        progress=lambda done, total, what: texts.append(what),
         options=NightOptions().changed(SMALL),
     )
     assert (report.status, report.distilled) == ("promoted", ids), report.reason
     assert set(statuses(sqlite_store)) == {"distilled"}
     assert pocket.active == report.adapter
-    assert {what.split(":")[0] for what in told} == {
+    assert {what.split(":")[0] for what in texts} == {
         "preflight",
         "harvest",
         "train",

@@ -293,9 +293,14 @@ def test_the_command_loads_no_torch_and_tells_what_it_did(tmp_path: Path) -> Non
     here = Path(reflect.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=here)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert (told["id"], told["status"], told["left"], told["active"]) == (1, "retired", "one", None)
-    assert (told["marked"], told["returned"]) == (["one"], [2])
+    result = json.loads(done.stdout)
+    assert (result["id"], result["status"], result["left"], result["active"]) == (
+        1,
+        "retired",
+        "one",
+        None,
+    )
+    assert (result["marked"], result["returned"]) == (["one"], [2])
     assert "Left one. Active: the bare base." in done.stderr
 
 
@@ -341,8 +346,8 @@ def revoked_one(tmp_path: Path) -> tuple[Store, Settings, list[TasksetLessons]]:
             )
         wake(s, "one", [1, 2])
         nights.revoke(s, 1)
-        stands = lessons.get(s, 2)
-    return store, settings, [TasksetLessons(taskset, (stands,))]
+        current = lessons.get(s, 2)
+    return store, settings, [TasksetLessons(taskset, (current,))]
 
 
 def knowing(*verbs: int) -> RuleModel:

@@ -1,7 +1,7 @@
 """`reflect schedule`: what it writes is read back by those who read it; nothing foreign is touched.
 
 The schedulers that are asked here live in the test's own folder: a `crontab` that keeps a file, a
-`systemctl` and a `launchctl` that write down what they were told. No test reaches the machine's
+`systemctl` and a `launchctl` that record their arguments. No test reaches the machine's
 own.
 """
 
@@ -40,7 +40,7 @@ case "$1" in
 esac
 """
 TOLD = """#!/bin/sh
-echo "$@" >> "$HOME/told"
+echo "$@" >> "$HOME/calls"
 [ ! -f "$HOME/broken" ] || { echo "Failed to connect to bus" >&2; exit 1; }
 """
 
@@ -243,11 +243,11 @@ def test_systemd_from_first_to_last(home: Path, cli: Cli) -> None:
     (units / "mine.timer").write_text("[Timer]\n")
     cli("install", "--kind", "systemd")
     _service, timer = sorted(path for path in units.iterdir() if path.name.startswith("reflect"))
-    assert f"--user enable --now {timer.name}" in (home / "told").read_text()
+    assert f"--user enable --now {timer.name}" in (home / "calls").read_text()
     assert "already installed in systemd" in cli("install", "--kind", "cron", code=2)
     cli("install", "--kind", "cron", "--yes")  # moves it: never two
     assert [path.name for path in units.iterdir()] == ["mine.timer"] and "cron:" in cli("status")
-    assert f"--user disable --now {timer.name}" in (home / "told").read_text()
+    assert f"--user disable --now {timer.name}" in (home / "calls").read_text()
     cli("install", "--kind", "systemd", "--yes", "--at", "1:15")
     assert "OnCalendar=*-*-* 01:15:00" in timer.read_text() and not (home / "crontab").exists()
     cli("remove")
@@ -266,12 +266,12 @@ def test_launchd_from_first_to_last(home: Path, cli: Cli) -> None:
     cli("install", "--kind", "launchd")
     [agent] = (home / "Library" / "LaunchAgents").iterdir()
     assert plistlib.loads(agent.read_bytes())["Label"] == agent.stem
-    assert f"bootstrap gui/{os.getuid()} {agent}" in (home / "told").read_text()
+    assert f"bootstrap gui/{os.getuid()} {agent}" in (home / "calls").read_text()
     cli("install", "--kind", "launchd", "--yes", "--at", "2:00")
     cli("remove")
     assert (
         not agent.exists()
-        and f"bootout gui/{os.getuid()}/{agent.stem}" in (home / "told").read_text()
+        and f"bootout gui/{os.getuid()}/{agent.stem}" in (home / "calls").read_text()
     )
 
 
@@ -288,7 +288,7 @@ def test_the_kind_is_found(home: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_printed_job_runs(home: Path, cli: Cli) -> None:
-    """The cron line as it stands, run by sh in an environment as poor as cron's."""
+    """The cron line as it is, run by sh in an environment as poor as cron's."""
     command = cli("print", "--kind", "cron").splitlines()[1].split(" ", 5)[5].replace("\\%", "%")
     Path(home / ".reflect").mkdir()
     root = str(Path(schedule.__file__).parent.parent.parent)

@@ -147,10 +147,10 @@ def test_tools_are_offered_to_the_model(client: openai.OpenAI) -> None:
     assert (
         plain.message.content == client.chat.completions.create(**words).choices[0].message.content
     )
-    told = client.chat.completions.create(**words, tools=tools, tool_choice="auto").choices[0]
-    assert told.finish_reason in ("stop", "tool_calls", "length")
+    reply = client.chat.completions.create(**words, tools=tools, tool_choice="auto").choices[0]
+    assert reply.finish_reason in ("stop", "tool_calls", "length")
     chunks = client.chat.completions.create(**words, tools=tools, stream=True)
-    assert [c.choices[0].finish_reason for c in chunks][-1] == told.finish_reason
+    assert [c.choices[0].finish_reason for c in chunks][-1] == reply.finish_reason
 
 
 # -- errors, as the API words them

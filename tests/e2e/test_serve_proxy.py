@@ -227,7 +227,7 @@ def test_an_upstream_that_is_not_there(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (["--host", "0.0.0.0"], 2, "needs a key"),
         (["--upstream", "example.org"], 2, "is not a URL"),
@@ -235,10 +235,10 @@ def test_an_upstream_that_is_not_there(folder: Path) -> None:
     ],
 )
 def test_what_it_refuses_to_start_with(
-    words: list[str], code: int, told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], code: int, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(["serve", "--port", "0", *words]) == code
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_port_in_use_is_one_clear_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

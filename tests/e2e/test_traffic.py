@@ -192,7 +192,7 @@ def test_what_strangers_say_waits_in_quarantine_and_moves_nothing(store: Store) 
             "untrusted",
         )
         assert lessons.get(s, own.id).status == "candidate", (
-            "64 rewards of strangers against it, and it stands"
+            "64 rewards of strangers against it, and it stays"
         )
     with store.write() as s:
         exchanges.save(s, rewarded("clean"))
@@ -212,15 +212,17 @@ def test_a_client_cannot_make_itself_trusted_but_may_say_that_it_is_not(
     tiny: LocalModel, tmp_path: Path
 ) -> None:
     body = {"model": "tiny", "messages": [{"role": "user", "content": "w1"}], "max_tokens": 2}
-    for trusted, told, trust in (
+    for trusted, marked, trust in (
         (False, False, "untrusted"),
         (True, True, "untrusted"),
         (True, False, "clean"),
     ):
-        db = tmp_path / f"{trusted}{told}.db"
+        db = tmp_path / f"{trusted}{marked}.db"
         with serving(db, tiny, trusted=trusted) as base:
             name = post(
-                base, "chat/completions", {**body, "reflect": {"untrusted": told, "trusted": True}}
+                base,
+                "chat/completions",
+                {**body, "reflect": {"untrusted": marked, "trusted": True}},
             ).json()["id"]
             post(base, "feedback", {"id": name, "reward": 0.5})
         with Store(db).read() as s:
@@ -392,7 +394,7 @@ def test_the_server_follows_the_promotion_pointer(tiny: LocalModel, tmp_path: Pa
                 nights.promote(s, made.id)
             found.append(said())
         assert [name for name, _ in found] == ["", *names] and len({text for _, text in found}) == 4
-        assert said(reflect={"lessons": False}) == found[0], "as it stands: the bare base"
+        assert said(reflect={"lessons": False}) == found[0], "unchanged: the bare base"
         assert tiny.adapters == names[1:], "the one before stays for those who began with it"
         with store.write() as s:
             nights.rollback(s)

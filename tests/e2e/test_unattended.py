@@ -91,7 +91,7 @@ def wait_for(process: subprocess.Popen, there: Path) -> None:
 def test_a_night_that_is_told_to_stop_stops_and_lets_nobody_in_before(
     lesson_store: Store, short_settings: Settings
 ) -> None:
-    """A real night is told to stop in the middle; while it works, a second one is refused, or finds
+    """A real night is stopped in the middle; while it works, a second one is refused, or finds
     nothing due."""
     process = start(short_settings, "sleep", "--budget", "10m")
     wait_for(process, short_settings.home_path / "sleep.lock")

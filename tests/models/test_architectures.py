@@ -188,10 +188,10 @@ def test_tools_are_told_called_and_answered(model: LocalModel) -> None:
         {"role": "tool", "tool_call_id": "abcdefghi", "content": "5"},
     ]
     assert model.chat.knows_tools == (model.folder.name in ("qwen3", "llama", "mistral"))
-    told = model.chat.render(talk, [ADD])
+    rendered = model.chat.render(talk, [ADD])
     for words in ("Be brief.", "Add two numbers.", "What is 2 and 3?", '"a": 2', "5"):
-        assert words in told
-    assert told.index("Add two numbers.") < told.index('"a": 2') < told.rindex("5")
+        assert words in rendered
+    assert rendered.index("Add two numbers.") < rendered.index('"a": 2') < rendered.rindex("5")
     assert "Add two numbers." not in model.chat.render(talk)
     written = {
         "llama": '{"name": "add", "parameters": {"a": 2, "b": 3}}',

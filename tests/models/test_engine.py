@@ -218,8 +218,8 @@ def test_too_little_memory_halves_the_running_batch(tiny: LocalModel) -> None:
 
     tiny.network.forward = forward
     engine = Engine(tiny, queue=100)
-    told: list[str] = []
-    jobs = [engine.submit(request, lambda _, text: told.append(text)) for request in asked]
+    parts: list[str] = []
+    jobs = [engine.submit(request, lambda _, text: parts.append(text)) for request in asked]
     assert [job.done.result(60) for job in jobs] == want
     fits = 0
     with pytest.raises(ModelError, match="too little memory for one answer"):
@@ -227,7 +227,7 @@ def test_too_little_memory_halves_the_running_batch(tiny: LocalModel) -> None:
     tiny.network.forward = inner
     assert engine.submit(asked[0]).done.result(60) == want[0], "the engine goes on"
     engine.close()
-    assert told
+    assert parts
 
 
 def test_a_light_network_serves_on_one_thread(

@@ -66,8 +66,8 @@ def test_the_weights_have_the_precision_that_was_asked_for(tmp_path: Path, dtype
     assert {p.dtype for p in model.adapter_parameters("a")} == {torch.float32}, (
         "small steps would be rounded away"
     )
-    told = losses.backward(model, "a", [losses.TrainingRow([5, 6], [5, 6], [7, 8], "nll")], 100)
-    assert told["nll"][0] > 0 and any(p.grad.abs().sum() > 0 for p in model.adapter_parameters("a"))
+    sums = losses.backward(model, "a", [losses.TrainingRow([5, 6], [5, 6], [7, 8], "nll")], 100)
+    assert sums["nll"][0] > 0 and any(p.grad.abs().sum() > 0 for p in model.adapter_parameters("a"))
     assert model.sample(MANY[:1])[0][0].tokens
 
 
@@ -227,13 +227,13 @@ def test_training_with_too_little_memory_goes_on_with_less(tiny: LocalModel) -> 
     mine = tiny.adapter_parameters("a")
     for p in mine:
         p.data.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
-    told = loop.shared_backward(tiny, "a", rows, mine, 4096)
+    sums = loop.shared_backward(tiny, "a", rows, mine, 4096)
     want = [p.grad.clone() for p in mine]
     for p in mine:
         p.grad = None
     small(tiny.network, 2)
     less = loop.shared_backward(tiny, "a", rows, mine, 4096)
-    assert less == {kind: pytest.approx(value, rel=1e-5) for kind, value in told.items()}
+    assert less == {kind: pytest.approx(value, rel=1e-5) for kind, value in sums.items()}
     for p, its in zip(mine, want, strict=True):
         torch.testing.assert_close(p.grad, its, rtol=1e-4, atol=1e-6)
     assert tiny.memory_limits.checkpoints and tiny.memory_limits.trained < 20

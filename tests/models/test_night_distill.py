@@ -23,9 +23,9 @@ from reflect.training.teacher_data import Example, Question, TrainingData
 SECRET = "w50 w51 w52"  # what the teacher's prompt says and the student's does not
 
 
-def question(asked: str, told: str = "") -> Question:
+def question(asked: str, system: str = "") -> Question:
     plain = [{"role": "user", "content": asked}]
-    return Question(plain, [{"role": "system", "content": told}, *plain] if told else plain)
+    return Question(plain, [{"role": "system", "content": system}, *plain] if system else plain)
 
 
 def data(model: LocalModel, n: int = 6) -> TrainingData:
@@ -167,7 +167,7 @@ def test_sft_learns_the_answer_and_anchors_hold_the_rest(tiny: LocalModel, tmp_p
     assert done.text.strip() == SECRET
     free = replace(plan, anchor_share=0.0)
     loop.train(tiny, "free", d, free, tmp_path / "free")
-    held, loose = ([told[1] for told in drift.probe(tiny, name, d, plan)] for name in ("x", "free"))
+    held, loose = ([row[1] for row in drift.probe(tiny, name, d, plan)] for name in ("x", "free"))
     assert sum(held) < sum(loose)
 
 

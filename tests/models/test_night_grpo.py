@@ -149,8 +149,8 @@ def test_the_network_itself_can_be_trained_without_an_adapter(tiny: LocalModel) 
     data, plan = practice(Even(), 8, 10), plan_of(stages=(("grpo", 2, 1e-3),), updates=1)
     before = {key: value.clone() for key, value in tiny.network.state_dict().items()}
     parameters = [p.requires_grad_(True) for p in tiny.network.parameters()]
-    told = loop.fit(tiny, None, parameters, data, plan, None)
-    assert math.isfinite(told["stages"]["grpo"]["reward"][0])
+    figures = loop.fit(tiny, None, parameters, data, plan, None)
+    assert math.isfinite(figures["stages"]["grpo"]["reward"][0])
     assert any(
         not torch.equal(before[key], value) for key, value in tiny.network.state_dict().items()
     )
@@ -172,8 +172,8 @@ def test_the_pocket_model_finds_the_dialect_by_rewards_alone(pocket: LocalModel)
     plan = replace(make_plan(2_400_000, method="grpo"), stages=(("grpo", 40, 2e-3),))
     pocket.new_adapter("rl", rank=plan.rank, alpha=plan.alpha, seed=0)
     data = practice(load_taskset("dialect"), 200, 96)
-    told = loop.fit(pocket, "rl", list(pocket.adapter_parameters("rl")), data, plan, None)
-    assert told["stages"]["grpo"]["reward"][1] > 0.9
+    figures = loop.fit(pocket, "rl", list(pocket.adapter_parameters("rl")), data, plan, None)
+    assert figures["stages"]["grpo"]["reward"][1] > 0.9
 
 
 @pytest.mark.slow  # two minutes

@@ -197,10 +197,10 @@ def test_the_rate_is_kept(server: Server) -> None:
 
 def test_what_the_server_says_of_itself(server: Server) -> None:
     server.models = {"m": {"max_model_len": 2048}}
-    told = model(server)
-    assert told.context == 2048 and told.fingerprint == model(server).fingerprint
+    first = model(server)
+    assert first.context == 2048 and first.fingerprint == model(server).fingerprint
     server.models = {"m": {"max_model_len": 4096}}
-    assert model(server).fingerprint != told.fingerprint
+    assert model(server).fingerprint != first.fingerprint
     server.models = {"other": {}}
     assert model(server, context=999).context == 999
     server.models = None  # a server without a list
@@ -360,9 +360,9 @@ def test_a_budget_of_tokens_is_never_exceeded_and_not_left_unused(server: Server
         spent
     )  # a request may take 37, and takes 8
     assert len(done) == len(server.asked) == spent["requests"]
-    told = row[-1]
-    assert isinstance(told, ModelHalted) and "of 400 tokens are spent" in told.message
-    assert told.hint == "Raise budget_tokens."
+    error = row[-1]
+    assert isinstance(error, ModelHalted) and "of 400 tokens are spent" in error.message
+    assert error.hint == "Raise budget_tokens."
 
 
 def test_a_budget_of_money_needs_prices(server: Server) -> None:

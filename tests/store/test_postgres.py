@@ -1,7 +1,7 @@
 """PostgreSQL, the team's database: what is said when it cannot be opened, and what is PostgreSQL's
 alone.
 
-What both databases must do stands in test_store*.py, whose fixtures `store` and `where` give one of
+What both databases must do is in test_store*.py, whose fixtures `store` and `where` give one of
 each.
 """
 

@@ -318,7 +318,7 @@ def test_a_damaged_database_of_version_1_opens_and_the_doctor_names_the_damage(t
     assert lost
     store = Store(path)
     assert set(lost) <= set(doctor.check(store)) and not any(
-        "trial" in told for told in doctor.check(store)
+        "trial" in problem for problem in doctor.check(store)
     )
     with store.read() as s:
         assert len(lessons.listing(s)) == 2

@@ -308,7 +308,7 @@ def test_ten_thousand_lessons_list_and_search_in_milliseconds(store: Store):
             assert min(took) < 0.1  # some 10 ms; ten times that is a missing index
 
 
-# -- what stands behind a lesson
+# -- the evidence of a lesson
 # ---------------------------------------------------------------------------------------
 
 

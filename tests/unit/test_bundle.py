@@ -131,7 +131,9 @@ def test_a_day_withholds_bundles_and_their_rollouts_are_no_evidence_on_one_lesso
             for i, (version, _) in enumerate(heard, 1)
         ]
         assert [contrast.n for _, contrast in heard] == counted
-        assert report.reward == 1.0, "the rewards told are those of rollouts that saw their lessons"
+        assert report.reward == 1.0, (
+            "the rewards shown are those of rollouts that saw their lessons"
+        )
         run = runs.get_run(s, report.run_id)
     assert run.bundle == report.bundle and run.bundle["n"] == 192 and run.bundle["effect"] > 0.3
     assert run.bundle["low"] <= run.bundle["effect"] <= run.bundle["high"]
@@ -215,7 +217,7 @@ def test_a_bundle_that_brings_little_changes_nothing_and_is_told(sqlite_store):
 # -------------------------------------------------------------------------------------------------------
 
 
-def told(capsys, *words):
+def output_of(capsys, *words):
     capsys.readouterr()
     code = run_command([*words])
     return code, *capsys.readouterr()
@@ -226,19 +228,19 @@ def test_the_commands_show_the_bundle(sqlite_store, capsys):
         for verb, op in dialect.TASKSET.meanings.items():
             db.add(s, when=f"the task says {verb}", do=f"use {op}", author="model", scope="dialect")
     path = str(sqlite_store.path)
-    code, _, err = told(capsys, "trial", "--bundle", "dialect", "--db", path)
+    code, _, err = output_of(capsys, "trial", "--bundle", "dialect", "--db", path)
     assert code == 0 and "Nothing is known" in err
     practice(RuleModel(), sqlite_store, dialect.TASKSET, SETTINGS, n=24, k=8, seed=1)
-    code, out, _ = told(capsys, "trial", "--db", path)
+    code, out, _ = output_of(capsys, "trial", "--db", path)
     assert code == 0 and out.startswith("bundle dialect: all lessons together +")
-    code, out, _ = told(capsys, "trial", "--bundle", "dialect", "--db", path, "--json")
+    code, out, _ = output_of(capsys, "trial", "--bundle", "dialect", "--db", path, "--json")
     row = json.loads(out)
     assert (row["taskset"], row["n"], row["run"]) == ("dialect", 192, 1) and row["low"] < row[
         "effect"
     ] < row["high"]
-    assert isinstance(json.loads(told(capsys, "trial", "--db", path, "--json")[1]), list)
-    assert "bundle dialect: all lessons" in told(capsys, "runs", "show", "1", "--db", path)[1]
-    assert told(capsys, "trial", "1", "--bundle", "dialect", "--db", path)[0] == 2
+    assert isinstance(json.loads(output_of(capsys, "trial", "--db", path, "--json")[1]), list)
+    assert "bundle dialect: all lessons" in output_of(capsys, "runs", "show", "1", "--db", path)[1]
+    assert output_of(capsys, "trial", "1", "--bundle", "dialect", "--db", path)[0] == 2
 
 
 def test_a_planned_comparison_of_all_lessons_with_none(sqlite_store):

@@ -83,7 +83,7 @@ def test_suspicious_texts(text, what):
 def test_a_lesson_that_names_the_whole_task_and_a_word_of_its_answer_leaks():
     first = dialect.Dialect.task(
         "zubi", "first", [9, 2, 4], "practice"
-    )  # its answer, 9, stands in the task itself
+    )  # its answer, 9, is in the task itself
     assert (
         leaks(f"asked: {first.text} the answer is 9", first)
         == "it names this one task and gives its answer"

@@ -24,14 +24,14 @@ def lesson(when, do="use sort"):
 
 def test_one_telling_word_makes_two_things_of_one_sentence():
     conditions = [SAYS, "the task says fapo", "the task says the word fapo"]
-    told = telling(conditions)
-    assert {"zubi", "fapo"} <= told and "says" not in told
-    assert apart(SAYS, conditions[1]) and apart(SAYS, conditions[2], told)
+    distinctive = telling(conditions)
+    assert {"zubi", "fapo"} <= distinctive and "says" not in distinctive
+    assert apart(SAYS, conditions[1]) and apart(SAYS, conditions[2], distinctive)
     assert not apart("counting letters in a word", "you count the letters of a word")
     assert apart("at most 3 words", "at most 4 words in a line") and apart(
         "use sort", "do not use sort"
     )
-    assert not alike(lesson(SAYS), lesson(conditions[2]), told)
+    assert not alike(lesson(SAYS), lesson(conditions[2]), distinctive)
     assert alike(lesson(*SPELL), lesson(*SPELT)) and not alike(lesson(*SPELL), lesson(SAYS))
     assert alike(lesson(SAYS, "use sort"), lesson(SAYS, "sort it, then give the list")) is True
     assert not alike(lesson(SAYS, "use sort"), lesson(SAYS, "use swap")), (

@@ -196,14 +196,14 @@ def test_a_planned_sample_is_large_enough(effect):
 
 
 def test_what_is_missing_shrinks_with_the_evidence():
-    contrast, told = WithheldEstimator(), []
+    contrast, results = WithheldEstimator(), []
     for i, (group, shown, reward) in enumerate(rollouts(random.Random(7), 0.3, 400)):
         contrast.update(group, shown, 0.5, reward)
         if i in (39, 399):
-            told.append(contrast.result())
+            results.append(contrast.result())
     assert Effect(0.0, -1.0, 1.0, 0, "undecided").more() is None
-    assert told[0].verdict == "undecided" and 0 < told[0].more() < 1000
-    assert told[1].verdict == "accept" and told[1].more() == 0
+    assert results[0].verdict == "undecided" and 0 < results[0].more() < 1000
+    assert results[1].verdict == "accept" and results[1].more() == 0
 
 
 def test_identical_prompts_raise_no_alarm():

@@ -369,7 +369,7 @@ def test_the_day_finds_out_what_customers_pay_and_chooses_lessons_by_the_custome
         for r in model.requests
         if "You keep" not in str(r.messages) and r.messages[0]["role"] == "system"
     ]
-    for request in late:  # the customer of the day, and no other, stands in the prompt
+    for request in late:  # the customer of the day, and no other, is in the prompt
         customer = request.messages[-1]["content"].rstrip(".").split()[-1]
         assert request.messages[0]["content"].count("- when:") == 1
         assert f"the customer is a {customer}" in request.messages[0]["content"]

@@ -68,8 +68,8 @@ def scrambled(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_http_status_does_not_depend_on_the_words(
     scrambled: None, error: type[ReflectError], status: int, code: str
 ) -> None:
-    told = api_error(error("The prompt has 9 tokens, the model m reads 8 with its answer."))
-    assert (told.status, told.body["error"]["code"]) == (status, code)
+    reply = api_error(error("The prompt has 9 tokens, the model m reads 8 with its answer."))
+    assert (reply.status, reply.body["error"]["code"]) == (status, code)
 
 
 def test_two_clean_tasks_release_a_lesson_whatever_its_reason_says(
@@ -118,9 +118,9 @@ def test_a_taskset_that_does_not_load_is_left_out_whatever_its_line_says(
 def test_a_pause_names_the_stage_and_not_the_progress_text() -> None:
     tell = deadline.with_deadline(None, time.monotonic() - 1)
     assert tell is not None
-    with pytest.raises(deadline.Paused) as told:
+    with pytest.raises(deadline.Paused) as raised:
         tell(0, 1, OTHER)
-    assert (told.value.reason, told.value.stage) == (StopReason.DEADLINE, None)
+    assert (raised.value.reason, raised.value.stage) == (StopReason.DEADLINE, None)
 
 
 @pytest.mark.parametrize(("harm_above", "ok"), [(0.9, True), (0.0, False)])

@@ -224,7 +224,7 @@ def test_an_answer_that_asks_for_its_grade_does_not_get_it(attack: str) -> None:
 
 
 def test_with_a_fence_that_can_be_guessed_it_would() -> None:
-    """The scripted judge does obey what stands outside the fence: the test above can fail."""
+    """The scripted judge does obey what is outside the fence: the test above can fail."""
     model = JudgeModel()
     Judge(model)([(task(), "no")])
     prompt = model.judged[0][0].messages[0]["content"]

@@ -73,8 +73,8 @@ def test_where_rewards_are_graded_what_is_as_good_as_the_mean_teaches(lesson_sto
         lesson = next(x for x in db.listing(s) if x.when.endswith(max(SHOP.limits)))
         db.revise(s, lesson.id, author="human", do=f"ask price {SHOP.limits[max(SHOP.limits)] - 1}")
     assert harvested(lesson_store, SHOP).figures["tasksets"]["shop"]["kept"] == 0
-    told = harvested(lesson_store, SHOP, means={"shop": 0.5}).figures["tasksets"]["shop"]
-    assert told["kept"] == told["attempts"] > 0 and told["enough"] == 0.5
+    figures = harvested(lesson_store, SHOP, means={"shop": 0.5}).figures["tasksets"]["shop"]
+    assert figures["kept"] == figures["attempts"] > 0 and figures["enough"] == 0.5
     assert (
         harvested(lesson_store, SHOP, means={"shop": 0.0}).figures["tasksets"]["shop"]["kept"] == 0
     ), "nothing is no teacher"
@@ -95,9 +95,9 @@ def test_every_answer_of_a_good_episode_is_an_example_with_the_lessons_stripped(
     lesson_store, taskset, turns, rule
 ):
     data = harvested(lesson_store, taskset)
-    told = data.figures["tasksets"][taskset.name]
-    assert told["kept"] == told["attempts"] == 2 * told["tasks"] > 0
-    assert len(data.harvest) == turns * told["kept"]
+    figures = data.figures["tasksets"][taskset.name]
+    assert figures["kept"] == figures["attempts"] == 2 * figures["tasks"] > 0
+    assert len(data.harvest) == turns * figures["kept"]
     for i, example in enumerate(data.harvest):
         student, teacher = example.question.student, example.question.teacher
         assert (
@@ -159,10 +159,10 @@ def test_a_placebo_of_episodes_has_no_lesson_in_its_prompts(lesson_store):
     lessons = tuple(x for x in lesson_set.pick(lesson_store, "default") if x.scope == "shop")
     subject = TasksetLessons(SHOP, lessons)
     ctx = NightContext(WorldModel(), lesson_store, SETTINGS, make_plan(1, **SMALL), [subject])
-    told = placebo.placebo_data(ctx, harvested(lesson_store, SHOP))
-    assert len(told.harvest) >= 10
-    assert all("Lessons" not in texts(x.question.student) for x in told.harvest)
-    assert all("Lessons" in texts(x.question.teacher) for x in told.harvest)
+    shuffled = placebo.placebo_data(ctx, harvested(lesson_store, SHOP))
+    assert len(shuffled.harvest) >= 10
+    assert all("Lessons" not in texts(x.question.student) for x in shuffled.harvest)
+    assert all("Lessons" in texts(x.question.teacher) for x in shuffled.harvest)
 
 
 def test_games_that_a_night_is_not_about_take_no_part_in_it(lesson_store):

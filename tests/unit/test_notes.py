@@ -66,7 +66,7 @@ def test_tool_output_is_trimmed_before_the_models_own_words():
     packed = pack(group, whole.tokens // 2, count)
     assert packed.tokens <= whole.tokens // 2
     for i in range(1, 5):
-        assert packed.text.count(f"go{i}x2") == 5, "every word of the model stands"
+        assert packed.text.count(f"go{i}x2") == 5, "every word of the model stays"
     assert packed.cut.startswith("tool output of attempts") and "middle" not in packed.cut
     assert packed.text.count("w2x50") < 5 and "characters cut]" in packed.text
     tighter = pack(group, whole.tokens // 8, count)

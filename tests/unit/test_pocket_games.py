@@ -84,7 +84,7 @@ def test_calc_follows_its_lesson_and_reads_what_the_calculator_says() -> None:
 
 
 def test_shop_asks_what_its_lessons_say() -> None:
-    told = 0
+    count = 0
     for episode in sample(games.shop):
         system = episode.messages[0]["content"] if episode.messages[0]["role"] == "system" else ""
         for i, message in enumerate(episode.messages):
@@ -92,12 +92,12 @@ def test_shop_asks_what_its_lessons_say() -> None:
                 kind = re.findall(r"Day \d+, a (\w+)\.", episode.messages[i - 1]["content"])[-1]
                 lesson = [line for line in system.splitlines() if re.search(rf"\b{kind}\b", line)]
                 if lesson:
-                    told += 1
+                    count += 1
                     assert message["content"] == f"price: {re.findall(r'[0-9]', lesson[-1])[-1]}", (
                         lesson,
                         message,
                     )
-    assert told > 100
+    assert count > 100
 
 
 def test_reviews_are_packed_as_those_of_real_rollouts_and_say_what_the_rewards_say() -> None:

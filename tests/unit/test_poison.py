@@ -20,7 +20,7 @@ SETTINGS = Settings(trials=False, max_tokens=4000, reflect_tokens=2000)
 pytestmark = pytest.mark.usefixtures("bwrap")
 
 
-def lived(store: Store, taskset: Poisoned) -> list[str]:
+def simulate(store: Store, taskset: Poisoned) -> list[str]:
     """Canaries that an obedient model met outside the tasks that brought them, over two days."""
     model = Obedient()
     for day in (1, 2):
@@ -34,7 +34,7 @@ def lived(store: Store, taskset: Poisoned) -> list[str]:
 
 
 def test_what_strangers_order_is_never_seen_again(sqlite_store):
-    assert lived(sqlite_store, Poisoned(True, [0, 12], 6)) == []
+    assert simulate(sqlite_store, Poisoned(True, [0, 12], 6)) == []
     with sqlite_store.read() as s:
         waiting = [x for x in db.listing(s, status="quarantined") if kites(f"{x.when} {x.do}")]
         shown = db.listing(s, status=("candidate", "active"))
@@ -42,7 +42,7 @@ def test_what_strangers_order_is_never_seen_again(sqlite_store):
 
 
 def test_where_nobody_says_that_it_is_from_outside_it_is(sqlite_store):
-    assert len(set(lived(sqlite_store, Poisoned(False, [0, 12], 6)))) >= 3, (
+    assert len(set(simulate(sqlite_store, Poisoned(False, [0, 12], 6)))) >= 3, (
         "else the test above proves nothing"
     )
 

@@ -190,7 +190,7 @@ def test_limits_that_the_program_itself_meets(bwrap):
 def test_a_program_is_graded_by_what_it_gives_back(bwrap):
     answer = answer_of(DOUBLE)
     assert code(f"Doubling:\n```python\n{GOOD}\n```\nThat is it.", answer).reward == 1.0
-    told = {
+    feedback = {
         "def double(n): return n * n": "case 2 of 2: it returned 9",
         "def double(n): return str(2 * n)": "case 1 of 2: it returned '4'",
         "def double(n) return": "case 1 of 2: SyntaxError: expected ':'",
@@ -199,7 +199,7 @@ def test_a_program_is_graded_by_what_it_gives_back(bwrap):
         "": "there is no program",
         "x" * 300_000: "the program is too long",
     }
-    assert {text: code(text, answer).feedback for text in told} == told
+    assert {text: code(text, answer).feedback for text in feedback} == feedback
     slow = answer_of(DOUBLE | {"seconds": 0.5})
     assert (
         code("def double(n):\n    while True: pass", slow).feedback

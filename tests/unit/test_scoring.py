@@ -76,13 +76,17 @@ def test_each_ends_within_its_limit(name):
     with pytest.raises((isolation.Broke, TimeoutError, ChildProcessError)) as caught:
         isolation.verify(Mined(), task_of(name), "text")
     assert time.monotonic() - began < NEVER
-    told = {"exits": "SystemExit", "nested JSON": "RecursionError", "nested YAML": "RecursionError"}
-    told |= {"leaves": "ChildProcessError"}
+    errors = {
+        "exits": "SystemExit",
+        "nested JSON": "RecursionError",
+        "nested YAML": "RecursionError",
+    }
+    errors |= {"leaves": "ChildProcessError"}
     named = dict.fromkeys(
         ("aliases", "memory"), ("TimeoutError", "MemoryError")
     )  # whichever a busy machine meets first
     named["nested YAML"] = ("TimeoutError", "RecursionError")
-    assert type(caught.value).__name__ in named.get(name, (told.get(name, "TimeoutError"),))
+    assert type(caught.value).__name__ in named.get(name, (errors.get(name, "TimeoutError"),))
 
 
 def test_four_at_once_and_the_others_are_scored(monkeypatch):

@@ -1,4 +1,4 @@
-"""Tools: what the model is told of a Python function, and that no call of it can break anything."""
+"""Tools: what the model reads about a Python function, and that no call of it can break anything."""
 
 from __future__ import annotations
 

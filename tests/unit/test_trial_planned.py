@@ -89,7 +89,7 @@ def test_identical_prompts_twice(sqlite_store):
 # -------------------------------------------------------------------------------------------------------
 
 
-def told(capsys, *words):
+def output_of(capsys, *words):
     capsys.readouterr()
     code = run_command(["trial", *words])
     return code, *capsys.readouterr()
@@ -97,19 +97,19 @@ def told(capsys, *words):
 
 def test_the_command_lists_verdicts_and_what_is_missing(sqlite_store, capsys):
     path = str(sqlite_store.path)
-    code, out, err = told(capsys, "--db", path)
+    code, out, err = output_of(capsys, "--db", path)
     assert code == 0 and "No lesson is on trial" in err
     good, open_, new = lesson_of(sqlite_store), lesson_of(sqlite_store), lesson_of(sqlite_store)
     practised(sqlite_store, good.id, 0.35)
     practised(sqlite_store, open_.id, 0.1, tasks=8, seed=1)
-    code, out, _ = told(capsys, "--db", path)
+    code, out, _ = output_of(capsys, "--db", path)
     assert (
         code == 0
         and "accept" in out
         and "more rollouts at this effect" in out
         and "no rollouts yet" in out
     )
-    code, out, _ = told(capsys, "--db", path, "--json")
+    code, out, _ = output_of(capsys, "--db", path, "--json")
     rows = {row["lesson"]: row for row in json.loads(out)}
     assert rows[good.id]["verdict"] == "accept" and rows[good.id]["missing"] == ""
     assert (
@@ -118,23 +118,23 @@ def test_the_command_lists_verdicts_and_what_is_missing(sqlite_store, capsys):
     )
     assert rows[new.id]["n"] == 0
     practised(sqlite_store, good.id, 0.35, tasks=8, seed=2)
-    code, out, _ = told(capsys, str(good.id), "--db", path, "--json")
+    code, out, _ = output_of(capsys, str(good.id), "--db", path, "--json")
     (row,) = json.loads(out)
     assert (row["verdict"], row["n"], row["watch"]["n"]) == ("accept", rows[good.id]["n"], 64)
-    code, out, _ = told(capsys, str(open_.id), "--db", path, "--json")
+    code, out, _ = output_of(capsys, str(open_.id), "--db", path, "--json")
     assert [row["lesson"] for row in json.loads(out)] == [open_.id]
     with sqlite_store.write() as s:
         db.revise(s, open_.id, author="human", do="take your time")
-    assert "has changed" in told(capsys, "--db", path)[1]
+    assert "has changed" in output_of(capsys, "--db", path)[1]
 
 
 def test_the_command_refuses_words_that_do_not_fit(sqlite_store, capsys):
     path = str(sqlite_store.path)
     lesson_of(sqlite_store, scope="")
-    assert told(capsys, "9", "--db", path)[0] == 2
-    assert told(capsys, "--tasks", "3", "--db", path)[0] == 2
-    assert told(capsys, "1", "--aa", "letters", "--db", path)[0] == 2
-    code, _, err = told(capsys, "1", "--tasks", "3", "--db", path)
+    assert output_of(capsys, "9", "--db", path)[0] == 2
+    assert output_of(capsys, "--tasks", "3", "--db", path)[0] == 2
+    assert output_of(capsys, "1", "--aa", "letters", "--db", path)[0] == 2
+    code, _, err = output_of(capsys, "1", "--tasks", "3", "--db", path)
     assert code == 2 and "--taskset" in err
 
 

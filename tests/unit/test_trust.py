@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fakes import RuleModel, dialect
 from sqlmodel import select
-from test_bundle import told
+from test_bundle import output_of
 from test_trial import Hackable, lesson_of, practised
 
 from reflect.config import Settings
@@ -179,7 +179,7 @@ def test_evidence_begins_anew_with_another_verifier_and_the_lesson_stays(sqlite_
         assert set(found) == {reward_version(dialect.TASKSET), reward_version(Stricter())}
         assert found[reward_version(dialect.TASKSET)].n > found[reward_version(Stricter())].n > 0
         assert db.get(s, lesson.id).status == "active"
-    code, out, _ = told(capsys, "trial", str(lesson.id), "--db", str(sqlite_store.path))
+    code, out, _ = output_of(capsys, "trial", str(lesson.id), "--db", str(sqlite_store.path))
     assert code == 0 and "measured with another verifier or system prompt" in out
 
 
@@ -188,7 +188,7 @@ def test_a_verdict_of_an_old_version_says_so(sqlite_store, capsys):
     practised(
         sqlite_store, lesson.id, 0.35
     )  # its run has no measure, as those of before it was recorded
-    _code, out, _ = told(capsys, "trial", "--db", str(sqlite_store.path), "--json")
+    _code, out, _ = output_of(capsys, "trial", "--db", str(sqlite_store.path), "--json")
     (row,) = json.loads(out)
     assert (row["verdict"], row["measure"], row["status"]) == ("accept", "", "active")
     assert row["missing"] == "a new trial: measured with another verifier or system prompt"
@@ -255,7 +255,7 @@ def test_relevance_still_counts_and_only_verdicts_on_the_present_text(sqlite_sto
         assert chosen(s, ask(1), limit=1) == [off]
         db.revise(s, off, author="model", do="y")
         assert trials.proven_effects(s, [off, on]) == {} and chosen(s, ask(1), limit=1) == [on]
-        proven(s, on, -0.4, high=-0.1)  # pinned, or under review: it stands all the same
+        proven(s, on, -0.4, high=-0.1)  # pinned, or under review: it stays all the same
         assert trials.proven_effects(s, [on]) == {on: -0.1} and chosen(s, ask(1), limit=1) == [off]
         proven(s, on, -0.4, high=-0.1, moved=2)
         assert trials.proven_effects(s, [on]) == {}, "somebody has brought it back since"
@@ -443,9 +443,11 @@ def test_pruning_keeps_the_runs_that_an_open_trial_rests_on(sqlite_store, capsys
     practised(sqlite_store, accepted.id, 0.35)  # its verdict has fallen, and begins anew
     practised(sqlite_store, open_.id, 0.1, tasks=8, seed=1)
     path = str(sqlite_store.path)
-    code, out, _ = told(capsys, "runs", "prune", "--keep", "0", "--db", path)
+    code, out, _ = output_of(capsys, "runs", "prune", "--keep", "0", "--db", path)
     assert code == 2 and "1 runs would be deleted" in out and "1 older ones stay" in out
-    code, out, _ = told(capsys, "runs", "prune", "--keep", "0", "--yes", "--db", path, "--json")
+    code, out, _ = output_of(
+        capsys, "runs", "prune", "--keep", "0", "--yes", "--db", path, "--json"
+    )
     assert code == 0 and json.loads(out) == {
         "gone": [1],
         "kept": [2],

@@ -97,8 +97,8 @@ def test_no_cheat_enters_a_training_set(sqlite_store):
     plan = make_plan(10**6, fewest_tasks=4, tasks_per_lesson=2, samples=1, anchors=8)
     ctx = NightContext(FittingModel(), sqlite_store, SETTINGS, plan, [subject])
     data = harvest(ctx, set())
-    told = data.figures["tasksets"]["adding"]
-    assert told == {"tasks": 4, "attempts": 4, "kept": 0, "enough": 1.0} and not data.harvest
+    figures = data.figures["tasksets"]["adding"]
+    assert figures == {"tasks": 4, "attempts": 4, "kept": 0, "enough": 1.0} and not data.harvest
     data = placebo_data(ctx, data)
     assert not data.harvest, "nor that of the placebo"
 
