@@ -256,10 +256,6 @@ class AdapterSet:
         factor."""
         self.known_adapter(name).scale = factor
 
-    def adapter_digests(self, name: str) -> Mapping[str, str]:
-        """File name -> sha256 of the files that the adapter was read from; empty for a new one."""
-        return self.known_adapter(name).digests
-
     def save_adapter(self, name: str, folder: Path | str) -> None:
         """Write a plain PEFT folder (adapter_config.json, adapter_model.safetensors), the scale
         folded into alpha."""

@@ -194,12 +194,6 @@ def versions_of_night(s: Session, night_id: int | None) -> list[LessonVersion]:
     return list(s.exec(query.order_by(col(LessonVersion.id))))
 
 
-def versions_of_reflection(s: Session, reflection_id: int | None) -> list[LessonVersion]:
-    """The versions that a reflection made, oldest first."""
-    query = select(LessonVersion).where(LessonVersion.reflection_id == reflection_id)
-    return list(s.exec(query.order_by(col(LessonVersion.id))))
-
-
 def listing(
     s: Session,
     profile: str = "default",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy import Integer, and_, case, cast
+from sqlalchemy import Integer, and_, cast
 from sqlmodel import Session, col, func, select
 
 from reflect.records import (
@@ -27,7 +27,7 @@ from reflect.records import (
 from reflect.store import followed
 from reflect.store import lessons as db
 from reflect.store.lesson_evidence import OF_DAY, version_of
-from reflect.types import LessonStatus, RunStatus, TrialVerdict
+from reflect.types import LessonStatus, TrialVerdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -333,23 +333,3 @@ def adapters_of_nights(s: Session, night_ids: Sequence[int]) -> dict[int, list[A
     for adapter in s.exec(mine):
         rows[adapter.night_id or 0].append(adapter)
     return rows
-
-
-def tokens_per_prompt(s: Session, run_id: int) -> float | None:
-    """Mean tokens of the lessons in the prompts of a run's rollouts, at their present length; None
-    without rollouts."""
-    counted = select(func.count()).select_from(Rollout).where(Rollout.run_id == run_id)
-    n = s.exec(counted).one()
-    paid = (
-        select(func.sum(case((col(Exposure.shown), Lesson.tokens), else_=0)))
-        .join(Lesson, col(Lesson.id) == col(Exposure.lesson_id))
-        .join(Rollout, col(Rollout.id) == col(Exposure.rollout_id))
-        .where(Rollout.run_id == run_id)
-    )
-    return (s.exec(paid).one() or 0) / n if n else None
-
-
-def unfinished_runs(s: Session, profile: str) -> int:
-    """How many runs are not done."""
-    mine = select(func.count()).select_from(Run)
-    return s.exec(mine.where(Run.profile == profile, Run.status != RunStatus.DONE)).one()

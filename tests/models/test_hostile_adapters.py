@@ -346,7 +346,7 @@ def test_files_that_change_after_the_check_are_not_read_again(
     activation.load(model, adapter, ws.settings)
     with model.using("one"):
         assert torch.equal(logits(model), want)
-    digests = model.adapter_digests("one")
+    digests = model.known_adapter("one").digests
     assert all(adapter.manifest[name] == digest for name, digest in digests.items())
     monkeypatch.undo()
     with pytest.raises(AdapterCorrupt, match=r"adapter_model\.safetensors differs"):
