@@ -119,6 +119,8 @@ def build(
     ]
     app = Starlette(routes=routes, exception_handlers=handlers, middleware=middleware)
     app.state.failure = failure
+    if isinstance(chat, Proxy):
+        app.state.close = chat.close
     return app
 
 

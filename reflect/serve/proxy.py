@@ -81,6 +81,10 @@ class Proxy:
         reply = await self._send(http, await http.body())
         return await self._reply(reply, _relay(reply))
 
+    async def close(self) -> None:
+        """Close the connections to the upstream server."""
+        await self._client.aclose()
+
     async def models(self, http: HttpRequest) -> Response:
         """`GET /v1/models` of the upstream server."""
         return await self.anything(http)

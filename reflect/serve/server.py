@@ -142,6 +142,11 @@ def server(
             await super().startup(sockets)
             ready()
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().shutdown(sockets)
+            if close := getattr(getattr(app, "state", None), "close", None):
+                await close()
+
         async def on_tick(self, counter: int) -> bool:
             failure = getattr(getattr(app, "state", None), "failure", None)
             if failure is not None and failure():
