@@ -173,8 +173,8 @@ def postgres() -> Iterator[Server]:
     """A PostgreSQL server for the whole session. Skipped where there is none, unless
     REFLECT_TEST_POSTGRES=require."""
     try:
-        with server() as found:
-            yield found
+        with server() as running:
+            yield running
     except Missing as e:
         if os.environ.get("REFLECT_TEST_POSTGRES") == "require":
             pytest.fail(f"REFLECT_TEST_POSTGRES=require, but {e}")

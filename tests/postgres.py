@@ -131,9 +131,9 @@ def server() -> Iterator[Server]:
             "--no-sync",
         ]
         initdb = [programs / "initdb", f"--pgdata={folder / 'data'}", *words]
-        made = subprocess.run(initdb, cwd=folder, capture_output=True, text=True, **who)
-        if made.returncode:
-            raise RuntimeError(f"initdb failed: {made.stderr}")
+        item = subprocess.run(initdb, cwd=folder, capture_output=True, text=True, **who)
+        if item.returncode:
+            raise RuntimeError(f"initdb failed: {item.stderr}")
         doors = folder / "data" / "pg_hba.conf"
         doors.write_text(f"local all {LODGER} scram-sha-256\nlocal all all trust\n")
         settings = [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
@@ -148,10 +148,10 @@ def server() -> Iterator[Server]:
                 **who,
             )
         try:
-            found = Server(folder)
-            _wait_for(found, process)
-            found.sql(f"CREATE ROLE {LODGER} LOGIN PASSWORD 'secret'")
-            yield found
+            result = Server(folder)
+            _wait_for(result, process)
+            result.sql(f"CREATE ROLE {LODGER} LOGIN PASSWORD 'secret'")
+            yield result
         finally:
             _stop(process)
     finally:

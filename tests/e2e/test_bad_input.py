@@ -97,13 +97,13 @@ def test_a_word_that_names_nothing(refused: Refused, words: list[str], said: str
 
 
 def test_a_setting_that_is_none(refused: Refused, folder: Path) -> None:
-    for text, said in (
+    for text, output in (
         ("kk = 3", "reflect.toml: unknown setting 'kk'"),
         ('k = "many"', "k = 'many' is not int"),
         ("k = = 3", "reflect.toml is not TOML"),
     ):
         (folder / "reflect.toml").write_text(text)
-        assert said in refused("lessons", code=2)
+        assert output in refused("lessons", code=2)
 
 
 # -- files of tasks
@@ -146,8 +146,8 @@ def test_a_taskset_of_ones_own_that_does_not_run(refused: Refused, folder: Path)
 def test_a_prompt_template_that_does_not_render(refused: Refused, folder: Path) -> None:
     (folder / "prompts").mkdir()
     (folder / "prompts" / "system.jinja").write_text("{{ nothing }}")
-    said = refused("prompt", "letters", code=2)
-    assert "prompts/system.jinja does not render" in said and "nothing" in said
+    output = refused("prompt", "letters", code=2)
+    assert "prompts/system.jinja does not render" in output and "nothing" in output
 
 
 # -- databases
@@ -206,8 +206,8 @@ def test_an_adapter_with_a_flipped_byte_or_for_another_base(refused: Refused, fo
 
     save_tiny(folder / "other", seed=7)
     for words in (["run", "letters"], ["adapters", "promote", "one"]):
-        said = refused(*words, "-m", "other", code=1)
-        assert "made for another base" in said and "--model" in said
+        output = refused(*words, "-m", "other", code=1)
+        assert "made for another base" in output and "--model" in output
 
     weights = registry.folder_of(row, ws.settings) / "adapter_model.safetensors"
     data = bytearray(weights.read_bytes())
@@ -219,8 +219,10 @@ def test_an_adapter_with_a_flipped_byte_or_for_another_base(refused: Refused, fo
         ["sleep"],
         ["adapters", "promote", "one"],
     ):
-        said = refused(*words, "-m", "tiny", code=1)
-        assert "adapter_model.safetensors differs from its manifest" in said and "rollback" in said
+        output = refused(*words, "-m", "tiny", code=1)
+        assert (
+            "adapter_model.safetensors differs from its manifest" in output and "rollback" in output
+        )
     assert run_command(["adapters", "verify", "-m", "tiny"]) == 1
     assert run_command(["adapters", "rollback"]) == 0
     with ws.store.read() as s:  # nothing was lost on the way

@@ -184,7 +184,7 @@ def test_asking_loads_no_model(sqlite_store: Store, settings: Settings) -> None:
     done = subprocess.run(
         words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": root}
     )
-    said, end = done.stdout.splitlines()
-    assert said == "Not due: night 1 (promoted) had the same lessons." and end == "0 []", (
+    output, end = done.stdout.splitlines()
+    assert output == "Not due: night 1 (promoted) had the same lessons." and end == "0 []", (
         done.stderr
     )

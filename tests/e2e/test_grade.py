@@ -139,13 +139,13 @@ def test_a_grade_over_a_verifiers_keeps_the_verifiers(folder: Path) -> None:
 
         def tasks(self, split: Split, n: int | None = None, seed: int = 0) -> list[Task]:
             verbs = ["zubi", "nonu"]
-            asked = [
+            requests = [
                 f"Apply {verb} to the list 1 2 {number}. ({split})"
                 for number, verb in enumerate(verbs)
             ]
             return [
                 Task(text, [{"role": "user", "content": text}], "taskset", 1, split)
-                for text in asked
+                for text in requests
             ][:n]
 
         def verify(self, task: Task, text: str) -> Score:
@@ -177,11 +177,11 @@ def test_what_waits_for_a_grade_counts_in_no_trial(folder: Path) -> None:
     store, taskset = Store("lessons.db"), ByHand()
     verb = taskset.tasks("practice", 1)[0].text.split()[1]
     with store.write() as s:
-        found = lessons.add(
+        result = lessons.add(
             s, when=f"the task says {verb}", do="use sort", author="model", scope="dialect"
         )
     practice(RuleModel(), store, taskset, Settings(), n=6, k=8, seed=0, learn=False)
-    words = (found.id, 1, "rule-1", None, reward_version(taskset))
+    words = (result.id, 1, "rule-1", None, reward_version(taskset))
     with store.read() as s:
         assert trials.observations(s, *words) == [] and runs.rollouts(s, 1)
     grade_all(store, taskset, 1)
@@ -190,7 +190,7 @@ def test_what_waits_for_a_grade_counts_in_no_trial(folder: Path) -> None:
     assert {row.shown for row in seen} == {True, False}
     learn_from_grades(TasksetContext(RuleModel(), store, taskset, Settings()), 1)
     with store.read() as s:
-        ((lesson, tried),) = [(a, b) for a, b in trials.of_day(s, "default", found.id)]
+        ((lesson, tried),) = [(a, b) for a, b in trials.of_day(s, "default", result.id)]
     assert isinstance(lesson, Lesson) and tried and tried[0].n == len(seen)
 
 

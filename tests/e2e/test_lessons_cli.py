@@ -149,10 +149,10 @@ def test_diff_shows_words(cli: Cli, book: Any, monkeypatch: pytest.MonkeyPatch) 
         cli("diff", "1", "2", "1").splitlines()[1] == "do: spell the [-long -]word first[-, twice-]"
     )
     assert cli("diff", "1", "1", "--json")["new"] == 3
-    found = cli("diff", "1", "1", "3", "--json")["fields"]["do"]
-    assert "".join(text for sign, text in found if sign != "+") == "spell the word first"
+    result = cli("diff", "1", "1", "3", "--json")["fields"]["do"]
+    assert "".join(text for sign, text in result if sign != "+") == "spell the word first"
     assert (
-        "".join(text for sign, text in found if sign != "-") == "spell the long word first, twice"
+        "".join(text for sign, text in result if sign != "-") == "spell the long word first, twice"
     )
     assert "Nothing in it differs" in cli("diff", "1", "2", "2", error=True)
     assert "no version 9" in cli("diff", "1", "9", code=2) and "no lesson 5" in cli(
@@ -218,8 +218,8 @@ def test_stats_set_the_cost_against_the_measured_gain(cli: Cli, book: Any) -> No
             nights.add_trial(
                 s, Trial(lesson_id=lesson_id, version=version, kind=kind, effect=effect, **words)
             )
-    found = cli("stats", "--json")
-    first, second, third = found["lessons"]
+    result = cli("stats", "--json")
+    first, second, third = result["lessons"]
     assert (first["tokens"], first["shown"], first["withheld"], first["paid"]) == (
         12,
         3,
@@ -229,7 +229,7 @@ def test_stats_set_the_cost_against_the_measured_gain(cli: Cli, book: Any) -> No
     assert (first["effect"], first["n"], first["tokens_per_point"]) == (0.24, 40, 12 / 24)
     assert (second["effect"], second["tokens_per_point"]) == (-0.1, None)  # it gains nothing
     assert (third["effect"], third["verdict"], third["shown"], third["paid"]) == (None, None, 0, 0)
-    assert found["total"] == {
+    assert result["total"] == {
         "lessons": 3,
         "tokens": 20,
         "shown": 4,
@@ -552,8 +552,8 @@ def test_a_scope_that_no_taskset_has_is_a_warning_with_the_likely_name(folder, c
         ("house.jsonl", "dialect:3", "traffic", "gym:leg_counting"),
         ("dialekt", "x" * 5000),
     )
-    asked = [("house", True), *((x, False) for x in known), *((x, True) for x in unknown)]
-    for i, (scope, warned) in enumerate([*asked, ("house", False)]):
+    requests = [("house", True), *((x, False) for x in known), *((x, True) for x in unknown)]
+    for i, (scope, warned) in enumerate([*requests, ("house", False)]):
         assert run_command([*add, f"answer {i}", "--scope", scope]) == 0
         error = capsys.readouterr().err
         assert ("No taskset and no run is called" in error) == warned, scope

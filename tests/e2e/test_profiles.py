@@ -170,9 +170,9 @@ def test_promoting_in_one_profile_does_not_change_the_other(
     two: tuple[Workspace, Workspace],
 ) -> None:
     ann, ben = two
-    asked = [Request(ask(1, 2, 3), seeds=(0, 1, 2), max_tokens=12)]
+    requests = [Request(ask(1, 2, 3), seeds=(0, 1, 2), max_tokens=12)]
     before = (
-        ben.model.sample(asked),
+        ben.model.sample(requests),
         str(ben.prompt("my.jsonl")),
         [lessons.content(x) for x in ben.lessons],
     )
@@ -180,11 +180,13 @@ def test_promoting_in_one_profile_does_not_change_the_other(
     with pytest.raises(UsageError, match="belongs to the profile ann"):
         ben.promote("anns")
     ann.promote("anns")
-    assert [x.status for x in ann.lessons] == ["distilled"] and ann.model.sample(asked) != before[0]
+    assert [x.status for x in ann.lessons] == ["distilled"] and ann.model.sample(
+        requests
+    ) != before[0]
     fresh = reflect.open(ben.settings.db, model=ben.settings.model, max_tokens=8, profile="ben")
     for other in (ben, fresh):
         after = (
-            other.model.sample(asked),
+            other.model.sample(requests),
             str(other.prompt("my.jsonl")),
             [lessons.content(x) for x in other.lessons],
         )
@@ -195,27 +197,27 @@ def test_promoting_in_one_profile_does_not_change_the_other(
 
 def test_one_model_answers_for_both(two: tuple[Workspace, Workspace]) -> None:
     ann, _ben = two
-    asked = Request(ask(1, 2, 3), seeds=(0, 1, 2), max_tokens=12)
+    request = Request(ask(1, 2, 3), seeds=(0, 1, 2), max_tokens=12)
     alone = []
     for seed, ws in enumerate(two):
         publish(ws, f"{ws.settings.profile}s", [x.id or 0 for x in ws.lessons], seed)
         ws.promote(f"{ws.settings.profile}s")
-        alone += ws.model.sample([asked])
+        alone += ws.model.sample([request])
     assert alone[0] != alone[1]
     model: Any = reflect.open(ann.settings.db, model=ann.settings.model, profile="nobody").model
     names = []
     for profile in ("ann", "ben", "nobody"):
-        found = activation.load_active(
+        result = activation.load_active(
             model, ann.store, dataclasses.replace(ann.settings, profile=profile)
         )
-        names.append(found.name if found else None)
+        names.append(result.name if result else None)
     assert names == ["anns", "bens", None] and model.active is None
     model.use("anns")
     activation.load_active(model, ann.store, ann.settings)
     assert model.active == "anns", "what is on stays on, read anew or not"
     model.use(None)
-    requests = [dataclasses.replace(asked, adapter=name) for name in names]
-    assert model.sample(requests) == [*alone, *model.sample([asked])]
+    requests = [dataclasses.replace(request, adapter=name) for name in names]
+    assert model.sample(requests) == [*alone, *model.sample([request])]
 
 
 # -- the list

@@ -60,8 +60,8 @@ def wake(s: Session, name: str, ids: list[int], profile: str = "default") -> Non
 
 
 def active(s: Session, profile: str = "default") -> str | None:
-    found = nights.active_adapter(s, profile)
-    return found.name if found else None
+    result = nights.active_adapter(s, profile)
+    return result.name if result else None
 
 
 def statuses(s: Session, profile: str = "default") -> list[str]:
@@ -232,10 +232,10 @@ def test_what_a_night_made_of_a_lesson_revoked_meanwhile_is_not_promoted(tmp_pat
     adapter = Adapter(
         name="n", path="n", manifest={}, base_model="m", base_fingerprint="f", night_id=night.id
     )
-    found = {"model_fingerprint": "f", "lessons": {}}
+    result = {"model_fingerprint": "f", "lessons": {}}
     work = NightDir(settings, "k")
     running = RunningNight(None, store, settings, None, [], night=night, work=work)  # type: ignore[arg-type]
-    end(running, NightOutcome(NightStatus.PROMOTED, found, "", verdict, adapter))
+    end(running, NightOutcome(NightStatus.PROMOTED, result, "", verdict, adapter))
     with store.read() as s:
         assert (active(s), nights.get_night(s, 1).status) == (None, "rejected")
         assert (

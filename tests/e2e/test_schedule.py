@@ -137,8 +137,8 @@ def test_systemd_reads_it(home: Path) -> None:
     done = subprocess.run(
         [real, "verify", *(str(home / n) for n in units)], capture_output=True, text=True
     )
-    said = [line for line in done.stderr.splitlines() if one.name in line]
-    assert (done.returncode, said) == (0, []), done.stderr
+    output = [line for line in done.stderr.splitlines() if one.name in line]
+    assert (done.returncode, output) == (0, []), done.stderr
     when = subprocess.run(
         [real, "calendar", "*-*-* 03:00:00"], capture_output=True, text=True, check=True
     ).stdout

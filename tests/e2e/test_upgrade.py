@@ -75,8 +75,8 @@ def copy(unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cop
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((DATA / "expected.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((DATA / "expected.json").read_text())
+    return result
 
 
 def command(*words: str, exit_code: int = 0) -> Any:
@@ -118,8 +118,8 @@ def links_of(profile: str) -> list[list[Any]]:
 
 
 def shown(run_id: int) -> dict[str, Any]:
-    found: dict[str, Any] = command("runs", "show", str(run_id), "--rollouts")
-    return found
+    result: dict[str, Any] = command("runs", "show", str(run_id), "--rollouts")
+    return result
 
 
 def run_of(shown: dict[str, Any]) -> dict[str, Any]:
@@ -204,10 +204,10 @@ def facts() -> dict[str, Any]:
 
 def test_what_a_workspace_holds_is_read_as_it_was(copy: Copy, expected: dict[str, Any]) -> None:
     copy("day")
-    found = json.loads(json.dumps(facts()))
+    result = json.loads(json.dumps(facts()))
     for name, value in expected["facts"].items():
-        assert found[name] == value, name
-    default, team = (found["profiles"][name] for name in ("default", "team"))
+        assert result[name] == value, name
+    default, team = (result["profiles"][name] for name in ("default", "team"))
     assert default == [
         {"candidate": 2, "active": 1, "distilled": 3, "retired": 0, "quarantined": 2},
         FIRST,
@@ -216,9 +216,9 @@ def test_what_a_workspace_holds_is_read_as_it_was(copy: Copy, expected: dict[str
         {"candidate": 7, "active": 5, "distilled": 0, "retired": 3, "quarantined": 24},
         None,
     ]
-    kinds = sorted({kind for kind, _ in found["errors"]["3"].values() if kind})
+    kinds = sorted({kind for kind, _ in result["errors"]["3"].values() if kind})
     assert kinds == ["environment", "judge", "model", "verifier"]
-    assert [x[1] for x in found["errors"]["5"].values()].count("halted") == 3
+    assert [x[1] for x in result["errors"]["5"].values()].count("halted") == 3
 
 
 def test_the_doctor_finds_nothing_wrong_with_it(copy: Copy) -> None:
@@ -333,9 +333,9 @@ def test_its_unfinished_runs_go_on_as_they_would_have(copy: Copy, expected: dict
     assert command("runs", "resume")["run_id"] == 7
     assert reflect.open("lessons.db").resume(8).rollouts == 64
     for number in ("7", "8"):
-        found = run_of(shown(int(number)))
-        assert found["status"] == "done" and len(found["rollouts"]) == 64
-        assert json.loads(json.dumps(found)) == expected["resumed"][number]
+        result = run_of(shown(int(number)))
+        assert result["status"] == "done" and len(result["rollouts"]) == 64
+        assert json.loads(json.dumps(result)) == expected["resumed"][number]
     for profile in ("default", "team"):
         assert json.loads(json.dumps(lessons_of(profile))) == expected["resumed"][profile]
     assert [26, 2, "candidate", "clean"] in [row[:4] for row in lessons_of("team")]
@@ -438,8 +438,8 @@ def test_its_unfinished_night_goes_on_to_its_end(
     arms = report["stages"]["gate"]["arms"]  # under the old names too
     assert {x: {name: arms[x][name] for name in was["arms"][x]} for x in arms} == was["arms"]
     assert before in (b"", weights.read_bytes())
-    found = command("adapters", "list")
-    assert {x["name"]: x["status"] for x in found} == {FIRST: "promoted", SECOND: was["status"]}
+    result = command("adapters", "list")
+    assert {x["name"]: x["status"] for x in result} == {FIRST: "promoted", SECOND: was["status"]}
     assert not list((folder / ".reflect").glob("nights/*"))
     again = command(*SLEEP)
     assert (again["again"], again["night_id"]) == (True, 2)
@@ -450,9 +450,9 @@ MARK = 4242  # what the file of a finished stage says after `mark`: a stage that
 
 def mark(folder: Path) -> None:
     (path,) = folder.glob(".reflect/nights/*/harvest.json")
-    made = json.loads(path.read_text())
-    made["figures"]["kept"] = MARK
-    path.write_text(json.dumps(made))
+    item = json.loads(path.read_text())
+    item["figures"]["kept"] = MARK
+    path.write_text(json.dumps(item))
 
 
 class Answering(http.server.BaseHTTPRequestHandler):

@@ -73,8 +73,8 @@ def test_a_day_a_night_and_the_way_back(
     assert arms["base"].reward <= 0.1 and arms["lessons"].reward >= 0.9
 
     def say() -> list[str]:
-        asked = [Request(messages(i), (0,), 6, 0.0) for i in (3, 1003)]
-        return [done[0].text for done in ws.model.sample(asked)]
+        requests = [Request(messages(i), (0,), 6, 0.0) for i in (3, 1003)]
+        return [done[0].text for done in ws.model.sample(requests)]
 
     before = say()
     night = ws.sleep("luck.jsonl", **NIGHT)
@@ -166,8 +166,8 @@ def test_pieces_and_recomputed_layers_have_the_same_gradients(
     monkeypatch.setattr(losses, "LOGITS", 5 * len(model.tokenizer))  # pieces of five tokens
     pieces = gradients(model, "a")
     model.memory_limits.checkpoints = True
-    for found in (pieces, gradients(model, "a")):
-        for mine, its in zip(found, want, strict=True):
+    for result in (pieces, gradients(model, "a")):
+        for mine, its in zip(result, want, strict=True):
             torch.testing.assert_close(mine, its, rtol=1e-3, atol=1e-5)
     assert "forward" not in model.network.base_model.__dict__
 

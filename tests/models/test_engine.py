@@ -21,7 +21,7 @@ from reflect.serve.engine import GATHER, Busy, Engine, EngineJob
 
 
 def test_rows_that_join_and_leave_say_what_they_say_alone(tiny: LocalModel) -> None:
-    asked = [
+    requests = [
         Request(
             [{"role": "user", "content": " ".join(["w7"] * (1 + i % 5) + [f"w{i}"])}],
             (i,),
@@ -30,22 +30,24 @@ def test_rows_that_join_and_leave_say_what_they_say_alone(tiny: LocalModel) -> N
         )
         for i in range(24)
     ]
-    want = [tiny.sample([request])[0][0] for request in asked]
+    want = [tiny.sample([request])[0][0] for request in requests]
     batch = tiny.continuous_batch()
     assert batch is not None
-    rows = [tiny.rows(request)[0] for request in asked]
+    rows = [tiny.rows(request)[0] for request in requests]
     waiting, done = list(rows), 0
     while waiting or batch.rows:
         some, waiting = waiting[: 1 + done % 3], waiting[1 + done % 3 :]
         batch.join(some)
         done += len(batch.step())
     assert done == len(rows)
-    assert [tiny.completion(row, request) for row, request in zip(rows, asked, strict=True)] == want
+    assert [
+        tiny.completion(row, request) for row, request in zip(rows, requests, strict=True)
+    ] == want
 
 
 def test_what_a_running_row_has_read_is_not_read_again(tiny: LocalModel) -> None:
     lessons = " ".join(f"w{i}" for i in range(2, 40))
-    asked = [
+    requests = [
         Request(
             [{"role": "system", "content": lessons}, {"role": "user", "content": f"w{i} " * i}],
             (i,),
@@ -53,9 +55,9 @@ def test_what_a_running_row_has_read_is_not_read_again(tiny: LocalModel) -> None
         )
         for i in (1, 1, 5, 2)
     ]
-    want = [tiny.sample([request])[0][0] for request in asked]
+    want = [tiny.sample([request])[0][0] for request in requests]
     batch = tiny.continuous_batch()
-    rows = [tiny.rows(request)[0] for request in asked]
+    rows = [tiny.rows(request)[0] for request in requests]
     read: list[int] = []
     inner = tiny.network.forward
     tiny.network.forward = lambda **words: (
@@ -68,7 +70,9 @@ def test_what_a_running_row_has_read_is_not_read_again(tiny: LocalModel) -> None
     while batch.rows:
         batch.step()
     tiny.network.forward = inner
-    assert [tiny.completion(row, request) for row, request in zip(rows, asked, strict=True)] == want
+    assert [
+        tiny.completion(row, request) for row, request in zip(rows, requests, strict=True)
+    ] == want
     assert read[0] == len(rows[0].prompt) and max(read[1:]) < 12
 
 
@@ -95,10 +99,10 @@ def test_adapters_take_turns_and_a_broken_one_fails_alone(tiny: LocalModel) -> N
         for parameter in tiny.adapter_parameters(name):
             parameter.data.normal_(std=0.3) if value == value else parameter.data.fill_(value)
     talk = [{"role": "user", "content": "w1 w2"}]
-    asked = [Request(talk, (i,), 30, adapter=name) for i in range(4) for name in (None, "a")]
-    want = tiny.sample(asked)
+    requests = [Request(talk, (i,), 30, adapter=name) for i in range(4) for name in (None, "a")]
+    want = tiny.sample(requests)
     engine = Engine(tiny, queue=100)
-    jobs = [engine.submit(request) for request in asked]
+    jobs = [engine.submit(request) for request in requests]
     broken = engine.submit(Request(talk, (1,), 30, adapter="bad"))
     gone = engine.submit(Request(talk, (1,), 30, adapter="never loaded"))
     assert [job.done.result(60) for job in jobs] == want
@@ -106,7 +110,7 @@ def test_adapters_take_turns_and_a_broken_one_fails_alone(tiny: LocalModel) -> N
         broken.done.result(60)
     with pytest.raises(Exception, match="No adapter 'never loaded'"):
         gone.done.result(60)
-    assert engine.submit(asked[0]).done.result(60) == want[0], "the engine goes on"
+    assert engine.submit(requests[0]).done.result(60) == want[0], "the engine goes on"
     engine.close()
 
 
@@ -130,9 +134,9 @@ def test_a_model_that_no_row_can_join_answers_batch_after_batch(tmp_path: Path) 
     model = load_model(str(folder))
     assert model.continuous_batch() is None
     engine = Engine(model, queue=100)
-    asked = [Request([{"role": "user", "content": f"w{i}"}], (i, i + 1), 9) for i in range(5)]
-    jobs = [engine.submit(request) for request in asked]
-    assert [job.done.result(60) for job in jobs] == model.sample(asked)
+    requests = [Request([{"role": "user", "content": f"w{i}"}], (i, i + 1), 9) for i in range(5)]
+    jobs = [engine.submit(request) for request in requests]
+    assert [job.done.result(60) for job in jobs] == model.sample(requests)
     engine.close()
 
 
@@ -163,28 +167,28 @@ def test_newcomers_are_read_together_and_none_is_forgotten(
         ContinuousBatch, "join", lambda batch, rows: (read.append(len(rows)), inner(batch, rows))[1]
     )
     engine = Engine(tiny, queue=100)
-    asked = [Request([{"role": "user", "content": f"w{i}"}], (i,), 6) for i in range(2 * GATHER)]
+    requests = [Request([{"role": "user", "content": f"w{i}"}], (i,), 6) for i in range(2 * GATHER)]
     jobs: list[EngineJob] = []
 
     def tell(index: int, text: str) -> None:  # one comes at each step of the first
-        if len(jobs) < len(asked):
-            jobs.append(engine.submit(asked[len(jobs)]))
+        if len(jobs) < len(requests):
+            jobs.append(engine.submit(requests[len(jobs)]))
 
     engine.submit(Request([{"role": "user", "content": "w9"}], (1,), 30), tell).done.result(60)
     done = [job.done.result(60) for job in jobs]
     engine.close()
     assert [n for n in read if n] == [1, GATHER, GATHER]
-    assert done == tiny.sample(asked)
+    assert done == tiny.sample(requests)
 
 
 def test_answers_that_outgrow_the_memory_begin_again_later(
     tiny: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny.__dict__["ends"] = frozenset()
-    asked = [
+    requests = [
         Request([{"role": "user", "content": "w1 " * (i + 1)}], (i, i + 9), 70) for i in range(4)
     ]
-    want = tiny.sample(asked)
+    want = tiny.sample(requests)
     most, held = 200, []
     monkeypatch.setattr(tiny, "cache_tokens", lambda: most)
     monkeypatch.setattr("reflect.serve.engine.ALLOW", 2)
@@ -195,7 +199,7 @@ def test_answers_that_outgrow_the_memory_begin_again_later(
         lambda one: (held.append((len(one.rows), one.tokens())), step(one))[1],
     )
     engine = Engine(tiny, queue=100)
-    jobs = [engine.submit(request) for request in asked]
+    jobs = [engine.submit(request) for request in requests]
     assert [job.done.result(60) for job in jobs] == want
     engine.close()
     assert max(tokens for rows, tokens in held if rows > 1) <= most, (
@@ -207,8 +211,8 @@ def test_answers_that_outgrow_the_memory_begin_again_later(
 
 def test_too_little_memory_halves_the_running_batch(tiny: LocalModel) -> None:
     tiny.__dict__["ends"] = frozenset()
-    asked = [Request([{"role": "user", "content": f"w{i}"}], (i,), 40) for i in range(8)]
-    want = tiny.sample(asked)
+    requests = [Request([{"role": "user", "content": f"w{i}"}], (i,), 40) for i in range(8)]
+    want = tiny.sample(requests)
     inner, fits = tiny.network.forward, 3
 
     def forward(**words: Any) -> Any:
@@ -219,13 +223,13 @@ def test_too_little_memory_halves_the_running_batch(tiny: LocalModel) -> None:
     tiny.network.forward = forward
     engine = Engine(tiny, queue=100)
     parts: list[str] = []
-    jobs = [engine.submit(request, lambda _, text: parts.append(text)) for request in asked]
+    jobs = [engine.submit(request, lambda _, text: parts.append(text)) for request in requests]
     assert [job.done.result(60) for job in jobs] == want
     fits = 0
     with pytest.raises(ModelError, match="too little memory for one answer"):
-        engine.submit(asked[0]).done.result(60)
+        engine.submit(requests[0]).done.result(60)
     tiny.network.forward = inner
-    assert engine.submit(asked[0]).done.result(60) == want[0], "the engine goes on"
+    assert engine.submit(requests[0]).done.result(60) == want[0], "the engine goes on"
     engine.close()
     assert parts
 

@@ -102,9 +102,9 @@ def test_batches_keep_to_the_budget() -> None:
         GenerationRow((1,) * length, 0, limit)
         for length, limit in [(5, 10), (50, 10), (7, 90), (6, 10), (300, 20)]
     ]
-    made = batches(rows, 200)
-    assert sorted(map(id, rows)) == sorted(id(row) for batch in made for row in batch)
-    for batch in made:
+    item = batches(rows, 200)
+    assert sorted(map(id, rows)) == sorted(id(row) for batch in item for row in batch)
+    for batch in item:
         cost = len(batch) * max(len(row.prompt) for row in batch) + sum(
             max(r.limit for r in batch) for _ in batch
         )

@@ -94,9 +94,9 @@ def gradient(model) -> list[torch.Tensor]:
         for i, kind in enumerate(kinds, 10)
     ]
     loop.shared_backward(model, "x", rows, parameters, 10_000)
-    found = [p.grad.clone() for p in parameters]
+    result = [p.grad.clone() for p in parameters]
     model.drop_adapter("x")
-    return found
+    return result
 
 
 def night(model, folder: Path) -> tuple[list[torch.Tensor], dict]:
@@ -136,8 +136,8 @@ def test_two_processes_take_the_steps_that_one_takes(
         p.numel() * p.element_size() for p in model.network.get_decoder().layers.parameters()
     )
     alone, (weights, figures) = gradient(model), night(model, tmp_path / "alone")
-    found, (shared_weights, shared_figures), words, held = torch.load(out)
-    for a, b in zip(alone + alone, found, strict=True):
+    result, (shared_weights, shared_figures), words, held = torch.load(out)
+    for a, b in zip(alone + alone, result, strict=True):
         assert (
             a.abs().max() > 0 and (a - b).abs().max() < 5e-6 * a.abs().max()
         )  # sums in another order, in float32

@@ -30,9 +30,9 @@ from reflect.store.postgres import WRITER
 @pytest.fixture
 def url(postgres: Server):
     """Of a new database with reflect's tables."""
-    made = postgres.fresh()
-    yield made
-    postgres.drop(made)
+    item = postgres.fresh()
+    yield item
+    postgres.drop(item)
 
 
 # -- opening
@@ -80,11 +80,11 @@ def test_a_password_is_asked_for_and_never_printed(
     says(
         "permission denied", "owner", lodger.replace("lodger@", "lodger:secret@")
     )  # let in, but these are not its own
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     assert (
-        "hunter2" not in said.out + said.err
-        and "lodger:***@" in said.out
-        and "password=***" in said.out
+        "hunter2" not in output.out + output.err
+        and "lodger:***@" in output.out
+        and "password=***" in output.out
     )
     postgres.sql("GRANT ALL ON ALL TABLES IN SCHEMA public TO lodger", name_of(url))
     assert "secret" not in Store(lodger.replace("lodger@", "lodger:secret@")).url
@@ -139,10 +139,10 @@ def test_the_database_of_another_program_and_a_newer_one_are_left_alone(postgres
 
 
 def test_a_user_who_may_not_make_tables_is_told(postgres: Server):
-    made = postgres.empty()
-    lodger = postgres.url(name_of(made), user="lodger").replace("lodger@", "lodger:secret@")
+    item = postgres.empty()
+    lodger = postgres.url(name_of(item), user="lodger").replace("lodger@", "lodger:secret@")
     says("permission denied", "owner", lodger)
-    postgres.drop(made)
+    postgres.drop(item)
 
 
 def test_a_database_that_is_not_utf8_is_refused(postgres: Server):
@@ -266,18 +266,18 @@ def test_the_doctor_names_what_is_wrong(postgres: Server, url: str, harm: str, f
 
 
 def test_a_migration_killed_at_any_statement_is_done_by_the_next_start(postgres: Server):
-    made, killed = postgres.empty(), 0
+    item, killed = postgres.empty(), 0
     for statement in range(1, 200, 13):
-        process = multiprocessing.get_context("fork").Process(target=die_at, args=(made, statement))
+        process = multiprocessing.get_context("fork").Process(target=die_at, args=(item, statement))
         process.start()
         process.join(60)
         killed += process.exitcode == -signal.SIGKILL
         assert process.exitcode in (0, -signal.SIGKILL)
         postgres.sql(
-            f"SELECT pg_advisory_xact_lock({WRITER})", name_of(made)
+            f"SELECT pg_advisory_xact_lock({WRITER})", name_of(item)
         )  # now the dead has let go of everything
         tables = postgres.sql(
-            "SELECT tablename FROM pg_tables WHERE schemaname = 'public'", name_of(made)
+            "SELECT tablename FROM pg_tables WHERE schemaname = 'public'", name_of(item)
         )
         names = {name for (name,) in tables}
         assert not names or {"alembic_version", "lesson", "alias"} <= names, (
@@ -286,5 +286,5 @@ def test_a_migration_killed_at_any_statement_is_done_by_the_next_start(postgres:
         if process.exitcode == 0:
             break
     assert killed > 4 and process.exitcode == 0
-    assert doctor.check(Store(made)) == []
-    postgres.drop(made)
+    assert doctor.check(Store(item)) == []
+    postgres.drop(item)

@@ -104,9 +104,9 @@ def test_pruning_keeps_what_a_lesson_rests_on(store: Store):
             lesson = lessons.add(s, when=key, do="b", author="human")
             shown = [Exposure(rollout_id=0, lesson_id=lesson.id, version=1)]
             runs.save_rollouts(s, [attempt(run, task, i) for i in range(2)], [shown, []])
-            made = runs.save_reflection(s, note(run, task))
+            item = runs.save_reflection(s, note(run, task))
             if key == "taught":
-                lessons.revise(s, lesson.id, author="model", do="c", reflection_id=made.id)
+                lessons.revise(s, lesson.id, author="model", do="c", reflection_id=item.id)
             runs.finish_run(s, run.id)
         a_run(s, "unfinished")
         assert runs.prune(s, keep=1) == ([2], [])

@@ -121,16 +121,16 @@ def test_a_day_withholds_bundles_and_their_rollouts_are_no_evidence_on_one_lesso
         assert {row.bundle_probability for row in rows.values()} == {0.8}
         for row in out:
             assert "Lessons from practice" not in json.dumps(row.messages)
-        found = s.exec(select(Exposure)).all()
-        assert {x.probability for x in found if not rows[x.rollout_id].bundle_shown} == {0.0}
-        assert {x.probability for x in found if rows[x.rollout_id].bundle_shown} <= {0.5, 0.9}
+        result = s.exec(select(Exposure)).all()
+        assert {x.probability for x in result if not rows[x.rollout_id].bundle_shown} == {0.0}
+        assert {x.probability for x in result if rows[x.rollout_id].bundle_shown} <= {0.5, 0.9}
         holds = TrialScope("rule-1", None, reward_version(dialect.TASKSET))
-        heard = [LessonTrials(holds).update(s, db.get(s, i)) for i in range(1, 7)]
+        received = [LessonTrials(holds).update(s, db.get(s, i)) for i in range(1, 7)]
         counted = [
             len(trials.observations(s, i, version, **holds.columns()))
-            for i, (version, _) in enumerate(heard, 1)
+            for i, (version, _) in enumerate(received, 1)
         ]
-        assert [contrast.n for _, contrast in heard] == counted
+        assert [contrast.n for _, contrast in received] == counted
         assert report.reward == 1.0, (
             "the rewards shown are those of rollouts that saw their lessons"
         )

@@ -82,10 +82,10 @@ def test_the_oldest_takes_the_text_and_the_others_retire_with_a_link_and_all_has
         "retired",
         f"merged into lesson {old.id}",
     )
-    (found,) = links(sqlite_session, new.id)
-    assert (found.lesson_id, found.other_id, found.kind) == (old.id, new.id, "merged")
+    (result,) = links(sqlite_session, new.id)
+    assert (result.lesson_id, result.other_id, result.kind) == (old.id, new.id, "merged")
     assert (
-        links(sqlite_session, old.id) == [found]
+        links(sqlite_session, old.id) == [result]
         and successor(sqlite_session, new.id) == old.id
         and successor(sqlite_session, old.id) is None
     )
@@ -233,8 +233,8 @@ def tidy(store, answer=None, **more):
         assert answer is not None, "the model is not needed"
         return scribe
 
-    found = merge(model, store, Settings(), **more)
-    return found, scribe
+    result = merge(model, store, Settings(), **more)
+    return result, scribe
 
 
 def test_exact_duplicates_are_merged_without_a_model_and_verbs_are_no_duplicates(sqlite_store):
@@ -246,11 +246,11 @@ def test_exact_duplicates_are_merged_without_a_model_and_verbs_are_no_duplicates
             add(s, SAYS, "use sort", scope="letters"),
         )
     for dry_run in (True, False):
-        found, _ = tidy(sqlite_store, dry_run=dry_run)
-        assert [(x["outcome"], x["lesson"], x["gone"]) for x in found.changes] == [
+        result, _ = tidy(sqlite_store, dry_run=dry_run)
+        assert [(x["outcome"], x["lesson"], x["gone"]) for x in result.changes] == [
             ("merged", 1, [one.id])
         ]
-        assert found.in_use["dialect"]["lessons"] == 3 + dry_run and not found.asked
+        assert result.in_use["dialect"]["lessons"] == 3 + dry_run and not result.asked
     with sqlite_store.read() as s:
         assert (db.get(s, one.id).status, db.get(s, two.id).status) == ("retired", "candidate")
     assert not tidy(sqlite_store)[0].changes
@@ -261,11 +261,11 @@ def test_near_duplicates_are_for_the_bare_model_and_its_answer_is_kept(sqlite_st
         a, b = add(s, *SPELL), add(s, *SPELT)
         add(s, SAYS, "use sort")
     answer = f"MERGE {a.id} {b.id} when: counting letters of a word do: spell it, with a counter\nRETIRE 3 why: no"
-    found, scribe = tidy(sqlite_store, answer, dry_run=True)
-    assert [x["outcome"] for x in found.changes] == ["merged", "refused"] and found.asked[
+    result, scribe = tidy(sqlite_store, answer, dry_run=True)
+    assert [x["outcome"] for x in result.changes] == ["merged", "refused"] and result.asked[
         0
     ].lessons == [a.id, b.id]
-    found, scribe = tidy(sqlite_store, answer, scope="dialect")
+    result, scribe = tidy(sqlite_store, answer, scope="dialect")
     assert scribe.asked_with == [None] and scribe.active == "an adapter"
     prompt = scribe.prompts[0]
     assert f"lesson {a.id} when: {SPELL[0]} do: {SPELL[1]}" in prompt and "zubi" not in prompt
@@ -313,10 +313,10 @@ def test_a_tidy_up_that_loses_too_much_is_refused_whole(sqlite_store):
                     s, when, "spell it out and keep a counter", author="human", status="active"
                 )
     assert row.id == 4
-    found, _ = tidy(
+    result, _ = tidy(
         sqlite_store, "RETIRE 1 why: no\nRETIRE 2 why: no\nRETIRE 3 why: no\nRETIRE 4 why: no"
     )
-    assert "4 of 4" in found.alarm and [x["outcome"] for x in found.changes][-1] == "alarm"
+    assert "4 of 4" in result.alarm and [x["outcome"] for x in result.changes][-1] == "alarm"
     with sqlite_store.read() as s:
         assert all((x.version, x.status) == (1, "active") for x in db.listing(s))
 
@@ -333,9 +333,9 @@ def test_a_lesson_that_changed_while_the_model_was_asked_is_left_alone(sqlite_st
                 )
             return super().solve(prompt, rng)
 
-    found = merge(
+    result = merge(
         lambda: Slow("MERGE 1 2 when: counting letters of a word do: spell it"),
         sqlite_store,
         Settings(),
     )
-    assert "has changed since" in found.changes[0]["reason"]
+    assert "has changed since" in result.changes[0]["reason"]

@@ -62,10 +62,10 @@ def looked_at(rng: random.Random, effect: float, n: int, p: float = 0.5) -> tupl
 )
 def test_verdicts_looked_at_after_every_rollout(effect, p, n, verdict, least, most):
     rng = random.Random(f"{effect} {p}")
-    found = [looked_at(rng, effect, n, p) for _ in range(100)]
-    assert least <= sum(first == verdict for first, _, _ in found) / 100 <= most
+    result = [looked_at(rng, effect, n, p) for _ in range(100)]
+    assert least <= sum(first == verdict for first, _, _ in result) / 100 <= most
     # At most 5 % of intervals ever miss: more than 17 of 100 by chance in 1 of 200,000.
-    assert sum(covered for _, _, covered in found) >= 83
+    assert sum(covered for _, _, covered in result) >= 83
 
 
 def test_different_chances_on_easy_and_hard_tasks_do_not_bias():
@@ -82,13 +82,13 @@ def test_different_chances_on_easy_and_hard_tasks_do_not_bias():
             contrast.update(group, shown, p, reward)
             sums[shown] = [sums[shown][0] + reward, sums[shown][1] + 1]
     assert sums[True][0] / sums[True][1] - sums[False][0] / sums[False][1] > 0.3
-    found = contrast.result()
+    result = contrast.result()
     assert (
-        found.effect == pytest.approx(-0.15, abs=0.06)
-        and found.verdict == "reject"
-        and found.high < 0
+        result.effect == pytest.approx(-0.15, abs=0.06)
+        and result.verdict == "reject"
+        and result.high < 0
     )
-    assert found.low <= -0.15 <= found.high
+    assert result.low <= -0.15 <= result.high
 
 
 def test_the_interval_is_of_the_mean_effect_where_effects_differ():
@@ -138,18 +138,18 @@ def test_verdicts_and_interval_agree_and_nothing_is_known_of_nothing():
         contrast = WithheldEstimator()
         for group, shown, reward in rollouts(random.Random(5), effect, 400):
             contrast.update(group, shown, 0.5, reward)
-        found = contrast.result()
-        assert -1 <= found.low <= found.effect <= found.high <= 1
-        assert (found.verdict == "accept") == (found.low > 0)
-        assert found.verdict != "reject" or found.high < 0.05
+        result = contrast.result()
+        assert -1 <= result.low <= result.effect <= result.high <= 1
+        assert (result.verdict == "accept") == (result.low > 0)
+        assert result.verdict != "reject" or result.high < 0.05
 
 
 def test_long_and_extreme_streams_stay_finite():
     contrast = WithheldEstimator()
     for i in range(20_000):
         contrast.update(i // 8, i % 2 == 0, 0.5, float(i % 2 == 0))
-    found = contrast.result()
-    assert found.verdict == "accept" and 0.9 < found.low <= found.effect <= found.high
+    result = contrast.result()
+    assert result.verdict == "accept" and 0.9 < result.low <= result.effect <= result.high
     same = WithheldEstimator()
     for i in range(5_000):
         same.update(i // 8, i % 2 == 0, 0.5, 1.0)
@@ -177,7 +177,7 @@ def test_the_stakes_are_a_mixture_that_no_increment_can_bankrupt():
 @pytest.mark.parametrize("effect", [0.1, 0.2])
 def test_a_planned_sample_is_large_enough(effect):
     """Planned for 90 %, and found to give more: fewer than 75 of 100 by chance in 1 of 100,000."""
-    rng, found = random.Random(6), 0
+    rng, result = random.Random(6), 0
     n = needed(effect, 0.6)
     assert resolvable(n, 0.6) == pytest.approx(effect, rel=0.02)
     assert needed(effect / 2, 0.6) > 3 * n and needed(effect, 0.3) < n
@@ -188,9 +188,9 @@ def test_a_planned_sample_is_large_enough(effect):
             u = rng.random()
             paired.update(float(u < wins), float(wins <= u < wins + losses))
             if paired.verdict() == "accept":
-                found += 1
+                result += 1
                 break
-    assert found >= 75
+    assert result >= 75
     with pytest.raises(ValueError, match="effect of 0"):
         needed(0.0, 0.6)
 
@@ -212,12 +212,12 @@ def test_identical_prompts_raise_no_alarm():
     rng = random.Random(8)
     rates = [rng.betavariate(0.5, 0.5) for _ in range(20)]
     rewards = [[float(rng.random() < rate) for _ in range(16)] for rate in rates]
-    found = noise_floor(rewards)
-    assert found.alarms <= ALPHA + 3 * (ALPHA * (1 - ALPHA) / 200) ** 0.5
-    assert 0 < found.floor < found.smallest < 0.5
-    assert found == noise_floor(rewards)
+    result = noise_floor(rewards)
+    assert result.alarms <= ALPHA + 3 * (ALPHA * (1 - ALPHA) / 200) ** 0.5
+    assert 0 < result.floor < result.smallest < 0.5
+    assert result == noise_floor(rewards)
     more = noise_floor(rewards * 4, repeats=20)
-    assert more.smallest < 0.7 * found.smallest
+    assert more.smallest < 0.7 * result.smallest
 
 
 def test_the_statistics_import_nothing_slow():

@@ -92,10 +92,10 @@ def test_a_rollout_holds_its_whole_conversation_and_its_tokens_add_up():
     model = WorldModel()
     row = one(CALC, model)
     task = CALC.tasks("practice", 1)[0]
-    said = CALC.gold(task)
-    assert [m["content"] for m in row.messages if m["role"] == "assistant"] == said
+    output = CALC.gold(task)
+    assert [m["content"] for m in row.messages if m["role"] == "assistant"] == output
     assert [m["role"] for m in row.messages] == ["system", *["user", "assistant"] * 3]
-    assert row.messages[3]["content"] == f"result: {int(said[1].split('(')[1].split(',')[0])}"
+    assert row.messages[3]["content"] == f"result: {int(output[1].split('(')[1].split(',')[0])}"
     assert (
         row.reward == 1.0
         and row.finish == "stop"
@@ -104,10 +104,10 @@ def test_a_rollout_holds_its_whole_conversation_and_its_tokens_add_up():
     )
     sizes = [sum(model.count_tokens(m["content"]) for m in row.messages[:n]) for n in (2, 4, 6)]
     assert row.prompt_tokens == sum(sizes)
-    assert row.completion_tokens == sum(len(text.split(" ")) for text in said)
+    assert row.completion_tokens == sum(len(text.split(" ")) for text in output)
     assert (
         next(t.text() for t in turns_of(row))
-        == f"turn 1: {said[0]}\n> {row.messages[3]['content']}"
+        == f"turn 1: {output[0]}\n> {row.messages[3]['content']}"
     )
 
 

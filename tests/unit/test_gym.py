@@ -30,24 +30,24 @@ pytest.importorskip("reasoning_gym")
     ],
 )
 def test_own_answers_score_one_and_the_sides_are_apart(name: str) -> None:
-    found = load_taskset(name)
-    assert found.name == name and check(found, 12) == []
+    result = load_taskset(name)
+    assert result.name == name and check(result, 12) == []
     assert (
-        found.tasks("practice", 3, 1)
-        == found.tasks("practice", 9, 1)[:3]
-        != found.tasks("practice", 3, 2)
+        result.tasks("practice", 3, 1)
+        == result.tasks("practice", 9, 1)[:3]
+        != result.tasks("practice", 3, 2)
     )
-    (task,) = found.tasks("holdout", 1)
-    assert found.verify(task, "answer: surely not this").reward < 1.0
-    assert found.verify(task, f"so it must be this.\n{found.gold(task)}").reward == 1.0
+    (task,) = result.tasks("holdout", 1)
+    assert result.verify(task, "answer: surely not this").reward < 1.0
+    assert result.verify(task, f"so it must be this.\n{result.gold(task)}").reward == 1.0
 
 
 def test_a_mixture_alternates_and_settings_reach_their_generator() -> None:
-    found = load_taskset("gym:chain_sum:min_terms=5,max_terms=5,size=6+leg_counting:size=40")
-    tasks = found.tasks("practice")
+    result = load_taskset("gym:chain_sum:min_terms=5,max_terms=5,size=6+leg_counting:size=40")
+    tasks = result.tasks("practice")
     assert [task.id.split("-")[0] for task in tasks[:4]] == ["chain_sum", "leg_counting"] * 2
     assert (
-        found.tasks("practice", 20) == tasks[:20] and len(tasks) > 20
+        result.tasks("practice", 20) == tasks[:20] and len(tasks) > 20
     )  # where one has few, the other makes up for it
     terms = tasks[0].messages[0]["content"].split(":")[1].split("=")[0]
     assert terms.count("+") + terms.count(" - ") == 4
@@ -82,19 +82,19 @@ def test_the_same_tasks_in_every_process() -> None:
     questions."""
     words = ("isomorphic_strings", {"size": 9, "seed": 1})
     other = Worker()
-    made = [
+    item = [
         [worker.entry(*words, i) for i in (0, 1, 2)] for worker in (reasoning_gym.worker, other)
     ]
     other.end()
-    assert made[0] == made[1]
+    assert item[0] == item[1]
 
 
 def test_a_task_that_the_generator_would_not_make_is_not_scored() -> None:
-    found = load_taskset("gym:leg_counting")
-    (task,) = found.tasks("practice", 1)
+    result = load_taskset("gym:leg_counting")
+    (task,) = result.tasks("practice", 1)
     other = Task(task.id, [{"role": "user", "content": "How many?"}], "taskset", "1", "practice")
     with pytest.raises(ReflectError, match="another question"):
-        found.verify(other, "answer: 1")
+        result.verify(other, "answer: 1")
 
 
 def test_the_check_names_what_fails_and_why_and_gives_up_in_time() -> None:

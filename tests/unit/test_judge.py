@@ -68,9 +68,9 @@ def asks(folder: Path) -> str:
 
 def test_a_run_is_graded_in_one_call_for_a_wave_bare_and_greedy(asks: str, tmp_path: Path) -> None:
     model, store = JudgeModel(), Store(tmp_path / "lessons.db")
-    found = load_taskset(asks)
-    assert check(found) == []
-    report = practice(model, store, found, Settings(), n=12, k=3, seed=0)
+    result = load_taskset(asks)
+    assert check(result) == []
+    report = practice(model, store, result, Settings(), n=12, k=3, seed=0)
     assert len(model.judged) == 2, "two waves of tasks, one call each"
     assert all(
         r.adapter is None and r.temperature == 0 and r.seeds == (0,)
@@ -89,26 +89,28 @@ def test_a_run_is_graded_in_one_call_for_a_wave_bare_and_greedy(asks: str, tmp_p
 
 def test_another_model_may_judge_and_that_is_another_measure(asks: str) -> None:
     policy, other = JudgeModel(), JudgeModel()
-    found = load_taskset(asks)
-    alone = reward_version(found)
-    found.judge = Judge(other, "other")
-    assert reward_version(found) != alone
-    report = practice(policy, Store("lessons.db"), found, Settings(judge="other"), n=2, k=2, seed=0)
+    result = load_taskset(asks)
+    alone = reward_version(result)
+    result.judge = Judge(other, "other")
+    assert reward_version(result) != alone
+    report = practice(
+        policy, Store("lessons.db"), result, Settings(judge="other"), n=2, k=2, seed=0
+    )
     assert report.errors == 0 and not policy.judged and len(other.judged) == 1
     with Store("lessons.db").read() as s:
         assert runs.get_run(s, 1).config["judge"] == "other"
 
 
 def test_a_night_asks_the_judge_too(asks: str) -> None:
-    found = load_taskset(asks)
-    (one,) = found.tasks("practice", 1)
+    result = load_taskset(asks)
+    (one,) = result.tasks("practice", 1)
     with pytest.raises(UsageError, match="No program can score"):
-        found.verify(one, "please")
-    assert scored(found, one, "please").reward == 0.0
-    bind(found, Settings(), JudgeModel())
+        result.verify(one, "please")
+    assert scored(result, one, "please").reward == 0.0
+    bind(result, Settings(), JudgeModel())
     assert (
-        scored(found, one, "please").reward == 0.5
-        and scored(found, one, "please, because").reward == 1.0
+        scored(result, one, "please").reward == 0.5
+        and scored(result, one, "please, because").reward == 1.0
     )
 
 
@@ -176,8 +178,8 @@ def test_readable_grades() -> None:
         judge = Judge(
             JudgeModel(reply=lambda nonce, text, said=said: f"Well.\n**reward {nonce}: {said}")
         )
-        (found,) = judge([(task(), "please")])
-        assert not isinstance(found, Exception) and found.reward == reward, said
+        (result,) = judge([(task(), "please")])
+        assert not isinstance(result, Exception) and result.reward == reward, said
 
 
 def test_a_reply_that_was_cut_off_is_no_grade() -> None:
@@ -186,26 +188,26 @@ def test_a_reply_that_was_cut_off_is_no_grade() -> None:
             done = super().complete(request, seed)
             return Completion(done.text, 1, 1, "length", seed)
 
-    (found,) = Judge(Cut())([(task(), "please")])
-    assert isinstance(found, Exception) and "cut off" in str(found)
+    (result,) = Judge(Cut())([(task(), "please")])
+    assert isinstance(result, Exception) and "cut off" in str(result)
 
 
 def test_what_a_judge_could_not_grade_counts_in_no_trial(asks: str, tmp_path: Path) -> None:
     from reflect.store import lessons
     from reflect.trials.lesson_trial import LessonTrials, TrialScope
 
-    store, found = Store(tmp_path / "lessons.db"), load_taskset(asks)
+    store, result = Store(tmp_path / "lessons.db"), load_taskset(asks)
     with store.write() as s:
         lesson = lessons.add(
-            s, when="asking", do="say please", author="model", status="candidate", scope=found.name
+            s, when="asking", do="say please", author="model", status="candidate", scope=result.name
         )
     deaf = JudgeModel(reply=lambda nonce, text: "what?")
-    practice(deaf, store, found, Settings(), n=8, k=4, seed=0)
+    practice(deaf, store, result, Settings(), n=8, k=4, seed=0)
     with store.read() as s:
         row = lessons.get(s, lesson.id)
-        assert trials.observations(s, lesson.id, 1, "rules", None, reward_version(found)) == []
+        assert trials.observations(s, lesson.id, 1, "rules", None, reward_version(result)) == []
         assert (
-            LessonTrials(TrialScope("rules", None, reward_version(found))).update(s, row)[1].n == 0
+            LessonTrials(TrialScope("rules", None, reward_version(result))).update(s, row)[1].n == 0
         )
 
 
@@ -216,8 +218,8 @@ def test_what_a_judge_could_not_grade_counts_in_no_trial(asks: str, tmp_path: Pa
 @pytest.mark.parametrize("attack", ATTACKS, ids=range(len(ATTACKS)))
 def test_an_answer_that_asks_for_its_grade_does_not_get_it(attack: str) -> None:
     model = JudgeModel()
-    (found,) = Judge(model)([(task(), attack)])
-    assert not isinstance(found, Exception) and found.reward == 0.0
+    (result,) = Judge(model)([(task(), attack)])
+    assert not isinstance(result, Exception) and result.reward == 0.0
     prompt = model.judged[0][0].messages[0]["content"]
     nonce = re.findall(r"\[(\w{8})\]", prompt.splitlines()[0])[0]
     assert nonce not in attack and prompt.count(f"[end {nonce}]") == 1 and "<|" not in prompt
@@ -285,23 +287,23 @@ def sample(folder: Path) -> Path:
 
 def test_agreement_with_a_labelled_sample(sample: Path) -> None:
     labels = labelled(sample)
-    found = agree(Judge(JudgeModel()), labels)
-    assert (found.n, found.unreadable, found.agreement) == (40, 0, 0.9)
-    low, high = found.agreement_ci95 or (0, 0)
+    result = agree(Judge(JudgeModel()), labels)
+    assert (result.n, result.unreadable, result.agreement) == (40, 0, 0.9)
+    low, high = result.agreement_ci95 or (0, 0)
     assert 0.75 < low < 0.9 < high <= 1.0
     person = [label.reward for label in labels]
     mine = [float(rubric_reward(label.text) >= 0.5) for label in labels]
     chance = sum(person) / 40 * sum(mine) / 40 + (1 - sum(person) / 40) * (1 - sum(mine) / 40)
-    assert found.kappa == pytest.approx((0.9 - chance) / (1 - chance))
-    assert found.pairs and found.steady == 1.0 and 0.5 < (found.right or 0) < 1.0
+    assert result.kappa == pytest.approx((0.9 - chance) / (1 - chance))
+    assert result.pairs and result.steady == 1.0 and 0.5 < (result.right or 0) < 1.0
 
 
 def test_a_judge_that_goes_by_the_order_is_found_out(sample: Path) -> None:
     first = JudgeModel(
         reply=lambda nonce, text: f"better {nonce}: 1" if text.startswith("better") else text
     )
-    found = agree(Judge(first), labelled(sample))
-    assert found.agreement == 0.9 and (found.steady, found.right) == (0.0, 0.0)
+    result = agree(Judge(first), labelled(sample))
+    assert result.agreement == 0.9 and (result.steady, result.right) == (0.0, 0.0)
     silent = agree(Judge(JudgeModel(reply=lambda nonce, text: "hm")), labelled(sample))
     assert (silent.n, silent.unreadable, silent.agreement, silent.kappa) == (0, 40, None, None)
     assert silent.steady == 0.0 and len(silent.problems) == 40 + silent.pairs
@@ -343,7 +345,7 @@ def test_the_command_says_what_it_cannot_read(
     guessed."""
     sample.write_text(sample.read_text().splitlines()[0])
     assert run_command(["judge", str(sample), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["n"], found["unreadable"], found["agreement"]) == (0, 1, None) and found[
+    result = json.loads(capsys.readouterr().out)
+    assert (result["n"], result["unreadable"], result["agreement"]) == (0, 1, None) and result[
         "problems"
     ]

@@ -43,9 +43,9 @@ def test_episodes_are_learned_where_the_assistant_speaks_and_hold_nothing_of_the
             for m, learn in zip(episode.messages, episode.learn, strict=True)
             if learn
         )
-        said = text(episode)
-        assert not set(re.findall(r"What is (.*)\?", said)) & questions
-        customers = set(re.findall(r"Day \d+, a (\w+)", said))
+        output = text(episode)
+        assert not set(re.findall(r"What is (.*)\?", output)) & questions
+        customers = set(re.findall(r"Day \d+, a (\w+)", output))
         assert customers.isdisjoint(kept)
     assert sample(kind, 5) == sample(kind, 5)
 
@@ -66,13 +66,13 @@ def test_episodes_fit_the_context_of_the_pocket_model(kind) -> None:
 def test_calc_follows_its_lesson_and_reads_what_the_calculator_says() -> None:
     called = 0
     for episode in sample(games.calc):
-        said = [m["content"] for m in episode.messages if m["role"] == "assistant"]
-        (asked,) = re.findall(r"What is (\d+) \* (\d+) ([+-]) (\d+)\?", text(episode))
-        right = int(asked[0]) * int(asked[1]) + int(f"{asked[2]}{asked[3]}")
+        output = [m["content"] for m in episode.messages if m["role"] == "assistant"]
+        (requests,) = re.findall(r"What is (\d+) \* (\d+) ([+-]) (\d+)\?", text(episode))
+        right = int(requests[0]) * int(requests[1]) + int(f"{requests[2]}{requests[3]}")
         system = episode.messages[0]["content"] if episode.messages[0]["role"] == "system" else ""
-        calls = len(said) == 3
+        calls = len(output) == 3
         called += calls
-        assert (said[-1] == f"answer: {right}") == calls or not calls
+        assert (output[-1] == f"answer: {right}") == calls or not calls
         if calls:
             assert re.findall(r"result: (\d+)", text(episode))[-1] == str(right)
         for way, words in games.WAYS.items():

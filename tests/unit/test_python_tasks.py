@@ -53,10 +53,10 @@ def test_the_taskset_of_the_docs_works_as_printed(
         assert run_command(words) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     assert "my_tasks.py: ok" in out and "2 tasks x 2 = 4 rollouts" in out
-    found = load_taskset("my_tasks.py")
-    task = found.tasks("practice")[0]
-    assert found.verify(task, f"I say. answer: {task.answer}.") == Score(1.0)
-    assert found.verify(task, "answer: both of them") == Score(0.0, "3 words instead of one")
+    result = load_taskset("my_tasks.py")
+    task = result.tasks("practice")[0]
+    assert result.verify(task, f"I say. answer: {task.answer}.") == Score(1.0)
+    assert result.verify(task, "answer: both of them") == Score(0.0, "3 words instead of one")
 
 
 # -- a function
@@ -79,20 +79,20 @@ def test_a_function_yields_tasks_in_three_ways() -> None:
 
 
 def test_a_verifier_may_return_a_reward_with_or_without_words() -> None:
-    given = {
+    values = {
         "yes": True,
         "half": 0.5,
         "told": (0.25, "short"),
         "score": Score(1.0, "fine", {"form": 1.0}),
     }
 
-    @taskset(verify=lambda text, answer: given[extract_answer(text)])
+    @taskset(verify=lambda text, answer: values[extract_answer(text)])
     def graded(split):
         yield split, ["any", {"answer": 1}]
 
     (task,) = graded.tasks("practice")
-    scores = [graded.verify(task, f"answer: {word}") for word in given]
-    assert scores == [Score(1.0), Score(0.5), Score(0.25, "short"), given["score"]]
+    scores = [graded.verify(task, f"answer: {word}") for word in values]
+    assert scores == [Score(1.0), Score(0.5), Score(0.25, "short"), values["score"]]
 
 
 @pytest.mark.parametrize(
@@ -156,9 +156,9 @@ def test_a_file_a_module_and_a_name_in_tasks(folder: Path) -> None:
     (folder / "tasks" / "adding.py").write_text("import beside\n" + MODULE)
     (folder / "tasks" / "beside.py").write_text("")
     for name in ("mine.py:sums", "./mine.py:other", "kit.puzzles:sums", "adding"):
-        found = load_taskset(name)
-        assert check(found) == [] and len(found.tasks("practice")) == 4
-        assert found.name == name.removeprefix("./") and load_taskset(found.name).tasks("holdout")
+        result = load_taskset(name)
+        assert check(result) == [] and len(result.tasks("practice")) == 4
+        assert result.name == name.removeprefix("./") and load_taskset(result.name).tasks("holdout")
     assert {t.name: t.about for t in available()}["adding"] == "Adding."
     with pytest.raises(UsageError, match=r"mine.py holds sums, other") as e:
         load_taskset("mine.py")
@@ -178,13 +178,13 @@ def test_an_installed_package_declares_its_tasksets(
         "broken = packaged_sums:nothing\nnumber = packaged_sums:__doc__\n"
     )
     sys.path.insert(0, str(folder))
-    found = load_taskset("psums")
-    assert found.name == "psums" and check(found) == []
-    for name, said in (
+    result = load_taskset("psums")
+    assert result.name == "psums" and check(result) == []
+    for name, output in (
         ("broken", "packaged-sums does not run: AttributeError"),
         ("number", "is no taskset"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=output):
             load_taskset(name)
     assert run_command(["tasks", "--json"]) == 0
     rows = {row["name"]: row["about"] for row in json.loads(capsys.readouterr().out)}
@@ -227,14 +227,14 @@ def test_a_module_that_does_not_run_says_file_line_and_what(
 
 def test_names_that_lead_nowhere(folder: Path) -> None:
     (folder / "mine.py").write_text(MODULE)
-    for name, said in (
+    for name, output in (
         ("missing.py", "There is no file missing.py"),
         ("mine.py:sms", "There is no taskset 'sms' in mine.py"),
         ("mine:sms", "There is no taskset 'sms' in mine"),
         ("no.such.module:sums", "There is no taskset 'no.such.module:sums'"),
         ("letter:x", "Did you mean letters"),
     ):
-        with pytest.raises(UnknownName, match=said):
+        with pytest.raises(UnknownName, match=output):
             load_taskset(name)
 
 
@@ -278,9 +278,9 @@ def test_a_verifier_that_raises_or_returns_nonsense_is_the_error_of_that_attempt
         for number, verb in enumerate(verbs):
             yield f"Apply {verb} to the list {number + 1} 2 9. ({split})", number
 
-    said = check(odd)
-    assert any("broke: ZeroDivisionError" in problem for problem in said)
-    assert any("broke: TypeError: moody returned 'good'" in problem for problem in said)
+    output = check(odd)
+    assert any("broke: ZeroDivisionError" in problem for problem in output)
+    assert any("broke: TypeError: moody returned 'good'" in problem for problem in output)
     store = Store(tmp_path / "lessons.db")
     report = practice(RuleModel(), store, odd, Settings(), n=5, k=2, seed=0)
     assert (report.rollouts, report.errors) == (10, 8)

@@ -45,8 +45,10 @@ def test_without_bubblewrap_a_run_is_refused_and_nothing_was_run(folder, monkeyp
     )
     monkeypatch.setenv("PATH", str(folder))
     assert run_command(["run", "t.jsonl", "-n", "1", "-k", "2", "--db", "lessons.db"]) == 1
-    said = capsys.readouterr().err
-    assert "no bwrap on the PATH: nothing was run" in said and "apt-get install bubblewrap" in said
+    output = capsys.readouterr().err
+    assert (
+        "no bwrap on the PATH: nothing was run" in output and "apt-get install bubblewrap" in output
+    )
     with sqlite3.connect(folder / "lessons.db") as s:
         assert s.execute("select count(*) from rollout").fetchone() == (0,)
     assert (
@@ -250,17 +252,17 @@ def test_a_forgery_is_worth_nothing(bwrap, name):
     ("program", "entry", "cases"), HONEST[::8], ids=[row[1] for row in HONEST[::8]]
 )
 def test_honest_work_is_paid(bwrap, program, entry, cases):
-    rows = [{"args": given, "returns": back} for given, back in cases]
+    rows = [{"args": values, "returns": back} for values, back in cases]
     assert code(program, answer_of({"entry": entry, "cases": rows})).reward == 1.0
 
 
 def test_what_is_expected_never_goes_in(bwrap, monkeypatch):
-    given = []
+    values = []
     real = bubblewrap.run
     monkeypatch.setattr(
         bubblewrap,
         "run",
-        lambda argv, stdin, limits: given.append((argv, stdin)) or real(argv, stdin, limits),
+        lambda argv, stdin, limits: values.append((argv, stdin)) or real(argv, stdin, limits),
     )
     cases = [{"args": ["in"], "returns": "gold-4242"}]
     assert (
@@ -268,9 +270,9 @@ def test_what_is_expected_never_goes_in(bwrap, monkeypatch):
         == 0.0
     )
     assert (
-        len(given) == 2
-        and "gold-4242" not in str(given)
-        and all(b'"in"' in stdin for _, stdin in given)
+        len(values) == 2
+        and "gold-4242" not in str(values)
+        and all(b'"in"' in stdin for _, stdin in values)
     )
 
 

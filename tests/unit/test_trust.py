@@ -172,12 +172,12 @@ def test_evidence_begins_anew_with_another_verifier_and_the_lesson_stays(sqlite_
     for source, n in ((dialect.TASKSET, 24), (Stricter(), 12)):
         practice(RuleModel(), sqlite_store, source, half, n=n, k=8, seed=1)
     with sqlite_store.read() as s:
-        found = {
+        result = {
             trial.measure: trial
             for trial in s.exec(select(Trial).where(Trial.lesson_id == lesson.id))
         }
-        assert set(found) == {reward_version(dialect.TASKSET), reward_version(Stricter())}
-        assert found[reward_version(dialect.TASKSET)].n > found[reward_version(Stricter())].n > 0
+        assert set(result) == {reward_version(dialect.TASKSET), reward_version(Stricter())}
+        assert result[reward_version(dialect.TASKSET)].n > result[reward_version(Stricter())].n > 0
         assert db.get(s, lesson.id).status == "active"
     code, out, _ = output_of(capsys, "trial", str(lesson.id), "--db", str(sqlite_store.path))
     assert code == 0 and "measured with another verifier or system prompt" in out
@@ -231,14 +231,14 @@ def test_a_proven_lesson_goes_before_an_undecided_one_and_that_is_tried_now_and_
         tried = [chosen(s, ask(i, "practice"), limit=2) for i in range(200)]
         assert tried == [chosen(s, ask(i, "practice"), limit=2) for i in range(200)]
         # 200 coins: 0.1 off is 3.3 standard errors, 1 of 1,000
-        assert sum(ids[0] in found for found in tried) / 200 == pytest.approx(TRIED, abs=0.1)
-        assert all(ids[2] in found for found in tried)
+        assert sum(ids[0] in result for result in tried) / 200 == pytest.approx(TRIED, abs=0.1)
+        assert all(ids[2] in result for result in tried)
         more = [
             db.add(s, when=f"general {word}", do="x", author="model", scope="dialect").id
             for word in "de"
         ]
         tried = [chosen(s, ask(i, "practice"), limit=2) for i in range(60)]
-        assert all(any(i in found for found in tried) for i in (ids[0], *more)), (
+        assert all(any(i in result for result in tried) for i in (ids[0], *more)), (
             "each gets its turn"
         )
 
