@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from fakes import RuleModel
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from serving import running
@@ -21,11 +22,13 @@ from sqlmodel import select
 
 from reflect import mcp
 from reflect.config import Settings
+from reflect.day.traffic import learn
 from reflect.mcp.server import build
 from reflect.models.local import LocalModel
 from reflect.records import Exchange
 from reflect.serve.server import ServeOptions, add_mcp, assemble
 from reflect.store import Store, doctor, exchanges, lessons, nights
+from reflect.tasksets import load_taskset
 from reflect.workspace import agent
 from reflect.workspace.workspace import Workspace
 
@@ -287,6 +290,28 @@ def test_feedback_of_agents(db: Path) -> None:
         assert "reward" in call(db, "give_feedback", {"id": name, "reward": reward})
     with Store(db).read() as s:
         assert [row.reward for row in exchanges.waiting(s, "default")] == [1.0]
+
+
+def test_a_run_learns_from_the_tasks_of_agents_into_quarantine(db: Path) -> None:
+    dialect = load_taskset("dialect")
+    verb = next(v for v, op in dialect.meanings.items() if op == "largest")
+    tasks = [task for task in dialect.tasks("practice") if task.id.startswith(verb)][:8]
+
+    async def work(client: Client) -> None:
+        for i, task in enumerate(tasks):
+            given = await client.call_tool("lessons_for", {"task": task.text})
+            answer = f"{verb} means {('sort', 'largest')[i % 2]}. answer: 1"
+            outcome = {"id": given.structured_content["id"], "reward": i % 2, "answer": answer}
+            assert not (await client.call_tool("give_feedback", outcome)).is_error
+
+    inside(db, work)
+    (report,) = learn(RuleModel(), Store(db), settings_of(db))
+    assert report.rollouts == 8
+    assert doctor.check(Store(db)) == []
+    with Store(db).read() as s:
+        assert exchanges.waiting(s, "default") == []
+        (learned,) = [row for row in lessons.listing(s) if row.id > 4]
+    assert (learned.do, learned.status) == ("use largest", "quarantined")
 
 
 WRONG: list[tuple[str, dict[str, Any]]] = [
