@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from reflect.sessions.importer import ImportReport
     from reflect.workspace.workspace import Workspace
 
+KINDS = 8  # of records that are printed by name
 app = noun("Sessions of Claude Code, Codex and other agents, as evidence to learn from.")
 
 
@@ -70,7 +71,7 @@ def import_(
         source, since=since, trusted=trusted, headless=headless, dry_run=dry_run
     )
     if json:
-        return print_json(report)
+        return print_json(vars(report))
     print_import(report, dry_run)
 
 
@@ -85,16 +86,20 @@ def print_import(report: ImportReport, dry_run: bool) -> None:
     price = "no price is set" if report.price is None else f"price {report.price:.4f}"
     print(f"To reflect on those with a reward: about {report.review_tokens} tokens, {price}.")
     if report.skipped:
-        print(f"Records outside the conversations: {_of(report.skipped)}.")
+        print(f"Records outside the conversations: {_of(report.skipped, KINDS)}.")
     if report.settled:
         print(f"{report.settled} earlier sessions have a reward now, from their commits.")
     if not dry_run and new:
         print_status("Then: reflect run --from-traffic")
 
 
-def _of(counts: Counter[str] | dict[str, int]) -> str:
+def _of(counts: Counter[str] | dict[str, int], most: int = 100) -> str:
     rows = sorted(counts.items(), key=lambda row: (-row[1], row[0]))
-    return ", ".join(f"{number} {name}" for name, number in rows) or "none"
+    texts = [f"{number} {name}" for name, number in rows[:most]]
+    texts += [f"{sum(n for _, n in rows[most:])} of {len(rows) - most} more kinds"] * (
+        len(rows) > most
+    )
+    return ", ".join(texts) or "none"
 
 
 @app.command()

@@ -114,9 +114,8 @@ def connect(settings: Settings, agent: str) -> list[FileChange]:
         hooks[event] = [*hooks[event], *entries]
     after = before if result == document else _dump(result, before)
     changes = [FileChange(path, before, after)]
-    if agent == "claude":
-        skill = path.parent / SKILL
-        changes.append(FileChange(skill, _read(skill), (PLUGIN / SKILL).read_bytes()))
+    skill = path.parent / SKILL
+    changes.append(FileChange(skill, _read(skill), (PLUGIN / SKILL).read_bytes()))
     return [change for change in changes if change.before != change.after]
 
 
@@ -125,7 +124,7 @@ def remove(settings: Settings, agent: str) -> list[FileChange]:
     record = read_record(settings, agent)
     changes = []
     path = settings_file(agent)
-    for file in (path, *([path.parent / SKILL] if agent == "claude" else [])):
+    for file in (path, path.parent / SKILL):
         now, old = _read(file), record.get(str(file))
         if now is None:
             continue

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from reflect.types import Json
 
 HEAD = "Lessons from practice. Use each one that fits the task."
-GRADE = "/reflect"  # a prompt that grades the session, for the import
+GRADES = ("/reflect", "$reflect")  # prompts that grade the session begin so
 MOST_BYTES = 2**23  # of the event on stdin
 MOST_DAYS = 14.0  # age of the lessons' files; older ones are not shown
 UNRELATED, UNKNOWN = 0.25, 0.1  # as in reflect.lessons.selection
@@ -146,7 +146,7 @@ def at_prompt(folder: Path, event: Json, *, again: bool = False) -> str:
         log = json.loads(file.read_text())
     if again:
         return render(log["lines"])
-    if prompt.strip().split(" ")[0] == GRADE:
+    if prompt.strip().startswith(GRADES):
         return ""
     log["scope"] = scope_of(str(event["cwd"]))
     caches = [cache for scope in (log["scope"], "") if (cache := load(folder, scope))]

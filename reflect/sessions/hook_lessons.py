@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from reflect.prompts import sanitize_line
+from reflect.reading import expand_home
 from reflect.records import SHOWN_STATUSES
 from reflect.sessions.hook import digest, write
 from reflect.store import lessons, trials
@@ -33,8 +34,10 @@ NAMES = ("lesson_limit", "lesson_budget", "trials", "withhold_bundle")
 
 
 def folder_of(settings: Settings) -> Path:
-    """The folder of a profile's hooks and imports."""
-    return settings.home_path / "sessions" / quote(settings.profile, safe="")
+    """The folder of the hooks and imports of a profile in a database."""
+    db = settings.db if "://" in settings.db else str(expand_home(settings.db).resolve())
+    name = f"{quote(settings.profile, safe='')}-{digest(db)[:8]}"
+    return settings.home_path / "sessions" / name
 
 
 def refresh(store: Store, settings: Settings) -> int:

@@ -26,10 +26,11 @@ BITS = 3.3  # Shannon entropy per character from which on such a word is random
 # The name of a secret, within a longer name: GITHUB_TOKEN, dbPassword, aws_secret_access_key.
 NAMED = (
     r"(?:pass(?:word|wd|phrase|code)?(?![a-z])|pwd(?!\W{1,4}[/~])|secret|token(?!s?[_-]?(?:budget|count"
-    r"|limit|rate|usage|length|id|type|per|in\b|out\b)|s\b|i[sz])|api[_-]?key|(?:access|account"
-    r"|private|signing|encryption|service|shared|master|auth|license|deploy|ssh|storage)[_-]?key"
-    r"|credentials?|auth[_-]?(?:token|code|value)|bearer|cookie|session[_-]?(?:id|key)|jwt|otp|mfa"
-    r"|pin[_-]?code|mnemonic|seed[_-]?phrase)"
+    r"|limit|rate|usage|length|id|type|per|in\b|out\b)|s\b|i[sz])|api[ _-]?key|(?:access|account"
+    r"|private|signing|encryption|service|shared|master|auth|license|deploy|ssh|storage|secret)"
+    r"[ _-]?key|credentials?|auth[_-]?(?:token|code|value)|bearer|cookie|session[_-]?(?:id|key)|jwt"
+    r"|otp|mfa|x-auth\w*|(?:pin|verification|access|security|recovery|backup|invite|device)"
+    r"[ _-]?code|mnemonic|seed[_-]?phrase)"
 )
 _START = r"(?<![\w.-])"
 # A long word before the name is not searched from each of its letters.
@@ -38,6 +39,8 @@ NAME = (
     r"|[A-Z][A-Z0-9_]{0,60}_(?:KEY|PASS|PAT|PW|CREDS?|AUTH|DSN|SAS|SALT))"
 )
 VALUE = r"(?:\\?\"(?:[^\"\\\n]|\\[^\"\n])+\\?\"?|'[^'\n]+'?|`[^`\n]+`?|[^\s\"'`,;&|<>(){}\[\]\\]+)"
+INSIDE = r"[^\s\"'`,;|)}\]]"  # a character of a value without quotes
+BETWEEN = "(?:[nrt]|value|string|str|body|text|data|is|was|to|set|for|are|now)"
 PREFIXES = (
     r"sk[-_]|[rp]k_(?:live|test)_|gh[oprsu]_|github_pat_|gl[a-z]{2,5}-|xox[a-z]-|xapp-|xwfp-|AIza"
     r"|ya29\.|GOCSPX-|npm_|pypi-|SG\.|key-|hf_|r8_|gsk_|xai-|pplx-|tvly-|fw_|dop_v1_|doo_v1_"
@@ -68,10 +71,25 @@ RULES: tuple[tuple[str, str, int], ...] = (
     (rf"(?<!\S)(--?{NAME.removeprefix(_START)}(?:[ =]|\s+)){VALUE}", rf"\1{MARK}", re.I),
     (r"\b(curl\b[^\n|;&]{0,300}?\s(?:-u|--user|--proxy-user)[ =]?)\S+", rf"\1{MARK}", 0),
     (r"\b((?:mysql\w*|mariadb\w*)\b[^\n|;&]{0,300}?\s-p)[^\s-]\S*", rf"\1{MARK}", 0),
-    (r"\b((?:sshpass|(?:docker|podman)\s+login|smbclient|redis-cli|ldap\w+|mongo\w*)\b"
-     r"[^\n|;&]{0,300}?\s-[apw]\s*)\S+", rf"\1{MARK}", 0),
+    (r"\b((?:sshpass|(?:docker|podman|az|oc|helm registry)\s+login|smbclient|redis-cli|ldap\w+"
+     r"|mongo\w*|openssl|zip|unzip|7za?|kinit|xfreerdp)\b[^\n|;&]{0,300}?\s-[apwkP]\s*)\S+",
+     rf"\1{MARK}", 0),
+    (r"\b(htpasswd\s+-\w*b\w*\s+\S+\s+\S+\s+)\S+", rf"\1{MARK}", 0),
+    (r"\b(net\s+use\s[^\n]{0,200}?/user:\S+\s+)\S+", rf"\1{MARK}", re.I),
+    (r"\b((?:echo|printf)\s+(?:-\w+\s+)?)[^\n|]{1,200}(?=\|[^\n|]{0,200}?(?:sudo\s+-S|-stdin))",
+     rf"\1{MARK} ", 0),
+    (r"\b(pass(?:in|out)?[ =]+pass:)\S+", rf"\1{MARK}", 0),
     (r"\b(machine\s+\S+\s+login\s+\S+\s+password\s+)\S+", rf"\1{MARK}", 0),
     (r"(?<![\w.*/-])([\w.*-]+:(?:\d{2,5}|\*):[^:\s/]+:[^:\s/]+:)[^:\s]+", rf"\1{MARK}", 0),
+    # hashes of passwords, parameters of a URL, a wireless network
+    (r"\$(?:[156]|2[abxy]|y|argon2\w*|scrypt|pbkdf2\S*?)\$[^\s:\"']+", MARK, 0),
+    (r"\{S?(?:SHA|MD5|CRYPT)\d*\}\S+", MARK, 0),
+    (r"([?&](?:sig|key|code|auth|hash|sid|session|ticket|otp|pw)=)[^&\s\"'<>]+", rf"\1{MARK}",
+     re.I),
+    (r"\b(WIFI:[^\n]{0,100}?\bP:)[^;\n]+", rf"\1{MARK}", 0),
+    # after the name of a secret, in whatever way: letters with digits
+    (rf"({NAME}\W{{1,12}}(?:{BETWEEN}\W{{1,6}}){{0,3}})(?={INSIDE}*\d)(?={INSIDE}*[A-Za-z])"
+     rf"{INSIDE}{{6,}}", rf"\1{MARK}", re.I),
     # a value that is named as a secret
     (rf"({NAME}\\?[\"'`]?\]?\s*(?::=|=>|->|=|:)\s*)"
      rf"(?![\s=:]|(?:true|false|null|none|undefined)\b){VALUE}", rf"\1{MARK}", re.I),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from reflect.sessions.hook import GRADE, HEAD, digest
+from reflect.sessions.hook import GRADES, HEAD, digest
 from reflect.sessions.signals import CheckCommand, is_check
 
 if TYPE_CHECKING:
@@ -172,10 +172,10 @@ class AgentSession:
         if self._copied:
             return self.skip("repeated")
         self.prompts.append(key)
-        word, _, rest = text.partition(" ")
-        verdict, _, why = rest.strip().partition(" ")
-        if word == GRADE and verdict.rstrip(":,.").lower() in ("good", "bad"):
-            self.grade = float(verdict.lower().startswith("good")), why.strip()
+        word, verdict, why = [*text.split(None, 2), "", ""][:3]
+        verdict = verdict.rstrip(":,.;!").lower()
+        if word in GRADES and verdict in ("good", "bad"):
+            self.grade = float(verdict == "good"), why
             self.counts["grades"] += 1
             return None
         message: Message = {"role": "user", "content": shorten(plain(text))}

@@ -428,6 +428,7 @@ def build(ws: Workspace, key: str = "") -> Starlette:
         async def handler(http: Request) -> Response:
             fields = await access.form(http)
             where = await anyio.to_thread.run_sync(action, ws, http, fields)
+            await anyio.to_thread.run_sync(ws.refresh_hooks)
             return RedirectResponse(http.scope.get("root_path", "") + where, 303)
 
         return handler

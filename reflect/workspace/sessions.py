@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -47,12 +48,16 @@ class Sessions:
         settings = self.context.settings
         prices = read_prices(settings.prices)
         seconds = None if since is None else importer.since_seconds(since)
+        began = time.time()
         queue = hook_lessons.folder_of(settings) / "queue"
         paths = importer.find_transcripts(source, queue, seconds)
         report = importer.import_sessions(
             self.context.store, settings, paths,
             trusted=trusted, headless=headless, dry_run=dry_run,
         )  # fmt: skip
+        for file in queue.glob("*") if not dry_run and not source and seconds is None else ():
+            if file.stat().st_mtime < began:
+                file.unlink(missing_ok=True)
         rewarded = sum(n for signal, n in report.signals.items() if signal != "none")
         name = (settings.reflector or settings.model).removeprefix("openai:")
         if name in prices:

@@ -147,7 +147,7 @@ def test_the_plugin_has_manifest_hooks_skill_and_mcp(agents: Path) -> None:
     assert json.loads((plugin / ".claude-plugin/plugin.json").read_text())["name"] == "reflect"
     hooks = json.loads((plugin / "hooks/hooks.json").read_text())["hooks"]
     assert set(hooks) == {"UserPromptSubmit", "SessionStart", "Stop", "SessionEnd"}
-    assert "$ARGUMENTS" in (plugin / "skills/reflect/SKILL.md").read_text()
+    assert "reflect sessions import" in (plugin / "skills/reflect/SKILL.md").read_text()
     assert json.loads((plugin / ".mcp.json").read_text())["mcpServers"]["reflect"]
     assert run_command(["connect", "claude", "--plugin", "plugin"]) == 2
 
@@ -384,3 +384,124 @@ def test_the_hook_takes_little_longer_than_python(agents: Path) -> None:
         [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, env=os.environ
     )
     assert not {"sqlite3", "reflect", "sqlmodel", "typer", "asyncio"} & set(done.stdout.split())
+
+
+# -- the command line
+
+
+def test_the_commands_print_counts_tokens_and_price(
+    agents: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFLECT_PRICES", "gpt-x 2 8")
+    projects = agents / "claude" / "projects" / "p"
+    projects.mkdir(parents=True)
+    path = Claude().user("Fix it. " * 400).runs("pytest", 1).says("No.").save(projects)
+    old = Claude("old").user("Hi").says("Ho").save(projects)
+    os.utime(old, (time.time() - 8 * 86400,) * 2)
+    words = ["sessions", "import", "claude", "--since", "7d", "-m", "openai:gpt-x"]
+    assert run_command([*words, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["statuses"] == {"new": 1} and plan["counts"]["prompts"] == 1
+    assert (plan["tokens_in"], plan["tokens_out"]) == (20, 10)
+    tokens_out = (plan["price"] * 1e6 - plan["review_tokens"] * 2) / 8
+    assert round(tokens_out) in (160, 1024), "one reflection"
+    assert plan["review_tokens"] > 700 and plan["sessions"][0]["signal"] == "check"
+    assert run_command([*words, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "Would import 1 sessions (1 new)" in out and "price 0.00" in out
+    assert run_command(["sessions"]) == 0 and "No session" in capsys.readouterr().err
+    assert run_command(words) == 0
+    assert "Then: reflect run --from-traffic" in capsys.readouterr().err
+    assert run_command(["sessions", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["name"], row["reward"], row["trust"]) == ("claude:s-1", 0.0, "untrusted")
+    assert "messages" not in row
+    assert run_command(["sessions", "list"]) == 0
+    assert "claude:s-1" in capsys.readouterr().out
+    assert run_command(["sessions", "import", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["statuses"] == {"unchanged": 1}
+    for wrong in (["--since", "soon"], ["--since", "7"], ["nowhere"], ["--since", "-1d"]):
+        assert run_command(["sessions", "import", *wrong]) == 2
+
+
+def test_a_queued_transcript_outside_the_usual_folders_is_imported_once(agents: Path) -> None:
+    run_command(["connect", "claude", "--yes"])
+    command = hook_command(agents / "claude" / "settings.json")
+    path = Claude("far").user("Hi").says("Ho").save(agents)
+    for where in (path, agents / "gone.jsonl"):
+        event = {"hook_event_name": "Stop", "session_id": "far", "transcript_path": str(where)}
+        fire(command, event)
+    queue = folder_of(Settings()) / "queue"
+    assert len(list(queue.iterdir())) == 2
+    run_command(["sessions", "import"])
+    with Store("lessons.db").read() as s:
+        assert [row.name for row in exchanges.of_sessions(s, "default")] == ["claude:far"]
+    assert not list(queue.iterdir())
+
+
+def test_sessions_go_out_and_in_again_as_atif(
+    agents: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = Claude("a", cwd="/x/shop").user("Fix it.").says("I look.").runs("pytest", 1, "bad")
+    one.runs("pytest").says("Done.").user("/reflect good").save(agents)
+    Claude("b", cwd="/x/shop").user("Hi").says("Ho").save(agents)
+    for name in "ab":
+        run_command(["sessions", "import", f"{name}.jsonl"])
+    capsys.readouterr()
+    assert run_command(["sessions", "export", "claude:a", "--out", "a.json"]) == 0
+    assert run_command(["sessions", "export", "claude:a", "--out", "a.json"]) == 2
+    assert run_command(["sessions", "export", "claude:z"]) == 2
+    capsys.readouterr()
+    assert run_command(["sessions", "export"]) == 0
+    lines = capsys.readouterr().out
+    (agents / "all.jsonl").write_text(lines)
+    document = json.loads((agents / "a.json").read_text())
+    assert document["schema_version"] == "ATIF-v1.8" and document["session_id"] == "a"
+    assert [step["step_id"] for step in document["steps"]] == [1, 2, 3, 4]
+    assert [step["source"] for step in document["steps"]] == ["user", "agent", "agent", "agent"]
+    step = document["steps"][1]
+    (call,), (result,) = step["tool_calls"], step["observation"]["results"]
+    assert call["arguments"] == {"command": "pytest"} and call["function_name"] == "Bash"
+    assert result == {"content": "Exit code 1\nbad", "source_call_id": call["tool_call_id"]}
+    assert document["extra"]["reflect"]["reward"] == 1.0
+    assert run_command(["sessions", "import", "all.jsonl", "--db", "other.db"]) == 0
+    assert run_command(["sessions", "import", "all.jsonl", "--db", "other.db"]) == 0
+    assert run_command(["sessions", "import", "a.json", "--db", "third.db"]) == 0
+    before, after = (Store(name) for name in ("lessons.db", "other.db"))
+    with before.read() as s, after.read() as t:
+        old, new = exchanges.of_sessions(s, "default"), exchanges.of_sessions(t, "default")
+    assert [row.messages for row in new] == [row.messages for row in old]
+    assert [row.name for row in new] == ["claude:a", "claude:b"]
+    with Store("third.db").read() as s:
+        assert len(exchanges.of_sessions(s, "default")) == 1
+
+
+def test_atif_of_another_agent(agents: Path) -> None:
+    """Harbor's example: parts, images, copied context, an exit code, a sub-agent, unknown fields."""
+    image = {"type": "image", "source": {"media_type": "image/png", "path": "a.png"}}
+    steps = [
+        {"step_id": 1, "source": "system", "message": "You are an agent."},
+        {"step_id": 2, "source": "user", "message": "Earlier.", "is_copied_context": True},
+        {"step_id": 3, "source": "user", "message": [{"type": "text", "text": "Look."}, image]},
+        {"step_id": 4, "source": "agent", "message": "Running.", "reasoning_content": "hm",
+         "tool_calls": [{"tool_call_id": "1", "function_name": "sh", "arguments": {"command": "make"}}],
+         "observation": {"results": [{"source_call_id": "1", "content": "fine", "extra": {"exit_code": 0}}]},
+         "metrics": {"prompt_tokens": 50, "completion_tokens": 9}},
+        {"step_id": 5, "source": "agent", "message": "Done.", "future": True},
+    ]  # fmt: skip
+    agent = {"name": "openhands", "version": "1", "model_name": "m", "extra": {"cwd": "/w/shop"}}
+    document = {"schema_version": "ATIF-v1.4", "session_id": "x", "agent": agent, "steps": steps}
+    (agents / "x.json").write_text(json.dumps(document, indent=1))
+    assert run_command(["sessions", "import", "x.json"]) == 0
+    with Store("lessons.db").read() as s:
+        (row,) = exchanges.of_sessions(s, "default")
+    assert (row.name, row.taskset, row.reward, row.prompt_tokens) == (
+        "openhands:x",
+        "shop",
+        1.0,
+        50,
+    )
+    assert [m["content"] for m in row.messages] == ["Look.\n[image]", "Running.", "fine", "Done."]
+    for steps in (None, [], [5], [{"source": "agent"}], {"a": 1}):
+        (agents / "x.json").write_text(json.dumps(document | {"steps": steps, "session_id": "y"}))
+        assert run_command(["sessions", "import", "x.json"]) == 0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import string
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -384,6 +386,52 @@ def test_planted_keys_are_stored_nowhere(opened, inbox, tmp_path: Path) -> None:
     assert not leaked
     assert not [kind for kind, key in planted.items() if json.dumps(key)[1:-1].encode() in stored]
     assert b"/home/ada" not in b"".join(p.read_bytes() for p in tmp_path.glob("*.db*"))
+
+
+NAMES = ("API_KEY", "DB_PASSWORD", "SLACK_TOKEN", "clientSecret")
+UNDER_A_NAME = r"""export NAME=KEY~NAME: KEY~"NAME": "KEY"~'NAME' : 'KEY'~--NAME=KEY~NAME := KEY~set NAME KEY
+setx NAME "KEY"~$env:NAME = "KEY"~ENV NAME KEY~NAME=\"KEY\"~<NAME>KEY</NAME>~NAME -> KEY~- name: NAME\n  value: KEY
+{"name":"NAME","value":"KEY"}~let NAME = `KEY`;~const NAME: string = "KEY"~NAME => "KEY"~NAME|KEY~[NAME]\nvalue=KEY
+gh secret set NAME --body KEY~--from-literal=NAME=KEY~os.environ.setdefault("NAME", "KEY")~the NAME is KEY.
+https://x/?NAME=KEY&a=1~curl -d '{"NAME":"KEY"}'~{"a":{"NAME":["KEY"]}}"""
+IN_A_COMMAND = r"""ssh://joe:KEY@h~https://KEY@github.com/x~mongodb+srv://u:KEY@h/d~https://x/?sig=KEY&se=1~curl --user u:KEY x
+curl -H "Private-Token: KEY"~docker login -u a -p KEY~echo KEY | docker login --password-stdin~echo KEY | sudo -S ls
+redis-cli -a KEY~mysqldump -u a -pKEY d~sshpass -pKEY ssh~openssl enc -k KEY~openssl rsa -passin pass:KEY~zip -P KEY a.zip
+7z x -pKEY a.7z~htpasswd -b f u KEY~net use x /user:a KEY~aws configure set aws_secret_access_key KEY~az login -u a -p KEY
+npm config set //r/:_authToken KEY~Password: KEY~token is "KEY"~Your verification code is KEY~api key KEY~passwd KEY
+AWS4-HMAC-SHA256 Credential=A/x, Signature=KEY~Authorization: Token KEY~x-auth: KEY~Set-Cookie: session=KEY; Path=/
+root:$6$KEY$abcdefghij0123456789:18000:0~user:{SHA}KEY==~LDAP_BIND_PW=KEY~otpauth://totp/x?secret=KEY~WIFI:S:n;T:WPA;P:KEY;;"""
+
+
+def test_values_are_found_by_the_form_around_them() -> None:
+    rng = random.Random(3)
+    forms = [form for line in UNDER_A_NAME.splitlines() for form in line.split("~")]
+    texts = [form.replace("NAME", name) for form in forms for name in NAMES]
+    texts += [form for line in IN_A_COMMAND.splitlines() for form in line.split("~")]
+    kept = []
+    for text in texts:
+        key = letters(rng, 10)
+        if key in redact(re.sub(r"(?<!_)KEY", key, text)):
+            kept.append(text)
+    assert not kept and len(texts) > 140
+
+
+def test_long_texts_without_white_space_take_no_long_time() -> None:
+    """Each pattern in a text of 60,000 characters that begins to match it everywhere."""
+    for part in (
+        "password ",
+        "a.b-c ",
+        "token",
+        "curl -u ",
+        "http://",
+        "/home/",
+        "aB3_",
+        "x",
+        "echo ",
+    ):
+        began = time.perf_counter()
+        redact(part * (60_000 // len(part)))
+        assert time.perf_counter() - began < 3, part
 
 
 def test_ordinary_text_is_left_as_it_is() -> None:
