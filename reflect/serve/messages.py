@@ -447,6 +447,11 @@ class MessagesReader(AnswerReader):
         elif kind == "message_stop":
             self.complete = True
 
+    def _completions(self) -> list[Completion]:
+        for call in (call for choice in self._choices.values() for call in choice.calls):
+            call.arguments = call.arguments or ["{}"]  # a call without input has no pieces of it
+        return super()._completions()
+
     def _read_usage(self, message: Json) -> None:
         usage = fields_of(message.get("usage"))
         names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
