@@ -70,19 +70,22 @@ def review(model: Model, groups: Sequence[Group], max_tokens: int) -> list[Revie
             for i, (answer,) in zip(refused, free, strict=True):
                 answers[i] = answer
         reviews = [
-            _read(answer, packed, model.name)
+            read_answer(answer, packed, model.name)
             for answer, (_, packed) in zip(answers, prompted, strict=True)
         ]
         failed = [
             i for i, one in enumerate(reviews) if one.unreadable and requests[i].response_format
         ]
-        repairs = ask(model, [_repair(requests[i], reviews[i]) for i in failed]) if failed else []
+        repairs = (
+            ask(model, [repair_request(requests[i], reviews[i]) for i in failed]) if failed else []
+        )
     for i, (answer,) in zip(failed, repairs, strict=True):
-        reviews[i] = _better(reviews[i], _read(answer, reviews[i].packed, model.name))
+        reviews[i] = _better(reviews[i], read_answer(answer, reviews[i].packed, model.name))
     return reviews
 
 
-def _read(answer: Answer, packed: Packed, name: str) -> Review:
+def read_answer(answer: Answer, packed: Packed, name: str) -> Review:
+    """The review in an answer, or in an error. `name`: of the model, where the answer has none."""
     if isinstance(answer, ModelError):
         halted = answer if isinstance(answer, ModelHalted) else None
         return Review(packed, "", [], [answer.message], False, name, halted)
@@ -91,7 +94,7 @@ def _read(answer: Answer, packed: Packed, name: str) -> Review:
     return Review(packed, answer.text, edits, problems, whole, answer.model or name)
 
 
-def _repair(request: Request, first: Review) -> Request:
+def repair_request(request: Request, first: Review) -> Request:
     """The same request with the answer and what was wrong with it."""
     again = prompts.render("repair", problems=first.problems[:MOST_PROBLEMS], most=MOST_ASKED)
     turns = [

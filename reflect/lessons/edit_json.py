@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from reflect.types import Json
 
 MOST_ASKED = 3  # edits that a model is asked for
-# A text begins with a letter or a digit and has no dots in a row, so that no slot is left open.
-TEXT = r"^[\p{L}\p{N}]([^.\u2026\x00-\x1f\x7f]|\.[^.\u2026\x00-\x1f\x7f])+\.?$"
+# A text begins with a letter or a digit, has four letters in a row and no dots in a row: no slot is
+# left open, and it has a word beside its articles.
+_PART = r"(?:[^.\u2026\x00-\x1f\x7f]|\.[^.\u2026\x00-\x1f\x7f])*"
+TEXT = rf"^(?:[\p{{L}}\p{{N}}]{_PART})?\p{{L}}{{4}}{_PART}\.?$"
 FIELDS = {
     "edit": "edit action kind type op operation",
     "when": "when condition if trigger",
