@@ -155,15 +155,15 @@ def _write(file: Path, folder: Path, count: int) -> None:
     need, free = WORK * 4 * count, memory.free(torch.device("cpu"))
     if need > free:
         raise ModelError(
-            f"To convert {file} takes {memory.in_words(need)} of memory, "
-            f"and there are {memory.in_words(free)}.",
+            f"To convert {file} takes {memory.format_bytes(need)} of memory, "
+            f"and there are {memory.format_bytes(free)}.",
             SMALLER,
         )
     need, disk = count * (4 if small else 2), shutil.disk_usage(folder).free
     if need > disk:
         raise ModelError(
-            f"The converted model of {file} takes {memory.in_words(need)} of disk space in "
-            f"{folder.parent}, and there are {memory.in_words(disk)}.",
+            f"The converted model of {file} takes {memory.format_bytes(need)} of disk space in "
+            f"{folder.parent}, and there are {memory.format_bytes(disk)}.",
             "Make room, or set REFLECT_CACHE to another folder.",
         )
     transformers.utils.logging.disable_progress_bar()

@@ -165,8 +165,8 @@ def check_memory(
         limit = " (the setting memory)" if limited else ""
         precision = "4 bits" if settings.quantize else str(dtype).removeprefix("torch.")
         raise ModelError(
-            f"The model {name} needs {memory.in_words(need)} of memory in {precision}, "
-            f"and there are {memory.in_words(have)}{limit}.",
+            f"The model {name} needs {memory.format_bytes(need)} of memory in {precision}, "
+            f"and there are {memory.format_bytes(have)}{limit}.",
             ("Each process samples with the whole model, with FSDP too. " if shared else "")
             + SMALLER,
         )

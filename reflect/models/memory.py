@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 
 if TYPE_CHECKING:
@@ -95,13 +96,8 @@ def free(device: torch.device, *, spread: bool = False) -> int:
 
 
 def _free_ram() -> int:
-    """Free bytes of this machine, or of the container of this process; 2**60 if unknown."""
-    limits = [2**60]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        limits += [int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:")]
-    except OSError:
-        pass  # not Linux
+    """Free bytes of this machine, or of the container of this process."""
+    limits = [int(psutil.virtual_memory().available)]
     for limit, used in CGROUPS:
         try:
             most = (Path("/sys/fs/cgroup") / limit).read_text().strip()
@@ -112,6 +108,6 @@ def _free_ram() -> int:
     return max(0, min(limits))
 
 
-def in_words(size: float) -> str:
+def format_bytes(size: float) -> str:
     """A number of bytes in GB or MB."""
     return f"{size / GB:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
