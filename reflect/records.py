@@ -213,8 +213,8 @@ class LessonVersion(SQLModel, table=True):
 
 
 class LessonLink(SQLModel, table=True):
-    """Lesson `lesson_id` stands where `other_id` stood: `merged`, or `supersedes` it, which said
-    something else. One that is `proposed` waits for a person, whose approval retires the other."""
+    """Lesson `lesson_id` replaces `other_id`: `merged`, or `supersedes` it, whose advice differs.
+    One that is `proposed` waits for a person, whose approval retires the other."""
 
     __tablename__ = "lesson_link"
     __table_args__ = (UniqueConstraint("lesson_id", "other_id", "kind"),)

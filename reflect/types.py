@@ -199,7 +199,7 @@ class RuleKind(StrEnum):
 
 
 class FollowedSource(StrEnum):
-    """What said whether an answer followed a lesson: the lesson's check, or a judge."""
+    """What decided whether an answer followed a lesson: its check, or a judge."""
 
     CHECK = "check"
     JUDGE = "judge"

@@ -54,7 +54,7 @@ class _Patterns(Taskset):
 
 
 def answers_of(row: Rollout) -> str:
-    """All that the model said and called in a rollout."""
+    """All text and calls of the model in a rollout."""
     return "\n".join(turn.words for turn in turns_of(row)) or last_words(row)
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import httpx2
 
 from reflect.serve.api_errors import is_messages
-from reflect.serve.relay import RelayedResponse
+from reflect.serve.relay import Relay
 from reflect.serve.schema import ApiError, ChatRequest
 from reflect.serve.upstream import base_url, reply_headers, request_headers, target
 
@@ -157,7 +157,7 @@ class Proxy:
             if isinstance(e, httpx2.HTTPError):
                 raise _bad_gateway(f"closed the connection: {type(e).__name__}") from e
             raise
-        return RelayedResponse(reply, headers, parts)
+        return Relay(reply, headers, parts)
 
     async def _observe(
         self,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TURN = 16  # parts between two turns of other requests: one read can hold thousands of parts
 
 
-class RelayedResponse(Response):
+class Relay(Response):
     """An answer whose body is `parts`. At its end `reply`, where they come from, is closed."""
 
     def __init__(

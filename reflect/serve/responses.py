@@ -143,7 +143,7 @@ class CustomTool(StrictModel):
     description: str | None = None
 
 
-class ProviderTool(StrictModel):
+class BuiltInTool(StrictModel):
     """A tool of another type; it is not offered to the model."""
 
     model_config = ConfigDict(extra="allow")
@@ -158,7 +158,7 @@ def _tool_kind(tool: object) -> str:
 ResponseTool = Annotated[
     Annotated[FunctionTool, Tag("function")]
     | Annotated[CustomTool, Tag("custom")]
-    | Annotated[ProviderTool, Tag("other")],
+    | Annotated[BuiltInTool, Tag("other")],
     Discriminator(_tool_kind),
 ]
 

@@ -70,8 +70,8 @@ class Taskset:
         return None
 
     def rules(self) -> Sequence[object]:
-        """What a reward rests on beside the code of `verify` and `audit`: functions, and words (see
-        `day.measure`)."""
+        """What a reward depends on besides the code of `verify` and `audit`: functions and texts
+        (see `trials.reward_version`)."""
         from reflect.tasksets.verifiers import VERIFIERS
 
         named = {task.verifier for task in self.tasks("practice")}

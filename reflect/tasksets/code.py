@@ -19,7 +19,7 @@ these; such a rollout is marked (`Score.parts[TWIN]`), has no reward, and nothin
 it.
 
 Not covered: a program that guesses (give cases that are hard to guess), and one that was fitted to
-the cases themselves where the prompt shows them: let some stand in `cases` only.
+the cases themselves where the prompt shows them: put some into `cases` only.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FENCE = re.compile(
     re.DOTALL | re.MULTILINE | re.I,
 )
 MOST = 256 * 1024  # characters of a program
-SHOWN = 160  # characters of what a program said, in feedback
+SHOWN = 160  # characters of a program's output in feedback
 MISSING = object()
 
 # Inside. It reads the job first, so that what the program does to its modules comes too late to
@@ -169,14 +169,14 @@ def program_of(text: str) -> str:
     return blocks[-1] if blocks else text
 
 
-def hardcodes(said: Sequence[str], answer: Any, words: Callable[[str], list[str]]) -> bool:
-    """Do the words of a lesson name the input of a case beside what is expected there? `words`
+def hardcodes(lesson: Sequence[str], answer: Any, words: Callable[[str], list[str]]) -> bool:
+    """Do the words of a lesson name the input of a case and the output expected for it? `words`
     splits a text."""
 
     def holds(value: object) -> bool:
         part = words(value if isinstance(value, str) else json.dumps(value))
         return bool(part) and any(
-            list(said[i : i + len(part)]) == part for i in range(len(said) - len(part) + 1)
+            list(lesson[i : i + len(part)]) == part for i in range(len(lesson) - len(part) + 1)
         )
 
     cases = [*_known(answer["cases"]), *_known(answer.get("twin", []))]
@@ -217,8 +217,8 @@ def _wrong(
             "files": f"it made more than {limits.inodes} files",
         }[ended.limit]
     if ended.code:
-        said = ended.stderr.decode(errors="replace").strip().splitlines()
-        return _short(said[-1]) if said else f"it ended with status {ended.code}"
+        lines = ended.stderr.decode(errors="replace").strip().splitlines()
+        return _short(lines[-1]) if lines else f"it ended with status {ended.code}"
     if entry is None:
         got = _lines(ended.stdout.decode(errors="replace"))
         return (

@@ -58,13 +58,13 @@ class Environment:
         return [dict(message) for message in task.messages]
 
     def step(self, message: Message) -> EnvironmentStep:
-        """The answer to what the assistant said: {"role": "assistant", "content": text}, with
+        """The answer to a message of the assistant: {"role": "assistant", "content": text}, with
         "tool_calls" where its model has them."""
         raise NotImplementedError
 
     def state(self) -> str:
-        """Where things stand, in words: what lessons are searched by where they are chosen at each
-        turn (`Taskset.stepwise`). "" stands for the last message."""
+        """The present state as text: the query for lessons where they are selected at each turn
+        (`Taskset.stepwise`). "": the last message."""
         return ""
 
 
@@ -86,11 +86,11 @@ class Toolbox(Environment):
             return EnvironmentStep(done=True)
         errors = tuple(f"{result.call}: {result.error}" for result in results if result.error)
         return EnvironmentStep(
-            told(results), errors=errors, untrusted=any(result.outside for result in results)
+            as_messages(results), errors=errors, untrusted=any(result.outside for result in results)
         )
 
 
-def told(results: Sequence[Result]) -> list[Message]:
+def as_messages(results: Sequence[Result]) -> list[Message]:
     """The results as messages: of the role `tool` where the calls have ids, else one of the
     user."""
     spoken = [

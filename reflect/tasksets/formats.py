@@ -260,7 +260,7 @@ def _system(fields: Json) -> None:
 
 
 def _derived(fields: Json) -> None:
-    """The verifier of an answer that stood at the end of a derivation."""
+    """The verifier of an answer at the end of a derivation."""
     if only_number(str(fields["answer"])):
         fields.setdefault("verifier", "number")
 

@@ -85,9 +85,10 @@ def _run(what: str | Path, load: Callable[[], Loaded]) -> Loaded:
 
 def _refuse(what: str | Path, e: BaseException) -> NoReturn:
     where = _where(e)
-    said = e.msg if isinstance(e, SyntaxError) else str(e)
-    told = f"{what} does not run: {type(e).__name__}: {said}" + (f" ({where})." if where else ".")
-    raise UsageError(told, "Mend or remove that file.") from e
+    reason = e.msg if isinstance(e, SyntaxError) else str(e)
+    place = f" ({where})" if where else ""
+    message = f"{what} does not run: {type(e).__name__}: {reason}{place}."
+    raise UsageError(message, "Correct or remove that file.") from e
 
 
 def _where(e: BaseException) -> str:

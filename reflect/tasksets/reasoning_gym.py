@@ -70,10 +70,10 @@ class Generator(Taskset):
     """One generator with its settings; `settings` never holds size and seed."""
 
     def __init__(
-        self, generator: str, settings: Mapping[str, object], size: int = SIZE, said: str = ""
+        self, generator: str, settings: Mapping[str, object], size: int = SIZE, spec: str = ""
     ) -> None:
         self.generator, self.settings, self.size = generator, dict(settings), size
-        self.name = f"gym:{generator}" + (f":{said}" if said else "")
+        self.name = f"gym:{generator}" + (f":{spec}" if spec else "")
         made, config = _library()[generator]
         self.about = _about(made)
         try:
@@ -105,12 +105,12 @@ class Generator(Taskset):
         return Score(min(max(float(self._scorer.score_answer(answer, entry)), 0.0), 1.0))
 
     def gold(self, task: Task) -> str:
-        """What the generator itself, or the solution that it keeps beside the puzzle, says."""
+        """What the generator itself, or the solution that it keeps with the puzzle, gives."""
         return f"answer: {own_answer(self._entry_of(task))}"
 
     def bare(self, task: Task) -> float:
-        """What reasoning-gym itself gives for the item's own answer, as it stands, without our
-        words around it."""
+        """The score of reasoning-gym itself for the item's own answer, without our words around
+        it."""
         entry = self._entry_of(task)
         return float(self._scorer.score_answer(own_answer(entry), entry))
 
@@ -195,7 +195,7 @@ def _side(question: str) -> Split:
 
 def _part(text: str) -> Generator:
     """`chain_sum:min_terms=4,size=50`"""
-    name, _, said = text.partition(":")
+    name, _, spec = text.partition(":")
     if name not in _library():
         near = difflib.get_close_matches(name, _library(), n=3)
         meant = f" Did you mean {', '.join(near)}?" if near else ""
@@ -203,13 +203,13 @@ def _part(text: str) -> Generator:
             f"There is no generator '{name}' in reasoning-gym.{meant}",
             "See: reflect tasks list gym",
         )
-    words = dict(_setting(name, word) for word in _split(said, ",")) if said else {}
+    words = dict(_setting(name, word) for word in _split(spec, ",")) if spec else {}
     size, level = words.pop("size", SIZE), words.pop("level", None)
     for key, value in (("size", size), ("level", level)):
         if value is not None and not (isinstance(value, int) and value >= 0):
             problem = f"gym:{text}: {key} = {value!r} is no whole number."
             raise UsageError(problem, "As in: gym:chain_sum:level=2")
-    return Generator(name, (_level(name, level) if level is not None else {}) | words, size, said)
+    return Generator(name, (_level(name, level) if level is not None else {}) | words, size, spec)
 
 
 def _setting(name: str, word: str) -> tuple[str, Any]:

@@ -66,8 +66,8 @@ class Task:
 
     @functools.cached_property  # a run asks for it some six times a rollout
     def key(self) -> str:
-        """Content hash, 16 hex digits: the same task text and answer is the same task wherever it
-        stands."""
+        """Content hash, 16 hex digits: the same task text and answer is the same task in every
+        file."""
         text = json.dumps(self.shape(), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

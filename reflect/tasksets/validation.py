@@ -45,8 +45,8 @@ def check(taskset: Taskset, n: int | None = None, max_tokens: int = 0) -> list[s
 
 
 def ensure_disjoint_splits(taskset: Taskset) -> Taskset:
-    """The taskset itself. UsageError where an id stands twice, or a task on both sides: no run
-    should rest on that."""
+    """The taskset itself. UsageError where an id occurs twice, or a task on both sides: no run
+    should depend on that."""
     problems = apart({side: taskset.tasks(side) for side in SIDES})
     if problems:
         more = f" (and {len(problems) - 1} problems more)" if problems[1:] else ""
@@ -58,12 +58,12 @@ def ensure_disjoint_splits(taskset: Taskset) -> Taskset:
 
 
 def apart(sides: dict[Split, list[Task]]) -> list[str]:
-    """Ids that stand twice, tasks that say another side than theirs, ids and questions that are on
+    """Ids that occur twice, tasks that name another side than theirs, ids and questions that are on
     both sides."""
     problems = []
     for side, tasks in sides.items():
         twice = [name for name, times in Counter(task.id for task in tasks).items() if times > 1]
-        problems += [f"{side}: the id {name} stands there more than once" for name in twice]
+        problems += [f"{side}: the id {name} occurs more than once" for name in twice]
         problems += [
             f"{side}: task {task.id} says that it is {task.split}"
             for task in tasks
@@ -118,12 +118,12 @@ def replay(taskset: Taskset, task: Task, texts: str | Sequence[str]) -> Score:
     either; what a single text is in a task without an environment. Raises what the environment
     raises."""
     env = taskset.environment(task)
-    said = [texts] if isinstance(texts, str) else list(texts)
+    turns = [texts] if isinstance(texts, str) else list(texts)
     if env is None:
-        return isolation.verify(taskset, task, said[-1] if said else "")
+        return isolation.verify(taskset, task, turns[-1] if turns else "")
     env.reset(task)
     reward, feedback = None, ""
-    for text in said:
+    for text in turns:
         step = env.step({"role": "assistant", "content": text})
         reward, feedback = reward if step.reward is None else step.reward, step.feedback
         if step.done:

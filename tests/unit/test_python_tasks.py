@@ -243,7 +243,7 @@ def test_names_that_lead_nowhere(folder: Path) -> None:
     [
         (
             '{"prompt": f"{split} a?", "answer": 1, "id": "a"}, {"prompt": f"{split} b?", "answer": 1, "id": "a"}',
-            "practice: the id a stands there more than once",
+            "practice: the id a occurs more than once",
         ),
         (
             '{"prompt": f"{split} a?", "answer": 1, "id": "a"}',
