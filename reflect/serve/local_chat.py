@@ -15,6 +15,7 @@ from reflect.models.base import Completion, Request
 from reflect.serve.api import Served
 from reflect.serve.api_errors import RETRY, api_error
 from reflect.serve.engine import Busy, Engine, EngineJob, OnText
+from reflect.serve.messages import anthropic_model
 from reflect.serve.schema import ApiError, ChatRequest
 from reflect.serve.served_adapters import ClientAdapter, ServedAdapters
 
@@ -200,7 +201,7 @@ class LocalChat:
         raise ApiError(404, message, param="model", code="model_not_found")
 
     async def models(self, http: HttpRequest) -> Response:
-        """`GET /v1/models`, and one model by name."""
+        """`GET /v1/models`, and one model by name, in the form of the API that the client uses."""
         card = {
             "object": "model",
             "created": self.started,
@@ -212,8 +213,12 @@ class LocalChat:
         for name, adapter in self.adapters.loaded.items():
             rows.append({"id": name, **card, "root": adapter.path, "parent": self.name})
         wanted = http.path_params.get("model")
+        more: Json = {"object": "list"}
+        if "anthropic-version" in http.headers:
+            rows = [anthropic_model(row["id"], self.started) for row in rows]
+            more = {"has_more": False, "first_id": rows[0]["id"], "last_id": rows[-1]["id"]}
         if wanted is None:
-            return JSONResponse({"object": "list", "data": rows})
+            return JSONResponse({"data": rows, **more})
         self._loaded_adapter(wanted)
         return JSONResponse(next((row for row in rows if row["id"] == wanted), rows[0]))
 

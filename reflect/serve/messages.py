@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
@@ -419,6 +420,12 @@ def _block_delta(index: int, delta: Json) -> bytes:
 
 def _block_stop(index: int) -> bytes:
     return named_event({"type": "content_block_stop", "index": index})
+
+
+def anthropic_model(name: str, created: int) -> Json:
+    """A model of the list. `created`: in seconds since 1970."""
+    when = datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")
+    return {"type": "model", "id": name, "display_name": name, "created_at": when}
 
 
 class MessagesReader(AnswerReader):

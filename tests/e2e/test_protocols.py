@@ -220,6 +220,12 @@ def test_the_tokens_of_a_message_are_counted(claude: anthropic.Anthropic) -> Non
     assert claude.messages.count_tokens(**fields, tools=[ADD]).input_tokens > count
 
 
+def test_the_models_are_listed_as_anthropic_does(claude: anthropic.Anthropic) -> None:
+    (model,) = claude.models.list()
+    assert (model.id, model.display_name, model.type) == ("pocket", "pocket", "model")
+    assert model.created_at.year >= 2026 and claude.models.retrieve("pocket") == model
+
+
 USER = {"role": "user", "content": "x"}
 WRONG = [  # (change of the body, what the message names)
     ({"max_tokens": "60"}, "max_tokens"),
