@@ -24,6 +24,7 @@ from sqlalchemy import (
     Table,
     Update,
     event,
+    inspect,
     orm,
     select,
     text,
@@ -111,9 +112,12 @@ def save_all(connection: Connection, but: Collection[Mismatch] = ()) -> None:
 
 
 def mismatches(connection: Connection) -> Iterator[Mismatch]:
-    """The rows that are not what reflect wrote, by table."""
+    """The rows that are not what reflect wrote, by table. A database of an older version has fewer
+    tables."""
+    present = set(inspect(connection).get_table_names())
     for table in hashed_tables():
-        yield from _compare(_stored(connection, table.name), _hashes(connection, table), table.name)
+        rows = _hashes(connection, table) if table.name in present else iter(())
+        yield from _compare(_stored(connection, table.name), rows, table.name)
     if connection.dialect.name == "sqlite":
         parts = connection.exec_driver_sql(OWN_SCHEMA).all()
         now = {name: _hash([sql]) for name, sql in parts}

@@ -162,6 +162,22 @@ def test_a_database_of_an_earlier_version_gets_its_hashes(where: str) -> None:
     store.close()
 
 
+def test_a_database_with_hashes_from_before_a_new_table_is_opened(tmp_path: Path) -> None:
+    """Version 7 has hashes, but not the tables of version 8."""
+    path = tmp_path / "old.db"
+    with Store(path).write() as s:
+        lessons.add(s, when="always", do="count twice", author="human")
+    with sqlite3.connect(path) as raw:
+        for table in ("followed", "followed_check"):
+            raw.execute(f"DROP TABLE {table}")
+        raw.execute("UPDATE alembic_version SET version_num = '0007'")
+        raw.execute("DELETE FROM row_hash WHERE key LIKE '%followed%'")
+    assert doctor.check(Store(path), deep=True) == []
+    with sqlite3.connect(path) as raw:
+        raw.execute("UPDATE lesson SET do = 'count once'")
+    assert len(doctor.check(Store(path), deep=True)) >= 1
+
+
 def test_a_backup_is_as_healthy_as_its_database(tmp_path: Path) -> None:
     from reflect.store.backup import backup
 
