@@ -197,6 +197,11 @@ class RuleKind(StrEnum):
     WORDS = "words"
     REGEX = "regex"
 
+    @classmethod
+    def of(cls, pattern: str) -> RuleKind:
+        """REGEX if the pattern has a character of regular expressions, else WORDS."""
+        return cls.REGEX if set(pattern) & set(r"\[](){}|*+^$") else cls.WORDS
+
 
 class FollowedSource(StrEnum):
     """What decided whether an answer followed a lesson: its check, or a judge."""

@@ -22,8 +22,6 @@ from reflect.types import RuleKind, values
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-REGEX_CHARACTERS = frozenset(r"\[](){}|*+^$")
-
 
 def add(s: Session, pattern: str, *, kind: str, why: str = "", profile: str = "default") -> Rule:
     """A new rule. UsageError for one that is broken, would forbid everything, or is there
@@ -92,11 +90,6 @@ def matches(rule: Rule, when: str, do: str) -> bool:
     """Whether a rule forbids this condition and advice."""
     texts = (f"{when}\n{do}",) if rule.kind == RuleKind.REGEX else (when, do)
     return any(found(rule.kind, rule.pattern, text) for text in texts)
-
-
-def kind_of(pattern: str) -> RuleKind:
-    """REGEX if the pattern has a character of regular expressions, else WORDS."""
-    return RuleKind.REGEX if set(pattern) & REGEX_CHARACTERS else RuleKind.WORDS
 
 
 def found(kind: str, pattern: str, text: str) -> bool:

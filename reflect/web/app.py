@@ -24,9 +24,8 @@ from reflect.errors import Conflict, ReflectError, UnknownName, UsageError
 from reflect.records import now
 from reflect.stats.bootstrap import bootstrap
 from reflect.store import followed, lessons, nights, revoked_adapters, runs, views
-from reflect.store.forbidden_rules import kind_of
 from reflect.trials.history import effect_history
-from reflect.types import Arm, LessonStatus, by_arm
+from reflect.types import Arm, LessonStatus, RuleKind, by_arm
 from reflect.web import charts
 from reflect.web.guard import Access, FormRefused, Guard
 from reflect.web.render import HERE, render
@@ -358,7 +357,7 @@ def _lesson_action(ws: Workspace, http: Request, form: Mapping[str, str]) -> str
 
 def _check(ws: Workspace, lesson_id: int, pattern: str) -> object:
     if pattern.strip():
-        return ws.lessons.set_check(lesson_id, pattern, kind=kind_of(pattern))
+        return ws.lessons.set_check(lesson_id, pattern, kind=RuleKind.of(pattern))
     return ws.lessons.remove_check(lesson_id)
 
 

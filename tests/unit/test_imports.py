@@ -24,7 +24,7 @@ HEAVY = {
     "sqlalchemy": {"records", "store"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "starlette": {"serve", "web"},
+    "starlette": {"mcp", "serve", "web"},
     "uvicorn": {"serve"},
     "httpx2": {"serve"},
 }

@@ -16,7 +16,6 @@ from reflect.cli.lessons.read import followed_json, share_text
 from reflect.cli.output import join, print_json, print_status, print_table, to_dict
 from reflect.cli.report import change_line
 from reflect.errors import UsageError
-from reflect.store.forbidden_rules import kind_of
 from reflect.types import RuleKind
 
 if TYPE_CHECKING:
@@ -242,7 +241,7 @@ def check(
         if not ws.lessons.remove_check(lesson_id):
             raise UsageError(f"Lesson {lesson_id} has no check.", "See: reflect lessons followed")
         return print_json({"removed": True}) if json else print("removed")
-    kind = RuleKind.WORDS if words else kind_of(pattern)
+    kind = RuleKind.WORDS if words else RuleKind.of(pattern)
     shares = ws.lessons.set_check(lesson_id, pattern, kind=kind)
     if json:
         return print_json({"kind": kind, "pattern": pattern, "followed": followed_json(shares)})
@@ -270,7 +269,7 @@ def forbid(
     \ [ ] ( ) { } | * + ^ $ is a regular expression; case is ignored. Existing lessons stay; those
     that match are listed.
     """
-    kind = RuleKind.WORDS if words else kind_of(pattern)
+    kind = RuleKind.WORDS if words else RuleKind.of(pattern)
     rule = ws.lessons.forbid(pattern, kind=kind, why=why)
     matching = [row.id for row in ws.lessons.breaking(rule)]
     if json:
