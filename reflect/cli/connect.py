@@ -50,7 +50,7 @@ def connect(
         return print_status(f"Nothing to change: {agent} is {'not ' if remove else ''}connected.")
     if not yes:
         return print_status("Nothing is written yet. Add --yes to write this.")
-    print_status("Written.")
+    print_status(f"Written. Lessons come from {ws.path}, and imports must name it too.")
     if agent == "codex" and not remove:
         print_status("Codex asks once whether it may run the hooks: answer in its /hooks view.")
     return None

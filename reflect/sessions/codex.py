@@ -106,8 +106,8 @@ class CodexReader:
         if role == "assistant":
             return session.answer(text)
         passed = as_dict(item.get("internal_chat_message_metadata_passthrough"))
-        kinds = passed.get("content_item_kinds") or ["user.text"]
-        mine = any(str(kind).startswith("user.") for kind in kinds)
+        kinds = passed.get("content_item_kinds")
+        mine = not isinstance(kinds, list) or any(str(kind).startswith("user.") for kind in kinds)
         if role != "user" or not mine or CONTEXT.match(text):
             return session.skip(f"message/{role if role != 'user' else 'context'}")
         return session.prompt(str(item.get("id") or ""), text)

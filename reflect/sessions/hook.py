@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 HEAD = "Lessons from practice. Use each one that fits the task."
 GRADES = ("/reflect", "$reflect")  # prompts that grade the session begin so
+HOMES = ("home", "Users")
 MOST_BYTES = 2**23  # of the event on stdin
 MOST_DAYS = 14.0  # age of the lessons' files; older ones are not shown
 UNRELATED, UNKNOWN = 0.25, 0.1  # as in reflect.lessons.selection
@@ -45,7 +46,8 @@ def digest(text: str) -> str:
 def scope_of(folder: str) -> str:
     """The scope of a working folder: the name of its git repository, or else its own name.
 
-    A linked worktree belongs to the repository that it was made from.
+    A linked worktree belongs to the repository that it was made from. The name of a home folder,
+    which is that of a person, is no scope.
     """
     start = Path(folder)
     for top in (start, *start.parents):
@@ -56,7 +58,8 @@ def scope_of(folder: str) -> str:
             target = Path(mark.read_text(errors="replace").partition("gitdir:")[2].strip())
             linked = target.parent.name == "worktrees" and target.parent.parent.name == ".git"
             return (target.parents[2] if linked else top).name or "sessions"
-    return start.name or "sessions"
+    home = str(start) in ("/root", os.path.expanduser("~")) or start.parent.name in HOMES
+    return "home" if home else start.name or "sessions"
 
 
 def uniform(key: str) -> float:

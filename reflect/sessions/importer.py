@@ -183,7 +183,7 @@ class Importer:
         self._state: dict[str, Json] = {"transcripts": {}, "commits": {}}
         if self._file.exists():
             self._state |= json.loads(self._file.read_text())
-        self._keys = {row: frozenset(x["prompts"]) for row, x in self._transcripts.items()}
+        self._owners = {key: name for name, x in self._transcripts.items() for key in x["prompts"]}
 
     @property
     def _transcripts(self) -> dict[str, Json]:
@@ -211,13 +211,13 @@ class Importer:
             return self._add_transcript(path, file, size, first, record)
         documents = _trajectories(file, size)
         for document in documents:
-            session = AgentSession("agent", path.stem, known=self._known(""))
-            read_trajectory(session, document)
             identity = digest(json.dumps(document))
-            if identity in self._transcripts:
-                self._note(path, session, "unchanged")
-            else:
-                self._take(path, session, identity, 0, size)
+            if entry := self._transcripts.get(identity):
+                self._note(path, _named(entry["name"]), "unchanged")
+                continue
+            session = AgentSession("agent", path.stem, identity=identity, known=self._owners)
+            read_trajectory(session, document)
+            self._take(path, session, identity, 0, size)
         return None if documents else self._note(path, AgentSession("", path.stem), "broken")
 
     def _add_transcript(
@@ -232,7 +232,7 @@ class Importer:
             if self._reviewed(name, entry["choice"]):
                 start = entry["end"]
         agent = "codex" if _is_codex(record) else "claude"
-        session = AgentSession(agent, path.stem, known=self._known(identity))
+        session = AgentSession(agent, path.stem, identity=identity, known=self._owners)
         end = _read(file, session, record, start)
         return self._take(path, session, identity, start, end)
 
@@ -253,7 +253,6 @@ class Importer:
             self._note(path, session, status)
         keys = {*session.prompts, *(entry["prompts"] if entry else [])} - {""}
         self._transcripts[identity] = {
-            "path": str(path),
             "name": session.name,
             "status": status,
             "start": start,
@@ -261,11 +260,7 @@ class Importer:
             "choice": choice,
             "prompts": sorted(keys),
         }
-        self._keys[identity] = frozenset(keys)
-
-    def _known(self, identity: str) -> frozenset[str]:
-        """The prompts of all other transcripts."""
-        return frozenset().union(*(keys for i, keys in self._keys.items() if i != identity))
+        self._owners |= {key: self._owners.get(key, identity) for key in keys}
 
     def _status(self, session: AgentSession, entry: Json | None) -> str:
         if session.headless and not self.headless:

@@ -18,7 +18,7 @@ from reflect.sessions.hook import GRADES, HEAD, digest
 from reflect.sessions.signals import CheckCommand, is_check
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from reflect.tasksets.task import Message
     from reflect.types import Json
@@ -120,8 +120,10 @@ class AgentSession:
     """A program started it, not a person."""
     subagent: bool = False
     """All of it is the work of a sub-agent, whose answer is in the transcript of its session."""
-    known: frozenset[str] = frozenset()
-    """Keys of prompts of other transcripts: a resumed session may repeat them."""
+    identity: str = ""
+    """The transcript that it is read from."""
+    known: Mapping[str, str] = field(default_factory=dict)
+    """Prompt -> the transcript that had it first: a resumed session may repeat earlier ones."""
     first: datetime | None = None
     last: datetime | None = None
     prompts: list[str] = field(default_factory=list)
@@ -147,7 +149,7 @@ class AgentSession:
     @property
     def name(self) -> str:
         """The name of its exchanges."""
-        return f"{self.agent}:{plain(self.id)[:100]}"
+        return plain(f"{self.agent[:40]}:{self.id[:100]}")
 
     def seen(self, timestamp: object) -> None:
         """Note the time of a record."""
@@ -168,7 +170,7 @@ class AgentSession:
         if not text:
             return self.skip("empty prompt")
         key = digest(key)[:12] if key else ""
-        self._copied = bool(key) and key in self.known
+        self._copied = self.known.get(key, self.identity) != self.identity
         if self._copied:
             return self.skip("repeated")
         self.prompts.append(key)
@@ -194,7 +196,7 @@ class AgentSession:
             self._command(number, arguments)
             function = {"name": plain(name)[:200], "arguments": _arguments(arguments)}
             rows.append({"id": plain(number)[:200], "type": "function", "function": function})
-        text = shorten(plain(text.strip()))
+        text = shorten(plain(OURS.sub("", text).strip()))
         if not rows and not text:
             return self.skip("empty answer")
         newest = self.conversation.newest

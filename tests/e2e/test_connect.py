@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import stat
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from fakes import RuleModel
 from test_sessions import Claude, codex, save
 
+from reflect import prompts
 from reflect.cli import run_command
 from reflect.config import Settings
 from reflect.day.traffic import learn
@@ -360,6 +362,16 @@ def test_the_scope_is_the_name_of_the_repository(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert hook.scope_of(str(tmp_path / "gone" / "deep")) == "deep"
     assert hook.scope_of("/") == "sessions"
+    assert {hook.scope_of(x) for x in ("/home/ada", "/Users/eve", "/root")} == {"home"}
+
+
+def test_the_hook_writes_lessons_as_the_system_prompt_does() -> None:
+    rows = [{"when": "a", "do": "b"}, {"when": "c", "do": "d"}]
+    ours = hook.render([f"- when: {row['when']} do: {row['do']}" for row in rows]).splitlines()
+    theirs = prompts.system_prompt("", rows).splitlines()
+    assert [re.sub(r"[0-9a-f]{4,8}\]$", "", line) for line in ours] == [
+        re.sub(r"[0-9a-f]{4,8}\]$", "", line) for line in theirs
+    ]
 
 
 def test_the_hook_takes_little_longer_than_python(agents: Path) -> None:

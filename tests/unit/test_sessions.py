@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import re
@@ -9,6 +10,7 @@ import string
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,8 +20,11 @@ from fakes import RuleModel
 from reflect.config import Settings
 from reflect.day.traffic import learn
 from reflect.sessions import hook_lessons
+from reflect.sessions.claude import ClaudeReader
+from reflect.sessions.codex import CodexReader
 from reflect.sessions.importer import ImportReport, find_transcripts, import_sessions
-from reflect.sessions.redaction import redact
+from reflect.sessions.redaction import redact, redact_all
+from reflect.sessions.session import AgentSession, stored
 from reflect.sessions.signals import CheckCommand, exit_of, is_check
 from reflect.store import Store, exchanges
 
@@ -364,7 +369,8 @@ def test_planted_keys_are_stored_nowhere(opened, inbox, tmp_path: Path) -> None:
             text + "\nword" * 4000,
             text.join(["word " * 3000, "\nword" * 3000]),
         )
-        one.runs("cat", output=long[number % 3])
+        if number % 4 == 0:
+            one.runs("cat", output=long[number // 4 % 3])
         write = {"content": text, "x": [text]}
         one.says({"type": "tool_use", "id": "w", "name": "Write", "input": write})
         one.user(f"/reflect bad it printed {text}").save(inbox)
@@ -417,7 +423,7 @@ def test_values_are_found_by_the_form_around_them() -> None:
 
 
 def test_long_texts_without_white_space_take_no_long_time() -> None:
-    """Each pattern in a text of 60,000 characters that begins to match it everywhere."""
+    """Each pattern in a text of 20,000 characters that begins to match it everywhere."""
     for part in (
         "password ",
         "a.b-c ",
@@ -430,8 +436,8 @@ def test_long_texts_without_white_space_take_no_long_time() -> None:
         "echo ",
     ):
         began = time.perf_counter()
-        redact(part * (60_000 // len(part)))
-        assert time.perf_counter() - began < 3, part
+        redact(part * (20_000 // len(part)))
+        assert time.perf_counter() - began < 2, part
 
 
 def test_ordinary_text_is_left_as_it_is() -> None:
@@ -589,6 +595,38 @@ def test_hostile_lines_are_counted(opened, inbox) -> None:
     (inbox / "text.jsonl").write_text("hello\n")
     (inbox / "nul.json").write_bytes(b"\0" * 100)
     assert load(opened, inbox).statuses == {"unchanged": 1, "broken": 3}
+
+
+def places(value: object, path: tuple = ()) -> Iterator[tuple]:
+    """The path of each value within a JSON value."""
+    items = value.items() if isinstance(value, dict) else ()
+    for key, item in enumerate(value) if isinstance(value, list) else items:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+@pytest.mark.parametrize("kind", ["claude", "codex"])
+def test_fuzz_records_with_values_of_other_types(kind: str) -> None:
+    """Each record of a real transcript with up to three values replaced: read, or counted."""
+    others = [None, True, -1, 1e400, 10**400, "", "\ud800", [], {}, [None], {"a": {}}, [[[]]]]
+    others += ["Exit code 9999999999\n", {"type": "text"}, {"type": "tool_use"}]
+    (file,) = DATA.glob(f"{kind}-*.jsonl")
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    records += Claude().user("a").runs("make", 1).rows if kind == "claude" else codex()
+    for number in range(150):
+        rng = random.Random(number)
+        session = AgentSession(kind, "id")
+        reader = (ClaudeReader if kind == "claude" else CodexReader)(session)
+        for record in json.loads(json.dumps(rng.choices(records, k=4))):
+            for _ in range(rng.randrange(1, 4)):
+                value, path = record, rng.choice(list(places(record)))
+                for key in path[:-1]:
+                    value = value[key]
+                value[path[-1]] = copy.deepcopy(rng.choice(others))
+            reader.read(record)
+        for message in session.conversation.messages():
+            json.dumps(stored(message, redact_all), allow_nan=True).encode()
+        session.name.encode()
 
 
 def test_a_large_file_is_read_at_bounded_memory(opened, tmp_path: Path) -> None:
