@@ -25,8 +25,11 @@ def mcp(
     The agent reads lessons, proposes some, which wait in quarantine, and reports outcomes. `reflect
     serve` has the same server at /mcp.
     """
+    from reflect.cli import signals
     from reflect.mcp import serve_stdio
 
     where = f"profile {ws.settings.profile}, database {ws.path}"
     print_status(f"Serving lessons on stdin and stdout: {where}. Ctrl-C stops it.")
+    # Every call is one transaction, and the thread that reads stdin cannot be stopped.
+    signals.finish()
     serve_stdio(ws, taskset)

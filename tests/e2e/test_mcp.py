@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -163,6 +164,19 @@ def test_stdout_has_nothing_but_the_protocol_and_the_end_of_stdin_ends_it(db: Pa
     assert done.returncode == 0, done.stderr
     assert b"Serving lessons" in done.stderr and b"Traceback" not in done.stderr
     assert all(json.loads(line)["jsonrpc"] == "2.0" for line in done.stdout.splitlines())
+
+
+def test_a_signal_ends_it_at_once(db: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reflect", "mcp"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with process:
+        assert process.stdin and process.stdout
+        process.stdin.write(json.dumps(PING).encode() + b"\n")
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["id"] == 1
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == -signal.SIGINT
 
 
 @contextmanager
