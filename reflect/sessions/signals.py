@@ -24,12 +24,14 @@ TESTS = re.compile(
 RUNNERS = set(
     "npm pnpm yarn bun npx bunx deno go cargo dotnet mvn mvnw gradle gradlew mix swift flutter "
     "dart cmake bundle poetry uv pipenv hatch rye pdm python python3 composer sbt stack cabal zig "
-    "dune lein task nx turbo meson rebar3 gleam elm scons".split()
+    "dune rails php lein task nx turbo meson rebar3 gleam elm scons".split()
 )
 GOALS = re.compile(
-    r"(?:(?:test|build|check|verify|compile|package|vet|clippy|nextest|tests|ci|--build|assemble)"
+    r"(?:(?:test|build|check|verify|compile|package|vet|clippy|nextest|tests|t|--build|assemble)"
     r"(?::[\w:.-]+)?|pytest|unittest|tox|nox|jest|vitest|mocha|tsc|rspec|phpunit)$"
 )
+SHELLS, WRAPPERS = {"bash", "sh", "zsh", "dash"}, {"docker", "docker-compose", "podman", "kubectl"}
+DRY = set("--help -h --version --co --collect-only --list --dry-run --fixtures".split())
 PREFIXES = {"sudo", "time", "env", "timeout", "nice", "xvfb-run", "exec", "command", "nohup"}
 REDIRECTED = re.compile(r"\d*>&\d+|&?\d*>>?\s*[^\s;&|>]+|<(?!<)\s*[^\s;&|]+")
 MOST_COMMAND = 200  # characters of a command in the feedback
@@ -141,10 +143,17 @@ def _checks(words: list[str]) -> bool:
     words = [word for word in words if not re.match(r"[A-Za-z_]\w*=", word)]
     while words and (words[0] in PREFIXES or re.fullmatch(r"-\S+|\d+[smh]?", words[0])):
         words = words[1:]
-    if not words or "--help" in words:
+    if not words or DRY & set(words):
         return False
     program = words[0].rsplit("/", 1)[-1]
+    if program in SHELLS and len(words) > 1:
+        if re.fullmatch(r"-\w*c", words[1]):  # its exit code is that of the command in the text
+            return any(exit_of(CheckCommand(text, 0)) == 0 for text in words[2:3])
+        return _checks([words[1] if "/" in words[1] else f"./{words[1]}"])
+    if program in WRAPPERS:
+        return any(_checks(words[i:]) for i in range(2, len(words)))
     goals = [word for word in words[1:] if not word.startswith("-") or word == "--build"]
     if TESTS.search(words[0]):
-        return not {"install", "clean"} & set(goals)
+        plan = "-n" in words and program in ("make", "gmake", "ninja")
+        return not plan and not {"install", "clean"} & set(goals)
     return program in RUNNERS and any(map(GOALS.match, goals))
