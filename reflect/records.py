@@ -353,7 +353,8 @@ class Rule(SQLModel, table=True):
 
 
 class Exchange(SQLModel, table=True):
-    """An answer of `reflect serve`; with a reward, run --from-traffic makes it a Rollout."""
+    """An answer of `reflect serve`, or a session of a coding agent (see `reflect.sessions`). With a
+    reward, run --from-traffic makes it a Rollout."""
 
     id: int | None = Field(default=None, primary_key=True)
     name: str = Field(index=True)

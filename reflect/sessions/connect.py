@@ -42,6 +42,11 @@ FILES = {
     "codex": ("CODEX_HOME", "~/.codex", "hooks.json"),
 }
 SKILL = Path("skills/reflect/SKILL.md")
+PLUGIN_FILES = {  # name in the package -> place in the plugin
+    "plugin.json": ".claude-plugin/plugin.json",
+    "mcp.json": ".mcp.json",
+    str(SKILL): str(SKILL),
+}
 
 
 @dataclass(frozen=True)
@@ -174,11 +179,7 @@ def apply(settings: Settings, agent: str, changes: list[FileChange], *, removed:
 
 def plugin_files(settings: Settings) -> dict[Path, bytes]:
     """The plugin for Claude Code: path in its folder -> content. Its hooks name this database."""
-    files = {
-        path.relative_to(PLUGIN): path.read_bytes()
-        for path in sorted(PLUGIN.rglob("*"))
-        if path.is_file()
-    }
+    files = {Path(place): (PLUGIN / name).read_bytes() for name, place in PLUGIN_FILES.items()}
     hooks = {"hooks": hooks_of("claude", command(settings))}
     return files | {Path("hooks/hooks.json"): (json.dumps(hooks, indent=2) + "\n").encode()}
 
