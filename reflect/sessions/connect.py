@@ -85,9 +85,10 @@ def _lines(data: bytes | None) -> list[str]:
 
 
 def command(settings: Settings) -> str:
-    """The shell command of the hook."""
+    """The shell command of the hook. Its exit code is 0 even if Python or the package has moved: 2,
+    which Python returns for a missing file, would stop the prompt."""
     parts = [sys.executable, "-I", "-S", str(Path(hook.__file__).resolve())]
-    return shlex.join([*parts, str(folder_of(settings).resolve())])
+    return f"{shlex.join([*parts, str(folder_of(settings).resolve())])} 2>/dev/null || true"
 
 
 def hooks_of(agent: str, text: str) -> Json:

@@ -246,6 +246,16 @@ def test_codex_has_the_same_hook(agents: Path) -> None:
     assert len(row.exposures) == 1 and row.trust == "untrusted"
 
 
+def test_a_python_or_a_package_that_has_moved_stops_no_prompt(agents: Path) -> None:
+    lesson(Store("lessons.db"))
+    run_command(["connect", "claude", "--yes"])
+    command = hook_command(agents / "claude" / "settings.json")
+    event = {"session_id": "s", "cwd": "/", "hook_event_name": "UserPromptSubmit", "prompt": "x"}
+    for gone in (sys.executable, hook.__file__, str(folder_of(Settings()))):
+        assert gone in command
+        assert fire(command.replace(gone, "/nowhere/at all"), event) == ""
+
+
 BROKEN = {
     "no JSON": b"hello",
     "nothing": b"",

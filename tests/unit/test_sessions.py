@@ -217,7 +217,8 @@ def test_codex_of_2025(opened, inbox, code: int) -> None:
     assert report.skipped == {"session_meta": 1, "message/context": 1, "reasoning": 1}
 
 
-def test_other_languages_and_halves_of_characters(opened, inbox) -> None:
+def test_other_languages_and_halves_of_characters(store: Store, settings, inbox) -> None:
+    opened = store, settings
     words = "Prüfe die Straße. これを直して。 أصلح هذا 😀 \ud800 \0"
     one = Claude().user(words).says("完了")
     (inbox / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in one.rows))
