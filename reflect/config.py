@@ -94,6 +94,13 @@ class Settings:
     withhold_bundle: float = setting(
         0.05, "share of rollouts from which all lessons are withheld together", lt=1
     )
+    proposals: int = setting(
+        1,
+        "reviews of one group, and candidates that compete for one condition; 1 = a new lesson "
+        "replaces the old one",
+        ge=1,
+        le=16,
+    )
     reflector: str = setting(
         "", "model that reflects on the rollouts; empty = the model that made them"
     )

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 @with_workspace(
-    "n k temperature max_tokens require_approval review model base_url reflector judge profile"
+    "n k temperature max_tokens proposals require_approval review model base_url reflector judge"
+    " profile"
 )
 def run(
     ws: Workspace,

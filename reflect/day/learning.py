@@ -12,9 +12,8 @@ from reflect.day.reflection import (
     prompt_version,
     rewards_differ,
 )
-from reflect.day.review import review
+from reflect.day.review import read_answers, review
 from reflect.lessons.apply_edits import Evidence, Outcome, apply_edits
-from reflect.lessons.edit_format import Edit, parse_edits
 from reflect.lessons.protection import EditTransaction
 from reflect.lessons.voting import ProposedEdits, select_winning_edits
 from reflect.records import Reflection
@@ -23,6 +22,7 @@ from reflect.store import runs, trials
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from reflect.lessons.edit_format import Edit
     from reflect.rollouts.context import RunContext
 
 SHORT = 160  # tokens of a reflection for which every context must have room
@@ -57,9 +57,13 @@ def reflect_on(context: RunContext, groups: Sequence[Group]) -> list[GroupReflec
         row = rows.get(group.task.key)
         if row and _is_pending(row):
             whole = all(edit.get("ended", True) for edit in row.edits)
-            reflections.append(GroupReflection(group, row, *parse_edits(row.raw, complete=whole)))
+            reflections.append(GroupReflection(group, row, *read_answers(row.raw, whole)))
     halted, fresh = None, []
-    for group, answer in zip(new, review(model, _with_effects(context, new), size), strict=True):
+    settings = context.settings
+    reviews = review(
+        model, _with_effects(context, new), size, settings.proposals, settings.temperature
+    )
+    for group, answer in zip(new, reviews, strict=True):
         if answer.halted:
             halted = answer.halted
             continue
@@ -106,7 +110,8 @@ def edit_lessons(
         )
         for group in groups
     ]
-    won = dict(zip([g.task.key for g in groups], select_winning_edits(proposed), strict=True))
+    wins = select_winning_edits(proposed, compete=settings.proposals > 1)
+    won = dict(zip([g.task.key for g in groups], wins, strict=True))
     with context.store.write() as s:
         saved = runs.reflections_of(s, run.id, [r.row.task_key for r in reflections])
         fresh = []
@@ -128,13 +133,14 @@ def edit_lessons(
                 reflection_id=r.row.id,
                 require_approval=settings.require_approval,
                 trust=r.group.trust,
+                proposals=settings.proposals,
             )
             count, budget = context.model.count_tokens, settings.lesson_budget
             outcomes = [
                 apply_edits(s, [edit], evidence, count_tokens=count, budget=budget)[0]
-                if wins
+                if winner
                 else Outcome(edit, "outvoted", "more groups of the wave are against it")
-                for edit, wins in zip(r.edits, won[r.row.task_key], strict=True)
+                for edit, winner in zip(r.edits, won[r.row.task_key], strict=True)
             ]
             r.row.edits = [outcome.row() for outcome in outcomes]
             r.row.edits += [

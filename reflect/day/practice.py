@@ -154,7 +154,8 @@ class RunTrials:
     def __init__(self, run: Run) -> None:
         self.run_id = run.id
         scope = TrialScope.of(run)
-        self.lessons, self.bundle = LessonTrials(scope), Bundle(run)
+        compete = run.config.get("proposals", 1) > 1
+        self.lessons, self.bundle = LessonTrials(scope, compete=compete), Bundle(run)
 
     def update(self, s: Session, lesson_ids: Sequence[int], *, move: bool) -> None:
         """Record the effects of these lessons and of all together; `move`: verdicts move them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 MOST_SHOWN = 2000  # characters of an unreadable answer that the repair turn repeats
 MOST_PROBLEMS = 5  # problems that it lists
+NEXT = "\n\n----- another proposal -----\n\n"  # between the answers of one review
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,20 @@ class Review:
         return bool(self.raw.strip() and self.problems and not self.edits)
 
 
-def review(model: Model, groups: Sequence[Group], max_tokens: int) -> list[Review]:
+def review(
+    model: Model,
+    groups: Sequence[Group],
+    max_tokens: int,
+    proposals: int = 1,
+    temperature: float = 1.0,
+) -> list[Review]:
     """One review per group, by the base model without adapter, so that its edits do not drift with
     nights. An answer without a readable edit gets one repair turn, which says what was wrong; a
-    model with a template of its own, which was not trained on repairs, gets none."""
+    model with a template of its own, which was not trained on repairs, gets none.
+
+    With several `proposals` the others are sampled at `temperature`, and the review has the edits
+    of all of them. Unreadable ones among these are left out.
+    """
     with using(model, None):
         notes = take_notes(model, groups, max_tokens)
         prompted = [
@@ -79,9 +91,34 @@ def review(model: Model, groups: Sequence[Group], max_tokens: int) -> list[Revie
         repairs = (
             ask(model, [repair_request(requests[i], reviews[i]) for i in failed]) if failed else []
         )
+        seeds = tuple(range(1, proposals))
+        sampled = [replace(x, seeds=seeds, temperature=temperature) for x in requests]
+        more = ask(model, sampled) if seeds else [[] for _ in requests]
     for i, (answer,) in zip(failed, repairs, strict=True):
         reviews[i] = _better(reviews[i], read_answer(answer, reviews[i].packed, model.name))
-    return reviews
+    return [
+        functools.reduce(_joined, (read_answer(x, first.packed, model.name) for x in answers), first)
+        for first, answers in zip(reviews, more, strict=True)
+    ]
+
+
+def read_answers(raw: str, whole: bool) -> tuple[list[Edit], list[str]]:
+    """The edits, each once, and the problems of a saved review, which may hold several answers."""
+    first, *others = raw.split(NEXT)
+    edits, problems = parse_edits(first, complete=whole)
+    for answer in others:
+        known = {edit.wish for edit in edits}
+        edits += [edit for edit in parse_edits(answer)[0] if edit.wish not in known]
+    return edits, problems
+
+
+def _joined(review: Review, other: Review) -> Review:
+    """The review with the edits of a further proposal."""
+    if other.halted or not other.edits or not other.whole:
+        return replace(review, halted=review.halted or other.halted)
+    raw = f"{review.raw}{NEXT}{other.raw.replace(NEXT, ' ')}"
+    edits, problems = read_answers(raw, review.whole)
+    return replace(review, raw=raw, edits=edits, problems=problems if edits else review.problems)
 
 
 def read_answer(answer: Answer, packed: Packed, name: str) -> Review:

@@ -69,6 +69,7 @@ def open_run(
             f"A run needs at least one task and one rollout of each, not n={n} and k={k}."
         )
     names = (*SAMPLING, *TRIALS, *(EPISODES if has_environment(taskset) else ()))
+    names += ("proposals",) if settings.proposals > 1 else ()  # older keys stay as they are
     config = settings.stored(names) | {"learn": learn, "use_lessons": use_lessons}
     if reflector:
         config |= {"reflector": reflector.name, "reflector_fingerprint": reflector.fingerprint}

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 MOST = 32  # exchanges of one task in a group; more wait for the next run
 ALIKE = 0.5  # share of the words of two tasks that both have
-SETTINGS = ("reflect_tokens", "lesson_budget", "lesson_limit", "require_approval")
+SETTINGS = ("reflect_tokens", "lesson_budget", "lesson_limit", "require_approval", "proposals")
 SAME_RUN = ("taskset", "trust", "measure", "model", "model_fingerprint", "adapter_id")
 COPIED = set(
     "messages reward feedback prompt_tokens completion_tokens finish seed model "

@@ -15,6 +15,7 @@ from reflect.store import forbidden_rules
 from reflect.store import lessons as db
 from reflect.store.lesson_evidence import confounder
 from reflect.store.lessons import successor
+from reflect.store.trials import newest_effects
 from reflect.types import (
     Author,
     EditKind,
@@ -22,6 +23,7 @@ from reflect.types import (
     LessonStatus,
     LinkKind,
     QuarantineReason,
+    TrialVerdict,
     Trust,
 )
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from reflect.lessons.edit_format import Edit
 
 __all__ = ["Evidence", "Outcome", "apply_edits"]
+
+ENOUGH, HOPE = 32, 0.1  # rollouts of a trial, and its effect: see `_make_room`
 
 
 def apply_edits(
@@ -78,6 +82,8 @@ def _add(e: PendingEdit) -> Outcome:
         return e.new_lesson(
             suspect or (WAITS if evidence.require_approval else ""), quarantine=kind
         )
+    if evidence.proposals > 1:
+        return _compete(e, in_use)
     for old in in_use:
         if refusal := _contradicts(e, old):
             return refusal
@@ -92,6 +98,46 @@ def _add(e: PendingEdit) -> Outcome:
     if outcome.outcome in (EditOutcome.ADDED, EditOutcome.SUPERSEDED):
         return _supersede(e, outcome, in_use)
     return outcome
+
+
+def _compete(e: PendingEdit, in_use: Sequence[Lesson]) -> Outcome:
+    """A further candidate for the condition of lessons in use, which stay: the trials decide."""
+    for old in in_use:
+        if alike(old, e.edit):
+            return e.known(f"lesson {old.id} says nearly that", old)
+    if refusal := _no_room(e, in_use):
+        return refusal
+    waits = f"{WAITS}, against lesson {in_use[0].id}" if e.evidence.require_approval else ""
+    # equal in their words, so that they compete in one draw
+    return replace(e, edit=replace(e.edit, when=in_use[0].when)).new_lesson(waits)
+
+
+def _no_room(e: PendingEdit, in_use: Sequence[Lesson]) -> Outcome | None:
+    """The outcome if no further candidate may compete with the lessons in use."""
+    candidates = [lesson for lesson in in_use if lesson.status == LessonStatus.CANDIDATE]
+    if pinned := next((lesson for lesson in in_use if lesson.pinned), None):
+        return e.refused(f"lesson {pinned.id} is pinned", pinned)
+    if len(candidates) < e.evidence.proposals or _make_room(e, candidates):
+        return None
+    why = f"{len(candidates)} candidates compete for this condition already"
+    return e.ended(EditOutcome.KEPT, why, candidates[0])
+
+
+def _make_room(e: PendingEdit, candidates: Sequence[Lesson]) -> bool:
+    """Retire the least promising candidate, if its trial has ENOUGH rollouts and an effect below
+    HOPE. This needs no proof, as no lesson becomes active; the same text may be proposed again."""
+    effects = newest_effects(e.s, candidates)
+    poor = [
+        (trial.effect, lesson)
+        for lesson in candidates
+        if (trial := effects.get(lesson.id or 0)) and trial.n >= ENOUGH and trial.effect < HOPE
+    ]
+    if not poor:
+        return False
+    effect, lesson = min(poor, key=lambda pair: (pair[0], pair[1].id))
+    reason = f"it makes room for another proposal: {effect:+.2f} so far"
+    db.revise(e.s, lesson.id, author=Author.TRIAL, reason=reason, status=LessonStatus.RETIRED)
+    return True
 
 
 def _contradicts(e: PendingEdit, old: Lesson) -> Outcome | None:
@@ -148,6 +194,14 @@ def _again(e: PendingEdit, lesson: Lesson, in_use: Sequence[Lesson]) -> Outcome:
     heir = db.get(s, into) if (into := successor(s, lesson.id)) else None
     if heir and heir.status in HELD_STATUSES and alike(heir, lesson):
         return e.known(f"lesson {heir.id}, into which it was merged, has that text", heir)
+    if evidence.proposals > 1 and in_use:
+        trial = newest_effects(s, [lesson]).get(lesson.id or 0)
+        if trial and trial.verdict == TrialVerdict.REJECT:
+            return e.known(f"a trial rejected lesson {lesson.id}", lesson)
+        if refusal := _no_room(e, in_use):
+            return refusal
+        back = e.revise(lesson, "proposed again", status=LessonStatus.CANDIDATE)
+        return e.ended(EditOutcome.REVISED, "proposed again", back)
     for old in in_use:
         if refusal := _contradicts(e, old):
             return refusal
@@ -173,7 +227,13 @@ def _addressed(e: PendingEdit) -> Lesson | Outcome:
 
 
 def _revise(e: PendingEdit) -> Outcome:
-    """REVISE: a new text for a lesson that was shown."""
+    """REVISE: a new text for a lesson that was shown. If proposals compete, it competes with the
+    old one."""
+    if e.evidence.proposals > 1:
+        shown = {lesson.id: lesson for lesson in e.evidence.shown}.get(e.edit.lesson_id)
+        if shown and covers_condition(e.edit.when, shown.when):
+            e = replace(e, edit=replace(e.edit, when=shown.when))
+        return _add(e)
     head = _addressed(e)
     if isinstance(head, Outcome):
         return head

@@ -66,6 +66,8 @@ class Evidence:
     require_approval: bool = False
     """A person must approve every change: edits are stored as quarantined lessons."""
     trust: str = Trust.CLEAN
+    proposals: int = 1
+    """Candidates that may compete for one condition; 1: a new text replaces the old one."""
 
     @property
     def clean(self) -> bool:

@@ -37,8 +37,11 @@ class ProposedEdits:
         return [(self.trust, *target) for target in targets]
 
 
-def select_winning_edits(proposals: Sequence[ProposedEdits]) -> list[list[bool]]:
-    """Which edits of a wave are carried out, one list per group.
+def select_winning_edits(
+    proposals: Sequence[ProposedEdits], *, compete: bool = False
+) -> list[list[bool]]:
+    """Which edits of a wave are carried out, one list per group. `compete`: each new text is, as
+    trials choose among them.
 
     The groups of a wave did not see each other's lessons, so none is newer than another. For each
     target the text that most groups ask for wins, groups with contrast before groups without, the
@@ -64,6 +67,10 @@ def select_winning_edits(proposals: Sequence[ProposedEdits]) -> list[list[bool]]
         return wishes[wish] == max(wishes.values()) and asked > kept[target]
 
     return [
-        [all(wins(edit.wish, target) for target in group.targets(edit)) for edit in group.edits]
+        [
+            (compete and edit.kind in (EditKind.ADD, EditKind.REVISE))
+            or all(wins(edit.wish, target) for target in group.targets(edit))
+            for edit in group.edits
+        ]
         for group in proposals
     ]

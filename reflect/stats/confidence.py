@@ -134,9 +134,9 @@ class BettingConfidenceSequence:
         """The estimate, which is always in the interval."""
         return self.sum / self.weight if self.weight else 0.0
 
-    def above(self, tau: float) -> bool:
-        """Is the mean proven to be above tau?"""
-        return self._proven(self._up, tau)
+    def above(self, tau: float, share: float = 1.0) -> bool:
+        """Is the mean proven to be above tau, at a `share` of the error rate ALPHA / 2?"""
+        return self._proven(self._up, tau, LOG_NEED - math.log(share))
 
     def below(self, tau: float) -> bool:
         """Is the mean proven to be below tau?"""
@@ -154,28 +154,29 @@ class BettingConfidenceSequence:
             end, inside = (middle, inside) if outside(middle) else (end, middle)
         return end
 
-    def verdict(self) -> TrialVerdict:
-        """accept: it helps. reject: harm, or less than USEFUL. Faster than `result`."""
-        if self.above(0.0):
+    def verdict(self, share: float = 1.0) -> TrialVerdict:
+        """accept: it helps, at this share of the error rate. reject: harm, or less than USEFUL.
+        Faster than `result`."""
+        if self.above(0.0, share):
             return TrialVerdict.ACCEPT
         return TrialVerdict.REJECT if self.below(USEFUL) else TrialVerdict.UNDECIDED
 
-    def result(self) -> Effect:
-        """The effect: mean, interval, n and verdict."""
-        verdict, mean = self.verdict(), min(max(self.mean, -1.0), 1.0)
+    def result(self, share: float = 1.0) -> Effect:
+        """The effect: mean, interval, n and verdict. `share`: as in `verdict`."""
+        verdict, mean = self.verdict(share), min(max(self.mean, -1.0), 1.0)
         return Effect(mean, *self.interval(), self.n, verdict)
 
-    def _proven(self, wealth: list[float], tau: float) -> bool:
-        """Whether a bettor made 2 / ALPHA of 1 against the belief that the mean is tau."""
+    def _proven(self, wealth: list[float], tau: float, need: float = LOG_NEED) -> bool:
+        """Whether a bettor made exp(need) (2 / ALPHA) of 1 against a mean of tau."""
         self._flush()
         if tau and self.n:
             share = tau * self.weight / self.n
             growth = [self.n * math.log1p(s * share) for s in STAKES]
             wealth = [w - g for w, g in zip(wealth, growth, strict=True)]
         top = max(wealth)  # the mixture is at least that, and at most that times its parts
-        if top >= LOG_NEED or top + LOG_STAKES < LOG_NEED:
-            return top >= LOG_NEED
-        return top + math.log(sum([math.exp(w - top) for w in wealth])) >= LOG_NEED
+        if top >= need or top + LOG_STAKES < need:
+            return top >= need
+        return top + math.log(sum([math.exp(w - top) for w in wealth])) >= need
 
 
 class EstimatorState(TypedDict):

@@ -12,7 +12,7 @@ from sqlmodel import Session, col, func, select
 from reflect.records import SHOWN_STATUSES, Exposure, Lesson, LessonVersion, Rollout, Run, Trial
 from reflect.store import lessons as db
 from reflect.store.lesson_evidence import OF_DAY
-from reflect.types import Author, Json, RolloutErrorKind, RunStatus, TrialVerdict
+from reflect.types import Author, Json, LessonStatus, RolloutErrorKind, RunStatus, TrialVerdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,6 +100,70 @@ def observations(
         .limit(limit)
     )
     return [Observation(*row) for row in s.exec(query)]
+
+
+def duels(s: Session, one: Lesson, other: Lesson, columns: Json) -> list[Observation]:
+    """The rollouts in which a draw showed one of two lessons with the same condition and left the
+    other out (see `reflect.trials.tournament`), by id; `shown`: it was `one`. `columns`: the model,
+    adapter and measure, as in a Run."""
+    mine, theirs = aliased(Exposure), aliased(Exposure)
+    drawn = or_(
+        and_(col(mine.shown), ~col(theirs.shown), theirs.probability == 0.0),
+        and_(~col(mine.shown), col(theirs.shown), mine.probability == 0.0),
+    )
+    found = (
+        select(  # type: ignore[call-overload]  # sqlmodel types four columns at most
+            mine.id,
+            Rollout.run_id,
+            Rollout.task_key,
+            Rollout.seed,
+            mine.shown,
+            mine.probability,
+            func.coalesce(Rollout.reward, 0.0),
+            Rollout.parts,
+        )
+        .join(theirs, col(theirs.rollout_id) == col(mine.rollout_id))
+        .join(Rollout, col(Rollout.id) == col(mine.rollout_id))
+        .join(Run, col(Run.id) == col(Rollout.run_id))
+        .where(mine.lesson_id == one.id, mine.version >= since(s, one), drawn)
+        .where(theirs.lesson_id == other.id, theirs.version >= _text_since(s, other), SAYS)
+        .where(*_same(Run, {k: v for k, v in columns.items() if k != "adapter_id"}))
+        .where(col(Rollout.adapter_id).is_not_distinct_from(columns["adapter_id"]))
+        .order_by(col(mine.id))
+    )
+    draws = {(row[2], row[3]): Observation(*row) for row in s.exec(found)}  # equal seeds count once
+    return list(draws.values())
+
+
+def _text_since(s: Session, lesson: Lesson) -> int:
+    """The version from which on the lesson has its present text."""
+    versions = db.history(s, lesson.id)
+    for old, new in reversed(list(itertools.pairwise(versions))):
+        if (old.when, old.do) != (new.when, new.do):
+            return new.version
+    return 1
+
+
+def rivals_of(s: Session, lesson: Lesson) -> list[Lesson]:
+    """The lessons of the same condition and scope that prompts may show, by id."""
+    same = select(Lesson).where(
+        Lesson.profile == lesson.profile, Lesson.when == lesson.when, Lesson.scope == lesson.scope
+    )
+    shown = same.where(col(Lesson.status).in_(SHOWN_STATUSES))
+    return list(s.exec(shown.order_by(col(Lesson.id))))
+
+
+def place_of_test(s: Session, lesson: Lesson, version: int) -> int:
+    """The place of this version, from 1, among all versions of lessons with its condition and scope
+    that were candidates."""
+    same = select(Lesson.id).where(
+        Lesson.profile == lesson.profile, Lesson.when == lesson.when, Lesson.scope == lesson.scope
+    )
+    mine = db.version(s, lesson.id, version)
+    counted = select(func.count()).select_from(LessonVersion)
+    counted = counted.where(col(LessonVersion.lesson_id).in_(same))
+    counted = counted.where(LessonVersion.status == LessonStatus.CANDIDATE)
+    return max(1, s.exec(counted.where(col(LessonVersion.id) <= mine.id)).one())
 
 
 def _same(table: type[Trial | Run], values: Json) -> list[ColumnElement[bool]]:

@@ -2,7 +2,8 @@
 
 A candidate is withheld from half of the rollouts in which it would be in the prompt, an active or
 pinned lesson from a tenth; a small share of the rollouts misses all lessons. The draws are hashes,
-so a run that is continued draws the same, and each lesson is drawn on its own.
+so a run that is continued draws the same, and each lesson is drawn on its own, except candidates
+for one condition: see `reflect.trials.tournament`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from reflect.rollouts.runner import Part
 from reflect.rollouts.stepwise import PerTurnLessons
 from reflect.store import lessons as db
 from reflect.store import trials
+from reflect.trials.tournament import compete, rival_sets
 from reflect.types import LessonStatus
 
 if TYPE_CHECKING:
@@ -51,7 +53,13 @@ def withhold(
     lessons: Sequence[Lesson], settings: Settings, seed: int, task_key: str, index: int
 ) -> list[Exposure]:
     """Draw which lessons of the prompt rollout `index` of the task sees: one exposure for each."""
-    return [_exposure(x, settings, f"{seed}/{task_key}/{index}/{x.id}") for x in lessons]
+    key = f"{seed}/{task_key}/{index}"
+    exposures = [_exposure(x, settings, f"{key}/{x.id}") for x in lessons]
+    if settings.trials and settings.proposals > 1:
+        rows = {exposure.lesson_id: exposure for exposure in exposures}
+        for rivals in rival_sets(lessons):
+            compete(rivals, rows, _uniform(f"{key}/rivals/{rivals.when}"))
+    return exposures
 
 
 def _exposure(lesson: Lesson, settings: Settings, key: str) -> Exposure:

@@ -18,6 +18,7 @@ from reflect.stats.confidence import (
 from reflect.store import lessons as db
 from reflect.store import trials
 from reflect.trials.checkpoints import PAGE, TrialCheckpoint
+from reflect.trials.tournament import settle, spent
 from reflect.types import Author, LessonStatus, TrialKind, TrialVerdict
 
 if TYPE_CHECKING:
@@ -55,10 +56,12 @@ class TrialScope:
 
 class LessonTrials:
     """The evidence on lessons in one scope. It keeps what it has read, so that a wave reads its own
-    rows only, and a run those that the last one has not (see `reflect.trials.checkpoints`)."""
+    rows only, and a run those that the last one has not (see `reflect.trials.checkpoints`).
+    `compete`: lessons of one condition share an error rate (see `reflect.trials.tournament`)."""
 
-    def __init__(self, scope: TrialScope) -> None:
+    def __init__(self, scope: TrialScope, *, compete: bool = False) -> None:
         self.scope = scope
+        self.compete = compete
         self._read: dict[Key, Reading] = {}
         self._audits: dict[Key, WithheldEstimator] = {}
         self._checkpoint: TrialCheckpoint | None = TrialCheckpoint(scope.columns())
@@ -113,11 +116,14 @@ class LessonTrials:
             lesson = db.get(s, lesson_id)
             version, estimator = self.update(s, lesson)
             if estimator.n:
-                effect = audited(estimator.result(), self._audits.get((lesson_id, version)))
+                share = spent(s, lesson, version) if self.compete else 1.0
+                effect = audited(estimator.result(share), self._audits.get((lesson_id, version)))
                 columns = self.scope.trial(lesson, version, TrialKind.WITHHOLD)
                 trial = trials.open_trial(s, columns)
                 trial.run_id = run_id
                 record_trial(s, trial, lesson, effect, move=move)
+        if self.compete and move:
+            settle(s, sorted(set(lesson_ids)), self.scope.columns())
 
 
 def audited(effect: Effect, audit: BettingConfidenceSequence | None) -> Effect:
