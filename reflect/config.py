@@ -232,9 +232,11 @@ def load(path: Path | None = None, /, **flags: object) -> Settings:
     flags = {k: v for k, v in flags.items() if v is not None}
     settings = _update(settings, flags, "flags")
     models = {"max_tokens": settings.model, "reflect_tokens": settings.reflector or settings.model}
-    sizes = {name: LARGER[name] for name, model in models.items() if model != "pocket"}
     given |= env.keys() | flags.keys()
-    return replace(settings, **{name: n for name, n in sizes.items() if name not in given})
+    for name, model in models.items():
+        if model != "pocket" and name not in given:
+            settings = _update(settings, {name: LARGER[name]}, "size of the model")
+    return settings
 
 
 def _update(settings: Settings, table: Mapping[str, object], source: str) -> Settings:

@@ -108,8 +108,8 @@ def duels(s: Session, one: Lesson, other: Lesson, columns: Json) -> list[Observa
     adapter and measure, as in a Run."""
     mine, theirs = aliased(Exposure), aliased(Exposure)
     drawn = or_(
-        and_(col(mine.shown), ~col(theirs.shown), theirs.probability == 0.0),
-        and_(~col(mine.shown), col(theirs.shown), mine.probability == 0.0),
+        and_(col(mine.shown), ~col(theirs.shown), col(theirs.probability) == 0.0),
+        and_(~col(mine.shown), col(theirs.shown), col(mine.probability) == 0.0),
     )
     found = (
         select(  # type: ignore[call-overload]  # sqlmodel types four columns at most
