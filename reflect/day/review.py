@@ -78,7 +78,9 @@ def review(
         answers = [answer for (answer,) in ask(model, requests)]
         refused = [i for i, answer in enumerate(answers) if isinstance(answer, SchemaRefused)]
         if refused:  # the engine cannot compile or follow the form with this model's tokens
-            free = ask(model, [replace(requests[i], response_format=None) for i in refused])
+            for i in refused:
+                requests[i] = replace(requests[i], response_format=None)
+            free = ask(model, [requests[i] for i in refused])
             for i, (answer,) in zip(refused, free, strict=True):
                 answers[i] = answer
         reviews = [
@@ -97,7 +99,9 @@ def review(
     for i, (answer,) in zip(failed, repairs, strict=True):
         reviews[i] = _better(reviews[i], read_answer(answer, reviews[i].packed, model.name))
     return [
-        functools.reduce(_joined, (read_answer(x, first.packed, model.name) for x in answers), first)
+        functools.reduce(
+            _joined, (read_answer(x, first.packed, model.name) for x in answers), first
+        )
         for first, answers in zip(reviews, more, strict=True)
     ]
 

@@ -18,7 +18,7 @@ from reflect.stats.confidence import (
 from reflect.store import lessons as db
 from reflect.store import trials
 from reflect.trials.checkpoints import PAGE, TrialCheckpoint
-from reflect.trials.tournament import settle, spent
+from reflect.trials.tournament import decide_duels, error_share
 from reflect.types import Author, LessonStatus, TrialKind, TrialVerdict
 
 if TYPE_CHECKING:
@@ -116,14 +116,14 @@ class LessonTrials:
             lesson = db.get(s, lesson_id)
             version, estimator = self.update(s, lesson)
             if estimator.n:
-                share = spent(s, lesson, version) if self.compete else 1.0
+                share = error_share(s, lesson, version) if self.compete else 1.0
                 effect = audited(estimator.result(share), self._audits.get((lesson_id, version)))
                 columns = self.scope.trial(lesson, version, TrialKind.WITHHOLD)
                 trial = trials.open_trial(s, columns)
                 trial.run_id = run_id
                 record_trial(s, trial, lesson, effect, move=move)
         if self.compete and move:
-            settle(s, sorted(set(lesson_ids)), self.scope.columns())
+            decide_duels(s, sorted(set(lesson_ids)), self.scope.columns())
 
 
 def audited(effect: Effect, audit: BettingConfidenceSequence | None) -> Effect:

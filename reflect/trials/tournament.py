@@ -81,7 +81,7 @@ def compete(rivals: Rivals, exposures: Mapping[int, Exposure], u: float) -> None
         exposure.shown, exposure.probability = drawn == 0, float(drawn == 0)
 
 
-def spent(s: Session, lesson: Lesson, version: int) -> float:
+def error_share(s: Session, lesson: Lesson, version: int) -> float:
     """The share of the error rate for the trial of the lesson from that version on."""
     return share_of(trials.place_of_test(s, lesson, version))
 
@@ -91,7 +91,7 @@ def share_of(place: int) -> float:
     return 6 / (math.pi * place) ** 2
 
 
-def settle(s: Session, lesson_ids: Sequence[int], columns: Json) -> None:
+def decide_duels(s: Session, lesson_ids: Sequence[int], columns: Json) -> None:
     """Compare the challengers of these lessons' conditions with their champions. The better one
     stays, the other is retired. `columns`: of the scope of the evidence, as in a Run."""
     seen: set[tuple[str, str]] = set()
@@ -110,7 +110,7 @@ def _compare(s: Session, rivals: Rivals, columns: Json) -> None:
         duel = WithheldEstimator()
         for row in trials.duels(s, challenger, champion, columns):
             duel.update((row.run_id, row.task_key), row.shown, HALF, row.reward)
-        share = spent(s, challenger, trials.since(s, challenger))
+        share = error_share(s, challenger, trials.since(s, challenger))
         if duel.above(0.0, share):
             winner, loser, more = challenger, champion, "more"
         elif duel.below(USEFUL):

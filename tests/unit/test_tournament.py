@@ -19,7 +19,7 @@ from reflect.store import Store, lessons, runs, trials
 from reflect.tasksets.task import Task
 from reflect.trials.assignment import withhold
 from reflect.trials.lesson_trial import LessonTrials, TrialScope
-from reflect.trials.tournament import rival_sets, spent
+from reflect.trials.tournament import error_share, rival_sets
 
 SETTINGS = Settings(proposals=4)
 WHEN = "the task says zubi"
@@ -116,7 +116,7 @@ def test_all_tests_of_a_condition_share_one_error_rate(store: Store) -> None:
     with store.write() as s:
         mine = [lessons.add(s, when=WHEN, do=f"{i}", author="model", scope="s") for i in range(12)]
         lessons.add(s, when="another", do="x", author="model", scope="s")
-        shares = [spent(s, row, 1) for row in mine]
+        shares = [error_share(s, row, 1) for row in mine]
         assert shares[0] == pytest.approx(6 / math.pi**2) and shares == sorted(shares)[::-1]
         assert sum(shares) < 1
         assert trials.place_of_test(s, mine[11], 1) == 12
