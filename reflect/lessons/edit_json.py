@@ -23,10 +23,16 @@ if TYPE_CHECKING:
     from reflect.types import Json
 
 MOST_ASKED = 3  # edits that a model is asked for
-# A text begins with a letter or a digit, has four letters in a row and no dots in a row: no slot is
-# left open, and it has a word beside its articles.
-_PART = r"(?:[^.\u2026\x00-\x1f\x7f]|\.[^.\u2026\x00-\x1f\x7f])*"
-TEXT = rf"^(?:[\p{{L}}\p{{N}}]{_PART})?\p{{L}}{{4}}{_PART}\.?$"
+# What a grammar wants of a condition and an advice, so that no slot stays open: a letter or a digit
+# first, no dots in a row, and two words with four letters in a row, or four letters of a script
+# that is written without spaces.
+_ANY = r"(?:[^.\u2026\x00-\x1f\x7f]|\.[^.\u2026\x00-\x1f\x7f])*"
+_LETTER = r"[\p{L}\p{N}]"
+TEXT = (
+    rf"^(?:{_LETTER}{_ANY})?"
+    rf"(?:\p{{L}}{{4}}(?:{_ANY}{_LETTER})? {_LETTER}|{_LETTER} (?:{_LETTER}{_ANY})?\p{{L}}{{4}}"
+    rf"|[\p{{Han}}\p{{Hiragana}}\p{{Katakana}}\p{{Thai}}\p{{Khmer}}\p{{Lao}}]{{4}}){_ANY}\.?$"
+)
 FIELDS = {
     "edit": "edit action kind type op operation",
     "when": "when condition if trigger",
