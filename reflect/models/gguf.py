@@ -122,9 +122,9 @@ def _check(file: Path) -> int:
         fields = {name: _value(field) for name, field in reader.fields.items()}
     except Exception as e:  # ValueError, IndexError, KeyError ... of a damaged file
         raise ModelError(f"{file} is cut off or damaged.", again) from e
-    parts = fields.get("split.count") or 0
-    if isinstance(parts, int) and parts > 1:
-        number = int(fields.get("split.no") or 0) + 1
+    parts, number = (fields.get(f"split.{name}") or 0 for name in ("count", "no"))
+    if isinstance(parts, int) and isinstance(number, int) and parts > 1:
+        number += 1
         _refuse_part(file, re.match(r"(\d+)-(\d+)", f"{number}-{parts}"))
     kind = fields.get("general.type") or "model"
     if kind != "model" or not tensors:
