@@ -31,6 +31,7 @@ OWN_COMMANDS = set(
     "/permissions /hooks /agents /memory /vim /theme /usage /context /doctor /terminal-setup /fast "
     "/add-dir /bashes /tasks /export /ide /plugin /rewind /statusline /output-style /rename".split()
 )
+PERSONS = ("human", "person", "remote", "voice-call")  # where a prompt of a person comes from
 INTERRUPTED = "[Request interrupted by user"
 EXIT = re.compile(r"(?:Error: )?Exit code (\d+)(?:\n|$)")
 
@@ -46,8 +47,11 @@ class ClaudeReader:
     def read(self, record: Json) -> None:
         """One record."""
         session, kind = self.session, record.get("type")
+        attachment = as_dict(record.get("attachment"))
+        if attachment.get("type") == "queued_command" and not record.get("isSidechain"):
+            return self._queued(record, attachment)
         if kind not in ("user", "assistant"):
-            subtype = record.get("subtype") or as_dict(record.get("attachment")).get("type")
+            subtype = record.get("subtype") or attachment.get("type")
             return session.skip(f"{kind}/{subtype}" if subtype else kind or "")
         if record.get("isSidechain"):
             self._sidechains += 1
@@ -66,13 +70,22 @@ class ClaudeReader:
             return session.skip("summary" if record.get("isCompactSummary") else "meta")
         return self._user(record, message.get("content"))
 
+    def _queued(self, record: Json, command: Json) -> None:
+        """A prompt that the person wrote while the agent worked; others come from the program."""
+        mode = command.get("commandMode", "prompt")
+        if command.get("isMeta") or not _by_person(command) or mode != "prompt":
+            return self.session.skip("attachment/queued_command")
+        return self._prompt(str(record.get("uuid") or ""), text_of(command.get("prompt")))
+
     def _user(self, record: Json, content: object) -> None:
         parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
         results = [p for p in parts if isinstance(p, dict) and p.get("type") == "tool_result"]
         for part in results:
             self._result(part, as_dict(record.get("toolUseResult")))
         texts = [part for part in parts if part not in results]
-        if texts:
+        if texts and not _by_person(record):
+            self.session.skip("meta")
+        elif texts:
             self._prompt(str(record.get("uuid") or ""), text_of(texts))
 
     def _prompt(self, key: str, text: str) -> None:
@@ -134,6 +147,11 @@ class ClaudeReader:
         session.tokens_in += new_in
         session.tokens_out += new_out
         self._usage = name, new_in, new_out
+
+
+def _by_person(record: Json) -> bool:
+    """Whether a prompt comes from a person; older records do not say."""
+    return as_dict(record.get("origin")).get("kind", "human") in PERSONS
 
 
 def number(value: object) -> int:

@@ -195,6 +195,23 @@ def test_what_is_no_part_of_the_conversation_is_counted_and_left_out(opened, inb
     }  # fmt: skip
 
 
+def test_a_prompt_that_was_queued_while_the_agent_worked_counts(opened, inbox) -> None:
+    one = Claude().user("Fix it.").runs("make", 1)
+    queued = {"type": "queued_command", "prompt": "Use clang.", "origin": {"kind": "human"}}
+    one.add("attachment", attachment=queued)
+    one.add(
+        "attachment", attachment=queued | {"prompt": "no", "origin": {"kind": "task-notification"}}
+    )
+    one.add("attachment", attachment=queued | {"prompt": "no", "isMeta": True})
+    one.user("A task ended.", origin={"kind": "task-notification"}).runs("make").save(inbox)
+    report = load(opened, inbox)
+    assert report.counts["prompts"] == 2
+    assert report.skipped == {"attachment/queued_command": 2, "meta": 1}
+    assert [m["content"] for m in rows(opened)[0].messages if m["role"] == "user"] == [
+        "Fix it.", "Use clang."
+    ]  # fmt: skip
+
+
 def test_a_sub_agents_file_and_a_headless_session_are_skipped(opened, inbox) -> None:
     Claude("agent", isSidechain=True).user("Search.").says("Found.").save(inbox)
     Claude("tool", entrypoint="sdk-ts").user("Grade this.").says("5").save(inbox)
