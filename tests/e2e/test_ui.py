@@ -196,6 +196,21 @@ def test_changes_by_mouse(page: Any, team: str, workspace: Path) -> None:
     assert any(x.do == "answer in one word" for x in mine.list())
 
 
+def test_a_check_reads_the_rollouts_of_a_lesson(page: Any, address: str, workspace: Path) -> None:
+    page.goto(f"{address}/lessons/48")
+    assert page.get_by_text("Nothing has read its rollouts.").count() == 1
+    page.get_by_text("Set a check").click()
+    page.get_by_label("Pattern").fill("means")
+    page.get_by_role("button", name="Set check").click()
+    page.get_by_text("Answers that followed it, read by its check").wait_for()
+    shares = ws(workspace).lessons.followed_shares([48])[48]
+    assert shares.shown.n > 0
+    page.get_by_text("Check: words means").click()
+    page.get_by_label("Pattern").fill("")
+    page.get_by_role("button", name="Set check").click()
+    page.get_by_text("Nothing has read its rollouts.").wait_for()
+
+
 def test_changes_by_keyboard(page: Any, team: str, workspace: Path) -> None:
     mine = ws(workspace, "team").lessons
     page.goto(f"{team}/lessons?show=candidate")
