@@ -274,19 +274,17 @@ def process(
 def test_a_run_through_the_server_is_the_run_at_home(
     process: tuple[subprocess.Popen, str, Path], pocket: LocalModel, folder: Path
 ) -> None:
-    """The same lessons and the same rewards, attempt by attempt, for the same seeds."""
+    """The same lessons and the same rewards, attempt by attempt, for the same seeds. The pocket
+    model reflects in both, because a server does not say that its model has a wording of its own.
+    """
     pytest.importorskip(
         "reflect.models.remote", reason="models behind an API are not in this build"
     )
     _, base, _ = process
     words = ["letters", "-n", "8", "-k", "4", "--seed", "3"]
     assert run_command(["run", *words, "--db", "home.db"]) == 0
-    assert (
-        run_command(
-            ["run", *words, "--db", "away.db", "--model", "openai:pocket", "--base-url", base]
-        )
-        == 0
-    )
+    server = ["--model", "openai:pocket", "--base-url", base, "--reflector", "pocket"]
+    assert run_command(["run", *words, "--db", "away.db", *server]) == 0
     home, away = (_rows(name) for name in ("home.db", "away.db"))
     assert home == away and home[0]
 
