@@ -70,8 +70,8 @@ def tasks(n: int, skip: int = 0) -> list[Task]:
 def test_an_agent_gets_better_by_its_traffic_and_is_not_changed(
     front: str, pocket: LocalModel, folder: Path
 ) -> None:
-    """40 rewarded exchanges, one run; then more of both, until the lesson is proven. In front of
-    another server the reviews are that server's too.
+    """40 rewarded exchanges, one run; then more of both, until the lesson is proven. The pocket
+    model reviews the traffic of another server too: behind an API it would not know the form.
 
     Before, the reward is near 0.12; a candidate is shown to half of the requests, so afterwards it
     is near 0.53. The server draws by chance. Over 80 exchanges the gain has a standard deviation of
@@ -83,7 +83,7 @@ def test_an_agent_gets_better_by_its_traffic_and_is_not_changed(
         if front == "another server":
             upstream = stack.enter_context(serving("upstream.db", pocket))
             base = stack.enter_context(serving("lessons.db", upstream=upstream, trusted=True))
-            learn += ["-m", "openai:pocket", "--base-url", upstream]
+            learn += ["-m", "openai:pocket", "--base-url", upstream, "--reflector", "pocket"]
         else:
             base = stack.enter_context(serving("lessons.db", pocket, trusted=True))
         agent = Agent(base)
