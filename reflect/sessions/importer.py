@@ -54,6 +54,7 @@ MOST_LINE = 2**25  # bytes of one record; longer ones are skipped
 MOST_FILE = 2**27  # bytes of an ATIF file
 SETTLED = 24 * 3600.0  # seconds after which a commit that is still there counts as kept
 GIVEN_UP = 30 * 86400.0  # seconds after which the fate of a commit is not asked any more
+FORGOTTEN = 90 * 86400.0  # seconds after which the draws of a session are deleted
 GIT_SECONDS = 5.0
 MEASURE = hashlib.sha256(b"sessions/1").hexdigest()[:12]
 AGENTS = {
@@ -341,9 +342,13 @@ class Importer:
             for x in row.exposures
             if x["lesson_id"] not in counted and known.get(x["lesson_id"], 0) >= x["version"]
         ]
-        if not row.exposures:
-            row.bundle_shown, row.bundle_probability = True, 1.0
         same = next((old for old in rows if old.choice == row.choice), None)
+        kept = same if same is not None and not row.exposures else None  # the log is gone
+        if kept:
+            row.exposures = kept.exposures
+            row.bundle_shown, row.bundle_probability = kept.bundle_shown, kept.bundle_probability
+        elif not row.exposures:
+            row.bundle_shown, row.bundle_probability = True, 1.0
         if same is None:
             exchanges.save(s, [row])
         elif same.run_id is None:
@@ -406,9 +411,13 @@ class Importer:
         return commits_kept(session.cwd, session.commits[-5:], age) if session.commits else None
 
     def settle(self) -> None:
-        """Give a reward to earlier sessions whose commits are old enough by now."""
+        """Give a reward to earlier sessions whose commits are old enough by now; delete old logs of
+        draws."""
         if self.dry_run:
             return
+        for file in (self.folder / "sessions").glob("*.json"):
+            if file.stat().st_mtime < time.time() - FORGOTTEN:
+                file.unlink(missing_ok=True)
         for name, commit in list(self._state["commits"].items()):
             age = time.time() - commit["at"]
             kept = commits_kept(commit["cwd"], commit["ids"], age)

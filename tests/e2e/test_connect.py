@@ -244,6 +244,15 @@ def test_codex_has_the_same_hook(agents: Path) -> None:
     with store.read() as s:
         (row,) = exchanges.of_sessions(s, "default")
     assert len(row.exposures) == 1 and row.trust == "untrusted"
+    for log in (folder_of(Settings()) / "sessions").iterdir():
+        log.unlink()
+    with (folder / "rollout-1.jsonl").open("a") as file:
+        file.write(json.dumps(codex("c-1")[-1]) + "\n")
+    assert run_command(["sessions", "import", "codex"]) == 0
+    with store.read() as s:
+        (again,) = exchanges.of_sessions(s, "default")
+    assert len(again.messages[-1]["content"]) > len(row.messages[-1]["content"])
+    assert again.exposures == row.exposures, "the draws stay when their log is gone"
 
 
 def test_a_python_or_a_package_that_has_moved_stops_no_prompt(agents: Path) -> None:
