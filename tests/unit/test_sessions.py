@@ -557,12 +557,14 @@ def test_the_best_signal_counts(opened, inbox) -> None:
     one.user("<command-name>/reflect</command-name><command-args>good fast</command-args>").save(
         inbox
     )
+    session("i").says("ok").user("$reflect bad, it lies").save(inbox)
     session("h").runs("make", toolUseResult={"interrupted": True}).save(inbox)
     load(opened, inbox)
     found = {row.name[-1]: (row.feedback.partition(":")[0], row.reward) for row in rows(opened)}
     assert found == {
         "a": ("grade", 0.0), "b": ("check", 1.0), "c": ("", None), "d": ("commit", 0.0),
         "e": ("", None), "f": ("grade", 1.0), "g": ("grade", 1.0), "h": ("", None),
+        "i": ("grade", 0.0),
     }  # fmt: skip
 
 
