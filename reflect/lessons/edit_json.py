@@ -23,16 +23,12 @@ if TYPE_CHECKING:
     from reflect.types import Json
 
 MOST_ASKED = 3  # edits that a model is asked for
-# What a grammar wants of a condition and an advice, so that no slot stays open: a letter or a digit
-# first, no dots in a row, and two words with four letters in a row, or four letters of a script
-# that is written without spaces.
-_ANY = r"(?:[^.\u2026\x00-\x1f\x7f]|\.[^.\u2026\x00-\x1f\x7f])*"
-_LETTER = r"[\p{L}\p{N}]"
-TEXT = (
-    rf"^(?:{_LETTER}{_ANY})?"
-    rf"(?:\p{{L}}{{4}}(?:{_ANY}{_LETTER})? {_LETTER}|{_LETTER} (?:{_LETTER}{_ANY})?\p{{L}}{{4}}"
-    rf"|[\p{{Han}}\p{{Hiragana}}\p{{Katakana}}\p{{Thai}}\p{{Khmer}}\p{{Lao}}]{{4}}){_ANY}\.?$"
-)
+# What a grammar wants of a condition and an advice, so that no slot stays open: no dots in a row,
+# and in Latin script two words or more, of which the first after short ones has four letters.
+_LATIN, _WORD = r"[A-Za-z0-9\u00c0-\u024f]", r"[^ .\u2026\x00-\x1f\x7f]"
+_ANY = r"(?:[^.\u2026\x00-\x1f\x7f]|\.[^.\u2026\x00-\x1f\x7f])*\.?"
+_LONG = rf"{_LATIN}{_WORD}{{3}}"
+TEXT = rf"^(?:(?:{_LATIN}{_WORD}{{0,2}} )+{_LONG}|{_LONG}{_WORD}* {_WORD}|[^\x00-\u024f]){_ANY}$"
 FIELDS = {
     "edit": "edit action kind type op operation",
     "when": "when condition if trigger",

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from reflect.cli import run_command
+from reflect.config import shipped
 from reflect.store import Store
 
 REFLECT = Path(sys.executable).with_name("reflect")
@@ -176,10 +177,8 @@ def test_tasks_are_checked_without_a_model(cli: Cli, folder: Path) -> None:
 
 def test_init_makes_a_folder_to_work_in_and_overwrites_nothing(cli: Cli, folder: Path) -> None:
     made = cli("init", "here", "--prompts").splitlines()
-    prompts = [
-        f"prompts/{name}.jinja"
-        for name in ("compare", "judge", "merge", "notes", "reflect", "system", "tools")
-    ]
+    prompts = sorted(f"prompts/{file.name}" for file in shipped("prompts").glob("*.jinja"))
+    assert "prompts/reflect_system.jinja" in prompts
     assert made == [
         f"here/{name}" for name in ("reflect.toml", "example.jsonl", *prompts, "lessons.db")
     ]
