@@ -30,7 +30,7 @@ NAMED = (
     r"|private|signing|encryption|service|shared|master|auth|license|deploy|ssh|storage|secret)"
     r"[ _-]?key|credentials?|auth[_-]?(?:token|code|value)|bearer|cookie|session[_-]?(?:id|key)|jwt"
     r"|otp|mfa|x-auth\w*|(?:pin|verification|access|security|recovery|backup|invite|device)"
-    r"[ _-]?code|mnemonic|seed[_-]?phrase)"
+    r"[ _-]?code|mnemonic|seed[ _-]?phrase|psk\b|(?:bind|root|db|admin|ldap)pw\b)"
 )
 _START = r"(?<![\w.-])"
 # A long word before the name is not searched from each of its letters.
@@ -87,6 +87,15 @@ RULES: tuple[tuple[str, str, int], ...] = (
     (r"([?&](?:sig|key|code|auth|hash|sid|session|ticket|otp|pw)=)[^&\s\"'<>]+", rf"\1{MARK}",
      re.I),
     (r"\b(WIFI:[^\n]{0,100}?\bP:)[^;\n]+", rf"\1{MARK}", 0),
+    # the second argument of a call, a phrase of words, a number, the prompt of a program
+    (rf"({NAME}[\"'`]\s*,\s*[\"'])(?!value\b)[^\"'\n]{{4,}}", rf"\1{MARK}", re.I),
+    (r"((?:auth|login)\s{0,3}[:=]?\s{0,3}[\[(]\s{0,3}[\"'][^\"'\n]{0,80}[\"'],\s{0,3}[\"'])[^\"'\n]+",
+     rf"\1{MARK}", re.I),
+    (r"\b((?:mnemonic|(?:seed|recovery|backup)[ _-]?(?:phrase|words))\W{1,6})"
+     r"(?:[a-z]+[ ,]+){5,}[a-z]+",
+     rf"\1{MARK}", re.I),
+    (r"\b(PIN\s*[:=]\s*)\d{3,8}\b", rf"\1{MARK}", re.I),
+    (r"\b(pass(?:word|phrase) for [^\s]{1,200}:\s+)\S+", rf"\1{MARK}", re.I),
     # after the name of a secret, in whatever way: letters with digits
     (rf"({NAME}\W{{1,12}}(?:{BETWEEN}\W{{1,6}}){{0,3}})(?={INSIDE}*\d)(?={INSIDE}*[A-Za-z])"
      rf"{INSIDE}{{6,}}", rf"\1{MARK}", re.I),

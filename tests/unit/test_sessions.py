@@ -424,7 +424,9 @@ redis-cli -a KEY~mysqldump -u a -pKEY d~sshpass -pKEY ssh~openssl enc -k KEY~ope
 7z x -pKEY a.7z~htpasswd -b f u KEY~net use x /user:a KEY~aws configure set aws_secret_access_key KEY~az login -u a -p KEY
 npm config set //r/:_authToken KEY~Password: KEY~token is "KEY"~Your verification code is KEY~api key KEY~passwd KEY
 AWS4-HMAC-SHA256 Credential=A/x, Signature=KEY~Authorization: Token KEY~x-auth: KEY~Set-Cookie: session=KEY; Path=/
-root:$6$KEY$abcdefghij0123456789:18000:0~user:{SHA}KEY==~LDAP_BIND_PW=KEY~otpauth://totp/x?secret=KEY~WIFI:S:n;T:WPA;P:KEY;;"""
+root:$6$KEY$abcdefghij0123456789:18000:0~user:{SHA}KEY==~LDAP_BIND_PW=KEY~otpauth://totp/x?secret=KEY~WIFI:S:n;T:WPA;P:KEY;;
+define('AUTH_KEY', 'KEY(z');~bindpw: KEY~psk="KEY"~Password for 'https://a@x': KEY~basic_auth: ["bob", "KEY"]
+requests.get(u, auth=("bob", "KEY"))~HTTPBasicAuth("bob", "KEY")~login("bob", "KEY")~<p name="password" value="KEY"/>"""
 
 
 def test_values_are_found_by_the_form_around_them() -> None:
