@@ -364,11 +364,13 @@ def test_the_day_finds_out_what_customers_pay_and_chooses_lessons_by_the_custome
         lessons = {x.id: x for x in s.exec(select(Lesson))}
     assert known == {kind: f"ask price {limit}" for kind, limit in SHOP.limits.items()}
     assert all(row.parts["turns"] == 10 and 0 <= row.reward <= 1 for row in rows)
+    reviews = ("You keep", "You improve a language model")
     late = [
         r
         for r in model.requests
-        if "You keep" not in str(r.messages) and r.messages[0]["role"] == "system"
+        if r.messages[0]["role"] == "system" and not any(x in str(r.messages) for x in reviews)
     ]
+    assert late
     for request in late:  # the customer of the day, and no other, is in the prompt
         customer = request.messages[-1]["content"].rstrip(".").split()[-1]
         assert request.messages[0]["content"].count("- when:") == 1
