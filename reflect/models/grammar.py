@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from reflect.errors import SchemaRefused
 from reflect.tasksets.thoughts import END
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from reflect.models.chat_template import Chat
     from reflect.types import Json
@@ -46,8 +47,15 @@ class AnswerForm:
     """The form of one answer while it is sampled. A function of the tokens so far: an answer may
     begin again."""
 
-    def __init__(self, matcher: Any, chat: Chat, closing: Closing | None = None) -> None:
+    def __init__(
+        self,
+        matcher: Any,
+        chat: Chat,
+        closing: Closing | None = None,
+        spaced: Mapping[int, int] = MappingProxyType({}),
+    ) -> None:
         self._matcher, self._chat, self._closing = matcher, chat, closing
+        self._spaced = spaced  # the same text without and with a space before it
         self._start: int | None = None if chat.opened else 0  # tokens before the form
         self._consumed = 0
 
@@ -67,6 +75,11 @@ class AnswerForm:
         bias = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
         allowed_V = torch.zeros(size, dtype=torch.bool)
         allowed_V[: len(bias)] = bias[:size] > 0
+        if self._spaced and self._matcher.compute_ff_bytes() == b" ":
+            # No token is a space alone: the engine lists what may follow the space.
+            after = [i for i in allowed_V.nonzero()[:, 0].tolist() if i in self._spaced]
+            allowed_V = torch.zeros(size, dtype=torch.bool)
+            allowed_V[[self._spaced[i] for i in after]] = True
         if self._closing and left <= self._closing.within:
             allowed_V = self._closing.narrow(allowed_V)
         return allowed_V if bool(allowed_V.any()) else None
@@ -155,7 +168,19 @@ class Grammars:
             raise SchemaRefused(f"The form of the answer cannot be compiled: {line}")
         within = response_format.get("close_within")
         closing = Closing(within, *self._closers) if isinstance(within, int) else None
-        return AnswerForm(matcher, self._chat, closing)
+        return AnswerForm(matcher, self._chat, closing, self._with_space)
+
+    @cached_property
+    def _with_space(self) -> dict[int, int]:
+        """WordPiece: id of `##x` -> id of `x`; {} for other tokenizers."""
+        if not self._spaced:
+            return {}
+        vocabulary: dict[str, int] = self._chat.tokenizer.get_vocab()
+        return {
+            i: vocabulary[token.removeprefix(CONTINUES)]
+            for token, i in vocabulary.items()
+            if token.startswith(CONTINUES) and token.removeprefix(CONTINUES) in vocabulary
+        }
 
     @cached_property
     def _closers(self) -> tuple[list[int], list[int], list[int], list[int]]:
