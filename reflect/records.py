@@ -111,7 +111,10 @@ class Rollout(SQLModel, table=True):
     A bad rollout is data: `error` says what broke and `reward` stays None.
     """
 
-    __table_args__ = (UniqueConstraint("run_id", "task_key", "index"),)
+    __table_args__ = (
+        UniqueConstraint("run_id", "task_key", "index"),
+        Index("ix_rollout_figures", "run_id", "reward", "error_kind"),  # lists of runs
+    )
     id: int | None = Field(default=None, primary_key=True)
     run_id: int = Field(foreign_key="run.id", index=True)
     task_key: str = Field(foreign_key="task.key", index=True)

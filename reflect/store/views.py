@@ -202,6 +202,27 @@ def run_page(s: Session, profile: str, limit: int = 50, offset: int = 0) -> tupl
     return list(s.exec(mine.offset(offset).limit(limit))), s.exec(total).one()
 
 
+class RunFigures(NamedTuple):
+    """Figures over all rollouts that a run has so far, also those that missed a lesson."""
+
+    rollouts: int = 0
+    errors: int = 0
+    reward: float | None = None
+    """Mean; None where no rollout has one."""
+
+
+def run_figures(s: Session, run_ids: Sequence[int]) -> dict[int, RunFigures]:
+    """run -> its figures, from one index."""
+    reward = col(Rollout.reward)
+    counted = (
+        select(Rollout.run_id, func.count(), func.count(col(Rollout.error_kind)), func.avg(reward))
+        .where(col(Rollout.run_id).in_(run_ids))
+        .group_by(col(Rollout.run_id))
+    )
+    rows = {run_id: RunFigures(*figures) for run_id, *figures in s.exec(counted)}
+    return {run_id: rows.get(run_id, RunFigures()) for run_id in run_ids}
+
+
 class GroupRow(NamedTuple):
     """The rollouts of one task in a run, in figures."""
 

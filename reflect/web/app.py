@@ -155,7 +155,7 @@ class Pages:
         page = _page(http)
         with self.ws.store.read() as s:
             rows, total = views.run_page(s, self.profile, PAGE, PAGE * (page - 1))
-            figures = {run.id: runs.figures(s, run.id) for run in rows}
+            figures = views.run_figures(s, [run.id or 0 for run in rows])
         return {"rows": rows, "figures": figures, "paging": Paging(page, total)}
 
     def run(self, http: Request) -> Values:

@@ -13,7 +13,7 @@ down_revision = "0007"
 
 
 def upgrade() -> None:
-    """Add two tables. `reflect.store.database` hashes the rows."""
+    """Add two tables and an index. `reflect.store.database` hashes the rows."""
     text = (sa.Column(name, sa.String(), nullable=False) for name in ("do", "kind", "pattern"))
     op.create_table(
         "followed_check",
@@ -35,3 +35,5 @@ def upgrade() -> None:
         fact_check("followed", "source"),
     )
     op.create_index("ix_followed_rollout_id", "followed", ["rollout_id"])
+    figures = ["run_id", "reward", "error_kind"]
+    op.create_index("ix_rollout_figures", "rollout", figures, if_not_exists=True)
