@@ -28,34 +28,54 @@ Model = Annotated[
     str | None,
     Option("--model", "-m", metavar="NAME", help="Model. [default: that of the settings]"),
 ]
+Sessions = Annotated[
+    bool,
+    Option(
+        "--sessions",
+        help="First import sessions of coding agents and reflect on them, within a token cap.",
+    ),
+]
 
 
-def job_of(ws: Workspace, at: str = "03:00", model: str | None = None) -> ScheduledJob:
+def job_of(
+    ws: Workspace, at: str = "03:00", model: str | None = None, sessions: bool = False
+) -> ScheduledJob:
     """The scheduled night of this database and profile."""
     from reflect.night import schedule
 
     db = ws.settings.db if "://" in ws.settings.db else ws.path
-    return schedule.make_job(ws.settings, db, at, model)
+    return schedule.make_job(ws.settings, db, at, model, sessions)
 
 
 @app.command("print")
 @with_workspace("profile")
-def print_(ws: Workspace, at: At = "03:00", kind: Kind = None, model: Model = None) -> None:
+def print_(
+    ws: Workspace,
+    at: At = "03:00",
+    kind: Kind = None,
+    model: Model = None,
+    sessions: Sessions = False,
+) -> None:
     """Print what `install` would write, or a manifest for `kubectl apply -f -`."""
     from reflect.night import schedule
 
-    print(schedule.text(job_of(ws, at, model), schedule.kind_of(kind)), end="")
+    print(schedule.text(job_of(ws, at, model, sessions), schedule.kind_of(kind)), end="")
 
 
 @app.command()
 @with_workspace("profile")
 def install(
-    ws: Workspace, at: At = "03:00", kind: Kind = None, yes: Yes = False, model: Model = None
+    ws: Workspace,
+    at: At = "03:00",
+    kind: Kind = None,
+    yes: Yes = False,
+    model: Model = None,
+    sessions: Sessions = False,
 ) -> None:
     """Sleep every night at that time, when a night is due (`reflect sleep --if-due`)."""
     from reflect.night import schedule
 
-    job, scheduler = job_of(ws, at, model), schedule.kind_of(kind)
+    job, scheduler = job_of(ws, at, model, sessions), schedule.kind_of(kind)
     schedule.install(job, scheduler, yes)
     print(f"{scheduler}: {job.name}, every day at {job.hour:02}:{job.minute:02}")
     if scheduler != "systemd":

@@ -11,6 +11,7 @@ from typer import Argument, Option
 from reflect.cli.common import DryRun, Json, Yes, noun, with_workspace
 from reflect.cli.output import print_json, print_status, print_table, print_utf8
 from reflect.errors import UnknownName, UsageError
+from reflect.sessions.signals import TOKEN_CAP
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -89,8 +90,67 @@ def print_import(report: ImportReport, dry_run: bool) -> None:
         print(f"Records outside the conversations: {_of(report.skipped, KINDS)}.")
     if report.settled:
         print(f"{report.settled} earlier sessions have a reward now, from their commits.")
+    if report.signals["none"]:
+        print_status("A model can look for corrections: reflect sessions judge --dry-run")
     if not dry_run and new:
         print_status("Then: reflect run --from-traffic")
+
+
+@app.command()
+@with_workspace("profile model judge")
+def judge(
+    ws: Workspace,
+    token_cap: int = Option(
+        TOKEN_CAP, "--token-cap", min=1, help="Maximum tokens, in and out; the rest waits."
+    ),
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Let the judge say whether the person's later messages correct the agent's work.
+
+    For sessions without a grade, a test, a build or a settled commit, the newest first: 1 without a
+    correction, 0 with one. Sessions in which the person wrote nothing more have no signal.
+    """
+    report = ws.sessions.judge(token_cap, dry_run=dry_run)
+    if json:
+        return print_json(vars(report))
+    price = "no price is set" if report.price is None else f"price {report.price:.4f}"
+    print(
+        f"{'Would judge' if dry_run else 'Judged'} {report.judged} sessions: at most "
+        f"{report.tokens} tokens, {price}."
+    )
+    if report.silent:
+        print_status(f"{report.silent} sessions have no later message, so they have no signal.")
+    if report.left:
+        print_status(f"{report.left} sessions wait for the next time: --token-cap {token_cap}")
+    for problem in report.problems[:5]:
+        print_status(problem)
+
+
+def learn_from_sessions(ws: Workspace, token_cap: int, dry_run: bool) -> None:
+    """`reflect sleep --sessions`: import, judge and reflect within the cap, with the bill on
+    stderr."""
+    from reflect.day.traffic import learn, tokens_of, within
+    from reflect.store import exchanges
+
+    report = ws.sessions.load(dry_run=dry_run)
+    new = report.statuses["new"] + report.statuses["grown"]
+    judged = ws.sessions.judge(token_cap, dry_run=dry_run)
+    rows = ws.context.read(exchanges.waiting, ws.settings.profile)
+    chosen = within(rows, token_cap - judged.tokens, ws.settings.reflect_tokens)
+    tokens = sum(map(tokens_of, chosen)) + len(chosen) * ws.settings.reflect_tokens
+    would = "would be " if dry_run else ""
+    print_status(
+        f"Sessions: {new} {would}imported; {judged.judged} {would}judged, at most {judged.tokens} "
+        f"tokens; {len(chosen)} exchanges {would}reflected on, at most {tokens} tokens, of "
+        f"{token_cap}; {judged.left + len(rows) - len(chosen)} wait for the next time."
+    )
+    if dry_run and report.review_tokens:
+        print_status(f"Reflections on the new sessions: about {report.review_tokens} tokens.")
+    if chosen and not dry_run:
+        cap = token_cap - judged.tokens
+        for run in learn(ws.reflector or ws.model, ws.store, ws.settings, token_cap=cap):
+            print_status(f"run {run.run_id}: {run.reflections} reflections on sessions and traffic")
 
 
 def _of(counts: Counter[str] | dict[str, int], most: int = 100) -> str:

@@ -11,8 +11,10 @@ from typer import Argument, Option
 from reflect.cli.common import DryRun, Json, Seed, with_workspace
 from reflect.cli.output import duration, print_json, print_status, progress
 from reflect.cli.report import harvest_notices
+from reflect.cli.sessions import learn_from_sessions
 from reflect.errors import UsageError
 from reflect.reading import shortened
+from reflect.sessions.signals import TOKEN_CAP
 
 if TYPE_CHECKING:
     from reflect.workspace.workspace import Workspace
@@ -56,6 +58,14 @@ def sleep(
     deadline: str | None = Option(
         None, metavar="TIME", help="Pause after this time, e.g. 2h. The next sleep continues."
     ),
+    sessions: bool = Option(
+        False,
+        "--sessions",
+        help="First import the sessions of coding agents, judge them and reflect on them.",
+    ),
+    token_cap: int = Option(
+        TOKEN_CAP, "--token-cap", min=1, help="With --sessions: tokens of their reading, in all."
+    ),
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -76,6 +86,8 @@ def sleep(
         continued=continued,
     )
     until = minutes(deadline) if deadline else None
+    if sessions:
+        learn_from_sessions(ws, token_cap, dry_run)
     with progress() as bar:
         report = ws.sleep(
             *(tasksets or []),

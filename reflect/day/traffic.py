@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from reflect.models.base import Model
 
 MOST = 32  # exchanges of one task in a group; more wait for the next run
+CHARS = 4  # of a token
 ALIKE = 0.5  # share of the words of two tasks that both have
 SETTINGS = ("reflect_tokens", "lesson_budget", "lesson_limit", "require_approval", "proposals")
 SAME_RUN = ("taskset", "trust", "measure", "model", "model_fingerprint", "adapter_id")
@@ -67,13 +68,24 @@ class GroupedTask(Task):
 
 
 def learn(
-    model: Model, store: Store, settings: Settings, *, progress: Progress | None = None
+    model: Model,
+    store: Store,
+    settings: Settings,
+    *,
+    token_cap: int | None = None,
+    progress: Progress | None = None,
 ) -> list[Report]:
     """Reflect on all exchanges of the profile that have a reward and no reflection: one run for
-    each model, adapter and taskset. Interrupted runs are finished first. [] when none waits."""
+    each model, adapter and taskset. Interrupted runs are finished first. [] when none waits.
+
+    `token_cap`: only the newest exchanges, as many as reflections on each of them alone would read
+    and write with so many tokens.
+    """
     with store.read() as s:
         unfinished = runs.unfinished(s, profile=settings.profile)
         waiting = exchanges.waiting(s, settings.profile)
+    if token_cap is not None:
+        waiting = within(waiting, token_cap, settings.reflect_tokens)
     parts: dict[tuple[str, ...], list[Exchange]] = {}
     for row in waiting:
         key = tuple(str(getattr(row, name)) for name in SAME_RUN)
@@ -84,6 +96,22 @@ def learn(
         if run := _start(store, settings, groups(rows, settings.k)):
             reports.append(finish(model, store, settings, run, progress))
     return reports
+
+
+def within(rows: Sequence[Exchange], token_cap: int, reflect_tokens: int) -> list[Exchange]:
+    """The newest exchanges whose reflections take at most `token_cap` tokens, oldest first."""
+    chosen: list[Exchange] = []
+    for row in reversed(rows):
+        token_cap -= tokens_of(row) + reflect_tokens
+        if token_cap < 0:
+            break
+        chosen.append(row)
+    return chosen[::-1]
+
+
+def tokens_of(row: Exchange) -> int:
+    """About the tokens of an exchange in the prompt of a reflection."""
+    return sum(len(str(message.get("content") or "")) for message in row.messages) // CHARS
 
 
 def finish(

@@ -80,9 +80,14 @@ class ScheduledJob:
 
 
 def make_job(
-    settings: Settings, db: str, at: str = "03:00", model: str | None = None
+    settings: Settings,
+    db: str,
+    at: str = "03:00",
+    model: str | None = None,
+    sessions: bool = False,
 ) -> ScheduledJob:
-    """The daily job at `at` (HH:MM) for this profile and database `db` (a full path or a URL)."""
+    """The daily job at `at` (HH:MM) for this profile and database `db` (a full path or a URL).
+    `sessions`: it imports sessions of coding agents first."""
     if "://" in db and without_password(db) != db:
         hint = "Put the password into ~/.pgpass (PGPASSFILE), and leave it out of the URL."
         raise UsageError("The schedule would contain the database's password in plain text.", hint)
@@ -91,6 +96,7 @@ def make_job(
         raise UsageError(f"'{at}' is no time of day.", "Write --at 03:00.")
     arguments: tuple[str, ...] = ("sleep", "--if-due", "--db", db, "--profile", settings.profile)
     arguments += ("--model", model) if model else ()
+    arguments += ("--sessions",) if sessions else ()
     folder, log = str(Path.cwd()), str(settings.home_path.resolve() / "sleep.log")
     letters = "".join((*arguments, folder, sys.executable, log))
     # Cs: bytes that are not UTF-8

@@ -1,12 +1,12 @@
 """The reward of a session, and the signal that it came from.
 
 From the best signal to the weakest: the person's own grade (`/reflect good|bad`), the exit code of
-the last test or build command, a commit that was kept or undone. A session without any of them has
-no reward and is not reviewed.
+the last test or build command, a commit that was kept or undone, and whether the person's later
+messages correct the work, which a model judges (`reflect sessions judge`). A session without any of
+them has no reward and is not reviewed.
 
-Not covered: corrections in the person's next prompt. A model must judge them; its signal belongs at
-the end of `reward_of`. Signals are not given at random: a lesson that makes an agent run tests more
-often changes which sessions have a reward.
+Not covered: signals are not given at random: a lesson that makes an agent run tests more often
+changes which sessions have a reward.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ SHELLS, WRAPPERS = {"bash", "sh", "zsh", "dash"}, {"docker", "docker-compose", "
 DRY = set("--help -h --version --co --collect-only --list --dry-run --fixtures".split())
 PREFIXES = {"sudo", "time", "env", "timeout", "nice", "xvfb-run", "exec", "command", "nohup"}
 REDIRECTED = re.compile(r"\d*>&\d+|&?\d*>>?\s*[^\s;&|>]+|<(?!<)\s*[^\s;&|]+")
+TOKEN_CAP = 200_000  # of one `reflect sessions judge`
 MOST_COMMAND = 200  # characters of a command in the feedback
 
 
@@ -43,6 +44,7 @@ class Signal(StrEnum):
     GRADE = "grade"
     CHECK = "check"
     COMMIT = "commit"
+    CORRECTION = "correction"
     NONE = "none"
 
 
