@@ -245,6 +245,7 @@ def version_5(where: str) -> Engine:
     )
     with engine.begin() as c:
         operations = Operations(MigrationContext.configure(c))
+        operations.drop_index("ix_rollout_figures", "rollout")
         for table in SQLModel.metadata.tables:
             checked = [column for of, column in FACTS if of == table]
             if table in ("row_hash", "followed", "followed_check"):
