@@ -90,8 +90,13 @@ def reflect_on(context: RunContext, groups: Sequence[Group]) -> list[GroupReflec
 
 def _with_effects(context: RunContext, groups: Sequence[Group]) -> list[Group]:
     """The groups with the measured effects of their lessons."""
+    lessons = {lesson.id: lesson for group in groups for lesson in group.shown}
     with context.store.read() as s:
-        return [replace(x, effects=trials.newest_effects(s, x.shown)) for x in groups]
+        effects = trials.newest_effects(s, list(lessons.values()))
+    return [
+        replace(x, effects={y.id: effects[y.id] for y in x.shown if y.id in effects})
+        for x in groups
+    ]
 
 
 def edit_lessons(

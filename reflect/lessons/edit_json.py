@@ -9,6 +9,7 @@ answer that was cut off.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from itertools import combinations
@@ -100,8 +101,13 @@ def review_schema(lesson_ids: Sequence[int], max_tokens: int = 0) -> Json:
     """The JSON schema of a reflection's answer. Only the lessons of the prompt can be named.
 
     `max_tokens`: the texts are bounded, so that the whole answer fits; for a grammar engine, since
-    not every server supports such bounds. 0: no bounds.
+    not every server supports such bounds. 0: no bounds. The result is shared: do not change it.
     """
+    return _review_schema(tuple(lesson_ids), max_tokens)
+
+
+@functools.lru_cache(maxsize=256)  # building one takes longer than a rollout
+def _review_schema(lesson_ids: tuple[int, ...], max_tokens: int) -> Json:
     schema = (ReviewAnswer if lesson_ids else FirstReviewAnswer).model_json_schema()
     ids = {"enum": list(lesson_ids)}
     for name, model in schema["$defs"].items():
