@@ -27,6 +27,8 @@ from reflect.cli.output import open_streams
 SKIPPED = {
     "demo",
     "serve",
+    "ui",
+    "mcp",
     "schedule install",
     "schedule remove",
 }  # they run long, or change the machine
