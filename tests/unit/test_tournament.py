@@ -99,7 +99,7 @@ def campaign(store: Store, effects: dict[str, float], tasks: int, seed: int) -> 
 
 
 def test_the_best_candidate_becomes_the_only_active_one(sqlite_store: Store) -> None:
-    """A candidate worth +0.5 beside one worth +0.2, a useless and a harmful one. After 160 tasks
+    """A candidate worth +0.5 with one worth +0.2, a useless and a harmful one. After 160 tasks
     the best was the only active lesson in 25 of 25 campaigns with other seeds."""
     store, effects = sqlite_store, {"good": 0.2, "none": 0.0, "best": 0.5, "harm": -0.1}
     after = campaign(store, effects, 160, seed=7)
