@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import ColumnElement, String, and_, cast, or_, text
 from sqlalchemy.orm import aliased
@@ -66,6 +66,24 @@ def since(s: Session, lesson: Lesson) -> int:
     return 1
 
 
+def _observed(exposure: type[Exposure]) -> Any:
+    """The columns of an Observation, from exposures with their rollouts and runs."""
+    return (
+        select(  # type: ignore[call-overload]  # sqlmodel types four columns at most
+            exposure.id,
+            Rollout.run_id,
+            Rollout.task_key,
+            Rollout.seed,
+            exposure.shown,
+            exposure.probability,
+            func.coalesce(Rollout.reward, 0.0),
+            Rollout.parts,
+        )
+        .join(Rollout, col(Rollout.id) == col(exposure.rollout_id))
+        .join(Run, col(Run.id) == col(Rollout.run_id))
+    )
+
+
 def observations(
     s: Session,
     lesson_id: int | None,
@@ -79,18 +97,7 @@ def observations(
     """The randomised exposures of a lesson from that version on, for one model, adapter and
     measure, in the order in which they were saved; the first `limit` after an exposure's id."""
     query = (
-        select(  # type: ignore[call-overload]  # sqlmodel types four columns at most
-            Exposure.id,
-            Rollout.run_id,
-            Rollout.task_key,
-            Rollout.seed,
-            Exposure.shown,
-            Exposure.probability,
-            func.coalesce(Rollout.reward, 0.0),
-            Rollout.parts,
-        )
-        .join(Rollout, col(Rollout.id) == col(Exposure.rollout_id))
-        .join(Run, col(Run.id) == col(Rollout.run_id))
+        _observed(Exposure)
         .where(Exposure.lesson_id == lesson_id, Exposure.version >= version)
         .where(col(Exposure.id) > after)
         .where(Exposure.probability > 0.0, Exposure.probability < 1.0)
@@ -112,19 +119,8 @@ def duels(s: Session, one: Lesson, other: Lesson, columns: Json) -> list[Observa
         and_(~col(mine.shown), col(theirs.shown), col(mine.probability) == 0.0),
     )
     found = (
-        select(  # type: ignore[call-overload]  # sqlmodel types four columns at most
-            mine.id,
-            Rollout.run_id,
-            Rollout.task_key,
-            Rollout.seed,
-            mine.shown,
-            mine.probability,
-            func.coalesce(Rollout.reward, 0.0),
-            Rollout.parts,
-        )
+        _observed(mine)
         .join(theirs, col(theirs.rollout_id) == col(mine.rollout_id))
-        .join(Rollout, col(Rollout.id) == col(mine.rollout_id))
-        .join(Run, col(Run.id) == col(Rollout.run_id))
         .where(mine.lesson_id == one.id, mine.version >= since(s, one), drawn)
         .where(theirs.lesson_id == other.id, theirs.version >= _text_since(s, other), SAYS)
         .where(*_same(Run, {k: v for k, v in columns.items() if k != "adapter_id"}))
