@@ -108,7 +108,7 @@ def edit_lessons(
     proposed = [
         ProposedEdits(
             wanted.get(group.task.key, []),
-            [*group.shown, *group.held],
+            [*group.shown, *group.in_weights],
             rewards_differ(group.attempts),
             majority_success(group.complete),
             group.trust,
@@ -133,7 +133,7 @@ def edit_lessons(
                 scope=run.taskset,
                 profile=run.profile,
                 shown=r.group.shown,
-                in_adapter=r.group.held,
+                in_adapter=r.group.in_weights,
                 contrast=rewards_differ(r.group.attempts),
                 reflection_id=r.row.id,
                 require_approval=settings.require_approval,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from reflect.day.learning import edit_lessons, reflect_on
 from reflect.day.reflection import Group
 from reflect.day.report import Report, report
-from reflect.day.run import RunBudget, open_run, stopped
+from reflect.day.run import RunArguments, RunBudget, open_run, stopped
 from reflect.errors import ModelHalted, UsageError
 from reflect.evaluation.followed import read_checks
 from reflect.lessons.selection import lessons_for
@@ -67,22 +67,27 @@ def practice(
     use_lessons: bool = True,
     reflector: Model | None = None,
     progress: Progress | None = None,
-    continues: Run | None = None,
-    replaces: Run | None = None,
 ) -> Report:
     """Practise n tasks k times each with the model's active adapter, and learn from them.
 
-    `seed=None` continues the newest unfinished run with the same arguments, or starts a new one. A
-    finished run is only reported. A taskset with fewer than n tasks gives what it has; none is a
-    UsageError. `reflector` reflects on the rollouts, by default the model itself. `continues`,
-    `replaces`: see `open_run`. Raises ModelHalted if a model stops answering.
+    `n` ... `use_lessons`: see `RunArguments`. A finished run is only reported. A taskset with fewer
+    than n tasks gives what it has; none is a UsageError. `reflector` reflects on the rollouts, by
+    default the model itself. Raises ModelHalted if a model stops answering.
     """
-    began = time.monotonic()
-    isolation.limit(settings.verify_seconds, settings.verify_memory)
     start = TasksetContext(model, store, taskset, settings, progress=progress)
-    run, tasks, superseded = open_run(
-        start, n, k, seed, learn, use_lessons, reflector, continues, replaces
-    )
+    arguments = RunArguments(n=n, k=k, seed=seed, learn=learn, use_lessons=use_lessons)
+    return run_practice(start, arguments, reflector)
+
+
+def run_practice(
+    start: TasksetContext, arguments: RunArguments, reflector: Model | None = None
+) -> Report:
+    """`practice` with its arguments as one object: begin a run, continue it or replace it."""
+    began = time.monotonic()
+    settings, store = start.settings, start.store
+    learn, use_lessons = arguments.learn, arguments.use_lessons
+    isolation.limit(settings.verify_seconds, settings.verify_memory)
+    run, tasks, superseded = open_run(start, arguments, reflector)
     context = start.in_run(run, reflector)
     budget, trials = RunBudget(context), RunTrials(run)
     waves = waves_of(tasks)

@@ -47,7 +47,7 @@ class Group:
     task: Task
     shown: list[Lesson]
     """The lessons in the prompt that are still in use."""
-    held: list[Lesson]
+    in_weights: list[Lesson]
     """The lessons for this task that the adapter holds."""
     rollouts: list[Rollout]
     missed: frozenset[int] = frozenset()

@@ -46,31 +46,40 @@ class OpenedRun(NamedTuple):
     """Unfinished runs with the same arguments, whose tasks have changed since."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunArguments:
+    """What a run is asked for, besides the settings."""
+
+    n: int
+    """Tasks."""
+    k: int
+    """Rollouts of each task."""
+    seed: int | None = None
+    """None: continue the newest unfinished run with the same arguments, or begin a new one."""
+    learn: bool = True
+    use_lessons: bool = True
+    continues: Run | None = None
+    """The run must be this one."""
+    replaces: Run | None = None
+    """The run must be another one, and this one is closed as abandoned."""
+
+
 def open_run(
-    context: TasksetContext,
-    n: int,
-    k: int,
-    seed: int | None,
-    learn: bool,
-    use_lessons: bool,
-    reflector: Model | None,
-    continues: Run | None = None,
-    replaces: Run | None = None,
+    context: TasksetContext, arguments: RunArguments, reflector: Model | None
 ) -> OpenedRun:
     """The run with these arguments, continued or new. Rollouts that an interrupted run did not make
-    are open again.
-
-    `continues`: it must be this run. `replaces`: it must be another one, and this run is closed as
-    abandoned. Raises UsageError otherwise, and without a task.
-    """
+    are open again. Raises UsageError without a task, and where `continues` or `replaces` fails."""
     model, taskset, settings = context.model, context.taskset, context.settings
+    n, k, seed = arguments.n, arguments.k, arguments.seed
+    continues, replaces = arguments.continues, arguments.replaces
     if n < 1 or k < 1:
         raise UsageError(
             f"A run needs at least one task and one rollout of each, not n={n} and k={k}."
         )
     names = (*SAMPLING, *TRIALS, *(EPISODES if has_environment(taskset) else ()))
     names += ("proposals",) if settings.proposals > 1 else ()  # older keys stay as they are
-    config = settings.stored(names) | {"learn": learn, "use_lessons": use_lessons}
+    config = settings.stored(names)
+    config |= {"learn": arguments.learn, "use_lessons": arguments.use_lessons}
     if reflector:
         config |= {"reflector": reflector.name, "reflector_fingerprint": reflector.fingerprint}
     if settings.judge:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy import Integer, and_, cast
+from sqlalchemy import Integer, and_, cast, exists
 from sqlmodel import Session, col, func, select
 
 from reflect.records import (
@@ -77,13 +77,9 @@ def status_counts(s: Session, profile: str) -> dict[str, int]:
 def _newest_trial() -> ColumnElement[bool]:
     """A row of Trial is the newest one of the day of its lesson."""
     other = Trial.__table__.alias("other")  # type: ignore[attr-defined]
-    newest = (
-        select(func.max(other.c.id))
-        .where(other.c.lesson_id == Trial.lesson_id, other.c.kind.in_(OF_DAY))
-        .correlate(Trial)
-        .scalar_subquery()
-    )
-    return col(Trial.id) == newest
+    later = and_(other.c.lesson_id == Trial.lesson_id, other.c.id > Trial.id)
+    newer = exists().where(later, other.c.kind.in_(OF_DAY)).correlate(Trial)
+    return and_(col(Trial.kind).in_(OF_DAY), ~newer)
 
 
 def _matching(profile: str, show: str, scope: str | None) -> tuple[list[ColumnElement[bool]], bool]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from reflect.config import Settings
     from reflect.day.report import Report
+    from reflect.day.run import RunArguments
     from reflect.evaluation.arms import ArmResult
     from reflect.models.base import Model
     from reflect.night.due import Due
@@ -154,40 +155,22 @@ class Workspace:
     ) -> Report:
         """Practise n tasks k times each and learn from it. The same arguments continue an
         interrupted run."""
+        from reflect.day.run import RunArguments
+
         settings = self.settings
         n, k = settings.n if n is None else n, settings.k if k is None else k
-        return self._practice(taskset, n, k, seed, learn, use_lessons, progress)
+        arguments = RunArguments(n=n, k=k, seed=seed, learn=learn, use_lessons=use_lessons)
+        return self._practice(taskset, arguments, progress)
 
     def _practice(
-        self,
-        taskset: str | Path | Taskset,
-        n: int,
-        k: int,
-        seed: int | None,
-        learn: bool,
-        use_lessons: bool,
-        progress: Progress | None,
-        continues: Run | None = None,
-        replaces: Run | None = None,
+        self, taskset: str | Path | Taskset, arguments: RunArguments, progress: Progress | None
     ) -> Report:
-        from reflect.day.practice import practice
+        from reflect.day.practice import run_practice
+        from reflect.rollouts.context import TasksetContext
 
         bound = self.taskset(taskset)  # its errors come before anything is loaded
-        return practice(
-            self.model,
-            self.store,
-            bound,
-            self.settings,
-            n=n,
-            k=k,
-            seed=seed,
-            learn=learn,
-            use_lessons=use_lessons,
-            reflector=self.reflector if learn else None,
-            progress=progress,
-            continues=continues,
-            replaces=replaces,
-        )
+        context = TasksetContext(self.model, self.store, bound, self.settings, progress=progress)
+        return run_practice(context, arguments, self.reflector if arguments.learn else None)
 
     def resume(
         self,
@@ -202,7 +185,7 @@ class Workspace:
         `restart`: begin another run in its place, with its settings and everything else as it is
         now. The first one is closed as abandoned; its rollouts stay.
         """
-        from reflect.day.run import ensure_unchanged, resume
+        from reflect.day.run import RunArguments, ensure_unchanged, resume
         from reflect.trials.reward_version import reward_version
 
         resumed = resume(self.store, self.settings, run_id, restart=restart)
@@ -214,11 +197,16 @@ class Workspace:
         taskset = ws.taskset(run.taskset)
         if not restart:
             ensure_unchanged(run, ws.model, ws.reflector, reward_version(taskset))
-        learn, use_lessons = (resumed.flags.get(name, True) for name in ("learn", "use_lessons"))
-        continues, replaces = (None, run) if restart else (run, None)
-        return ws._practice(
-            taskset, run.n, run.k, run.seed, learn, use_lessons, progress, continues, replaces
+        arguments = RunArguments(
+            n=run.n,
+            k=run.k,
+            seed=run.seed,
+            learn=resumed.flags.get("learn", True),
+            use_lessons=resumed.flags.get("use_lessons", True),
+            continues=None if restart else run,
+            replaces=run if restart else None,
         )
+        return ws._practice(taskset, arguments, progress)
 
     def abandon(self, run_id: int) -> Run:
         """Close an unfinished run. Its rollouts stay, and count as evidence on its lessons."""

@@ -4,15 +4,18 @@ left behind without a word."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import reflect
 from reflect.cli import run_command
-from reflect.day.practice import practice
+from reflect.day.practice import run_practice
+from reflect.day.run import RunArguments
 from reflect.errors import ModelError, UsageError
 from reflect.models.base import Completion, Request
+from reflect.rollouts.context import TasksetContext
 from reflect.store import doctor, runs
 from reflect.tasksets import load_taskset
 from reflect.workspace.workspace import Workspace
@@ -174,12 +177,11 @@ def test_a_run_that_must_continue_never_begins_another(ws: Workspace) -> None:
         run = runs.get_run(s, 1)
     taskset = load_taskset("my.jsonl")
     other = ws.settings.restored(run.config, temperature=0.3)
+    first = RunArguments(n=12, k=1, seed=0, learn=False, continues=run)
     with pytest.raises(UsageError, match="temperature"):
-        practice(ws.model, ws.store, taskset, other, n=12, k=1, seed=0, learn=False, continues=run)
+        run_practice(TasksetContext(ws.model, ws.store, taskset, other), first)
     with pytest.raises(UsageError, match="cannot continue"):
-        practice(
-            ws.model, ws.store, taskset, ws.settings, n=12, k=2, seed=0, learn=False, continues=run
-        )
+        run_practice(TasksetContext(ws.model, ws.store, taskset, ws.settings), replace(first, k=2))
     assert states(ws) == [(1, "running", 8)]
 
 
