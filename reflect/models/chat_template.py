@@ -1,13 +1,13 @@
-"""From messages to the text that a model reads, and from what it writes to an answer.
+"""Renders messages by the chat template of a model, and splits its output into thought and answer.
 
-The model's own chat template is used wherever it knows the thing: the system role, tools, thinking.
-Where it knows no system role, the system text is put before the first user message; where it knows
-no tools, they are described in the system message (`prompts/tools.jinja`), and calls and results of
-earlier turns are plain text. Where it has a default system text, lessons are added to that text: a
-prompt with lessons differs from one without in the lessons only.
+The model's own chat template is used for all that it supports: the system role, tools, thinking.
+Without a system role, the system text is put before the first user message; without tools, they are
+described in the system message (`prompts/tools.jinja`), and calls and results of earlier turns are
+plain text. Lessons are added to the default system text of a template that has one: a prompt with
+lessons differs from a prompt without in the lessons only.
 
-A thought (`<think>...</think>` at the head of an answer) is no part of the answer: verifiers and
-reviews read what follows it, and it is not shown to the model again. A thought that never ends
+A thought (`<think>...</think>` at the beginning of an answer) is not part of the answer: verifiers
+and reviews read the text after it, and the model does not see it again. A thought that never ends
 leaves an empty answer.
 
 No text of a message becomes markup: a special token of the tokenizer, or an added or role token
@@ -45,7 +45,7 @@ MARKS = frozenset(mark for pair in THOUGHTS for mark in pair) | {
     "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>",
     "<|channel|>", "<|message|>",
 }  # fmt: skip
-RESPONSE = frozenset({"<tool_response>", "</tool_response>"})  # see `plainly`
+RESPONSE = frozenset({"<tool_response>", "</tool_response>"})  # see `without_tools`
 PROBE = "zq probe qz"
 # The name of a role in plain words, on a line of its own or before a text.
 ROLE_LINE = re.compile(r"^[ \t]*(#{1,6} ?\w[^\n]{0,30}|\w[\w ]{1,20}:)[ \t]*$", re.MULTILINE)
@@ -75,18 +75,18 @@ class Chat:
         self.name = name
         self.options = {} if thinking == "auto" else {"enable_thinking": thinking == "on"}
 
-    # -- what the model reads
+    # -- the prompt
 
     def render(self, messages: Sequence[Message], tools: Sequence[Json] = ()) -> str:
-        """The conversation up to where the assistant speaks. MessagesRefused when the template
-        cannot take it."""
+        """The prompt: the conversation up to the place where the assistant answers. Raises
+        MessagesRefused when the template refuses it."""
         messages = self._with_default(messages)
-        words = [self.plain(with_arguments(without_thought(message))) for message in messages]
+        plain = [self.plain(with_arguments(without_thought(message))) for message in messages]
         tools = [self.plain(tool) for tool in tools]
         if not self.knows_tools:
-            words, tools = plainly(words, tools), ()
-        system = [m["content"].strip() for m in words if m["role"] == "system"]
-        forms = [words, system_first(words), fold_system(words)] if system else [words]
+            plain, tools = without_tools(plain, tools), ()
+        system = [m["content"].strip() for m in plain if m["role"] == "system"]
+        forms = [plain, system_first(plain), fold_system(plain)] if system else [plain]
         refusal: Exception | None = None
         for i, form in enumerate(forms):
             if i and form == forms[i - 1]:
@@ -122,8 +122,8 @@ class Chat:
             system = self._apply([{"role": "system", "content": PROBE}, user])
         except Exception:  # a template without system role
             return ""
-        before, found, after = system.partition(PROBE)
-        if not found or not bare.startswith(before) or not bare.endswith(after):
+        before, probe, after = system.partition(PROBE)
+        if not probe or not bare.startswith(before) or not bare.endswith(after):
             return ""
         return bare[len(before) : max(len(before), len(bare) - len(after))].strip()
 
@@ -169,13 +169,13 @@ class Chat:
         """What only the template may write: special tokens, and the added tokens in brackets, role
         tokens and names of roles (`ASSISTANT:`, `### Response:`) that it writes. Words and one or
         two characters are no markup."""
-        talks = list(self._talks())
-        written = "\n".join([*self._sources(), *(text for _, text in talks)])
+        samples = list(self._samples())
+        written = "\n".join([*self._sources(), *(text for _, text in samples)])
         added = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
         tokens = {token for token in added if token[:1] in "<[" and token[-1:] in ">]"}
         tokens = {token for token in tokens if token in written} | self._special_tokens
         tokens |= {match[0] for match in ROLE_TOKEN.finditer(written)}
-        plain = "\n".join(text for tools, text in talks if not tools)
+        plain = "\n".join(text for tools, text in samples if not tools)
         tokens |= {match[1] for match in ROLE_LINE.finditer(plain.replace(PROBE, "\n"))}
         stripped = {token.strip(" \n\t\N{LOWER ONE EIGHTH BLOCK}") for token in tokens}
         fold = self._fold
@@ -186,7 +186,7 @@ class Chat:
         templates = self.tokenizer.chat_template
         return templates.values() if isinstance(templates, dict) else [str(templates)]
 
-    def _talks(self) -> Iterator[tuple[bool, str]]:
+    def _samples(self) -> Iterator[tuple[bool, str]]:
         """Conversations as the template writes them, with and without tools."""
         roles = ("user", "assistant", "system", "tool")
         texts: list[Message] = [{"role": role, "content": PROBE} for role in roles]
@@ -213,7 +213,7 @@ class Chat:
 
     @cached_property
     def knows_tools(self) -> bool:
-        """Does the template itself tell the model about tools?"""
+        """True if the template describes tools to the model."""
         try:
             return "probe_of_reflect" in self._apply(
                 [{"role": "user", "content": "a"}], [PROBE_TOOL]
@@ -223,23 +223,22 @@ class Chat:
 
     @cached_property
     def opened(self) -> str:
-        """The mark with which the template itself begins the thought of an answer, "" where it does
-        not."""
-        asked = self.render([{"role": "user", "content": "a"}]).rstrip()
-        return next((begin for begin, _ in THOUGHTS if asked.endswith(begin)), "")
+        """The mark with which the template begins the thought of an answer; "" if it does not."""
+        prompt = self.render([{"role": "user", "content": "a"}]).rstrip()
+        return next((begin for begin, _ in THOUGHTS if prompt.endswith(begin)), "")
 
     @cached_property
     def closing(self) -> str:
         """What the template writes after an answer."""
-        said = "zq answer qz"
-        talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": said}]
+        answer = "zq answer qz"
+        talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
         try:
             whole = self._apply(talk, speak=False)
         except Exception as e:
             raise self._refused(e) from e
-        return whole[whole.rfind(said) + len(said) :] if said in whole else ""
+        return whole[whole.rfind(answer) + len(answer) :] if answer in whole else ""
 
-    # -- what the model wrote
+    # -- the output
 
     @cached_property
     def _special(self) -> dict[int, str]:
@@ -250,7 +249,7 @@ class Chat:
         }
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Their text without special tokens, but for those that mark a thought or a call."""
+        """The text of the tokens, without special tokens other than marks of thoughts and calls."""
         special = self._special
         if not any(special.get(token) in MARKS for token in tokens):
             return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
@@ -258,7 +257,7 @@ class Chat:
         return str(self.tokenizer.decode(kept, skip_special_tokens=False))
 
     def split(self, text: str) -> tuple[str, str]:
-        """(thought, answer) of what the model wrote."""
+        """(thought, answer) of an output of the model."""
         return split_thought(text, self.opened)
 
 
@@ -283,14 +282,14 @@ def with_arguments(message: Message) -> Message:
     for call in message["tool_calls"]:
         function = dict(call["function"])
         if isinstance(function.get("arguments"), str):
-            with suppress(ValueError):  # a call that nobody could read is shown as it was
+            with suppress(ValueError):  # an unreadable call stays as it is
                 function["arguments"] = from_json(function["arguments"] or "{}")
         calls.append({**call, "function": function})
     return {**message, "tool_calls": calls}
 
 
-def plainly(messages: Sequence[Message], tools: Sequence[Json]) -> list[Message]:
-    """The same conversation for a template that knows no tools: a description, calls and results as
+def without_tools(messages: Sequence[Message], tools: Sequence[Json]) -> list[Message]:
+    """The same conversation for a template without tools: their description, calls and results are
     text."""
     plain: list[Message] = []
     results = False  # is the last message a result? Those of several calls are one: roles alternate

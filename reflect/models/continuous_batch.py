@@ -1,14 +1,14 @@
-"""A batch that never ends: rows join it between two steps and leave it when they are done.
+"""Continuous batching: rows join the batch between two steps and leave it when they are done.
 
-Every row holds its keys and values from column 0 on, so a row that joins is written into the first
-free place and moves nobody; when one leaves, the last row takes its place. Columns are added while
-answers grow, for who asks for an answer of any length seldom gets a long one. A step feeds one
-token of every row; the mask hides what lies behind a row's own end. What a row says is a function
-of its own prompt and seed, as in `sampling.decode`, which is faster where all rows are known before
-the first step.
+The KV cache of every row begins at column 0, so a new row is written into the first free place and
+no other row moves; when a row leaves, the last row takes its place. Columns are added while answers
+grow, because most answers end long before the limit that was asked for. A step feeds one token of
+every row; the mask hides the columns after a row's own end. The tokens of a row depend only on its
+own prompt and seed, as in `generation.decode`, which is faster where all rows are known before the
+first step.
 
-Not covered: models with other than plain attention layers (sliding windows, linear attention):
-`joinable` says so, and whoever serves them decodes batch after batch.
+Not covered: models with other than plain attention layers (sliding windows, linear attention). For
+these `can_join` is False, and the server decodes one batch after the other.
 
 Suffixes: R rows of the batch, T columns, V vocabulary.
 """
@@ -43,11 +43,11 @@ SPARE = 32  # columns beyond what is needed when the buffers grow, at least; els
 
 
 class SharedCache(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
-    """Keys and values of one layer: buffers [rows, heads, columns, width] with room for rows and
-    tokens to come.
+    """Keys and values of one layer: buffers [rows, heads, columns, width], allocated for more rows
+    and tokens than there are now.
 
-    `place_R` and `columns` say where the next tokens go, and how much is looked at: they are set
-    before each step.
+    `place_R` is the column of each row's next token, `columns` how many columns attention reads:
+    both are set before each step.
     """
 
     def __init__(self) -> None:
@@ -59,8 +59,8 @@ class SharedCache(DynamicLayer):  # type: ignore[misc]  # transformers is untype
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> Any:
-        """Write the [R, H, 1, D] states of one step; returns views of the columns that are looked
-        at."""
+        """Write the [R, H, 1, D] states of one step; returns views of the columns that attention
+        reads."""
         count = len(key_states)
         self._grow((key_states, value_states), count, self.columns)
         every_R = torch.arange(count, device=key_states.device)
@@ -72,10 +72,10 @@ class SharedCache(DynamicLayer):  # type: ignore[misc]  # transformers is untype
         """Columns in use, as transformers asks for them."""
         return self.columns
 
-    def seat(
+    def insert(
         self, like: tuple[torch.Tensor, torch.Tensor], first: int, lengths: Sequence[int]
     ) -> None:
-        """Rows `first` and after get the last `lengths[i]` columns of [N, H, T, D] states."""
+        """Write the last `lengths[i]` columns of [N, H, T, D] states into row `first + i`."""
         self._grow(like, first + len(lengths), max(lengths))
         for buffer, states in zip(self.buffers, like, strict=True):
             width = states.shape[2]
@@ -88,54 +88,56 @@ class SharedCache(DynamicLayer):  # type: ignore[misc]  # transformers is untype
             buffer[target, :, :length] = buffer[source, :, :length]
 
     def _grow(self, like: tuple[torch.Tensor, torch.Tensor], rows: int, columns: int) -> None:
-        held = self.buffers[0].shape if self.buffers else (0, 0, 0, 0)
-        if rows <= held[0] and columns <= held[2]:
+        size = self.buffers[0].shape if self.buffers else (0, 0, 0, 0)
+        if rows <= size[0] and columns <= size[2]:
             return
-        rows = max(rows, 2 * held[0]) if rows > held[0] else held[0]
-        columns = columns + max(SPARE, columns // 4) if columns > held[2] else held[2]
+        rows = max(rows, 2 * size[0]) if rows > size[0] else size[0]
+        columns = columns + max(SPARE, columns // 4) if columns > size[2] else size[2]
         grown = [
             states.new_zeros(rows, states.shape[1], columns, states.shape[3]) for states in like
         ]
         for new, old in zip(grown, self.buffers, strict=False):
-            new[: held[0], :, : held[2]] = old
+            new[: size[0], :, : size[2]] = old
         self.buffers = grown
 
 
 class ContinuousBatch:
-    """Rows in the making on one network, whose adapter is the caller's to keep the same while any
-    of them runs."""
+    """Rows that are being generated by one network. The caller keeps its adapter the same while any
+    row runs."""
 
     def __init__(self, network: PreTrainedModel, ends: frozenset[int], pad: int) -> None:
         self.network, self.ends, self.pad = network, ends, pad
         self.rows: list[GenerationRow] = []
         self._draws: list[random.Random] = []
-        self._lengths: list[int] = []  # tokens of each row that are held
+        self._lengths: list[int] = []  # tokens of each row in the cache
         self._cache: Any = None
         self._logits_RV: torch.Tensor | None = None
 
     def tokens(self, more: Sequence[GenerationRow] = (), allow: int = 1) -> int:
-        """What these rows and `more` hold, padding counted, when each has `allow` tokens more than
-        now."""
+        """Tokens in the cache of these rows and `more`, padding counted, when each has `allow`
+        tokens more than now."""
         ends = [n + allow for n in self._lengths] + [
             len(row.prompt) + min(allow, row.limit) for row in more
         ]
         return len(ends) * max(ends, default=0)
 
     def join(self, rows: Sequence[GenerationRow]) -> None:
-        """Read the prompts of these rows, equal ones once, and let them take part from the next
-        step on."""
+        """Prefill the prompts of these rows, equal ones once. They take part from the next step
+        on."""
         if not rows:
             return
         with torch.inference_mode():
             prompts = list(dict.fromkeys(tuple(row.prompt) for row in rows))
-            fresh, logits_PV, _, _ = _prefill(self.network, prompts, self.pad, self._known(prompts))
+            fresh, logits_PV, _, _ = _prefill(
+                self.network, prompts, self.pad, self._cached_prefix(prompts)
+            )
             owners = [prompts.index(tuple(row.prompt)) for row in rows]
             if self._cache is None:
                 self._cache = DynamicCache(config=self.network.config)
                 self._cache.layers = [SharedCache() for _ in fresh.layers]
             first, lengths = len(self.rows), [len(row.prompt) for row in rows]
             for mine, theirs in zip(self._cache.layers, fresh.layers, strict=True):
-                mine.seat((theirs.keys[owners], theirs.values[owners]), first, lengths)
+                mine.insert((theirs.keys[owners], theirs.values[owners]), first, lengths)
             logits_RV = logits_PV[owners]
             self._logits_RV = (
                 logits_RV if self._logits_RV is None else torch.cat([self._logits_RV, logits_RV])
@@ -144,24 +146,26 @@ class ContinuousBatch:
         self._draws += [random.Random(row.seed) for row in rows]
         self._lengths += lengths
 
-    def _known(self, prompts: Sequence[tuple[int, ...]]) -> list[tuple[torch.Tensor, ...]]:
-        """Keys and values of the longest beginning of all these prompts that a running row has
-        read, such as the same lessons; [] where it is short. At least one token of each prompt is
-        left to read."""
+    def _cached_prefix(self, prompts: Sequence[tuple[int, ...]]) -> list[tuple[torch.Tensor, ...]]:
+        """Keys and values of the longest common prefix of all these prompts and a running row,
+        such as the same lessons; [] where it is short. At least one token of each prompt remains
+        for the prefill."""
         ends = [min(prompts), max(prompts)]
         most = min(map(len, prompts)) - 1
-        found = [len(os.path.commonprefix([*ends, tuple(row.prompt)])[:most]) for row in self.rows]
-        if not found or max(found) < SHARED:
+        lengths = [
+            len(os.path.commonprefix([*ends, tuple(row.prompt)])[:most]) for row in self.rows
+        ]
+        if not lengths or max(lengths) < SHARED:
             return []
-        i, width = found.index(max(found)), max(found)
+        i, width = lengths.index(max(lengths)), max(lengths)
         return [
             tuple(buffer[i : i + 1, :, :width] for buffer in layer.buffers)
             for layer in self._cache.layers
         ]
 
     def step(self) -> list[GenerationRow]:
-        """One token for every row. Returns the rows that are done; they have left. ModelError when
-        the output is not finite: then nothing that ran is of use (`clear`)."""
+        """Sample one token for every row. Returns the rows that are done; they leave the batch.
+        Raises ModelError when the output is not finite: then all rows are lost (`clear`)."""
         with torch.inference_mode():
             return self._step()
 
@@ -210,7 +214,7 @@ class ContinuousBatch:
         return out.logits[:, -1]
 
     def drop(self, row: GenerationRow) -> None:
-        """Nobody waits for it any more. Call it between steps."""
+        """Remove a row whose client has left. Call it between steps."""
         i = next((i for i, one in enumerate(self.rows) if one is row), None)
         if i is None or self._logits_RV is None:
             return
@@ -224,22 +228,22 @@ class ContinuousBatch:
             self.clear()
 
     def clear(self) -> None:
-        """Forget all rows, and give their memory back."""
+        """Remove all rows and free their memory."""
         self.rows, self._draws, self._lengths, self._logits_RV, self._cache = [], [], [], None, None
 
-    def _leave(self, i: int, *beside: list[Any]) -> None:
-        """The last row takes the place of row i, in the lists `beside` too."""
+    def _leave(self, i: int, *parallel: list[Any]) -> None:
+        """The last row takes the place of row i, in the `parallel` lists too."""
         last = len(self.rows) - 1
         if i != last:
             for layer in self._cache.layers:
                 layer.move(last, i, self._lengths[last])
-        lists: tuple[list[Any], ...] = (self.rows, self._draws, self._lengths, *beside)
+        lists: tuple[list[Any], ...] = (self.rows, self._draws, self._lengths, *parallel)
         for one in lists:
             one[i] = one[last]
             one.pop()
 
 
-def joinable(network: PreTrainedModel) -> bool:
-    """Has the network plain attention layers only, so that rows may join a running batch?"""
+def can_join(network: PreTrainedModel) -> bool:
+    """True if all layers have plain attention, so that rows may join a running batch."""
     cache = DynamicCache(config=network.config)
     return all(type(layer) is DynamicLayer for layer in cache.layers)

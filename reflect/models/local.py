@@ -15,7 +15,7 @@ from reflect.errors import ContextTooLong, ModelError, SchemaRefused
 from reflect.models import distributed, memory
 from reflect.models.base import ACTIVE, Completion, Request
 from reflect.models.chat_template import Chat
-from reflect.models.continuous_batch import ContinuousBatch, joinable
+from reflect.models.continuous_batch import ContinuousBatch, can_join
 from reflect.models.generation import GenerationRow, decode
 from reflect.models.grammar import Grammars
 from reflect.models.loading import SMALLER, context_of, load
@@ -267,7 +267,7 @@ class LocalModel(AdapterSet):
 
     def continuous_batch(self) -> ContinuousBatch | None:
         """A batch that rows can join while it runs; None when the layers do not allow it."""
-        if not joinable(self.network):
+        if not can_join(self.network):
             return None
         return ContinuousBatch(self.network, self.ends, self._pad())
 
