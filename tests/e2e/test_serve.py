@@ -71,32 +71,32 @@ def test_the_same_seeds_give_the_same_texts_as_the_local_model(
 
 
 def test_stop_and_the_limits_of_length(client: openai.OpenAI) -> None:
-    words = {"model": "pocket", "messages": ask(WORD)["messages"], "seed": 1, "temperature": 0}
-    free = client.chat.completions.create(**words).choices[0]
+    fields = {"model": "pocket", "messages": ask(WORD)["messages"], "seed": 1, "temperature": 0}
+    free = client.chat.completions.create(**fields).choices[0]
     assert free.message.content.startswith("answer:") and free.finish_reason == "stop"
     for stop in (":", [":", "never"]):
-        held = client.chat.completions.create(**words, stop=stop).choices[0]
-        assert (held.message.content, held.finish_reason) == ("answer", "stop")
+        stopped = client.chat.completions.create(**fields, stop=stop).choices[0]
+        assert (stopped.message.content, stopped.finish_reason) == ("answer", "stop")
     for limit in (
         {"max_tokens": 1},
         {"max_completion_tokens": 1},
         {"max_tokens": 50, "max_completion_tokens": 1},
     ):
-        short = client.chat.completions.create(**words, **limit)
+        short = client.chat.completions.create(**fields, **limit)
         assert short.choices[0].finish_reason == "length" and short.usage.completion_tokens == 1
 
 
 def test_a_stream_says_the_same_in_pieces(client: openai.OpenAI) -> None:
-    words = {
+    fields = {
         "model": "pocket",
         "messages": ask("Apply zubi to the list 3 1 2.")["messages"],
         "seed": 5,
         "n": 2,
     }
-    whole = client.chat.completions.create(**words, stop="answer")
+    whole = client.chat.completions.create(**fields, stop="answer")
     chunks = list(
         client.chat.completions.create(
-            **words, stop="answer", stream=True, stream_options={"include_usage": True}
+            **fields, stop="answer", stream=True, stream_options={"include_usage": True}
         )
     )
     for i in range(2):
@@ -142,18 +142,18 @@ def test_tools_are_offered_to_the_model(client: openai.OpenAI) -> None:
         "parameters": {"type": "object", "properties": {}},
     }
     tools = [{"type": "function", "function": function}]
-    words = {"model": "pocket", "messages": ask(WORD)["messages"], "temperature": 0}
-    plain = client.chat.completions.create(**words, tools=tools, tool_choice="none").choices[0]
+    fields = {"model": "pocket", "messages": ask(WORD)["messages"], "temperature": 0}
+    plain = client.chat.completions.create(**fields, tools=tools, tool_choice="none").choices[0]
     assert (
-        plain.message.content == client.chat.completions.create(**words).choices[0].message.content
+        plain.message.content == client.chat.completions.create(**fields).choices[0].message.content
     )
-    reply = client.chat.completions.create(**words, tools=tools, tool_choice="auto").choices[0]
+    reply = client.chat.completions.create(**fields, tools=tools, tool_choice="auto").choices[0]
     assert reply.finish_reason in ("stop", "tool_calls", "length")
-    chunks = client.chat.completions.create(**words, tools=tools, stream=True)
+    chunks = client.chat.completions.create(**fields, tools=tools, stream=True)
     assert [c.choices[0].finish_reason for c in chunks][-1] == reply.finish_reason
 
 
-# -- errors, as the API words them
+# -- errors, in the API's form
 # -------------------------------------------------------------------------------------
 
 BAD = [
@@ -232,17 +232,17 @@ def test_an_answer_has_the_form_that_is_asked_for(client: openai.OpenAI, strict:
         "additionalProperties": False,
     }
     form = {"name": "count", "schema": schema} | ({} if strict is None else {"strict": strict})
-    asked = {
+    request = {
         **ask(WORD, max_tokens=100),
         "response_format": {"type": "json_schema", "json_schema": form},
     }
-    value = json.loads(client.chat.completions.create(**asked).choices[0].message.content)
+    value = json.loads(client.chat.completions.create(**request).choices[0].message.content)
     assert value["count"] in (1, 2, 3) and len(value["word"]) <= 9
-    with client.chat.completions.create(**asked | {"stream": True}) as stream:
+    with client.chat.completions.create(**request | {"stream": True}) as stream:
         parts = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
     assert list(json.loads("".join(parts))) == ["count", "word"]
-    asked["response_format"] = {"type": "json_object"}
-    answer = client.chat.completions.create(**asked, seed=0).choices[0]
+    request["response_format"] = {"type": "json_object"}
+    answer = client.chat.completions.create(**request, seed=0).choices[0]
     assert answer.message.content.startswith("{")
 
 

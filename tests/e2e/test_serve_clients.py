@@ -382,16 +382,16 @@ def test_a_database_that_is_locked_for_long_is_one_503(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dialect, "LOCK_SECONDS", 0.3)
-    given = served.ask().json()["id"]
-    feedback = {"id": given, "reward": 1}
+    exchange = served.ask().json()["id"]
+    feedback = {"id": exchange, "reward": 1}
     with closing(sqlite3.connect(served.db, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with concurrent.futures.ThreadPoolExecutor(20) as pool:
-            asked = [pool.submit(served.ask, stream=i % 2 == 0) for i in range(8)]
+            futures = [pool.submit(served.ask, stream=i % 2 == 0) for i in range(8)]
             sent = [pool.submit(post, served.base, "feedback", feedback) for _ in range(8)]
             assert served.health() == 200
             start = time.monotonic()
-            for i, reply in enumerate(asked):
+            for i, reply in enumerate(futures):
                 if i % 2:
                     assert reply.result().json()["error"]["code"] == "database_unavailable"
                     assert reply.result().headers["retry-after"] == "1"

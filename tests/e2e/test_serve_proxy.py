@@ -32,7 +32,7 @@ SENTINEL = "sk-sentinel-0123456789abcdef"
 
 
 class Upstream:
-    """A server that says what it was asked; `status` makes it fail, and `gate` holds its
+    """A server that repeats what it was asked; `status` makes it fail, and `gate` holds its
     streams."""
 
     def __init__(self) -> None:
@@ -52,13 +52,13 @@ class Upstream:
         self.seen.append((http.url.path, dict(http.headers), body))
         if self.status != 200:
             return JSONResponse({"detail": "as it is"}, self.status, {"retry-after": "7"})
-        asked = json.loads(body)
-        words = {"id": "chatcmpl-7", "model": "up-1"}
-        if not asked.get("stream"):
+        request = json.loads(body)
+        fields = {"id": "chatcmpl-7", "model": "up-1"}
+        if not request.get("stream"):
             message = {"role": "assistant", "content": "said", "tool_calls": None}
             choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
             return JSONResponse(
-                words | {"choices": choices, "usage": {"prompt_tokens": 5, "completion_tokens": 2}}
+                fields | {"choices": choices, "usage": {"prompt_tokens": 5, "completion_tokens": 2}}
             )
 
         async def events() -> Iterator[bytes]:
@@ -68,7 +68,7 @@ class Upstream:
                 yield (
                     b"data: "
                     + json.dumps(
-                        words | {"choices": [{"index": 0, "delta": {"content": part}}]}
+                        fields | {"choices": [{"index": 0, "delta": {"content": part}}]}
                     ).encode()
                     + b"\n\n"
                 )
@@ -281,10 +281,10 @@ def test_a_run_through_the_server_is_the_run_at_home(
         "reflect.models.remote", reason="models behind an API are not in this build"
     )
     _, base, _ = process
-    words = ["letters", "-n", "8", "-k", "4", "--seed", "3"]
-    assert run_command(["run", *words, "--db", "home.db"]) == 0
+    fields = ["letters", "-n", "8", "-k", "4", "--seed", "3"]
+    assert run_command(["run", *fields, "--db", "home.db"]) == 0
     server = ["--model", "openai:pocket", "--base-url", base, "--reflector", "pocket"]
-    assert run_command(["run", *words, "--db", "away.db", *server]) == 0
+    assert run_command(["run", *fields, "--db", "away.db", *server]) == 0
     home, away = (_rows(name) for name in ("home.db", "away.db"))
     assert home == away and home[0]
 

@@ -42,28 +42,28 @@ def server() -> Iterator[Server]:
 
 
 def model(server: Server, **settings: Any) -> RemoteModel:
-    found = load_model("openai:m", Settings(base_url=server.url, **{"timeout": 5.0, **settings}))
-    assert isinstance(found, RemoteModel)
-    return found
+    loaded = load_model("openai:m", Settings(base_url=server.url, **{"timeout": 5.0, **settings}))
+    assert isinstance(loaded, RemoteModel)
+    return loaded
 
 
 def ask(n: int = 1, text: str = "How many r are in berry?", **more: Any) -> Request:
     return Request([{"role": "user", "content": text}], tuple(range(7, 7 + n)), **more)
 
 
-def one(found: list[list[Any]]) -> Any:
-    ((answer,),) = found
+def one(rows: list[list[Any]]) -> Any:
+    ((answer,),) = rows
     return answer
 
 
-# -- what is asked, and what is read
+# -- the request, and the answer
 # -----------------------------------------------------------------------------------
 
 
 def test_an_attempt_is_a_request_with_its_own_seed(server: Server) -> None:
-    found = model(server).sample([ask(3, max_tokens=9, temperature=0.5, stop=("\n",)), ask(1)])
-    assert [[c.seed for c in row] for row in found] == [[7, 8, 9], [7]]
-    assert {c.model for row in found for c in row} == {"m-2026"}
+    rows = model(server).sample([ask(3, max_tokens=9, temperature=0.5, stop=("\n",)), ask(1)])
+    assert [[c.seed for c in row] for row in rows] == [[7, 8, 9], [7]]
+    assert {c.model for row in rows for c in row} == {"m-2026"}
     first = next(body for body in server.asked if body["seed"] == 8)
     assert first == {
         "model": "m",
@@ -79,9 +79,9 @@ def test_an_attempt_is_a_request_with_its_own_seed(server: Server) -> None:
 def test_several_samples_in_a_request_and_one_by_one_where_the_server_gives_one(
     server: Server,
 ) -> None:
-    found = model(server, samples=4).sample([ask(6)])
-    assert len(found[0]) == 6 and [body.get("n", 1) for body in server.asked] == [4, 2]
-    assert sum(c.completion_tokens for c in found[0]) == 12, "what the request took is shared out"
+    rows = model(server, samples=4).sample([ask(6)])
+    assert len(rows[0]) == 6 and [body.get("n", 1) for body in server.asked] == [4, 2]
+    assert sum(c.completion_tokens for c in rows[0]) == 12, "what the request took is shared out"
 
     server.asked.clear()
     server.default = lambda h, body: h.send_json(
@@ -114,8 +114,8 @@ def test_a_server_that_declines_a_word_is_asked_without_it(server: Server) -> No
             body=error("Unsupported value: 'temperature' does not support 0.", param="temperature"),
         ),
     ]
-    asked = model(server, concurrency=1)
-    assert asked.sample([ask(2, temperature=0.0)]) and asked.declined == {
+    remote = model(server, concurrency=1)
+    assert remote.sample([ask(2, temperature=0.0)]) and remote.declined == {
         "max_tokens",
         "temperature",
     }
@@ -140,20 +140,20 @@ def test_a_server_without_forms_of_answers_is_asked_for_text(
     server: Server, body: dict[str, Any]
 ) -> None:
     server.script = [status(400, body=body)]
-    asked = model(server)
-    assert one(asked.sample([ask(response_format=FORM)])).text == "answer: 3"
-    assert one(asked.sample([ask(response_format=FORM)])).text == "answer: 3"
+    remote = model(server)
+    assert one(remote.sample([ask(response_format=FORM)])).text == "answer: 3"
+    assert one(remote.sample([ask(response_format=FORM)])).text == "answer: 3"
     assert ["response_format" in sent for sent in server.asked] == [True, False, False]
 
 
 def test_a_form_is_sent_and_an_error_that_does_not_name_it_stays(server: Server) -> None:
     server.script = [say("{}"), status(400, body=error("The prompt is empty."))]
-    asked = model(server, retries=0)
-    asked.sample([ask(response_format=FORM)])
+    remote = model(server, retries=0)
+    remote.sample([ask(response_format=FORM)])
     assert server.asked[0]["response_format"] == FORM
     with pytest.raises(ModelError, match="prompt is empty"):
-        asked.sample([ask(response_format=FORM)])
-    assert len(server.asked) == 2 and not asked.declined
+        remote.sample([ask(response_format=FORM)])
+    assert len(server.asked) == 2 and not remote.declined
 
 
 def test_tool_calls_and_the_texts_end(server: Server) -> None:
@@ -170,17 +170,17 @@ def test_tool_calls_and_the_texts_end(server: Server) -> None:
         say("and so", finish="length"),
         say("", finish="content_filter"),
     ]
-    asked, tool = (
+    remote, tool = (
         model(server, concurrency=1),
         {"type": "function", "function": {"name": "add", "parameters": {}}},
     )
-    called = one(asked.answer_each([ask(tools=(tool,))]))
+    called = one(remote.answer_each([ask(tools=(tool,))]))
     assert called.finish == "tool_calls" and server.asked[0]["tools"] == [tool]
     assert called.calls == ({"id": "x1", "type": "function", "function": function},)
-    assert one(asked.answer_each([ask(stop=("\n", "a", "b", "c", "d"))])).text == "one"
+    assert one(remote.answer_each([ask(stop=("\n", "a", "b", "c", "d"))])).text == "one"
     assert len(server.asked[1]["stop"]) == 4, "the API takes four"
-    assert one(asked.answer_each([ask()])).finish == "length"
-    assert "content filter" in one(asked.answer_each([ask()])).message
+    assert one(remote.answer_each([ask()])).finish == "length"
+    assert "content filter" in one(remote.answer_each([ask()])).message
 
 
 def test_no_more_at_a_time_than_the_settings_say(server: Server) -> None:
@@ -211,19 +211,19 @@ def test_a_long_answer_is_cut_by_the_context_and_lessons_are_counted_as_too_many
     server: Server,
 ) -> None:
     server.models = {"m": {"max_model_len": 200}}
-    asked = model(server)
-    asked.sample([ask(text="word " * 100, max_tokens=500)])
+    remote = model(server)
+    remote.sample([ask(text="word " * 100, max_tokens=500)])
     assert 50 <= server.asked[0]["max_tokens"] <= 100
-    assert asked.count_tokens("Spell the word first: s t r a w b e r r y.") >= 14
-    assert asked.count_tokens("") == 0
+    assert remote.count_tokens("Spell the word first: s t r a w b e r r y.") >= 14
+    assert remote.count_tokens("") == 0
 
 
 def test_an_adapter_is_the_name_of_a_model(server: Server) -> None:
-    asked = model(server, concurrency=1)
-    with asked.using("night-1"):
-        asked.sample([ask(), ask(adapter=None), ask(adapter="night-2")])
+    remote = model(server, concurrency=1)
+    with remote.using("night-1"):
+        remote.sample([ask(), ask(adapter=None), ask(adapter="night-2")])
     assert [body["model"] for body in server.asked] == ["night-1", "m", "night-2"]
-    assert asked.active is None
+    assert remote.active is None
 
 
 # -- what goes wrong
@@ -282,10 +282,10 @@ def test_each_error_costs_what_it_must_and_no_more(
     server: Server, script: list[Step], requests: int, ending: type, says: str
 ) -> None:
     server.script = script
-    found = one(model(server).answer_each([ask()]))
-    assert type(found) is ending or (ending is ModelError and type(found).__mro__[1] is ModelError)
+    error = one(model(server).answer_each([ask()]))
+    assert type(error) is ending or (ending is ModelError and type(error).__mro__[1] is ModelError)
     assert len(server.asked) == requests
-    assert says in str(found)
+    assert says in str(error)
     assert len({head["idempotency-key"] for head in server.headers}) == 1, (
         "a retry is the same request"
     )
@@ -298,12 +298,12 @@ def test_what_breaks_on_the_way_is_tried_again_and_then_counts_in_full(
     server: Server, step: Step, says: str
 ) -> None:
     server.script = [step]
-    asked = model(server, timeout=0.2, retries=1)
-    assert one(asked.answer_each([ask()])).text == "answer: 3" and len(server.asked) == 2
+    remote = model(server, timeout=0.2, retries=1)
+    assert one(remote.answer_each([ask()])).text == "answer: 3" and len(server.asked) == 2
     server.script = [step]
-    asked = model(server, timeout=0.2, retries=0)
-    assert says in one(asked.answer_each([ask(max_tokens=50)])).message and len(server.asked) == 3
-    spent = asked.budget.shape()
+    remote = model(server, timeout=0.2, retries=0)
+    assert says in one(remote.answer_each([ask(max_tokens=50)])).message and len(server.asked) == 3
+    spent = remote.budget.shape()
     assert spent["tokens_out"] == 50 and spent["tokens_in"] > 0, "the server may have charged it"
 
 
@@ -339,7 +339,7 @@ def test_a_server_that_only_fails_is_given_up(server: Server) -> None:
     (row,) = model(server, retries=0, concurrency=2).answer_each([ask(40)])
     assert len(server.asked) <= 9 and "8 requests in a row failed" in row[-1].message
     assert sum(type(x) is ModelError for x in row) >= 8, (
-        "those that were asked have their own error"
+        "those that were asked for have their own error"
     )
     server.default = think(lambda body: "answer: 3")
     server.script = [status(500), say("answer: 3")] * 20
@@ -352,9 +352,9 @@ def test_a_server_that_only_fails_is_given_up(server: Server) -> None:
 
 
 def test_a_budget_of_tokens_is_never_exceeded_and_not_left_unused(server: Server) -> None:
-    asked = model(server, budget_tokens=400)
-    (row,) = asked.answer_each([ask(200, max_tokens=20)])
-    spent = asked.budget.shape()
+    remote = model(server, budget_tokens=400)
+    (row,) = remote.answer_each([ask(200, max_tokens=20)])
+    spent = remote.budget.shape()
     done = [x for x in row if isinstance(x, Completion)]
     assert 360 - 8 <= spent["tokens_in"] + spent["tokens_out"] <= 400, (
         spent
@@ -368,9 +368,9 @@ def test_a_budget_of_tokens_is_never_exceeded_and_not_left_unused(server: Server
 def test_a_budget_of_money_needs_prices(server: Server) -> None:
     with pytest.raises(UsageError, match="budget_cost is set, and m has no price"):
         model(server, budget_cost=1.0).sample([ask()])
-    asked = model(server, budget_cost=0.0005, prices="openai:m 1 10, other 2 2")
-    (row,) = asked.answer_each([ask(50, max_tokens=20)])
-    spent = asked.budget.shape()
+    remote = model(server, budget_cost=0.0005, prices="openai:m 1 10, other 2 2")
+    (row,) = remote.answer_each([ask(50, max_tokens=20)])
+    spent = remote.budget.shape()
     assert spent["cost"] == pytest.approx((spent["tokens_in"] + 10 * spent["tokens_out"]) / 1e6)
     assert 0 < spent["cost"] <= 0.0005 and "of 0.0005 are spent" in row[-1].message
     for text in ("m", "m 1", "m one 2", "m -1 2"):
@@ -380,11 +380,11 @@ def test_a_budget_of_money_needs_prices(server: Server) -> None:
 
 def test_a_budget_of_time(server: Server) -> None:
     server.default = say("answer: 3", after=0.4)
-    asked = model(server, concurrency=1)
-    asked.sample([ask()])  # the client is loaded, and the machine may be slow
+    remote = model(server, concurrency=1)
+    remote.sample([ask()])  # the client is loaded, and the machine may be slow
     server.asked.clear()
-    asked.budget = Budget(Settings(budget_seconds=0.6))
-    (row,) = asked.answer_each([ask(9)])
+    remote.budget = Budget(Settings(budget_seconds=0.6))
+    (row,) = remote.answer_each([ask(9)])
     assert 1 <= len(server.asked) <= 2 and "of 0.6 seconds are over" in row[-1].message
     assert isinstance(row[len(server.asked) - 1], Completion), "what was under way is waited for"
 
@@ -424,9 +424,9 @@ def test_a_key_that_a_server_repeats_is_hidden(server: Server) -> None:
         say(f"your key is {KEY}, that is {KEY[:14]}"),
         status(400, body=error(f"bad {KEY[4:]}")),
     ]
-    asked = model(server, concurrency=1)
-    assert one(asked.answer_each([ask()])).text == "your key is [key], that is [key]"
-    assert "bad [key]" in str(one(asked.answer_each([ask()])))
+    remote = model(server, concurrency=1)
+    assert one(remote.answer_each([ask()])).text == "your key is [key], that is [key]"
+    assert "bad [key]" in str(one(remote.answer_each([ask()])))
     assert (
         hide("nothing to hide", KEY) == "nothing to hide" and hide("anything", "none") == "anything"
     )
