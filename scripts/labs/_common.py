@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from scripts._common import ROOT
 
 DOCS = ROOT / "docs" / "lab"
 INSTALL = "The laboratory needs more packages.\nTry: pip install -c constraints.txt -e '.[lab]'"
+TRIES = 8
 SPELL = ("counting letters in a word", "spell the word, comma by comma, and keep a counter")
 
 
@@ -37,6 +39,81 @@ def questions(tasks: Sequence[Task], lessons: Sequence[tuple[str, str]]) -> list
 
 def _with(task: Task, lessons: Sequence[tuple[str, str]]) -> Task:
     return dataclasses.replace(task, lessons=tuple(lessons))
+
+
+def said(model: Any) -> list[tuple[Any, list[int], list[int], Any]]:
+    """(task, prompt, answer, log probabilities_TV) of what the base says to practice tasks of `skills`, greedily."""
+    import torch
+
+    from reflect.models.base import Request
+    from reflect.tasksets import load_taskset
+    from reflect.training.losses import answer_logits
+
+    tasks = load_taskset("skills").tasks("practice", 48)
+    out = []
+    for task, (done,) in zip(tasks, model.sample([Request(t.messages, (0,), 32, 0.0) for t in tasks]), strict=True):
+        prompt, answer = model.encode(task.messages), [*done.tokens, model.end]
+        with torch.no_grad():
+            out.append((task, prompt, answer, answer_logits(model, [prompt], [answer]).log_softmax(-1)))
+    return out
+
+
+def judge(model: Any, taskset: Any, tests: list[Any], outside: list[Any]) -> dict[str, float]:
+    """`reward`: greedy on `tests`; `pass_at_8` and `entropy` (bits a token, of the distributions along the samples) of
+    eight samples of them; `kept`, the greedy reward on `outside`; `drift`, the forward KL from the base on what it says
+    to those, bits a token."""
+    import torch
+
+    from reflect.models.base import Request
+    from reflect.tasksets import load_taskset
+    from reflect.training.losses import answer_logits
+
+    def mean(values: list[float]) -> float:
+        return round(sum(values) / max(1, len(values)), 4)
+
+    greedy = model.sample([Request(t.messages, (0,), 24, 0.0) for t in tests])
+    drawn = model.sample([Request(t.messages, tuple(range(TRIES)), 24, 1.0) for t in tests])
+    right = [[taskset.verify(t, a.text).reward >= 1 for a in group] for t, group in zip(tests, drawn, strict=True)]
+    skills = load_taskset("skills")
+    kept = model.sample([Request(task.messages, (0,), 32, 0.0) for task, *_ in outside])
+    entropy: list[float] = []
+    drift: list[float] = []
+    with torch.no_grad():
+        for task, group in zip(tests, drawn, strict=True):
+            answers = [[*a.tokens, model.end] for a in group]
+            log_NV = answer_logits(model, [model.encode(task.messages)] * len(answers), answers).log_softmax(-1)
+            entropy += (-(log_NV.exp() * log_NV).sum(-1) / math.log(2)).tolist()
+        for _, prompt, answer, base_TV in outside:
+            log_TV = answer_logits(model, [prompt], [answer]).log_softmax(-1)
+            drift += ((base_TV.exp() * (base_TV - log_TV)).sum(-1) / math.log(2)).tolist()
+    return {
+        "reward": mean([taskset.verify(t, a.text).reward for t, (a,) in zip(tests, greedy, strict=True)]),
+        "pass_at_8": mean([float(any(group)) for group in right]),
+        "entropy": mean(entropy),
+        "kept": mean([skills.verify(row[0], a.text).reward for row, (a,) in zip(outside, kept, strict=True)]),
+        "drift": mean(drift),
+    }
+
+
+def teacher_data(model: Any, worlds: Sequence[tuple[Any, Sequence[tuple[str, str]]]], plan: Any, folder: Path) -> Any:
+    """The training data of a night over true lessons: (dialect, [(verb, operation)]) of each world."""
+    from reflect.config import Settings
+    from reflect.store import Store, lessons
+    from reflect.training import lesson_set
+    from reflect.training.context import NightContext
+    from reflect.training.teacher_data import TrainingData, harvest
+
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = Settings(db=str(folder / "lessons.db"), home=str(folder / "home"), threads=1)
+    store = Store(settings.db)
+    with store.write() as s:
+        for taskset, meanings in worlds:
+            for verb, op in meanings:
+                words = {"when": f"the task says {verb}", "do": f"use {op}", "scope": taskset.name}
+                lessons.add(s, **words, author="human", status="active")
+    subjects = lesson_set.lessons_by_taskset(store, "default", lesson_set.pick(store, "default"))
+    made = harvest(NightContext(model, store, settings, plan, subjects), set()).shape()
+    return TrainingData.of(made, [subject.taskset for subject in subjects])
 
 
 def keep(name: str, figures: dict[str, Any]) -> Path:
