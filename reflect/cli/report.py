@@ -34,6 +34,8 @@ def print_report(report: Report, json: bool) -> None:
         f"reward {report.reward:.2f} (wave by wave {waves}), "
         f"{report.reflections} reflections, {duration(report.seconds)}"
     )
+    if report.reviewer:
+        print_status(f"reviews by {report.reviewer}; to undo: reflect reviewer rollback")
     if text := bundle.describe(report.bundle):
         print(f"bundle {report.taskset}: {text}")
     if report.spent:

@@ -73,10 +73,10 @@ def reflect_on(context: RunContext, groups: Sequence[Group]) -> list[GroupReflec
             pack_hash=answer.packed.hash,
             pack_tokens=answer.packed.tokens,
             cut=answer.packed.cut,
-            prompt_version=prompt_version(model),
+            prompt_version=prompt_version(model, context.reviewer),
             raw=answer.raw,
             edits=[{"kind": "problem", "outcome": PENDING, "ended": answer.whole}],
-            model=answer.model,
+            model=f"{answer.model} with {context.reviewer}" if context.reviewer else answer.model,
         )
         fresh.append(GroupReflection(group, row, answer.edits, answer.problems))
     if halted:
@@ -89,12 +89,16 @@ def reflect_on(context: RunContext, groups: Sequence[Group]) -> list[GroupReflec
 
 
 def _with_effects(context: RunContext, groups: Sequence[Group]) -> list[Group]:
-    """The groups with the measured effects of their lessons."""
+    """The groups with the measured effects of their lessons and the reviewer of the run."""
     lessons = {lesson.id: lesson for group in groups for lesson in group.shown}
     with context.store.read() as s:
         effects = trials.newest_effects(s, list(lessons.values()))
     return [
-        replace(x, effects={y.id: effects[y.id] for y in x.shown if y.id in effects})
+        replace(
+            x,
+            effects={y.id: effects[y.id] for y in x.shown if y.id in effects},
+            reviewer=context.reviewer,
+        )
         for x in groups
     ]
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from reflect import prompts
 from reflect.day.packing import Attempt, Packed, pack
 from reflect.lessons.edit_json import MOST_ASKED, review_schema
-from reflect.models.base import MeteredModel, reflection_template
+from reflect.models.base import ACTIVE, MeteredModel, reflection_template
 from reflect.prompts import inert, lesson_text, quote, sanitize_block
 from reflect.rollouts.transcript import Turn, last_words, turns_of
 from reflect.types import Trust
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from reflect.types import Json
 
 CLOSE = 64  # last tokens of an answer, in which it is brought to its end
+REVIEWER_SYSTEM = "You review."  # short, and in place of a template's own system message
 MARGIN = 48  # tokens kept free for the chat template around the prompt
 
 
@@ -54,6 +55,8 @@ class Group:
     """Index of each rollout from which a lesson was withheld."""
     effects: Mapping[int, Trial] = field(default_factory=dict)
     """Lesson id -> its newest trial, for the shown lessons that have one."""
+    reviewer: str = ACTIVE
+    """The reviewer adapter that reflects on the group; without one, the base does."""
 
     @property
     def complete(self) -> list[Rollout]:
@@ -154,7 +157,7 @@ def quoted_task(task: Task) -> str:
 def response_format(model: Model, group: Group, max_tokens: int) -> Json | None:
     """The form of the answer, for `Request.response_format`; None for a model with a template of
     its own."""
-    if _own_template(model):
+    if _own_template(model) and not group.reviewer:
         return None
     ids = [lesson.id for lesson in group.shown if lesson.id is not None]
     # Servers compile schemas by rules of their own, which may lack the bounds of texts.
@@ -167,8 +170,10 @@ def response_format(model: Model, group: Group, max_tokens: int) -> Json | None:
     return form | ({"close_within": CLOSE} if bounded else {})
 
 
-def prompt_version(model: Model) -> str:
+def prompt_version(model: Model, reviewer: str = ACTIVE) -> str:
     """The hash of the templates of a reflection. Stored with its answer."""
+    if reviewer:
+        return prompts.version("reviewer")
     if own := _own_template(model):
         return prompts.source_version(own)
     return prompts.source_version(prompts.version("reflect_system") + prompts.version("reflect"))
@@ -202,6 +207,11 @@ def _messages(model: Model, group: Group, packed: str, cut: str) -> list[Message
     texts = "\n".join(f"{row['when']} {row['do']}" for row in lessons)
     fence = prompts.nonce(task, packed, avoid=texts)
     values = {"task": task, "lessons": lessons, "attempts": packed, "cut": cut, "fence": fence}
+    if group.reviewer:
+        return [
+            {"role": "system", "content": REVIEWER_SYSTEM},
+            {"role": "user", "content": prompts.render("reviewer", **values)},
+        ]
     if own := _own_template(model):
         text = prompts.render_source(own, f"reflect.jinja of {model.name}", **values)
         return [{"role": "user", "content": text}]

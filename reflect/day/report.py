@@ -60,6 +60,8 @@ class Report:
     """Rollouts that ended at `max_tokens`."""
     reflections_cut: int = 0
     """Reflections that ended at `reflect_tokens`."""
+    reviewer: str = ""
+    """The reviewer adapter that reflected; "" for the base model."""
     superseded: list[int] = field(default_factory=list)
     """Unfinished runs with the same arguments, whose tasks have changed since."""
     seconds: float = 0.0
@@ -110,6 +112,7 @@ def report(
         equal=sum(_is_equal(group) for group in groups.values()),
         cut=sum(row.finish == Finish.LENGTH for row in every),
         reflections_cut=sum(_is_cut(row) for row in reflections),
+        reviewer=str(run.config.get("reviewer", "")),
         superseded=list(superseded),
         seconds=seconds,
     )

@@ -52,9 +52,10 @@ def review(
     proposals: int = 1,
     temperature: float = 1.0,
 ) -> list[Review]:
-    """One review per group, by the base model without adapter, so that its edits do not drift with
-    nights. An answer without a readable edit gets one repair turn, which says what was wrong; a
-    model with a template of its own, which was not trained on repairs, gets none.
+    """One review per group, by its reviewer adapter or else by the base model: never by the adapter
+    of a night, so that edits do not drift with nights. An answer without a readable edit gets one
+    repair turn, which says what was wrong; a model with a template of its own, which was not
+    trained on repairs, gets none.
 
     With several `proposals` the others are sampled at `temperature`, and the review has the edits
     of all of them. Unreadable ones among these are left out.
@@ -71,6 +72,7 @@ def review(
                 (0,),
                 max_tokens,
                 temperature=0.0,
+                adapter=group.reviewer,
                 response_format=response_format(model, group, max_tokens),
             )
             for group, (messages, _) in zip(groups, prompted, strict=True)

@@ -84,6 +84,8 @@ def open_run(
         config |= {"reflector": reflector.name, "reflector_fingerprint": reflector.fingerprint}
     if settings.judge:
         config["judge"] = settings.judge
+    if context.reviewer and arguments.learn:
+        config["reviewer"] = context.reviewer
     meaning = reward_version(taskset)
 
     with context.store.write() as s:

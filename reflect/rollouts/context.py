@@ -24,6 +24,8 @@ class TasksetContext:
     settings: Settings
     _: KW_ONLY
     progress: Progress | None = None
+    reviewer: str = ""
+    """The reviewer adapter of the model that reflects; "": its base reflects."""
 
     def report(self, done: int, total: int, what: str) -> None:
         """Report progress, if a callback is set."""

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reflect.adapters import activation, deployment, export, registry
-from reflect.errors import AdapterError, ReflectError
-from reflect.store import nights, revoked_adapters
+from reflect.errors import AdapterError, ReflectError, UsageError
+from reflect.store import nights, reviewers, revoked_adapters
 
 if TYPE_CHECKING:
     from reflect.records import Adapter
@@ -29,6 +29,11 @@ class AdapterManager:
         or it was trained on a revoked lesson.
         """
         adapter = self.context.read(nights.get_adapter, name)
+        if reviewers.is_reviewer(adapter):
+            raise UsageError(
+                f"{adapter.name} is for reflections and answers no task.",
+                "See `reflect reviewer list`.",
+            )
         revoked_adapters.refuse(adapter)  # before the model is loaded
         registry.verify(adapter, self.settings, self.context.model.fingerprint)
         # Without a gate report, the adapter holds the lessons of its night: None.

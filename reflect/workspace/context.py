@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
@@ -94,11 +95,24 @@ class WorkspaceContext:
         return judge.bind(taskset, self.settings, lambda: self.model)
 
     def practice_on(
-        self, taskset: str | Path | Taskset, progress: Progress | None = None
+        self,
+        taskset: str | Path | Taskset,
+        progress: Progress | None = None,
+        *,
+        learn: bool = False,
     ) -> TasksetContext:
-        """The model, the database and the settings with a taskset, to practise or to measure."""
-        bound = self.taskset(taskset)
-        return TasksetContext(self.model, self.store, bound, self.settings, progress=progress)
+        """The model, the database and the settings with a taskset, to practise or to measure; to
+        `learn` also the profile's reviewer."""
+        bound = self.taskset(taskset)  # its errors come before anything is loaded
+        context = TasksetContext(self.model, self.store, bound, self.settings, progress=progress)
+        return replace(context, reviewer=self.reviewer) if learn else context
+
+    @property
+    def reviewer(self) -> str:
+        """The profile's reviewer adapter, loaded into the model that reflects; "" without one."""
+        from reflect.reviewer.active import load_reviewer
+
+        return load_reviewer(self.reflector or self.model, self.store, self.settings)
 
     @property
     def sizes(self) -> Unloaded | Model:

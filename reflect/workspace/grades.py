@@ -130,7 +130,7 @@ class Grades:
         ws = WorkspaceContext(
             self.context.settings.restored(run.config, model=run.model, profile=run.profile)
         )
-        return learn_from_grades(ws.practice_on(run.taskset, progress), run_id)
+        return learn_from_grades(ws.practice_on(run.taskset, progress, learn=True), run_id)
 
 
 def _ungraded(row: Rollout, task: Task) -> UngradedRow:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from reflect.workspace.adapters import AdapterManager
     from reflect.workspace.grades import Grades
     from reflect.workspace.lessons import Lessons
+    from reflect.workspace.reviewers import Reviewers
     from reflect.workspace.sessions import Sessions
 
 WEIGHTS = (
@@ -92,6 +93,13 @@ class Workspace:
         from reflect.workspace.adapters import AdapterManager
 
         return AdapterManager(self.context)
+
+    @cached_property
+    def reviewers(self) -> Reviewers:
+        """The adapters for reflections: train, listing, rollback."""
+        from reflect.workspace.reviewers import Reviewers
+
+        return Reviewers(self.context)
 
     @cached_property
     def grades(self) -> Grades:
@@ -166,10 +174,8 @@ class Workspace:
         self, taskset: str | Path | Taskset, arguments: RunArguments, progress: Progress | None
     ) -> Report:
         from reflect.day.practice import run_practice
-        from reflect.rollouts.context import TasksetContext
 
-        bound = self.taskset(taskset)  # its errors come before anything is loaded
-        context = TasksetContext(self.model, self.store, bound, self.settings, progress=progress)
+        context = self.context.practice_on(taskset, progress, learn=arguments.learn)
         return run_practice(context, arguments, self.reflector if arguments.learn else None)
 
     def resume(

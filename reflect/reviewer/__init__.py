@@ -1,0 +1,1 @@
+"""The reviewer: a second adapter, used in reflections only, trained on what trials have shown."""
