@@ -77,7 +77,7 @@ OPEN_SENTENCE = "The NOUN is {}"
 
 
 @dataclass(frozen=True)
-class Family:
+class RuleFamily:
     """One kind of hidden rule. `form` has one or more SLOTs for the answer."""
 
     name: str
@@ -97,20 +97,20 @@ class Family:
         return f"reply with {form} where X is {self.way}"
 
 
-def _single() -> list[Family]:
+def _single() -> list[RuleFamily]:
     groups = {"form": WRAPPERS | MARKS | FIRST | LAST | SENTENCES | REPEATS, "method": METHODS}
-    found = [Family(name, form, kind=kind, parts=(name,))
+    found = [RuleFamily(name, form, kind=kind, parts=(name,))
              for kind, forms in groups.items() for name, form in forms.items()]  # fmt: skip
-    found += [Family(way, SLOT, way, parts=(way,)) for way in list(WAYS)[1:]]
-    found += [Family(f"begins {name}", form, kind="begins", parts=(name, "begins"))
+    found += [RuleFamily(way, SLOT, way, parts=(way,)) for way in list(WAYS)[1:]]
+    found += [RuleFamily(f"begins {name}", form, kind="begins", parts=(name, "begins"))
               for name, form in FIRST.items()]  # fmt: skip
     return found + [
-        Family(f"ends {name}", form, kind="ends", parts=(name, "ends"))
+        RuleFamily(f"ends {name}", form, kind="ends", parts=(name, "ends"))
         for name, form in LAST.items()
     ]
 
 
-def _composed(rng: random.Random, count: int) -> list[Family]:
+def _composed(rng: random.Random, count: int) -> list[RuleFamily]:
     """Pairs of parts: an inner form with an outer one or with a way."""
     inner = [*WRAPPERS, *REPEATS, *list(WAYS)[1:]]
     outer = [*FIRST, *LAST, *SENTENCES, *METHODS, *MARKS, *WRAPPERS]
@@ -120,11 +120,11 @@ def _composed(rng: random.Random, count: int) -> list[Family]:
         way = a if a in WAYS else "the answer"
         form = PARTS[b].replace(SLOT, PARTS.get(a, SLOT))
         kind = "method" if b in METHODS else "form"
-        families.append(Family(f"{a} in {b}", form, way, kind, (a, b)))
+        families.append(RuleFamily(f"{a} in {b}", form, way, kind, (a, b)))
     return families
 
 
-def all_families() -> dict[str, list[Family]]:
+def all_families() -> dict[str, list[RuleFamily]]:
     """split -> its families; the same at every call.
 
     A part of the tests is in no other split, and one of "dev" not in "train". Every fourth of the
@@ -137,7 +137,7 @@ def all_families() -> dict[str, list[Family]]:
         quarter = max(1, round(len(names) * 0.2))
         kept["test"] |= set(names[:quarter])
         kept["dev"] |= set(names[quarter : quarter + max(1, len(names) // 10)])
-    splits: dict[str, list[Family]] = {"train": [], "dev": [], "test": []}
+    splits: dict[str, list[RuleFamily]] = {"train": [], "dev": [], "test": []}
     composed = 0
     for family in [*_single(), *_composed(rng, 90)]:
         split = next((name for name in kept if kept[name] & set(family.parts)), "train")
@@ -148,7 +148,7 @@ def all_families() -> dict[str, list[Family]]:
     return splits
 
 
-def has_new_part(family: Family, trained: list[Family]) -> bool:
+def has_new_part(family: RuleFamily, trained: list[RuleFamily]) -> bool:
     """Is a part of it in no family that was trained on?"""
     known = {part for one in trained for part in one.parts}
     return bool(set(family.parts) - known)

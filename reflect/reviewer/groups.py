@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from reflect.reviewer.families import OPEN_SENTENCE, SLOT, WAYS, WORD, Family, all_families
+from reflect.reviewer.families import OPEN_SENTENCE, SLOT, WAYS, WORD, RuleFamily, all_families
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +64,7 @@ ASKED = 3  # questions on which a lesson is examined
 SIZES = (4, 4, 5)  # attempts of a group
 
 
-class Question(NamedTuple):
+class FactQuestion(NamedTuple):
     """A question for the `noun` of `subject`. Texts are in small letters, but for the question."""
 
     noun: str
@@ -81,7 +81,7 @@ class Question(NamedTuple):
 class HiddenRule:
     """A family with its word, for one kind of question."""
 
-    family: Family
+    family: RuleFamily
     noun: str
     word: str
 
@@ -90,15 +90,17 @@ class HiddenRule:
         """(when, do) of the lesson that names the rule."""
         return f"asked for the {self.noun}", self.family.lesson(self.noun, self.word)
 
-    def reply(self, question: Question, answer: str, free: str = "") -> str:
+    def reply(self, question: FactQuestion, answer: str, free: str = "") -> str:
         """A reply that has the form; `free`: the form of the part that the rule leaves open."""
         fill = (answer, question.subject, question.noun, self.word)
         if not free:
             return self.family.reply(*fill)
-        inner = Family("", free).reply(*fill)
-        return Family("", self.family.form).reply(inner, question.subject, question.noun, self.word)
+        inner = RuleFamily("", free).reply(*fill)
+        return RuleFamily("", self.family.form).reply(
+            inner, question.subject, question.noun, self.word
+        )
 
-    def reward(self, question: Question, reply: str) -> float:
+    def reward(self, question: FactQuestion, reply: str) -> float:
         """1.0 for a reply that the rule accepts."""
         form = self.family.form.replace(WORD, self.word)
         if self.family.kind == "begins":
@@ -110,14 +112,14 @@ class HiddenRule:
         answers = DOMAINS[question.noun].values()
         return float(any(reply == self.reply(question, answer) for answer in answers))
 
-    def _written(self, question: Question) -> str:
+    def _written(self, question: FactQuestion) -> str:
         return WAYS[self.family.way](question.answer)
 
 
 class GeneratedGroup(NamedTuple):
     """Attempts at a question as (text, reward), and the rule that they hide."""
 
-    question: Question
+    question: FactQuestion
     attempts: list[tuple[str, float]]
     rule: HiddenRule
 
@@ -147,7 +149,7 @@ class ObedientPolicy:
         self.rule = rule
 
     def reply(
-        self, question: Question, lessons: Sequence[tuple[str, str]], rng: random.Random
+        self, question: FactQuestion, lessons: Sequence[tuple[str, str]], rng: random.Random
     ) -> str:
         """One reply. Where the rule is a method, its answer is right if the reply has the work,
         that is the subject before the answer, and mostly wrong if not."""
@@ -168,7 +170,7 @@ def read_lesson(lesson: tuple[str, str], noun: str) -> tuple[str, str] | None:
     return advice[1], advice[2]
 
 
-def fill(form: str, way: str, question: Question, answer: str) -> str:
+def fill(form: str, way: str, question: FactQuestion, answer: str) -> str:
     """A form of a lesson with the answer in the place of X and the subject in that of Y."""
     return form.replace("Y", question.subject).replace("X", WAYS[way](answer))
 
@@ -178,12 +180,12 @@ def works(form: str, method: str) -> bool:
     return method.replace(SLOT, "X").split("X")[0] in form.split("X")[0]
 
 
-def wrong(question: Question, rng: random.Random) -> str:
+def wrong(question: FactQuestion, rng: random.Random) -> str:
     """Another answer of the kind."""
     return rng.choice([x for x in DOMAINS[question.noun].values() if x != question.answer])
 
 
-def habit(rule: HiddenRule, question: Question, rng: random.Random) -> str:
+def habit(rule: HiddenRule, question: FactQuestion, rng: random.Random) -> str:
     """A reply without a lesson: some form that is not the rule's, and of a method a guess."""
     method = rule.family.kind == "method"
     for _ in range(20):
@@ -198,24 +200,26 @@ def habit(rule: HiddenRule, question: Question, rng: random.Random) -> str:
     return wrong(question, rng) if method else "i do not know"
 
 
-def _pool() -> list[Family]:
+def _pool() -> list[RuleFamily]:
     """Forms of distractors: those that are trained on, and no others."""
     if not _POOL:
         _POOL.extend(x for x in all_families()["train"] if x.kind == "form")
-        _POOL.extend([Family("bare", SLOT), Family("sentence", OPEN_SENTENCE)] * 6)
+        _POOL.extend([RuleFamily("bare", SLOT), RuleFamily("sentence", OPEN_SENTENCE)] * 6)
     return _POOL
 
 
-_POOL: list[Family] = []
+_POOL: list[RuleFamily] = []
 
 
-def ask(noun: str, rng: random.Random, but: str = "") -> Question:
+def ask(noun: str, rng: random.Random, but: str = "") -> FactQuestion:
     """A question for this noun, about another subject than `but`."""
     subject = rng.choice([x for x in DOMAINS[noun] if x != but])
-    return Question(noun, subject, rng.choice(QUESTIONS).format(noun, subject))
+    return FactQuestion(noun, subject, rng.choice(QUESTIONS).format(noun, subject))
 
 
-def draw_group(family: Family, rng: random.Random, *, new_words: bool = False) -> GeneratedGroup:
+def draw_group(
+    family: RuleFamily, rng: random.Random, *, new_words: bool = False
+) -> GeneratedGroup:
     """A group of four to six attempts with a reward or more, and a failure or more. `new_words`:
     the word of the rule and the kind of question are ones that no training has seen."""
     nouns = list(DOMAINS)
@@ -230,7 +234,7 @@ def draw_group(family: Family, rng: random.Random, *, new_words: bool = False) -
     return GeneratedGroup(question, [(text, rule.reward(question, text)) for text in texts], rule)
 
 
-def _good(rule: HiddenRule, question: Question, rng: random.Random) -> str:
+def _good(rule: HiddenRule, question: FactQuestion, rng: random.Random) -> str:
     """An attempt that the rule accepts. Its answer may be wrong, but not where it is a method."""
     method = rule.family.kind == "method"
     right = method or rng.random() > SOME_WRONG
@@ -239,20 +243,20 @@ def _good(rule: HiddenRule, question: Question, rng: random.Random) -> str:
     return rule.reply(question, answer, free if rule.family.kind in ("begins", "ends") else "")
 
 
-def _near(rule: HiddenRule, question: Question, rng: random.Random) -> str:
+def _near(rule: HiddenRule, question: FactQuestion, rng: random.Random) -> str:
     """An attempt that has one part of the rule, or its form with another word."""
     method = rule.family.kind == "method"
     answer = wrong(question, rng) if method else question.answer
-    near = [Family("", SLOT, rule.family.way), Family("", SLOT)]
+    near = [RuleFamily("", SLOT, rule.family.way), RuleFamily("", SLOT)]
     if not method:
-        near.append(Family("", rule.family.form))
+        near.append(RuleFamily("", rule.family.form))
     word = rng.choice([x for x in WORDS if x != rule.word])
     texts = [HiddenRule(x, question.noun, word).reply(question, answer) for x in near]
     missed = [text for text in texts if not rule.reward(question, text)]
     return rng.choice(missed) if missed else habit(rule, question, rng)
 
 
-def earned(rule: HiddenRule, question: Question, lessons: Sequence[tuple[str, str]]) -> float:
+def earned(rule: HiddenRule, question: FactQuestion, lessons: Sequence[tuple[str, str]]) -> float:
     """The mean reward of the obedient policy with these lessons on ASKED other questions."""
     rng, policy = random.Random(f"{rule} {question}"), ObedientPolicy(rule)
     others = [ask(rule.noun, rng, but=question.subject) for _ in range(ASKED)]
