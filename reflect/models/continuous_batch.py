@@ -73,14 +73,15 @@ class SharedCache(DynamicLayer):  # type: ignore[misc]  # transformers is untype
         return self.columns
 
     def insert(
-        self, like: tuple[torch.Tensor, torch.Tensor], first: int, lengths: Sequence[int]
+        self, like: tuple[torch.Tensor, torch.Tensor], first: int, seen_NT: torch.Tensor
     ) -> None:
-        """Write the last `lengths[i]` columns of [N, H, T, D] states into row `first + i`."""
+        """Write the columns of [N, H, T, D] states that `seen_NT` marks into row `first + i`. The
+        others are padding, which may be between a shared prefix and the rest of a prompt."""
+        lengths = seen_NT.sum(1).tolist()
         self._grow(like, first + len(lengths), max(lengths))
         for buffer, states in zip(self.buffers, like, strict=True):
-            width = states.shape[2]
             for i, length in enumerate(lengths):
-                buffer[first + i, :, :length] = states[i, :, width - length :]
+                buffer[first + i, :, :length] = states[i, :, seen_NT[i]]
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` columns of a row to another row."""
@@ -128,7 +129,7 @@ class ContinuousBatch:
             return
         with torch.inference_mode():
             prompts = list(dict.fromkeys(tuple(row.prompt) for row in rows))
-            fresh, logits_PV, _, _ = _prefill(
+            fresh, logits_PV, seen_PT, _ = _prefill(
                 self.network, prompts, self.pad, self._cached_prefix(prompts)
             )
             owners = [prompts.index(tuple(row.prompt)) for row in rows]
@@ -137,7 +138,7 @@ class ContinuousBatch:
                 self._cache.layers = [SharedCache() for _ in fresh.layers]
             first, lengths = len(self.rows), [len(row.prompt) for row in rows]
             for mine, theirs in zip(self._cache.layers, fresh.layers, strict=True):
-                mine.insert((theirs.keys[owners], theirs.values[owners]), first, lengths)
+                mine.insert((theirs.keys[owners], theirs.values[owners]), first, seen_PT[owners])
             logits_RV = logits_PV[owners]
             self._logits_RV = (
                 logits_RV if self._logits_RV is None else torch.cat([self._logits_RV, logits_RV])

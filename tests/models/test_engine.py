@@ -76,6 +76,32 @@ def test_what_a_running_row_has_read_is_not_read_again(tiny: LocalModel) -> None
     assert read[0] == len(rows[0].prompt) and max(read[1:]) < 12
 
 
+@pytest.mark.parametrize("running", [0, 1])
+def test_rows_that_join_together_with_the_same_beginning(tiny: LocalModel, running: int) -> None:
+    lessons = " ".join(f"w{i}" for i in range(2, 60))
+    requests = [
+        Request(
+            [{"role": "system", "content": lessons}, {"role": "user", "content": f"w{i} " * i}],
+            (i,),
+            20,
+            i % 2,
+        )
+        for i in (4, 1, 9, 2, 30, 3)
+    ]
+    want = [tiny.sample([request])[0][0] for request in requests]
+    batch = tiny.continuous_batch()
+    assert batch is not None
+    rows = [tiny.rows(request)[0] for request in requests]
+    batch.join(rows[:running])
+    batch.step()
+    batch.join(rows[running:])
+    while batch.rows:
+        batch.step()
+    assert [
+        tiny.completion(row, request) for row, request in zip(rows, requests, strict=True)
+    ] == want
+
+
 def test_a_row_that_is_dropped_leaves_the_others_alone(tiny: LocalModel) -> None:
     requests = [Request([{"role": "user", "content": f"w{i}"}], (i,), 12) for i in range(6)]
     want = [tiny.sample([request])[0][0].tokens for request in requests]
