@@ -108,6 +108,14 @@ class Settings:
         "", "URL of the server of openai:NAME, with /v1; keys: OPENAI_API_KEY or REFLECT_API_KEY"
     )
     serve_url: str = setting("", "server (vLLM, reflect serve) that loads each promoted adapter")
+    serve_adapters: str = setting(
+        "",
+        "folder in which that server looks for adapters by name (vLLM's resolver); empty = it sees "
+        "this machine's files",
+    )
+    sampler: str = setting(
+        "", "server that answers in a night: openai:NAME at base_url; empty = the model itself"
+    )
     context: int = setting(
         8192, "context length of openai:NAME in tokens, if its server does not report it", ge=1
     )

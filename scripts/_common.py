@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 T975 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
@@ -91,6 +92,41 @@ def smollm2() -> Path:
         if hashlib.file_digest(f, "sha256").hexdigest() != SMOLLM2_SUM:
             sys.exit(f"{file} has another sha256 than expected. Remove it and try again.")
     return file
+
+
+class NotInstalled(Exception):
+    """A package for a test or a script cannot be installed on this machine; the text says why."""
+
+
+def own_python(name: str, *installs: Sequence[str]) -> Path:
+    """The interpreter of a virtual environment in the user's cache, made once: for packages that cannot live in ours.
+
+    `installs`: the arguments of `pip install`, one call after the other. NotInstalled with one sentence if one fails.
+    """
+    from filelock import FileLock
+
+    from reflect.reading import user_cache
+
+    folder = user_cache() / "venvs" / name
+    python, complete = folder / "bin" / "python", folder / "complete"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not complete.is_file():
+            print_status(f"installing {name} into {folder}, once ...")
+            commands = [["-m", "pip", "install", "-q", "--no-cache-dir", *step] for step in installs]
+            for command in [[sys.executable, "-m", "venv", "--clear", str(folder)], *([str(python), *x] for x in commands)]:
+                done = subprocess.run(command, capture_output=True, text=True)
+                if done.returncode:
+                    why = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+                    raise NotInstalled(f"{name} cannot be installed here: {why}")
+            complete.touch()
+    return python
+
+
+def llama_cpp() -> Path:
+    """An interpreter with llama-cpp-python, which is compiled here once (cmake and a C++ compiler; about 15 minutes)."""
+    os.environ.setdefault("CMAKE_ARGS", "-DLLAVA_BUILD=OFF")  # no images
+    return own_python("llama-cpp", ["llama-cpp-python>=0.3.36,<0.4"])
 
 
 def environment(**extra: str) -> dict[str, str]:

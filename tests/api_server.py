@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 Step = Callable[["Handler", dict[str, Any]], None]
@@ -32,10 +33,12 @@ class Server:
         models: dict[str, Any] | None = None,
         keys: Sequence[str] | None = None,
         loras: bool = True,
+        resolver: Path | None = None,
     ) -> None:
         self.script, self.default = list(script), default or say("answer: 3")
         self.models: dict[str, Any] | None = {NAME: {}} if models is None else models
         self.keys, self.loras = keys, loras
+        self.resolver = resolver  # the folder in which it looks for adapters by name
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []  # of the same, names in small letters
         self.posts: list[tuple[str, dict[str, Any]]] = []  # to other paths
@@ -124,8 +127,18 @@ class Handler(BaseHTTPRequestHandler):
                 self.mine.now -= 1
 
     def lora(self, body: dict[str, Any]) -> None:
-        """Load and unload adapters as vLLM does."""
+        """Load and unload adapters as vLLM does, also by its filesystem resolver."""
         models, name = self.mine.models, body.get("lora_name")
+        if self.path == "/v1/completions" and models is not None:
+            name = str(body["model"])
+            config = self.mine.resolver and self.mine.resolver / name / "adapter_config.json"
+            base = models[NAME].get("root", NAME)
+            known = name not in models and config and config.is_file()
+            if known and json.loads(config.read_text())["base_model_name_or_path"] == base:
+                models[name] = {"root": str(config.parent), "parent": NAME}
+            if name not in models:
+                return self.send_json(404, error(f"The model `{name}` does not exist."))
+            return self.send_json(200, {"choices": [{"index": 0, "text": "a"}]})
         if not self.mine.loras or models is None:
             return self.send_json(404, error("Not Found"))
         if self.path == "/v1/load_lora_adapter":

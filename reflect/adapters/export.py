@@ -1,5 +1,5 @@
-"""Export of an adapter: a plain PEFT folder with a model card, or a model folder with the adapter
-merged into the base.
+"""Export of an adapter: a plain PEFT folder with a model card, a model folder with the adapter
+merged into the base, or either as one GGUF file.
 
 Not covered: secrets or licences in the texts of lessons, which are in the card unchanged.
 """
@@ -12,10 +12,10 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from reflect.adapters import activation, registry
-from reflect.adapters.model_card import Export, card
+from reflect.adapters.model_card import Export, base_name, card
 from reflect.errors import AdapterCorrupt, UsageError
 from reflect.reading import expand_home
 from reflect.records import Adapter, Night
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reflect.config import Settings
+    from reflect.models.local import LocalModel
+    from reflect.types import Json
 
 README = "README.md"
 CONFIG = "adapter_config.json"
@@ -41,17 +43,19 @@ def export(
     target: Path,
     *,
     merge: bool = False,
+    gguf: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Write the adapter as the folder `target`; `merge`: the base with the adapter in its weights.
+    """Write the adapter as the folder `target`; `merge`: the base with the adapter in its weights;
+    `gguf`: as one GGUF file.
 
     All files are written next to the folder first. A new folder appears complete; in an existing
     export (only with `overwrite`) each file is replaced as a whole, the card last, and files that
     reflect did not write stay.
 
     AdapterCorrupt for damaged files, AdapterMismatch for another base than the settings' model
-    (merge only). UsageError for an adapter that was trained on a revoked lesson, and for a target
-    that cannot be written or may not be replaced.
+    (`merge` and `gguf`). UsageError for an adapter that was trained on a revoked lesson, for a
+    target that cannot be written or may not be replaced, and for an architecture without GGUF.
     """
     with store.read() as s:
         adapter = nights.get_adapter(s, name)
@@ -74,8 +78,11 @@ def export(
         why = getattr(e, "strerror", None) or e
         raise UsageError(f"The folder {target} cannot be written: {why}.", ANOTHER) from e
     try:
-        rank = (write_merged if merge else write_peft)(adapter, settings, part)
-        content = Export(adapter, night, rows, rank, registry.manifest_of(part), merge)
+        if gguf:
+            rank = write_gguf(adapter, settings, part, merge)
+        else:
+            rank = (write_merged if merge else write_peft)(adapter, settings, part)
+        content = Export(adapter, night, rows, rank, registry.manifest_of(part), merge, gguf)
         (part / README).write_text(card(content), encoding="utf-8")
         for path in (*registry.files(part), part):
             registry.flush(path)
@@ -110,8 +117,8 @@ def written_files(folder: Path) -> dict[str, str]:
     """The files that an export wrote into the folder, from its card: name -> sha256. The card
     itself has no sha256; of a card that a person has rewritten, the names of an adapter's files
     are known. Empty for a folder without an export."""
-    card_file = folder / README
-    if not card_file.is_file() or not any((folder / x).is_file() for x in (CONFIG, "config.json")):
+    card_file, names = folder / README, (CONFIG, "config.json", registry.CARD)
+    if not card_file.is_file() or not any((folder / x).is_file() for x in names):
         return {}
     table = FILE_ROW.findall(card_file.read_text(encoding="utf-8", errors="replace"))
     names = (CONFIG, WEIGHTS, registry.CARD)
@@ -156,22 +163,52 @@ def write_peft(adapter: Adapter, settings: Settings, folder: Path) -> int:
 def write_merged(adapter: Adapter, settings: Settings, folder: Path) -> int:
     """Write the base, loaded again in float32 so that nothing is rounded, with the adapter in its
     weights. Returns the rank."""
-    from reflect.models import is_remote, load_model
-
-    if is_remote(settings.model):
-        raise UsageError(
-            f"{settings.model} is behind an API: its weights are not on this machine, "
-            "so the adapter cannot be merged into them.",
-            f"Name them: reflect adapters export {adapter.name} --merge -m {adapter.base_model}",
-        )
-    whole: dict[str, Any] = {
-        "device": "cpu",
-        "dtype": "float32",
-        "device_map": "",
-        "quantize": "",
-        "memory": 0.0,
-    }
-    model: Any = load_model(settings.model, dataclasses.replace(settings, **whole))
+    model = load_base(adapter, settings, "float32", "--merge")
     files = activation.read(model, adapter, settings)
     model.save_merged(files, folder)
     return files.rank
+
+
+def write_gguf(adapter: Adapter, settings: Settings, folder: Path, merge: bool) -> int:
+    """Write NAME.gguf, of the adapter or (`merge`) of the base with the adapter in its weights, and
+    next to it what it was made of, the fingerprint of the base included. Returns the rank."""
+    from reflect.adapters import gguf_export
+
+    model = load_base(adapter, settings, "float32" if merge else settings.dtype, "--gguf")
+    files = activation.read(model, adapter, settings)
+    name, base = adapter.name, base_name(adapter.base_model)
+    about = {
+        "general.name": f"{base} with {name}" if merge else name,
+        "general.base_model.0.name": base,
+        "reflect.adapter": name,
+        "reflect.base_fingerprint": adapter.base_fingerprint,
+    }
+    if merge:
+        model.load_adapter(name, files)
+        model.merge_adapter(name)
+        gguf_export.write_model(model, folder / f"{name}.gguf", about)
+    else:
+        gguf_export.write_adapter(model, files, folder / f"{name}.gguf", about)
+    sidecar: Json = {"name": name, "base_model": base, "base_fingerprint": adapter.base_fingerprint}
+    sidecar |= {"rank": files.rank, "alpha": files.alpha, "merged": merge}
+    (folder / registry.CARD).write_text(json.dumps(sidecar, indent=1, sort_keys=True))
+    return files.rank
+
+
+def load_base(adapter: Adapter, settings: Settings, dtype: str, flag: str) -> LocalModel:
+    """The settings' model as a whole on the CPU. UsageError for a model behind an API."""
+    from reflect.models import is_remote, load_model
+    from reflect.models.local import LocalModel
+
+    if is_remote(settings.model):
+        raise UsageError(
+            f"{settings.model} is behind an API: {flag} needs its weights on this machine.",
+            f"Name them: reflect adapters export {adapter.name} {flag} -m {adapter.base_model}",
+        )
+    whole = dataclasses.replace(
+        settings, device="cpu", dtype=dtype, device_map="", quantize="", memory=0.0
+    )
+    model = load_model(settings.model, whole)
+    if not isinstance(model, LocalModel):
+        raise UsageError(f"{settings.model} has no weights on this machine.", "Name another: -m")
+    return model

@@ -29,6 +29,7 @@ class Export:
     rank: int
     files: Mapping[str, str]  # file name -> sha256, of everything but the card
     merged: bool
+    gguf: bool = False
 
 
 def card(x: Export) -> str:
@@ -47,11 +48,8 @@ def head(x: Export) -> str:
     base = json.dumps(
         base_name(x.adapter.base_model), ensure_ascii=False
     )  # a JSON string is a YAML string
-    kind = (
-        ["library_name: transformers", "base_model_relation: finetune"]
-        if x.merged
-        else ["library_name: peft"]
-    )
+    library = "gguf" if x.gguf else "transformers" if x.merged else "peft"
+    kind = [f"library_name: {library}", *(["base_model_relation: finetune"] if x.merged else [])]
     tags = ["reflect", *([] if x.merged else ["lora"])]
     rows = [
         f"base_model: {base}",
@@ -85,6 +83,8 @@ def title(x: Export) -> str:
 
 def usage(x: Export) -> str:
     """How to load the folder."""
+    if x.gguf:
+        return gguf_usage(x)
     if x.merged:
         code = (
             "from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM."
@@ -110,6 +110,22 @@ def usage(x: Export) -> str:
         "and at least that of every adapter"
     )
     return "\n".join(["## Use\n\n```python", *lines, f"```\n\n{ranks}: {command}."])
+
+
+def gguf_usage(x: Export) -> str:
+    """How llama.cpp and Ollama load the file."""
+    file = f"{x.adapter.name}.gguf"
+    if x.merged:
+        server, modelfile = f"llama-server -m {file} --jinja", [f"FROM ./{file}"]
+        about = "`llama-quantize` makes it smaller: its weights are float32."
+    else:
+        server = f"llama-server -m BASE.gguf --lora {file} --jinja"
+        modelfile = ["FROM ./BASE.gguf", f"ADAPTER ./{file}"]
+        about = "BASE.gguf is the base in llama.cpp's form; quantized, its answers differ slightly."
+    name = f"ollama create {x.adapter.name} -f Modelfile"
+    blocks = [f"```console\n$ {server}\n```", "Ollama, with this `Modelfile`:"]
+    blocks += ["\n".join(["```text", *modelfile, "```"]), f"```console\n$ {name}\n```"]
+    return "\n\n".join(["## Use", *blocks, about])
 
 
 def lessons(x: Export) -> str:

@@ -163,6 +163,7 @@ def export(
         Path | None, Option("--out", "-o", metavar="FOLDER", help="A new folder. [default: ./NAME]")
     ] = None,
     merge: bool = Option(False, "--merge", help="Merge the adapter into the base model."),
+    gguf: bool = Option(False, "--gguf", help="Write a GGUF file for llama.cpp and Ollama."),
     yes: Yes = False,
 ) -> None:
     """Export an adapter as a PEFT folder with a model card; prints the folder.
@@ -170,4 +171,4 @@ def export(
     The card lists the lessons, the gate's results, the training plan, and the sha256 of each file.
     A damaged adapter, or one trained on a revoked lesson, is refused.
     """
-    print(ws.adapters.export(name, out, merge=merge, overwrite=yes))
+    print(ws.adapters.export(name, out, merge=merge, gguf=gguf, overwrite=yes))

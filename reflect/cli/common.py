@@ -48,7 +48,7 @@ OPTION_NAMES = {  # setting -> its option, if that is not the setting's name
     "require_approval": ("--approval/--no-approval",),
 }
 METAVARS = {"base_url": "URL", "db": "FILE"} | dict.fromkeys(("model", "profile"), "NAME")
-METAVARS |= dict.fromkeys(("judge", "reflector"), "NAME")
+METAVARS |= dict.fromkeys(("judge", "reflector", "sampler"), "NAME")
 FIELDS = {field.name: field for field in fields(Settings)}
 
 

@@ -33,7 +33,7 @@ def minutes(text: str) -> float:
     return length
 
 
-@with_workspace("model judge profile")
+@with_workspace("model judge profile sampler base_url")
 def sleep(
     ws: Workspace,
     tasksets: Annotated[
@@ -109,7 +109,7 @@ def sleep(
         print(f"{night}{report.status} ({again})")
         if report.reason:
             print(report.reason)
-        for text in harvest_notices(report.stages):
+        for text in filter(None, [report.sampler, *harvest_notices(report.stages)]):
             print_status(text)
         for lesson in map(ws.lessons.get, report.distilled):
             text = f"when: {lesson.when} do: {lesson.do}"

@@ -102,6 +102,14 @@ class Model(Protocol):
         """Tokens of a text."""
 
 
+class Sampler(Protocol):
+    """Answers requests in place of a local model."""
+
+    def sample(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        """As `Model.sample`."""
+        ...
+
+
 @runtime_checkable
 class AdapterModel(Protocol):
     """A model with adapters. `active` is the name of the one in use, None for the bare base."""

@@ -13,7 +13,7 @@ import torch
 from reflect.config import Settings
 from reflect.errors import ContextTooLong, ModelError, SchemaRefused
 from reflect.models import distributed, memory
-from reflect.models.base import ACTIVE, Completion, Request
+from reflect.models.base import ACTIVE, Completion, Request, Sampler
 from reflect.models.chat_template import Chat
 from reflect.models.continuous_batch import ContinuousBatch, can_join
 from reflect.models.generation import GenerationRow, decode
@@ -75,6 +75,7 @@ class LocalModel(AdapterSet):
         self.may_checkpoint = settings.checkpointing != "off"
         own = folder / OWN_REFLECTION
         self.reflection_template = own.read_text() if own.is_file() else ""
+        self.sampler: Sampler | None = None  # answers `sample` in place of the network
         self.share_layers = distributed.share_layers(settings.device_map)  # FSDP in training
 
     @cached_property
@@ -85,16 +86,19 @@ class LocalModel(AdapterSet):
         for source in (self.network.generation_config.eos_token_id, self.tokenizer.eos_token_id):
             ids.update(source if isinstance(source, list) else [source])
         special = self.tokenizer.added_tokens_decoder
-        first = self._ids(self.chat.closing)[:1]
+        first = self.encode_text(self.chat.closing)[:1]
         ids.update(i for i in first if i in special and special[i].special)
         return frozenset(i for i in ids if i is not None)
 
     @cached_property
     def end(self) -> int:
         """The id with which the chat template itself ends an answer."""
-        return next((i for i in self._ids(self.chat.closing) if i in self.ends), min(self.ends))
+        return next(
+            (i for i in self.encode_text(self.chat.closing) if i in self.ends), min(self.ends)
+        )
 
-    def _ids(self, text: str) -> list[int]:
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of a text as it is, without special tokens."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
@@ -103,8 +107,8 @@ class LocalModel(AdapterSet):
     ) -> list[int]:
         """Ids of the conversation up to the start of the assistant's turn; with `answer`, also its
         ids and the end token. See `chat_template` for templates without a system role or tools."""
-        ids = self._ids(self.chat.render(messages, tools))
-        return ids if answer is None else [*ids, *self._ids(answer), self.end]
+        ids = self.encode_text(self.chat.render(messages, tools))
+        return ids if answer is None else [*ids, *self.encode_text(answer), self.end]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of sampled ids, with thoughts and calls."""
@@ -112,7 +116,7 @@ class LocalModel(AdapterSet):
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text."""
-        return len(self._ids(text))
+        return len(self.encode_text(text))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -132,6 +136,8 @@ class LocalModel(AdapterSet):
         that is not loaded; then nothing is sampled. ContextTooLong for a prompt that fills the
         context. ModelError when there is too little memory for one answer alone.
         """
+        if self.sampler:
+            return self.sampler.sample(requests)
         adapters = [self.active if r.adapter == ACTIVE else r.adapter for r in requests]
         for name in {name for name in adapters if name is not None}:
             self.known_adapter(name)
@@ -146,7 +152,10 @@ class LocalModel(AdapterSet):
     def rows(self, request: Request) -> list[GenerationRow]:
         """One row to decode per seed. ContextTooLong for a prompt that fills the context,
         SchemaRefused for a form that cannot be compiled."""
-        prompt = self.encode(request.messages, tools=request.tools)
+        return self.rows_of(self.encode(request.messages, tools=request.tools), request)
+
+    def rows_of(self, prompt: Sequence[int], request: Request) -> list[GenerationRow]:
+        """The rows of a prompt in token ids. Errors as in `rows`."""
         room = self.context - len(prompt)
         if room < 1 or not prompt:
             raise ContextTooLong(
@@ -173,8 +182,12 @@ class LocalModel(AdapterSet):
     @cached_property
     def grammars(self) -> Grammars:
         """The forms to which answers can be held."""
-        size = int(self.network.config.get_text_config().vocab_size)
-        return Grammars(self.chat, self.ends, size)
+        return Grammars(self.chat, self.ends, self.vocabulary)
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of token ids that the network knows."""
+        return int(self.network.config.get_text_config().vocab_size)
 
     def decode_rows(self, rows: Sequence[GenerationRow]) -> None:
         """Decode rows with the active adapter, in batches that fit the memory. Errors as in
@@ -310,8 +323,7 @@ class LocalModel(AdapterSet):
 
     def _row_tokens(self) -> int:
         """Memory that a row needs to draw a token, in tokens of the cache."""
-        vocabulary = int(self.network.config.get_text_config().vocab_size)
-        return PICK_BYTES * vocabulary // self._token_bytes()
+        return PICK_BYTES * self.vocabulary // self._token_bytes()
 
     def save_merged(self, adapter: AdapterFiles | Path | str, folder: Path | str) -> None:
         """Write the base with the PEFT folder `adapter` merged into its weights, as a model folder

@@ -172,6 +172,11 @@ class RemoteModel:
         why = interrupted or self._halt or ModelHalted("It was not asked.")
         return [[why if answer is None else answer for answer in row] for row in rows]
 
+    def close(self) -> None:
+        """Close the connections to the server."""
+        if "_client" in self.__dict__:
+            wait_for(self._client.close())
+
     async def _answer_all(
         self, requests: Sequence[Request], rows: list[list[Answer | None]]
     ) -> None:
@@ -199,15 +204,8 @@ class RemoteModel:
                     hold.took = (0, 0)
                     raise self._halt
                 try:
-                    # A retry has the same headers: a server that supports this one charges once.
-                    headers = {"Idempotency-Key": str(uuid.uuid4())}
                     self.budget.requests += 1
-                    body = self._payload(request, seeds, size)
-                    create = self._client.chat.completions.create
-                    reply = await create(**body, extra_headers=headers)
-                    answers, hold.took = completions(
-                        reply, request, seeds, size, self.count_tokens, self._key
-                    )
+                    answers, hold.took = await self._send(request, seeds, size)
                 except Exception as e:
                     if getattr(e, "status_code", None) or unreachable(e):
                         hold.took = (0, 0)  # refused; a lost connection may have been charged
@@ -225,6 +223,16 @@ class RemoteModel:
             self.declined.add("n")
             answers += await self._ask(request, seeds[len(answers) :])
         return answers
+
+    async def _send(
+        self, request: Request, seeds: tuple[int, ...], size: int
+    ) -> tuple[list[Answer], tuple[int, int]]:
+        """One request: the answers for the first seeds, and the tokens in and out."""
+        # A retry has the same headers: a server that supports this one charges once.
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        body = self._payload(request, seeds, size)
+        reply = await self._client.chat.completions.create(**body, extra_headers=headers)
+        return completions(reply, request, seeds, size, self.count_tokens, self._key)
 
     def _payload(self, request: Request, seeds: Sequence[int], size: int) -> Json:
         adapter = self.active if request.adapter == ACTIVE else request.adapter

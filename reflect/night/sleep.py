@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from reflect.adapters import activation, registry
-from reflect.errors import AdapterError, NightError, UsageError
+from reflect.errors import AdapterError, ModelHalted, NightError, UsageError
 from reflect.night import cost_estimate, disk_space
 from reflect.night.workdir import NightDir, night_key, night_lock
 from reflect.store import Store, nights
@@ -73,6 +73,8 @@ class NightReport:
     """The same night had ended before; nothing was done."""
     cost: Json = field(default_factory=dict)
     """Of a dry run: see `cost_estimate.Cost`."""
+    sampler: str = ""
+    """Why the answers of the night are not by the sampler of the settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +138,7 @@ def sleep(
     """
     start = time.monotonic()
     from reflect.models.local import LocalModel  # torch
+    from reflect.models.server_sampler import sampling_by_server
 
     if not isinstance(model, LocalModel):
         hint = "Use pocket, hf:ORG/NAME or a path."
@@ -165,9 +168,13 @@ def sleep(
         disk_space.check(model.network, settings, plan)
         night = begin(ctx)
         again, paused = night.night.status != NightStatus.RUNNING, ""
+        sampler = ""
         try:
             if not again:
-                end(night, run_stages(night))
+                candidates = registry.home(settings) / f"{registry.UNFINISHED}candidates"
+                with sampling_by_server(model, settings, candidates) as sampler:
+                    outcome = run_stages(night)
+                end(night, outcome)
         except deadline.Paused as e:
             number = night.night.id
             paused = (
@@ -184,6 +191,7 @@ def sleep(
         finally:
             activation.activate(model, store, settings)
         report = make_report(store, night.night.id, time.monotonic() - start, again)
+        report = replace(report, sampler=sampler)
         return replace(report, status="paused", reason=paused) if paused else report
 
 
@@ -220,8 +228,8 @@ def run_stages(night: RunningNight) -> NightOutcome:
         placebo = night.stage(NightStage.PLACEBO, lambda ctx: run.placebo(ctx, night.work.folder))
         verdict = night.stage(NightStage.GATE, lambda ctx: run.judge(ctx, placebo["rewards"]))
         scaled = run.at_scale(verdict, night.night.id)
-    except OSError:
-        raise  # a full disk: the night continues when there is room
+    except (OSError, ModelHalted):
+        raise  # a full disk, a server that does not answer: the night continues later
     except Exception as e:
         why = e.message if isinstance(e, NightError) else f"{type(e).__name__}: {e}"
         reason = f"The gate broke down, so nothing is promoted. {why}"

@@ -27,6 +27,7 @@ from reflect.serve.schema import (
     AdapterName,
     ApiError,
     Feedback,
+    TokensBody,
     load_json,
     read,
 )
@@ -107,7 +108,8 @@ def build(
     if isinstance(chat, Proxy):
         routes.append(Route("/v1/{path:path}", chat.anything, methods=METHODS))
     else:
-        routes += [count_route(chat, body), *adapter_routes(chat, body)]
+        routes += [count_route(chat, body), tokens_route(chat, body)]
+        routes += adapter_routes(chat, body)
     handlers: dict[Any, Any] = {
         ApiError: refuse,
         ReflectError: refuse,
@@ -132,6 +134,16 @@ def count_route(chat: LocalChat, body: JsonBody) -> Route:
         return JSONResponse({"input_tokens": await chat.count(request)})
 
     return Route("/v1/messages/count_tokens", count, methods=["POST"])
+
+
+def tokens_route(chat: LocalChat, body: JsonBody) -> Route:
+    """`POST /v1/completions`: continue a prompt in token ids, for programs that sample by this
+    server (`reflect sleep --sampler`)."""
+
+    async def complete(http: Request) -> Response:
+        return JSONResponse(await chat.complete(await body.read(http, partial(read, TokensBody))))
+
+    return Route("/v1/completions", complete, methods=["POST"])
 
 
 def adapter_routes(chat: LocalChat, body: JsonBody) -> list[Route]:

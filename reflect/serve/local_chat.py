@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
@@ -16,7 +17,7 @@ from reflect.serve.api import Served
 from reflect.serve.api_errors import RETRY, api_error
 from reflect.serve.engine import Busy, Engine, EngineJob, OnText
 from reflect.serve.messages import anthropic_model
-from reflect.serve.schema import ApiError, ChatRequest
+from reflect.serve.schema import ApiError, ChatRequest, TokensBody, usage
 from reflect.serve.served_adapters import ClientAdapter, ServedAdapters
 
 if TYPE_CHECKING:
@@ -102,6 +103,43 @@ class LocalChat:
             return len(self.model.encode(client.messages, tools=client.tools))
 
         return await _result(asyncio.to_thread(tokens))
+
+    async def complete(self, given: TokensBody) -> Json:
+        """The body of an answer to a prompt in token ids. ApiError 400, 404."""
+        loaded = self._loaded_adapter(given.model)
+        self._check_queue()
+        seed = secrets.randbits(62) if given.seed is None else given.seed
+        request = Request(
+            messages=(),
+            seeds=tuple((seed + i) % 2**63 for i in range(given.n)),
+            max_tokens=given.max_tokens,
+            temperature=given.temperature,
+            top_p=given.top_p,
+            stop=(given.stop,) if isinstance(given.stop, str) else tuple(given.stop or ()),
+            adapter=loaded.key if loaded else None,
+        )
+
+        def rows() -> list[GenerationRow]:
+            prompt = given.prompt
+            ids = self.model.encode_text(prompt) if isinstance(prompt, str) else prompt
+            if max(ids, default=0) >= self.model.vocabulary:
+                message = f"Token ids are below {self.model.vocabulary}."
+                raise ApiError(400, message, param="prompt", code="invalid_value")
+            return self.model.rows_of(ids, request)
+
+        job = self.engine.submit(request, None, await _result(asyncio.to_thread(rows)))
+        try:
+            completions = await _result(asyncio.wrap_future(job.done))
+        finally:
+            job.cancel()
+        choices: list[Json] = [
+            {"index": i, "text": x.text, "finish_reason": x.finish, "logprobs": None}
+            | ({"token_ids": list(x.tokens)} if given.return_token_ids else {})
+            for i, x in enumerate(completions)
+        ]
+        head = {"id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion"}
+        head |= {"model": given.model}
+        return head | {"created": int(time.time()), "choices": choices, "usage": usage(completions)}
 
     def _prepare(self, client: ChatRequest) -> tuple[PreparedRequest, Request, list[GenerationRow]]:
         """The request with its lessons, for the model without an adapter, and tokenised.

@@ -15,6 +15,7 @@ from reflect.serve.schema import (
     Feedback,
     LocalBody,
     RelayedBody,
+    TokensBody,
 )
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def document(version: str, *, local: bool, key: bool) -> Json:
     if local:
         count = ("Count the tokens of a conversation.", CountedMessages)
         bodies["/v1/messages/count_tokens"] = count
+        bodies["/v1/completions"] = ("Continue a prompt in token ids, without lessons.", TokensBody)
         bodies["/v1/load_lora_adapter"] = ("Load an adapter under a new name.", AdapterFolder)
         bodies["/v1/unload_lora_adapter"] = ("Unload an adapter.", AdapterName)
     models = [model for _, model in bodies.values()]

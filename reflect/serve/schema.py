@@ -212,6 +212,28 @@ class Feedback(StrictModel):
     choice: Annotated[int, Field(ge=0, lt=2**31)] | None = None
 
 
+class TokensBody(StrictModel):
+    """The body of `POST /v1/completions`: a prompt in token ids, or a text that is encoded as it
+    is. No lessons are added, and nothing is recorded."""
+
+    model: Name
+    prompt: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | Name
+    n: Annotated[int, Field(ge=1, le=128)] = 1
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=2**31)] = 16
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
+    stop: Name | Annotated[list[Name], Field(max_length=4)] | None = None
+    return_token_ids: bool = False
+    """Add the sampled ids to each choice, as vLLM does."""
+    stream: Literal[False] | None = None
+    echo: Literal[False] | None = None
+    logprobs: None = None
+
+
+TokensBody.unsupported = frozenset({"stream", "echo", "logprobs"})
+
+
 class AdapterFolder(StrictModel):
     """The body of `load_lora_adapter`."""
 

@@ -77,16 +77,26 @@ class AdapterManager:
         out: str | Path | None = None,
         *,
         merge: bool = False,
+        gguf: bool = False,
         overwrite: bool = False,
     ) -> Path:
         """An adapter as a PEFT folder with a model card, or with `merge` the base with the adapter
-        in its weights. The folder is `out`, by default one of the adapter's name.
+        in its weights; with `gguf` as one GGUF file in the folder. The folder is `out`, by default
+        one of the adapter's name.
 
         Raises AdapterError if it is damaged or for another base, UsageError if it was trained on a
-        revoked lesson, or if the folder exists and `overwrite` is not set.
+        revoked lesson, if the folder exists and `overwrite` is not set, or for an architecture that
+        cannot be written as GGUF.
         """
-        store, folder = self.context.store, Path(out or name)
-        return export.export(store, self.settings, name, folder, merge=merge, overwrite=overwrite)
+        return export.export(
+            self.context.store,
+            self.settings,
+            name,
+            Path(out or name),
+            merge=merge,
+            gguf=gguf,
+            overwrite=overwrite,
+        )
 
     def verify(self, name: str | None = None, *, base: bool = True) -> dict[str, str]:
         """adapter name -> "" if its files are unchanged, else the problem. `base`: also compare the

@@ -87,6 +87,18 @@ POSTS = {
         "stream": False,
     },
     "feedback": {"id": "chatcmpl-x", "reward": 0.5, "feedback": "good", "choice": 0},
+    "completions": {
+        "model": "pocket",
+        "prompt": [4, 100, 2],
+        "n": 2,
+        "seed": 3,
+        "max_tokens": 4,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "stop": ["."],
+        "return_token_ids": True,
+        "stream": False,
+    },
     "load_lora_adapter": {"lora_name": "a", "lora_path": "/nowhere"},
     "unload_lora_adapter": {"lora_name": "a"},
 }

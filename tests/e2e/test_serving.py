@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 from api_server import NAME, Server
+from serving import serving
 from test_workspace import make_adapter, ws  # noqa: F401  a workspace on a tiny model
 
 import reflect
 from reflect.adapters import registry
 from reflect.cli import run_command
 from reflect.errors import AdapterError, ModelError, UsageError
+from reflect.models.adapter_server import AdapterServer
+from reflect.models.local import LocalModel
 from reflect.workspace.workspace import Workspace
 
 
@@ -149,3 +152,47 @@ def test_a_model_on_that_server_answers_with_the_promoted_adapter(
         _ = reflect.open(pushing.settings.db, **remote).model
     assert "reflect adapters push" in e.value.hint
     assert reflect.open(pushing.settings.db, **remote, profile="another").model
+
+
+def test_a_server_without_our_files_resolves_the_adapter_by_its_name(
+    pushing: Workspace, server: Server, tmp_path: Path
+) -> None:
+    server.resolver, server.models = tmp_path / "resolver", {NAME: {"root": "org/base"}}
+    there = reflect.open(
+        pushing.settings.db,
+        model=pushing.settings.model,
+        serve_url=server.root,
+        serve_adapters=str(server.resolver),
+    )
+    versions(there, "one", "two", "three")
+    for name in ("one", "two", "three"):
+        row = there.promote(name)
+        weights = (server.resolver / name / "adapter_model.safetensors").read_bytes()
+        assert (
+            weights
+            == (registry.folder_of(row, there.settings) / "adapter_model.safetensors").read_bytes()
+        )
+    assert not there.complaints and held(server) == ["three", "two"]
+    assert sorted(path.name for path in server.resolver.iterdir()) == ["three", "two"]
+    assert {path for path, _ in server.posts} == {"/v1/completions", "/v1/unload_lora_adapter"}
+    # What is wrong is one sentence that says what to mount or to set.
+    server.resolver = None
+    server.models = {NAME: {}}
+    with pytest.raises(ModelError, match="VLLM_LORA_RESOLVER_CACHE_DIR"):
+        there.adapters.push()
+    (tmp_path / "file").write_text("")
+    nowhere = reflect.open(
+        pushing.settings.db, model=pushing.settings.model, serve_url=server.root,
+        serve_adapters=str(tmp_path / "file"),
+    )  # fmt: skip
+    with pytest.raises(UsageError, match=r"\(serve_adapters\) cannot be written"):
+        nowhere.adapters.push()
+
+
+def test_a_server_that_cannot_read_the_folder_is_a_sentence_about_mounts(
+    tmp_path: Path, tiny: LocalModel
+) -> None:
+    with serving(tmp_path / "other.db", tiny) as base:
+        server = AdapterServer(base)
+        with pytest.raises(ModelError, match=r"mount that folder there .* or set serve_adapters"):
+            server.load("one", tmp_path / "not here")
