@@ -1,0 +1,1 @@
+"""Streams of tasksets: what an agent keeps of earlier tasks while it learns later ones."""
