@@ -29,20 +29,22 @@ def split_of(text: str) -> Split:
 
 @app.command("list")
 def list_(
-    source: str | None = Argument(None, help="gym: every generator of reasoning-gym."),
+    source: str | None = Argument(None, help="gym, or a suite such as world: its tasksets."),
     json: Json = False,
 ) -> None:
     """List the tasksets that can be used by name: those of ./tasks/, of installed packages, and the
     built-in ones."""
-    from reflect.tasksets import available, imports
+    from reflect.tasksets import available, imports, suites
 
-    if source not in (None, "gym"):
-        hint = "See: reflect tasks list, reflect tasks list gym"
+    if source not in (None, "gym", *suites.SUITES):
+        hint = f"There are: gym, {', '.join(suites.SUITES)}."
         raise UnknownName(f"There is no source '{source}'.", hint)
-    if source:
+    if source == "gym":
         from reflect.tasksets import reasoning_gym
 
         rows = list(reasoning_gym.listing())
+    elif source:
+        rows = suites.listing(source)
     else:
         rows = [(taskset.name, taskset.about) for taskset in available()]
         rows += [(name, f"of {point.value}") for name, point in imports.packaged().items()]
@@ -52,6 +54,7 @@ def list_(
     if not source:
         print_status("A file works as well: reflect run my.jsonl, reflect run my_tasks.py.")
         print_status("Generators of reasoning-gym: reflect tasks list gym")
+        print_status(f"Public suites: reflect tasks list {'|'.join(suites.SUITES)}")
 
 
 @app.command()
@@ -77,7 +80,7 @@ def check(
         list[str] | None, Argument(help="Names or files. [default: all by name]")
     ] = None,
     n: int | None = Option(
-        None, "-n", "--tasks", min=1, help="Tasks per split. [default: all; gym: 20]"
+        None, "-n", "--tasks", min=1, help="Tasks per split. [default: all; gym, suites: 20]"
     ),
     seconds: float = Option(120.0, min=0.1, max=1e6, help="Time limit per generator of gym."),
     json: Json = False,
@@ -114,14 +117,14 @@ def _print_check(result: Checked) -> None:
 
 
 def _check(name: str, n: int | None) -> Checked:
-    """Check a taskset by name or file. A generator of gym is sampled, because some take a second
-    for each task."""
+    """Check a taskset by name or file. Generators of gym and suites are sampled, because some take
+    a second for each task."""
     from reflect import config
-    from reflect.tasksets import check, load_taskset
+    from reflect.tasksets import check, load_taskset, suites
     from reflect.tasksets.gymcheck import Checked
 
     taskset = load_taskset(name)
-    if n is None and name.startswith("gym:"):
+    if n is None and name.partition(":")[0] in ("gym", *suites.SUITES):
         n = 20
     practice, holdout = len(taskset.tasks("practice", n)), len(taskset.tasks("holdout", n))
     problems = check(taskset, n, config.load().max_tokens)

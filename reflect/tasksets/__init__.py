@@ -7,6 +7,7 @@ load_taskset("my_folder")            its files train.* and test.*
 load_taskset("my_tasks.py")          a Python file; my_tasks.py:NAME when it has several
 load_taskset("package.module:NAME")  a taskset of a module
 load_taskset("gym:leg_counting")     a generator of reasoning-gym
+load_taskset("world:coin")           a taskset of a public suite (`reflect.tasksets.suites`)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from reflect.config import shipped
 from reflect.errors import ReflectError, UnknownName
-from reflect.tasksets import imports
+from reflect.tasksets import imports, suites
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.environment import Environment, EnvironmentStep, Toolbox
 from reflect.tasksets.files import FileTaskset, name_of
@@ -64,6 +65,8 @@ def load_taskset(name: str | Path) -> Taskset:
         from reflect.tasksets import reasoning_gym
 
         return reasoning_gym.load(argument)
+    if base in suites.SUITES:
+        return suites.load(base, argument)
     files, packaged = _modules(), imports.packaged()
     if base in files:
         return _variant(_load(files[base]), base, argument)
@@ -76,7 +79,7 @@ def load_taskset(name: str | Path) -> Taskset:
     if Path(text).is_dir():
         return FileTaskset(Path(text))
     ensure_readable(Path(text))
-    near = difflib.get_close_matches(base, [*files, *packaged, "gym"], n=1)
+    near = difflib.get_close_matches(base, [*files, *packaged, "gym", *suites.SUITES], n=1)
     meant = f" Did you mean {near[0]}?" if near else ""
     known, suffixes = ", ".join([*files, *packaged]), ", ".join(SUFFIXES)
     hint = f"There are {known}, gym:NAME; a file ends in {suffixes}, .py. More: reflect tasks list"
@@ -102,7 +105,9 @@ def scope_problem(scope: str, used: Collection[str]) -> str:
     path = Path(scope)
     if not scope or scope in used or scope.partition(":")[0] in {*_modules(), *imports.packaged()}:
         return ""
-    if scope.startswith("gym:") or (len(scope) < 200 and path.exists() and name_of(path) == scope):
+    if scope.partition(":")[0] in ("gym", *suites.SUITES) or (
+        len(scope) < 200 and path.exists() and name_of(path) == scope
+    ):
         return ""
     files = [file.name for file in Path.cwd().iterdir() if file.suffix.lower() in SUFFIXES]
     near = [file for file in files if Path(file).stem == scope]
