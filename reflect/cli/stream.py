@@ -39,12 +39,12 @@ def stream(
     interleaved: one agent, a share of every taskset in each stage. Each stage ends with a night and
     an exam on held-out tasks. At the end, a second pass repeats the practised tasks.
     """
-    from reflect.stream.protocols import Protocol, StreamOptions
+    from reflect.stream.protocols import Protocol, ProtocolOptions
     from reflect.stream.protocols import stream as run
     from reflect.training.plan import NightOptions
 
     ensure_known("protocol", protocol, Protocol)
-    options = StreamOptions(n, k, exam, seed, nights, NightOptions(seed=seed))
+    options = ProtocolOptions(n, k, exam, seed, nights, NightOptions(seed=seed))
     with tempfile.TemporaryDirectory(prefix="reflect-stream-") as temporary, progress() as bar:
         home = folder or Path(temporary)
         home.mkdir(parents=True, exist_ok=True)

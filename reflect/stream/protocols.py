@@ -50,7 +50,7 @@ class Protocol(StrEnum):
 
 
 @dataclass(frozen=True)
-class StreamOptions:
+class ProtocolOptions:
     """What is the same in the three protocols, so that they can be compared."""
 
     n: int
@@ -97,7 +97,7 @@ class StreamReport:
 
     protocol: Protocol
     tasksets: list[str]
-    options: StreamOptions
+    options: ProtocolOptions
     base: list[ArmResult] = field(default_factory=list)
     """The model without lessons and adapter, on holdout."""
     stages: list[Stage] = field(default_factory=list)
@@ -170,7 +170,7 @@ def difference(
     return (sum(rows) / len(rows), *bootstrap(rows)) if rows else None
 
 
-def schedule(protocol: Protocol, tasksets: int, options: StreamOptions) -> list[list[Practice]]:
+def schedule(protocol: Protocol, tasksets: int, options: ProtocolOptions) -> list[list[Practice]]:
     """The practice of each stage. Every taskset gets `options.n` tasks in all."""
     if protocol != Protocol.INTERLEAVED:
         return [[Practice(i, options.n, options.seed)] for i in range(tasksets)]
@@ -186,7 +186,7 @@ def stream(
     settings: Settings,
     tasksets: Sequence[str | Taskset],
     protocol: Protocol,
-    options: StreamOptions,
+    options: ProtocolOptions,
     progress: Progress | None = None,
 ) -> StreamReport:
     """Run the stream in the database of the settings, each agent in a profile of its own. Raises
@@ -204,7 +204,7 @@ class Stream:
         settings: Settings,
         tasksets: Sequence[str | Taskset],
         protocol: Protocol,
-        options: StreamOptions,
+        options: ProtocolOptions,
         progress: Progress | None,
     ) -> None:
         self.settings, self.progress = settings, progress

@@ -17,7 +17,7 @@ from reflect.tasksets.files import FileTaskset
 from reflect.tasksets.task import Score, Task
 from reflect.tasksets.verifiers import VERIFIERS
 
-NAMES = ["letters", "dialect", "dialect:2", "skills", "calc", "shop", "shop:2"]
+NAMES = ["letters", "dialect", "dialect:2", "skills", "calc", "shop", "shop:2", "business"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -49,7 +49,7 @@ def require(module: str, suite: str) -> ModuleType:
         raise UsageError(problem, f"Install it: pip install 'second-nature[{suite}]'") from e
 
 
-def choose(suite: str, name: str, known: Mapping[str, object]) -> str:
+def known_name(suite: str, name: str, known: Mapping[str, object]) -> str:
     """`name`, if the suite has it. UnknownName with a suggestion."""
     if name in known:
         return name

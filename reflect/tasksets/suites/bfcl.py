@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reflect.tasksets.environment import Environment, EnvironmentStep, as_messages
-from reflect.tasksets.suites import SuiteTaskset, choose, require, side, user_task
+from reflect.tasksets.suites import SuiteTaskset, known_name, require, side, user_task
 from reflect.tasksets.tools import Result, Tool, call_all
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ Request: {}"""
 
 def load(category: str) -> Bfcl:
     """The conversations of a category."""
-    return Bfcl(choose("bfcl", category, CATEGORIES), CATEGORIES[category])
+    return Bfcl(known_name("bfcl", category, CATEGORIES), CATEGORIES[category])
 
 
 def listing() -> list[tuple[str, str]]:
@@ -91,7 +91,7 @@ class Bfcl(SuiteTaskset):
 
     def environment(self, task: Task) -> Environment:
         """See `Taskset.environment`."""
-        return Episode(self._row(task), self.long)
+        return BfclEpisode(self._row(task), self.long)
 
     def gold(self, task: Task) -> list[str]:
         """The expected calls of each request, and a message without a call."""
@@ -135,7 +135,7 @@ class Systems:
         return call_all(self.tools, message, lines=True)
 
 
-class Episode(Environment):
+class BfclEpisode(Environment):
     """One conversation: the systems of the model, and those after the expected calls."""
 
     lines = True

@@ -28,7 +28,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 from unittest.mock import patch
 
-from reflect.tasksets.suites import SuiteTaskset, choose, require, side, user_task
+from reflect.tasksets.suites import SuiteTaskset, known_name, require, side, user_task
 from reflect.tasksets.task import Score
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ FROM_NETWORK = {
     "words:start_verb",
     "format:title_case",
 }
+POOL = 120  # sample answers that are tried, shortest first
 GROUPS = {
     "test": "all rules of form",
     **{
@@ -64,7 +65,7 @@ class Item(NamedTuple):
 
 def load(group: str) -> IfBench:
     """The prompts of a group."""
-    return IfBench(choose("ifbench", group, GROUPS), GROUPS[group])
+    return IfBench(known_name("ifbench", group, GROUPS), GROUPS[group])
 
 
 def listing() -> list[tuple[str, str]]:
@@ -135,7 +136,8 @@ def satisfied(text: str, kind: str, arguments: Json) -> bool:
 def items() -> dict[int, Item]:
     """The prompts that can be scored here and have a known-good answer, by their numbers."""
     folder = Path(str(package().__file__)).parent / "data"
-    pool = sorted((row["response"] for row in _rows(folder / "sample_output.jsonl")), key=len)
+    answers = (row["response"] for row in _rows(folder / "sample_output.jsonl"))
+    pool = sorted(answers, key=len)[:POOL]
     found = {}
     for number, row in enumerate(_rows(folder / "IFBench_test.jsonl")):
         kinds, prompt = row["instruction_id_list"], row["prompt"]

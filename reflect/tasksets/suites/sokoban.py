@@ -98,7 +98,7 @@ class Sokoban(SuiteTaskset):
 
     def environment(self, task: Task) -> Environment:
         """See `Taskset.environment`."""
-        return Episode(*self.room(self.key_of(task)))
+        return SokobanEpisode(*self.room(self.key_of(task)))
 
     def gold(self, task: Task) -> list[str]:
         """See `Taskset.gold`."""
@@ -112,7 +112,7 @@ class Sokoban(SuiteTaskset):
         return f"gym-sokoban {version('gym-sokoban')}"
 
 
-class Episode(Environment):
+class SokobanEpisode(Environment):
     """One room while it is played."""
 
     turns = TURNS
@@ -214,7 +214,8 @@ def generated(size: tuple[int, int], boxes: int, seed: int) -> tuple[Room, Posit
     players, crates = fields(state, 5), fields(state, 3, 4)
     if len(players) != 1 or len(crates) != boxes or crates <= room.targets:
         return None
-    return room, Position(*players, crates)
+    (player,) = players
+    return room, Position(player, crates)
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from reflect.tasksets.environment import Environment, EnvironmentStep
-from reflect.tasksets.suites import SuiteTaskset, choose, require, user_task
+from reflect.tasksets.suites import SuiteTaskset, known_name, require, user_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,9 +60,8 @@ def lights_off(state: State) -> list[str]:
     grid = state["grid"]
     size = len(grid)
     cells = [(row, column) for row in range(size) for column in range(size)]
-    near = lambda a, b: abs(a[0] - b[0]) + abs(a[1] - b[1]) <= 1  # noqa: E731
     rows = [
-        sum(near(cell, press) << i for i, press in enumerate(cells))
+        sum(_near(cell, press) << i for i, press in enumerate(cells))
         | (int(grid[cell[0]][cell[1]]) << len(cells))
         for cell in cells
     ]
@@ -81,6 +80,10 @@ def lights_off(state: State) -> list[str]:
     return [f"[{row} {column}]" for row, column in pressed]
 
 
+def _near(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    return abs(a[0] - b[0]) + abs(a[1] - b[1]) <= 1
+
+
 Solution = tuple[str, "Callable[[State], list[str]]"]
 GAMES: dict[str, Solution] = {
     "GuessTheNumber-v0": ("find a number by higher and lower", secret_number),
@@ -96,7 +99,7 @@ GAMES: dict[str, Solution] = {
 
 def load(name: str) -> Arena:
     """The game of that name."""
-    return Arena(choose("textarena", name, GAMES), GAMES[name])
+    return Arena(known_name("textarena", name, GAMES), GAMES[name])
 
 
 def listing() -> list[tuple[str, str]]:
@@ -117,15 +120,16 @@ class Arena(SuiteTaskset):
 
     def make(self, split: Split, key: int) -> Task:
         """See `SuiteTaskset.make`."""
-        return user_task(f"game-{key}", f"Game {key}.\n{Episode(self.game, key).shown()}", split)
+        text = f"Game {key}.\n{ArenaEpisode(self.game, key).first}"
+        return user_task(f"game-{key}", text, split)
 
     def environment(self, task: Task) -> Environment:
         """See `Taskset.environment`."""
-        return Episode(self.game, self.key_of(task))
+        return ArenaEpisode(self.game, self.key_of(task))
 
     def gold(self, task: Task) -> list[str]:
         """See `Taskset.gold`."""
-        episode = Episode(self.game, self.key_of(task))
+        episode = ArenaEpisode(self.game, self.key_of(task))
         return self.solve(vars(episode.game) | episode.game.state.game_state)
 
     def version(self) -> str:
@@ -133,7 +137,7 @@ class Arena(SuiteTaskset):
         return f"textarena {version('textarena')}"
 
 
-class Episode(Environment):
+class ArenaEpisode(Environment):
     """One game while it is played. The package draws from the global generator, so each episode
     keeps a state of it."""
 
@@ -147,10 +151,6 @@ class Episode(Environment):
         finally:
             random.setstate(ours)
         self.first = self._news()
-
-    def shown(self) -> str:
-        """What the game said first."""
-        return self.first
 
     def step(self, message: Message) -> EnvironmentStep:
         """Make the move of a message."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from reflect.errors import UsageError
 from reflect.tasksets.environment import Environment, EnvironmentStep
-from reflect.tasksets.suites import SIZE, SuiteTaskset, choose, require, user_task
+from reflect.tasksets.suites import SIZE, SuiteTaskset, known_name, require, user_task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +45,7 @@ CHOICES = 40  # actions that a message lists
 HOW = "Answer with one action, on one line."
 
 
-class View(TypedDict):
+class GameView(TypedDict):
     """What a game shows, with its score in [-1, 1]."""
 
     observation: str
@@ -57,7 +57,7 @@ class View(TypedDict):
 
 def load(name: str) -> World:
     """The game of that name."""
-    return World(choose("world", name, GAMES), GAMES[name])
+    return World(known_name("world", name, GAMES), GAMES[name])
 
 
 def listing() -> list[tuple[str, str]]:
@@ -76,10 +76,12 @@ class Games:
         self.env = module.TextWorldExpressEnv(envStepLimit=STEPS)
         self.lock = threading.Lock()
         self.at: tuple[str, Split, int, tuple[str, ...]] | None = None
-        self.view: View | None = None
+        self.view: GameView | None = None
         atexit.register(self.close)
 
-    def play(self, game: str, split: Split, seed: int, actions: Sequence[str]) -> tuple[str, View]:
+    def play(
+        self, game: str, split: Split, seed: int, actions: Sequence[str]
+    ) -> tuple[str, GameView]:
         """The description of the task, and what the game shows after these actions."""
         with self.lock:
             *here, past = self.at or ("", "practice", -1, ())
@@ -98,12 +100,12 @@ class Games:
             self._reset(game, split, seed, gold=True)
             return [str(action) for action in self.env.getGoldActionSequence()]
 
-    def _reset(self, game: str, split: Split, seed: int, gold: bool = False) -> View:
+    def _reset(self, game: str, split: Split, seed: int, gold: bool = False) -> GameView:
         name = None if game == self.env.gameName else game  # naming it loads its data again
         _, view = self.env.reset(
             seed=seed, gameFold=FOLDS[split], gameName=name, generateGoldPath=gold
         )
-        found: View = view
+        found: GameView = view
         return found
 
     def close(self) -> None:
@@ -140,7 +142,7 @@ class World(SuiteTaskset):
 
     def environment(self, task: Task) -> Environment:
         """See `Taskset.environment`."""
-        return Episode(self.game, task.split, self.key_of(task))
+        return WorldEpisode(self.game, task.split, self.key_of(task))
 
     def gold(self, task: Task) -> list[str]:
         """See `Taskset.gold`."""
@@ -151,7 +153,7 @@ class World(SuiteTaskset):
         return f"textworld-express {version('textworld-express')}"
 
 
-class Episode(Environment):
+class WorldEpisode(Environment):
     """One episode: its actions so far."""
 
     turns = STEPS
@@ -177,7 +179,7 @@ class Episode(Environment):
         return self.look
 
 
-def shown(view: View) -> str:
+def shown(view: GameView) -> str:
     """The observation, and the actions that are possible."""
     choices = ", ".join(sorted(view["validActions"])[:CHOICES])
     return f"{view['observation'].strip()}\nPossible actions: {choices}"
