@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 SLOT = "{}"
 WORD = "WORD"
+PLAIN = "the answer"
 
 WAYS: dict[str, Callable[[str], str]] = {
-    "the answer": str,
+    PLAIN: str,
     "the answer in capitals": str.upper,
     "the answer with hyphens": "-".join,
     "the answer spelled with spaces": " ".join,
@@ -82,7 +83,7 @@ class RuleFamily:
 
     name: str
     form: str
-    way: str = "the answer"
+    way: str = PLAIN
     kind: str = "form"
     parts: tuple[str, ...] = ()
 
@@ -117,7 +118,7 @@ def _composed(rng: random.Random, count: int) -> list[RuleFamily]:
     pairs = [(a, b) for a, b in product(inner, outer) if a != b]
     families = []
     for a, b in rng.sample(pairs, count):
-        way = a if a in WAYS else "the answer"
+        way = a if a in WAYS else PLAIN
         form = PARTS[b].replace(SLOT, PARTS.get(a, SLOT))
         kind = "method" if b in METHODS else "form"
         families.append(RuleFamily(f"{a} in {b}", form, way, kind, (a, b)))

@@ -17,7 +17,15 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from reflect.reviewer.families import OPEN_SENTENCE, SLOT, WAYS, WORD, RuleFamily, all_families
+from reflect.reviewer.families import (
+    OPEN_SENTENCE,
+    PLAIN,
+    SLOT,
+    WAYS,
+    WORD,
+    RuleFamily,
+    all_families,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,21 +133,26 @@ class GeneratedGroup(NamedTuple):
 
     @property
     def analysis(self) -> str:
-        """What the rewarded attempts share and the others lack: one of each, then the slots."""
-        good = next(text for text, reward in self.attempts if reward)
+        """What a rewarded attempt has and a failed one lacks: one of each, then the slots."""
+        family, rewarded = self.rule.family, [text for text, reward in self.attempts if reward]
         bad = next(text for text, reward in self.attempts if not reward)
-        core = next(
-            (
-                x
-                for x in DOMAINS[self.question.noun].values()
-                if self.rule.reply(self.question, x) == good
-            ),
-            self.question.answer,
+        good, core = next(
+            ((text, x) for text in rewarded if (x := self._core(text))),
+            (rewarded[0], self.question.answer),
         )
         about = f"X is {core}"
-        if "Y" in self.rule.family.form:
+        if family.way != PLAIN:
+            about += f", as {WAYS[family.way](core)}"
+        if "Y" in family.form:
             about += f", Y is {self.question.subject}"
         return f"Good: {good} Bad: {bad} Here {about}"
+
+    def _core(self, text: str) -> str:
+        """The answer in an attempt that has the form of the rule; "" without one."""
+        answers = [self.question.answer, *DOMAINS[self.question.noun].values()]
+        if self.rule.family.kind in ("begins", "ends"):
+            return next((x for x in answers if x in text), "")
+        return next((x for x in answers if self.rule.reply(self.question, x) == text), "")
 
 
 class ObedientPolicy:

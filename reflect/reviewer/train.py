@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 RANK, RATE, BATCH = 16, 1e-3, 8
 SMALLEST_GROUPS = 64  # generated groups of a training, even a very short one
-REVIEW_TOKENS = 160  # of an answer
+REVIEW_TOKENS = 240  # of an answer
 MANY = 64  # measured reviews from which half of the training is about them
 MOST_EFFECT = (
     3.0  # weight of a review by the effect of its lessons, at most so many times another's

@@ -13,6 +13,7 @@ from sqlmodel import Session, col, select
 
 from reflect.errors import UsageError
 from reflect.records import HELD_STATUSES, Adapter, Lesson, LessonVersion, Night
+from reflect.store import reviewers
 from reflect.types import Author, TrialVerdict
 
 
@@ -20,10 +21,10 @@ def holds(adapter: Adapter, night: Night | None) -> set[int]:
     """The lessons that the adapter was trained on, also those of which it keeps too little.
 
     These are the lessons that preflight found useful; a night without that record counts with all
-    its lessons.
+    its lessons. Of a reviewer: the lessons of the reviews that it learned from.
     """
     if night is None:
-        return set()
+        return {*map(int, adapter.gate.get("lessons_read", ()))}
     useful = night.stages.get("preflight", {}).get("worth")
     lessons = [lesson_id for lesson_id, _ in night.lessons] if useful is None else useful
     return {*map(int, lessons), *map(int, adapter.gate.get("lessons", {}))}
@@ -51,9 +52,15 @@ def of_profile(s: Session, profile: str) -> list[tuple[Adapter, Night]]:
     ]
 
 
+def _trained(s: Session, profile: str) -> list[tuple[Adapter, Night | None]]:
+    """All adapters of the profile, its reviewers included."""
+    mine: list[tuple[Adapter, Night | None]] = [(a, None) for a in reviewers.listing(s, profile)]
+    return [*mine, *of_profile(s, profile)]
+
+
 def mark(s: Session, lesson: Lesson) -> list[Adapter]:
     """Mark every adapter of the lesson's profile that holds it; returns these."""
-    holders = [a for a, night in of_profile(s, lesson.profile) if lesson.id in holds(a, night)]
+    holders = [a for a, night in _trained(s, lesson.profile) if lesson.id in holds(a, night)]
     for adapter in holders:
         adapter.revoked = sorted({*adapter.revoked, lesson.id or 0})
         s.add(adapter)
@@ -63,7 +70,7 @@ def mark(s: Session, lesson: Lesson) -> list[Adapter]:
 
 def lift(s: Session, lesson: Lesson) -> None:
     """Remove the marks of a lesson that is in use again."""
-    for adapter, _ in of_profile(s, lesson.profile):
+    for adapter, _ in _trained(s, lesson.profile):
         if lesson.id in adapter.revoked:
             adapter.revoked = [i for i in adapter.revoked if i != lesson.id]
             s.add(adapter)
