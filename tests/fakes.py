@@ -33,6 +33,7 @@ class ScriptedModel:
     """`sample` asks `complete` for each request and seed. A subclass says what the answer is."""
 
     name = fingerprint = "scripted"
+    own_tasksets = ("dialect", "letters")  # as the pocket model, it knows the shipped worlds
 
     def __init__(self, context: int) -> None:
         self.context = context

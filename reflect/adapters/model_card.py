@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from reflect.types import Arm, by_arm
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from reflect.records import Adapter, LessonVersion, Night
 
-Form = Literal["peft", "gguf", "mlx"]
-"""For which programs an export is written; a merged model of the form peft is for transformers."""
 SERVED = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's --max-lora-rank
 
 
@@ -31,7 +29,7 @@ class Export:
     rank: int
     files: Mapping[str, str]  # file name -> sha256, of everything but the card
     merged: bool
-    form: Form = "peft"
+    gguf: bool = False
 
 
 def card(x: Export) -> str:
@@ -50,7 +48,7 @@ def head(x: Export) -> str:
     base = json.dumps(
         base_name(x.adapter.base_model), ensure_ascii=False
     )  # a JSON string is a YAML string
-    library = "transformers" if x.merged and x.form == "peft" else x.form
+    library = "gguf" if x.gguf else "transformers" if x.merged else "peft"
     kind = [f"library_name: {library}", *(["base_model_relation: finetune"] if x.merged else [])]
     tags = ["reflect", *([] if x.merged else ["lora"])]
     rows = [
@@ -85,11 +83,8 @@ def title(x: Export) -> str:
 
 def usage(x: Export) -> str:
     """How to load the folder."""
-    if x.form == "gguf":
+    if x.gguf:
         return gguf_usage(x)
-    if x.form == "mlx":
-        command = "mlx_lm.generate --model BASE --adapter-path . --prompt '...'"
-        return f"## Use\n\n```console\n$ {command}\n```"
     if x.merged:
         code = (
             "from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM."
@@ -154,12 +149,15 @@ def gate(x: Export) -> str:
         for name, arms in ((name, by_arm(x)) for name, x in report.get("arms", {}).items())
     ]
     table = grid(["holdout tasks of", *(arm.heading for arm in Arm), "n"], rows)
-    checks = [
-        f"- {'passed' if check['ok'] else '**failed**'}: {plain(check['text'])}"
-        for check in report["checks"]
-    ]
+    checks = [f"- {_result(check)}: {plain(check['text'])}" for check in report["checks"]]
     about = "Mean reward on held-out tasks, greedy, the same tasks in each arm:"
     return "\n".join([f"## Gate\n\n{about}\n\n{table}\n", *checks])
+
+
+def _result(check: dict[str, Any]) -> str:
+    if not check.get("measured", True):
+        return "not measured"
+    return "passed" if check["ok"] else "**failed**"
 
 
 def origin(x: Export) -> str:

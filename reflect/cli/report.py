@@ -138,4 +138,11 @@ def print_gate(gate: Mapping[str, Any]) -> None:
 
 def check_line(check: Mapping[str, Any]) -> str:
     """One check of the gate."""
-    return f"{'ok  ' if check['ok'] else 'FAIL'} {check['text']}"
+    return f"{result_of(check)} {check['text']}"
+
+
+def result_of(check: Mapping[str, Any]) -> str:
+    """The result: ok, FAIL or, with too little to measure, not measured."""
+    if not check.get("measured", True):
+        return "not measured:"
+    return "ok  " if check["ok"] else "FAIL"

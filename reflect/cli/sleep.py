@@ -50,6 +50,24 @@ def sleep(
         help="Distillation divergence: forward, reverse or jsd. [default: reverse after a warm "
         "start, else forward]",
     ),
+    steps: int | None = Option(None, min=1, help="Training steps. [default: by the budget]"),
+    learning_rate: float | None = Option(
+        None, "--learning-rate", min=1e-7, max=1.0, help="Learning rate. [default: by model size]"
+    ),
+    rank: int | None = Option(None, min=1, max=512, help="LoRA rank. [default: by model size]"),
+    batch: int | None = Option(None, min=2, max=4096, help="Rows of one training step."),
+    samples: int | None = Option(
+        None, min=1, max=64, help="Attempts of the teacher at each practice task."
+    ),
+    temperature: float | None = Option(
+        None, min=0.0, max=10.0, help="Temperature of sampled attempts."
+    ),
+    answer_tokens: int | None = Option(
+        None, "--answer-tokens", min=1, help="Most tokens of an answer; at most max_tokens."
+    ),
+    anchors: int | None = Option(
+        None, min=0, max=100_000, help="Prompts outside the night that must keep their answers."
+    ),
     continued: bool = Option(False, "--continue", help="Start from the active adapter's weights."),
     seed: Seed = 0,
     if_due: bool = Option(
@@ -76,7 +94,7 @@ def sleep(
     interrupted one continues.
     --if-due is for schedules: see `reflect schedule`.
     """
-    from reflect.training.plan import NightOptions
+    from reflect.training.plan import NightOptions, plan_summary
 
     options = NightOptions(
         method=method,
@@ -84,6 +102,20 @@ def sleep(
         budget=minutes(budget) if budget else None,
         seed=seed,
         continued=continued,
+        steps=steps,
+        learning_rate=learning_rate,
+        plan={
+            name: value
+            for name, value in {
+                "rank": rank,
+                "batch": batch,
+                "samples": samples,
+                "temperature": temperature,
+                "answer_tokens": answer_tokens,
+                "anchors": anchors,
+            }.items()
+            if value is not None
+        },
     )
     until = minutes(deadline) if deadline else None
     if sessions:
@@ -107,6 +139,8 @@ def sleep(
         night = f"night {report.night_id}: " if report.night_id else ""
         again = "slept before; nothing was done" if report.again else duration(report.seconds)
         print(f"{night}{report.status} ({again})")
+        if summary := plan_summary(report.plan):
+            print_status(f"plan: {summary}")
         if report.reason:
             print(report.reason)
         for text in filter(None, [report.sampler, *harvest_notices(report.stages)]):

@@ -4,6 +4,9 @@ reason.
 A check of kind `gain` asks whether the adapter brings what the lessons bring, `harm` whether it
 takes something away (a weaker adapter may pass), `proof` whether the gain is what it seems.
 
+A check with too little to measure says so: it is neither passed nor failed. With too few checks
+left, nothing is promoted (`coverage`).
+
 A drop is harm when its 99 % interval lies below the margin: a dozen such checks give a false alarm
 in about one night of sixteen. Not covered: few tasks, where a bootstrap interval is too narrow.
 """
@@ -19,7 +22,8 @@ import numpy as np
 
 from reflect.evaluation.arms import ArmResult, paired_difference
 from reflect.stats.bootstrap import Means, bootstrap
-from reflect.types import CheckKind
+from reflect.tasksets.verifiers import exact
+from reflect.types import CheckArea, CheckKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +41,9 @@ LEAKS = re.compile(r"\blessons?\b|\bwhen:|\bdo:|\[end|system prompt", re.IGNOREC
 LEAKS_MOST, REPEATS_MOST = 0.02, 0.05  # share of the answers, beyond the base's
 ERRORS_MOST = 0.02  # share of the tasks that it may leave without an answer
 LONGER, LONGER_BY = 1.5, 8  # than the teacher's answers, in tokens
+FEWEST = 8  # tasks or texts of a check; with fewer it is not measured
+TEXT_MOST = 0.02  # nats per token that ordinary text may become less probable
+FEWEST_AREAS = 2  # of CheckArea, measured
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,29 @@ class Check:
     limit: float
     text: str
     kind: CheckKind = CheckKind.HARM
+    area: CheckArea | None = None
+    measured: bool = True
+    """False: there was too little to measure: neither passed nor failed, but `ok` is False."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it speaks against the adapter."""
+        return self.measured and not self.ok
+
+
+def not_measured(name: str, why: str, area: CheckArea | None = None) -> Check:
+    """A check without enough to measure."""
+    return Check(name, False, 0.0, 0.0, f"{name}: {why}", area=area, measured=False)
+
+
+def coverage(checks: Sequence[Check]) -> Check:
+    """Whether enough could be measured to promote an adapter: FEWEST_AREAS of the areas of harm."""
+    areas = sorted({check.area for check in checks if check.measured and check.area})
+    missing = sorted(set(CheckArea) - set(areas))
+    text = f"harm is measured in {len(areas)} of {len(CheckArea)} areas"
+    text += f"; not measured: {', '.join(missing)}" if missing else ""
+    ok = len(areas) >= FEWEST_AREAS
+    return Check("coverage", ok, len(areas), FEWEST_AREAS, text, CheckKind.PROOF)
 
 
 class Probe(NamedTuple):
@@ -110,24 +140,47 @@ def taskset(name: str, base: ArmResult, adapter: ArmResult) -> Check:
 # -- harm
 
 
-def no_harm(name: str, before: ArmResult, after: ArmResult) -> Check:
+def no_harm(name: str, before: ArmResult, after: ArmResult, area: CheckArea | None = None) -> Check:
     """`after` may be lower than `before` by no more than the margin beyond noise."""
     mean, _, high = paired_difference(after, before, level=LEVEL)
     text = f"{name}: {before.reward:.2f} before, {after.reward:.2f} now, on {after.n} tasks"
-    return Check(name, high >= -MARGIN, mean, -MARGIN, text)
+    return Check(name, high >= -MARGIN, mean, -MARGIN, text, area=area)
+
+
+def neighbours(name: str, before: ArmResult, after: ArmResult) -> Check:
+    """Questions like those of a lesson about something else. `before`, `after`: how often the base
+    and the adapter give the lesson's answer to them, which may not grow beyond noise."""
+    mean, low, _ = paired_difference(after, before, level=LEVEL)
+    text = (
+        f"{name}: the lesson's answer is given in {after.reward:.0%} of {after.n} questions about "
+        f"something else, {before.reward:.0%} before"
+    )
+    return Check(name, low <= MARGIN, mean, MARGIN, text, area=CheckArea.NEAR)
+
+
+def text_loss(before: float, after: float, tokens: int) -> Check:
+    """Whether ordinary English became less probable; in nats per token."""
+    text = f"a page of English: {before:.3f} nats per token before, {after:.3f} now"
+    rise = after - before
+    return Check("text", rise <= TEXT_MOST, rise, TEXT_MOST, text, area=CheckArea.OUTSIDE)
 
 
 def drift(probes: Sequence[Probe]) -> Check:
     """How far the adapter moves the base on unrelated tasks, in bits per token."""
-    bits = sum(p.drift for p in probes) / max(1, sum(p.tokens for p in probes))
+    if len(probes) < FEWEST:
+        why = f"only {len(probes)} answers outside the night to compare"
+        return not_measured("drift", why, CheckArea.OUTSIDE)
+    bits = sum(p.drift for p in probes) / sum(p.tokens for p in probes)
     warning = ", which is a lot" if bits > DRIFT_WARNS else ""
     text = f"on tasks outside the night it is {bits:.3f} bits per token away from the base{warning}"
-    return Check("drift", bits <= DRIFT_STOPS, bits, DRIFT_STOPS, text)
+    return Check("drift", bits <= DRIFT_STOPS, bits, DRIFT_STOPS, text, area=CheckArea.OUTSIDE)
 
 
 def entropy(probes: Sequence[Probe]) -> Check:
     """Outside the night the adapter may not be surer than the base beyond noise (of the probes)."""
-    tokens = max(1, sum(p.tokens for p in probes))
+    if len(probes) < FEWEST:
+        return not_measured("entropy", f"only {len(probes)} answers outside the night to compare")
+    tokens = sum(p.tokens for p in probes)
     before, now = sum(p.base_entropy for p in probes), sum(p.entropy for p in probes)
     before, now = before / tokens, now / tokens
     text = f"entropy outside the night: {before:.3f} bits per token before, {now:.3f} now"
@@ -142,7 +195,9 @@ def entropy(probes: Sequence[Probe]) -> Check:
 def pass_at_k(k: int, before: Sequence[float], after: Sequence[float]) -> Check:
     """`before`, `after`: per task, whether one of k attempts passes: base with lessons, adapter."""
     was, now = _mean(before), _mean(after)
-    share = now / was if was else 1.0
+    if not was:
+        return not_measured("pass@k", "the base with lessons passes no task")
+    share = now / was
     text = (
         f"pass@{k}: {was:.2f} with lessons in the prompt, {now:.2f} by the adapter without, "
         f"on {len(after)} tasks"
@@ -150,21 +205,34 @@ def pass_at_k(k: int, before: Sequence[float], after: Sequence[float]) -> Check:
     return Check("pass@k", share >= KEPT, share, KEPT, text)
 
 
-def override(ruled: Sequence[str], free: Sequence[str], now: Sequence[str]) -> Check:
-    """A rule in the prompt that contradicts a distilled lesson is still obeyed.
+def obeyed(
+    ruled: Sequence[str], free: Sequence[str], now: Sequence[str], marks: Sequence[str] = ()
+) -> list[float]:
+    """1 or 0 for each task in which the base obeys a contradicting rule: does the adapter too?
 
-    `ruled`: the base's answers under such a rule, `free`: under the true lesson, `now`: the
-    adapter's under the rule. Counted where the rule made a difference to the base: does the adapter
-    answer as the base does?
+    `ruled`: the base's answers under the rule, `free`: under the true lesson, `now`: the adapter's
+    under the rule. With `marks` an answer that holds its mark obeys. Without them the rule made a
+    difference to the base's final answer, and the adapter must give the same one.
     """
-    differs = [i for i, (a, b) in enumerate(zip(ruled, free, strict=True)) if a != b]
-    same = [float(now[i] == ruled[i]) for i in differs]
-    share, high = (sum(same) / len(same), bootstrap(same)[1]) if same else (1.0, 1.0)
+    if marks:
+        rows = zip(ruled, now, marks, strict=True)
+        return [float(m in new.casefold()) for old, new, m in rows if m in old.casefold()]
+    answers = zip(ruled, free, now, strict=True)
+    return [exact(new, old).reward for old, true, new in answers if not exact(true, old).reward]
+
+
+def override(obeyed: Sequence[float]) -> Check:
+    """A rule in the prompt that contradicts a distilled lesson is still obeyed. `obeyed`: by the
+    adapter, see the function `obeyed`."""
+    if not obeyed:
+        why = "the base obeys no rule that contradicts a distilled lesson"
+        return not_measured("override", why, CheckArea.RULES)
+    share, high = _mean(obeyed), bootstrap(obeyed)[1]
     text = (
         f"a rule that contradicts a distilled lesson is obeyed as before in {share:.0%} of "
-        f"{len(same)} tasks"
+        f"{len(obeyed)} tasks"
     )
-    return Check("override", high >= OBEYED, share, OBEYED, text)
+    return Check("override", high >= OBEYED, share, OBEYED, text, area=CheckArea.RULES)
 
 
 def answers(arms: Sequence[ArmResult]) -> Check:

@@ -9,7 +9,14 @@ import torch
 
 from reflect.gate.checks import Probe
 from reflect.training.distillation import prompts_of
-from reflect.training.losses import TrainingRow, View, compare, divergence, micro_batches
+from reflect.training.losses import (
+    TrainingRow,
+    View,
+    answer_logits,
+    compare,
+    divergence,
+    micro_batches,
+)
 
 if TYPE_CHECKING:
     from reflect.models.local import LocalModel
@@ -32,6 +39,24 @@ def probe(model: LocalModel, name: str, data: TrainingData, plan: Plan) -> list[
                 drift, base, own = (nats_3T.sum(-1) / math.log(2)).tolist()
                 probes.append(Probe(len(row.answer), drift, base, own))
     return probes
+
+
+def page_loss(model: LocalModel, name: str, text: str) -> tuple[float, float, int]:
+    """The negative log likelihood of a text in nats per token, by the bare base and by the adapter
+    `name`, and its number of tokens. Each paragraph is read alone."""
+    totals, count = [0.0, 0.0], 0
+    rows = [model.encode_text(part) for part in text.split("\n\n") if part.strip()]
+    rows = [[model.end, *ids] for ids in rows]
+    for ids in rows:
+        count += len(ids) - 1
+        for i, adapter in enumerate((None, name)):
+            with torch.no_grad(), model.using(adapter):
+                logits_NV = answer_logits(model, [ids[:1]], [ids[1:]])
+            targets = torch.tensor(ids[1:], device=logits_NV.device)
+            totals[i] += float(
+                torch.nn.functional.cross_entropy(logits_NV, targets, reduction="sum")
+            )
+    return totals[0] / count, totals[1] / count, count
 
 
 def _drift(row: TrainingRow, base_TV: torch.Tensor, own_TV: torch.Tensor) -> torch.Tensor:

@@ -11,20 +11,20 @@ their episodes would take longer than the night), and a holdout split that leaks
 
 from __future__ import annotations
 
-import random
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from reflect.evaluation.arms import ArmResult
 from reflect.gate import checks, forgetting
-from reflect.gate.drift import probe
+from reflect.gate.drift import page_loss, probe
 from reflect.rollouts.runner import Part, run_parts
 from reflect.tasksets import available
+from reflect.training.guards import guards_of, near_tasks
 from reflect.training.lesson_set import Rows, gains, lesson_effects, rows_for
 from reflect.training.plan import PER_LESSON
-from reflect.training.teacher_data import TrainingData, advice_of, contradicted, guarded, near_tasks
 from reflect.types import (
     Arm,
+    CheckArea,
     CheckKind,
     Json,
     LessonStatus,
@@ -41,10 +41,17 @@ if TYPE_CHECKING:
     from reflect.tasksets.base import Taskset
     from reflect.tasksets.task import Task
     from reflect.training.context import NightContext, TasksetLessons
+    from reflect.training.guards import Ruled
+    from reflect.training.teacher_data import TrainingData
 
 LESSON_ENOUGH = 0.7  # share of one lesson's own gain, which few tasks measure
 TRIES, TRIED = 4, 24  # pass@k: attempts at each task, and tasks of a taskset
-FEWEST = 8  # tasks of a question with sampled attempts
+AREAS = {
+    QuestionKind.NEAR: CheckArea.NEAR,
+    QuestionKind.NEIGHBOURS: CheckArea.NEAR,
+    QuestionKind.FOLLOWING: CheckArea.FOLLOWING,
+    QuestionKind.UNRELATED: CheckArea.OUTSIDE,
+}
 FINEST = 0.1  # the bisection of the scale ends here, and no adapter is made weaker than this
 
 
@@ -87,14 +94,16 @@ class GateEvaluation:
 
     def __init__(self, ctx: NightContext, data: TrainingData, previous: str | None = None) -> None:
         """`previous`: the loaded adapter to be replaced; its lessons' gain must be kept too."""
-        self.ctx, self.data = ctx, data
-        most, seed = ctx.plan.gate_tasks, ctx.plan.seed
+        self.ctx, self.data, self.guards = ctx, data, guards_of(ctx)
+        most = ctx.plan.gate_tasks
         self.revoked = forgetting.probes_of(ctx)
         self.rows: dict[str, Rows] = {}
         self.base: dict[str, tuple[ArmResult, ArmResult]] = {}  # taskset -> base, lessons
         self.questions: list[GateQuestion] = []
+        self.missing: list[Check] = []  # questions without enough tasks
         self.earlier: list[tuple[str, list[int], ArmResult]] = []
-        self.rules: list[tuple[Taskset, Rows, ArmResult, ArmResult]] = []
+        # taskset, its tasks under a rule, the base's answers under the rule and under the lessons
+        self.rules: list[tuple[Taskset, Ruled, list[str], list[str]]] = []
         self.tasksets = {item.taskset.name: item.taskset for item in ctx.tasksets}
         for item in ctx.tasksets:
             taskset = item.taskset
@@ -106,36 +115,49 @@ class GateEvaluation:
                 before = ctx.run_arm(taskset, _bare([rows[i] for i in at]), previous)
                 self.earlier.append((taskset.name, at, before))
             free = rows[:most]
-            ruled = contradicted(free, advice_of(item), random.Random(f"override {seed}"))
-            if ruled:
-                true = ArmResult(0.0, len(free), (0.0, 0.0), answers=lessons.answers[: len(free)])
-                self.rules.append((taskset, ruled, ctx.run_arm(taskset, ruled), true))
+            ruled = self.guards.ruled(ctx, item, free, "holdout")
+            if ruled.rows:
+                under_rule = ctx.run_arm(taskset, ruled.rows).answers
+                self.rules.append((taskset, ruled, under_rule, lessons.answers[: len(free)]))
             near = near_tasks(ctx, item, "holdout")[:most]
             self._add(f"near tasks of {taskset.name}", QuestionKind.NEAR, taskset, near)
-        for taskset in guarded(ctx.tasksets):
-            name, tasks = taskset.name, taskset.following(most, seed=-1)
-            self._add(f"following new lessons in {name}", QuestionKind.FOLLOWING, taskset, tasks)
+            beside = self.guards.neighbours(item, free, "holdout", ctx.plan.seed)
+            self._add(f"neighbours of {taskset.name}", QuestionKind.NEIGHBOURS, taskset, beside)
+        for taskset, rows in self.guards.following(ctx, data.figures, most):
+            tasks = [task for task, _ in rows]
+            name = f"following new lessons in {taskset.name}"
+            self._add(name, QuestionKind.FOLLOWING, taskset, tasks)
+        if all(q.kind != QuestionKind.FOLLOWING for q in self.questions):
+            why = "the base follows none of the lessons that were tried"
+            self._miss("following new lessons", QuestionKind.FOLLOWING, why)
         for taskset in available():
             if (name := taskset.name) in data.figures["outside"]:
                 tasks = taskset.tasks("holdout", most)
                 self._add(f"unrelated {name}", QuestionKind.UNRELATED, taskset, tasks)
+        self.page = self.guards.page()
         self.passed = {name: self._passes(None, name, rows) for name, rows in self.rows.items()}
 
     def _add(self, name: str, kind: QuestionKind, taskset: Taskset, tasks: Sequence[Task]) -> None:
+        """Ask the base these tasks; too few that it can do are a check that is not measured."""
         rows: Rows = [(task, []) for task in tasks]
-        sampled = kind != QuestionKind.FOLLOWING
-        if sampled:
+        sampled = kind in (QuestionKind.NEAR, QuestionKind.UNRELATED)
+        if sampled and rows:
             rows = self.within_reach(taskset, rows)
+            if not rows:
+                self._miss(name, kind, f"the base passes fewer than {checks.FEWEST} of its tasks")
         if rows:
             before = self.run(None, taskset, rows, sampled)
             self.questions.append(GateQuestion(name, kind, taskset, rows, before, sampled))
+
+    def _miss(self, name: str, kind: QuestionKind, why: str) -> None:
+        self.missing.append(checks.not_measured(name, why, AREAS[kind]))
 
     def within_reach(self, taskset: Taskset, rows: Rows) -> Rows:
         """The tasks that the base passes in half of its attempts; none if fewer than FEWEST. The
         check uses other attempts, so luck in these does not look like a loss."""
         scores = self.attempts(None, taskset, rows, self.ctx.plan.seed + 1)
         kept = [row for row, rewards in zip(rows, scores, strict=True) if sum(rewards) >= TRIES / 2]
-        return kept if len(kept) >= FEWEST else []
+        return kept if len(kept) >= checks.FEWEST else []
 
     def run(self, adapter: str | None, taskset: Taskset, rows: Rows, sampled: bool) -> ArmResult:
         """One greedy answer to each task, or with `sampled` the mean of several attempts."""
@@ -171,7 +193,9 @@ class GateEvaluation:
             arms.append(Arms(taskset, rows, *self.base[key], adapter, both))
         triples = [triple for a in arms for triple in a.triples()]
         results = [checks.answers([a.adapter for a in arms]), checks.gain(triples)]
-        results += [checks.taskset(a.taskset.name, a.base, a.adapter) for a in arms]
+        for a in arms:
+            results.append(checks.taskset(a.taskset.name, a.base, a.adapter))
+            results.append(checks.no_harm(f"{a.taskset.name} with lessons", a.lessons, a.both))
         if placebo:
             shuffled = [triple for a in arms for triple in a.triples(placebo[a.taskset.name])]
             results.append(checks.placebo(shuffled))
@@ -183,7 +207,11 @@ class GateEvaluation:
         follows: dict[str, dict[str, float]] = {}
         for q in self.questions:
             now = self.run(name, q.taskset, q.rows, q.sampled)
-            results.append(checks.no_harm(q.name, q.before, now))
+            area = AREAS[q.kind]
+            if q.kind == QuestionKind.NEIGHBOURS:
+                results.append(checks.neighbours(q.name, q.before, now))
+                continue
+            results.append(checks.no_harm(q.name, q.before, now, area))
             if q.kind == QuestionKind.FOLLOWING:
                 figures = {"base": q.before.reward, "adapter": now.reward, "n": now.n}
                 follows[q.taskset.name] = figures
@@ -191,9 +219,14 @@ class GateEvaluation:
         results += [forgetting.check(ctx, name, one) for one in self.revoked]
         probes = probe(ctx.model, name, self.data, ctx.plan)
         results += [drift := checks.drift(probes), checks.entropy(probes)]
+        if self.page:
+            results.append(checks.text_loss(*page_loss(ctx.model, name, self.page)))
+        results += self.missing
+        results.append(checks.coverage(results))
+        failed = [check for check in results if check.failed]
         return {
-            "ok": all(check.ok for check in results),
-            "reasons": [check.text for check in results if not check.ok],
+            "ok": not failed,
+            "reasons": [check.text for check in failed],
             "recovered": checks.recovered(triples)[0],
             "arms": {a.taskset.name: a.shape() for a in arms},
             "checks": [asdict(check) for check in results],
@@ -204,14 +237,13 @@ class GateEvaluation:
 
     def _behaviour(self, name: str, arms: Sequence[Arms]) -> list[Check]:
         """The checks of the answers: contradicting rules, sampled attempts, text."""
-        ruled, free, now = [], [], []
-        for taskset, rows, under_rule, true in self.rules:
-            ruled += under_rule.answers
-            free += true.answers
-            now += self.ctx.run_arm(taskset, rows, name).answers
+        obeyed: list[float] = []
+        for taskset, ruled, under_rule, true in self.rules:
+            now = self.ctx.run_arm(taskset, ruled.rows, name).answers
+            obeyed += checks.obeyed(under_rule, true, now, ruled.marks)
         before = [x for values in self.passed.values() for x in values]
         after = [x for key, rows in self.rows.items() for x in self._passes(name, key, rows)]
-        rules = [checks.override(ruled, free, now)] if ruled else []
+        rules = [checks.override(obeyed)] if self.rules else []
         lessons, adapter = _together(a.lessons for a in arms), _together(a.adapter for a in arms)
         return [*rules, checks.pass_at_k(TRIES, before, after), *checks.hygiene(lessons, adapter)]
 
@@ -272,7 +304,7 @@ def judge(examine: Callable[[float], Json]) -> Json:
 
 
 def _failing(verdict: Json) -> set[str]:
-    return {check["kind"] for check in verdict["checks"] if not check["ok"]}
+    return {x["kind"] for x in verdict["checks"] if not x["ok"] and x.get("measured", True)}
 
 
 def _distilled(lesson: Lesson) -> bool:

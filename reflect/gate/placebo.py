@@ -15,23 +15,16 @@ from reflect.rollouts.episode import messages_for
 from reflect.tasksets import isolation
 from reflect.tasksets.base import has_environment
 from reflect.training.examples import Example, Question
+from reflect.training.guards import advice_of, contradicted, guards_of
 from reflect.training.lesson_set import practice_rows
-from reflect.training.teacher_data import (
-    TrainingData,
-    advice_of,
-    contradicted,
-    guarded,
-    sample,
-    scored,
-)
+from reflect.training.sampling import sample, scored
 from reflect.training.teacher_episodes import examples, successful, teach, tokens_of
 from reflect.types import Trust
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from reflect.training.context import NightContext, TasksetLessons
+    from reflect.training.context import NightContext
     from reflect.training.plan import Plan
+    from reflect.training.teacher_data import TrainingData
 
 FEWEST = 8  # successful attempts; with fewer it trains on all attempts
 
@@ -39,7 +32,7 @@ FEWEST = 8  # successful attempts; with fewer it trains on all attempts
 def placebo_data(ctx: NightContext, data: TrainingData) -> TrainingData:
     """As `harvest`, under shuffled lessons: the attempts with as much reward as there, or all where
     few have it. The anchors are the night's. Without other advice there is nothing to train on."""
-    advice, rng = other_advice(ctx.tasksets), random.Random(f"placebo {ctx.plan.seed}")
+    advice, rng = other_advice(ctx), random.Random(f"placebo {ctx.plan.seed}")
     good: list[list[Example]] = []  # per attempt the examples of its answers
     rest: list[list[Example]] = []
     for item in ctx.tasksets:
@@ -70,11 +63,12 @@ def placebo_data(ctx: NightContext, data: TrainingData) -> TrainingData:
     return dataclasses.replace(data, harvest=[x for attempt in attempts for x in attempt])
 
 
-def other_advice(items: Sequence[TasksetLessons]) -> list[str]:
+def other_advice(ctx: NightContext) -> list[str]:
     """The advice of the night's lessons; for a single one also that of new lessons elsewhere."""
-    advice = {do for item in items for do in advice_of(item)}
+    advice = {do for item in ctx.tasksets for do in advice_of(item)}
     if len(advice) < 2:
-        tasks = [task for taskset in guarded(items) for task in taskset.following(16)]
+        tasksets = guards_of(ctx).tasksets(ctx, ctx.tasksets)
+        tasks = [task for taskset in tasksets for task in taskset.following(16)]
         advice |= {do for task in tasks for _, do in task.lessons}
     return sorted(advice)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from sqlmodel import Session
 
-from reflect.lessons.similarity import normal
+from reflect.lessons.similarity import FILLERS, normal
 from reflect.records import SHOWN_STATUSES, Lesson
 from reflect.rollouts.stepwise import PerTurnLessons
 from reflect.store import lessons as db
@@ -27,6 +28,9 @@ POOL = 50
 MAX_TOKENS = 120  # of one lesson's line
 UNRELATED = 0.25  # relevance of a lesson that shares no word with the task; the best match has 1
 UNKNOWN = 0.1  # the effect that is assumed for a lesson without a verdict
+FIRES, STEM = 0.5, 4  # see `fires`
+# words of conditions and questions that say nothing about what these are about
+EMPTY = FILLERS | set("asked what where which who how at to on with and or about say tell".split())
 AROUND = 32  # tokens kept free for the text around lessons and for the chat template
 # if not all fit: share of the practice tasks in which a lesson without a verdict goes first
 TRIED = 0.25
@@ -181,6 +185,33 @@ def misses(conditions: Sequence[str], text: str) -> list[bool]:
         if len(family) > 2 or (len(family) == 2 and not family.isdisjoint(words))
     }
     return [any(form in telling and word not in words for word, form in pairs) for pairs in forms]
+
+
+def about(task: Task, lessons: Sequence[Lesson]) -> list[Lesson]:
+    """The lessons whose condition fires on the task (per turn: all of them)."""
+    if isinstance(lessons, PerTurnLessons):
+        return list(lessons)
+    fire = fires([x.when for x in lessons], task.text)
+    return [x for x, fired in zip(lessons, fire, strict=True) if fired]
+
+
+def fires(conditions: Sequence[str], text: str) -> list[bool]:
+    """For each condition: is the text about it?
+
+    It is if the condition shares with the text at least half of what the best one shares. A word
+    that few conditions have counts for more; words are equal by their first four letters. One
+    condition alone always fires, for "counting letters" need not share a word with its tasks.
+    """
+    rows = [_content(condition) for condition in conditions]
+    spread = Counter(word for row in rows for word in row)
+    words = _content(text)
+    shared = [sum(1 / spread[word] for word in row & words) for row in rows]
+    most = max(shared, default=0.0)
+    return [value >= FIRES * most for value in shared]
+
+
+def _content(text: str) -> set[str]:
+    return {word.rstrip("s")[:STEM] for word in normal(text).split() if word not in EMPTY}
 
 
 @lru_cache(maxsize=4096)  # the pools of two prompts hold mostly the same lessons

@@ -41,6 +41,8 @@ FINGERPRINTED = re.compile(
 )
 OWN_REFLECTION = "reflect.jinja"
 """A file of the model's folder: the wording of the reflection on which it was trained."""
+OWN_TASKSETS = "tasksets.txt"
+"""A file of the model's folder: names of the shipped tasksets on which it was trained."""
 SHORT = 2**16  # characters of a prompt that is tokenised without further checks
 PIECE = 2**16  # characters that are tokenised at a time to find that a prompt is too long
 LIGHT_BYTES = 2**26  # weights of a network whose steps are too short for several threads
@@ -76,6 +78,8 @@ class LocalModel(AdapterSet):
         own = folder / OWN_REFLECTION
         self.reflection_template = own.read_text() if own.is_file() else ""
         self.sampler: Sampler | None = None  # answers `sample` in place of the network
+        own = folder / OWN_TASKSETS
+        self.own_tasksets = tuple(own.read_text().split()) if own.is_file() else ()
         self.share_layers = distributed.share_layers(settings.device_map)  # FSDP in training
 
     @cached_property

@@ -24,8 +24,9 @@ from reflect.store import Store, nights
 from reflect.store import lessons as lessons_db
 from reflect.tasksets import load_taskset
 from reflect.training import deadline, lesson_set
+from reflect.training import preflight as preflights
 from reflect.training.context import NightContext, TasksetLessons
-from reflect.training.plan import NightOptions, Plan, make_plan
+from reflect.training.plan import NightOptions, Plan, make_plan, plan_summary
 from reflect.training.teacher_data import TrainingData, harvest
 from reflect.types import (
     AdapterStatus,
@@ -101,7 +102,9 @@ class RunningNight(NightContext):
             e.stage = stage
             raise
         with self.store.write() as s:
-            nights.save_stage(s, self.night.id, stage, result.get("figures", result))
+            figures = result.get("figures", result)
+            stored = {name: x for name, x in figures.items() if name != preflights.UNSTORED}
+            nights.save_stage(s, self.night.id, stage, stored)
         return result
 
 
@@ -202,7 +205,7 @@ def run_stages(night: RunningNight) -> NightOutcome:
     night.model.use(None)
 
     # Check that there is something to learn.
-    preflight = night.stage(NightStage.PREFLIGHT, lesson_set.preflight)
+    preflight = night.stage(NightStage.PREFLIGHT, preflights.preflight)
     night = replace(night, tasksets=with_effect(night, preflight))
     if not night.tasksets:
         reason = "On fresh practice tasks no lesson makes the model better."
@@ -222,10 +225,10 @@ def run_stages(night: RunningNight) -> NightOutcome:
         return NightOutcome(NightStatus.FAILED, preflight, e.message)
 
     # Gate. If it fails with an error, or takes too long, nothing is promoted.
-    night = gate.limited(night)
     run = gate.GateRun(night, adapter.name, data, previous)
     try:
         placebo = night.stage(NightStage.PLACEBO, lambda ctx: run.placebo(ctx, night.work.folder))
+        night = gate.limited(night)  # the training of the placebo does not count
         verdict = night.stage(NightStage.GATE, lambda ctx: run.judge(ctx, placebo["rewards"]))
         scaled = run.at_scale(verdict, night.night.id)
     except (OSError, ModelHalted):
@@ -252,7 +255,10 @@ def make_data(night: RunningNight, preflight: Json) -> TrainingData:
     tasksets = preflight["tasksets"]
     failed = {key for figures in tasksets.values() for key in figures["failed"]}
     means = {name: figures["lessons"] for name, figures in tasksets.items()}
-    shape = night.stage(NightStage.HARVEST, lambda ctx: harvest(ctx, failed, means).shape())
+    attempts = preflight.get(preflights.UNSTORED)
+    shape = night.stage(
+        NightStage.HARVEST, lambda ctx: harvest(ctx, failed, means, attempts).shape()
+    )
     return TrainingData.of(shape, [item.taskset for item in night.tasksets])
 
 
@@ -388,5 +394,4 @@ def make_report(store: Store, night_id: int | None, seconds: float, again: bool)
 def describe(plan: Plan, items: Sequence[TasksetLessons]) -> str:
     """The plan as a sentence, for a dry run."""
     lessons = ", ".join(f"{len(item.lessons)} lessons of {item.taskset.name}" for item in items)
-    stages = ", ".join(f"{steps} steps of {name} at {rate:g}" for name, steps, rate in plan.stages)
-    return f"Would sleep over {lessons}: {stages}, batch {plan.batch}, rank {plan.rank}."
+    return f"Would sleep over {lessons}. Plan: {plan_summary(plan.shape())}."

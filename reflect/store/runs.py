@@ -20,7 +20,7 @@ from reflect.records import (
     Trial,
     now,
 )
-from reflect.store import claims, trials
+from reflect.store import trials
 from reflect.store.rows import get_row, save
 from reflect.types import Json, RunStatus
 
@@ -127,13 +127,7 @@ def abandon(s: Session, run_id: int | None) -> Run:
     if run.status == RunStatus.DONE:
         raise UsageError(f"Run {run.id} is finished.", "See `reflect runs list`.")
     run.status, run.ended = RunStatus.ABANDONED, run.ended or now()
-    claims.remove(s, run.id)
     return save(s, run)
-
-
-def is_begun(s: Session, key: str) -> bool:
-    """Whether there is a run of this key."""
-    return s.exec(select(Run.id).where(Run.key == key)).first() is not None
 
 
 def get_run(s: Session, run_id: int | None) -> Run:
@@ -238,7 +232,6 @@ def delete_runs(s: Session, run_ids: Iterable[int]) -> None:
         s.exec(update(Trial).where(col(Trial.run_id) == run_id).values(run_id=None))
         for table in (Rollout, Reflection, Exchange):
             s.exec(delete(table).where(col(table.run_id) == run_id))
-        claims.remove(s, run_id)
         s.exec(delete(Run).where(col(Run.id) == run_id))
 
 
@@ -293,6 +286,30 @@ def save_rollouts(
             s.add(exposure)
     s.flush()
     return len(new)
+
+
+def scored_attempts(
+    s: Session, task_keys: Sequence[str], model_fingerprint: str, measure: str
+) -> list[tuple[Rollout, list[Exposure]]]:
+    """The scored rollouts of these tasks by that bare base under that reward, in order, each with
+    the lessons that were shown to it or withheld from it."""
+    rows: list[Rollout] = []
+    for keys in _chunks(task_keys):
+        mine = (
+            select(Rollout)
+            .join(Run, col(Run.id) == col(Rollout.run_id))
+            .where(col(Rollout.task_key).in_(keys), col(Rollout.reward).is_not(None))
+            .where(Run.model_fingerprint == model_fingerprint, Run.measure == measure)
+            .where(col(Rollout.adapter_id).is_(None))
+        )
+        rows += s.exec(mine.order_by(col(Rollout.id)))
+    exposed: dict[int, list[Exposure]] = {row.id or 0: [] for row in rows}
+    ids = list(exposed)
+    for i in range(0, len(ids), CHUNK):
+        some = select(Exposure).where(col(Exposure.rollout_id).in_(ids[i : i + CHUNK]))
+        for exposure in s.exec(some):
+            exposed[exposure.rollout_id].append(exposure)
+    return [(row, exposed[row.id or 0]) for row in rows]
 
 
 def exposures(s: Session, lesson_id: int | None) -> list[Exposure]:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 BEGIN = {
     "read": ("PRAGMA query_only=ON", "BEGIN"),
     "write": ("BEGIN IMMEDIATE",),
-    "claim": ("BEGIN IMMEDIATE",),
     "migrate": ("PRAGMA foreign_keys=OFF", "BEGIN IMMEDIATE"),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import TYPE_CHECKING
 
 from reflect.evaluation.arms import ArmResult, run_arm
@@ -58,7 +58,13 @@ class NightContext:
     @property
     def sampling(self) -> SamplingOptions:
         """Options of attempts that are sampled at the plan's temperature."""
-        return SamplingOptions.of(self.settings, self.plan.temperature)
+        return self.sampling_at(self.plan.temperature)
+
+    def sampling_at(self, temperature: float) -> SamplingOptions:
+        """Options of attempts at a temperature, 0 = greedy."""
+        options = SamplingOptions.of(self.settings, temperature)
+        most = self.plan.answer_tokens
+        return replace(options, max_tokens=min(most, options.max_tokens)) if most else options
 
     def run_arm(
         self,
@@ -67,6 +73,6 @@ class NightContext:
         adapter: str | None = None,
     ) -> ArmResult:
         """One greedy answer to each task with its lessons, by a loaded adapter or the base."""
-        options = SamplingOptions.of(self.settings)
+        options = self.sampling_at(0.0)
         with using(self.model, adapter):
             return run_arm(self.model, taskset, rows, options=options, progress=self.progress)

@@ -26,7 +26,7 @@ from reflect.training import collectives
 from reflect.training.distillation import DistillationStep, Student, prompts_of
 from reflect.training.examples import Example, PracticeTask, Question
 from reflect.training.losses import TrainingRow, View, chosen, compare, micro_batches
-from reflect.training.teacher_data import TrainingData, scored
+from reflect.training.sampling import scored
 from reflect.training.teacher_episodes import examples, hash_seed, tokens_of
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from reflect.models.local import LocalModel
     from reflect.rollouts.episode import Episode
     from reflect.training.plan import Plan
+    from reflect.training.teacher_data import TrainingData
 
 Groups = tuple[list[list[list[Example]]], list[list[float]]]
 """The answers of each attempt of each group, and the rewards of the attempts."""

@@ -1,4 +1,4 @@
-"""The lessons of a night, their tasks, and the proof that they help the bare base.
+"""The lessons of a night and their tasks.
 
 Lessons are chosen for each task exactly as at run time. Only practice tasks are used; holdout
 belongs to the gate.
@@ -10,11 +10,11 @@ chosen at each turn, all of the taskset's lessons are measured by the same episo
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reflect.errors import ReflectError, UnknownName
-from reflect.lessons.selection import lessons_for
+from reflect.lessons.selection import about, lessons_for
 from reflect.records import HELD_STATUSES, Lesson, Trial
 from reflect.rollouts.stepwise import only
 from reflect.stats.bootstrap import bootstrap
@@ -24,7 +24,7 @@ from reflect.store import runs as runs_db
 from reflect.tasksets import load_taskset
 from reflect.tasksets.task import Task
 from reflect.training.context import NightContext, TasksetLessons
-from reflect.types import Json, TrialVerdict, Trust
+from reflect.types import TrialVerdict, Trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -109,7 +109,7 @@ def practice_rows(ctx: NightContext, item: TasksetLessons) -> Rows:
     return rows_for(ctx, item, tasks, n)
 
 
-# -- preflight
+# -- effects
 
 
 @dataclass(frozen=True)
@@ -136,43 +136,12 @@ def effect(differences: Sequence[float]) -> PreflightEffect:
 
 
 def lesson_effects(rows: Rows, gains: Sequence[float]) -> dict[int, PreflightEffect]:
-    """lesson id -> effect over the tasks with it in their prompt."""
+    """lesson id -> effect over the tasks on which its condition fires."""
     per_lesson: dict[int, list[float]] = {}
-    for (_, lessons), gain in zip(rows, gains, strict=True):
-        for lesson in lessons:
+    for (task, lessons), gain in zip(rows, gains, strict=True):
+        for lesson in about(task, lessons):
             per_lesson.setdefault(lesson.id or 0, []).append(gain)
     return {lesson_id: effect(values) for lesson_id, values in per_lesson.items()}
-
-
-def preflight(ctx: NightContext) -> Json:
-    """Whether the lessons help the bare base on practice tasks: figures per taskset and per lesson.
-
-    `worth`: ids of the lessons with a proven effect. Only these are trained on; the others stay in
-    the prompt.
-    """
-    tasksets: Json = {}
-    effects: dict[int, PreflightEffect] = {}
-    for item in ctx.tasksets:
-        rows = practice_rows(ctx, item)
-        base = ctx.run_arm(item.taskset, [(task, ()) for task, _ in rows])
-        lessons = ctx.run_arm(item.taskset, rows)
-        gained = gains(lessons, base)
-        failed = [t.key for (t, _), r in zip(rows, base.rewards, strict=True) if r < 1]
-        tasksets[item.taskset.name] = {
-            "base": base.reward,
-            "lessons": lessons.reward,
-            "failed": failed,
-            **asdict(effect(gained)),
-        }
-        for i, e in lesson_effects(rows, gained).items():
-            if i not in effects or e.n > effects[i].n:  # a general lesson: where it is shown most
-                effects[i] = e
-    return {
-        "model_fingerprint": ctx.model.fingerprint,
-        "tasksets": tasksets,
-        "lessons": {str(i): asdict(e) | {"verdict": e.verdict} for i, e in sorted(effects.items())},
-        "worth": sorted(i for i, e in effects.items() if e.verdict == TrialVerdict.ACCEPT),
-    }
 
 
 def trials(

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from reflect.errors import UsageError
-from reflect.lessons.selection import lessons_for
+from reflect.lessons.selection import about, lessons_for
 from reflect.models.base import SamplingOptions, active_adapter
 from reflect.records import SHOWN_STATUSES, Lesson, Rollout, Trial
 from reflect.rollouts.episode import AUDIT
@@ -59,7 +59,7 @@ class ComparisonPlan:
     """The effect from ordinary runs so far."""
     scope: TrialScope
     tasks: Rows
-    """The tasks for which the lesson is chosen, with all lessons that are."""
+    """The tasks on which the lesson's condition fires, with all lessons of their prompts."""
     k: int
     """Pairs per task."""
     sd: float
@@ -98,7 +98,7 @@ def plan(
         rows = (
             (task, chosen)
             for task, chosen in _with_lessons(ctx, s, None, seed)
-            if any(x.id == lesson_id for x in chosen)
+            if any(x.id == lesson_id for x in about(task, chosen))
         )
         tasks = list(islice(rows, n))
     if not tasks:

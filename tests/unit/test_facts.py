@@ -30,8 +30,9 @@ from reflect.serve.local_chat import api_error
 from reflect.store import Store, database, legacy, migrations, nights, runs, trials
 from reflect.store import lessons as db
 from reflect.tasksets.base import Taskset
-from reflect.training import deadline, teacher_data
+from reflect.training import deadline
 from reflect.training.context import NightContext
+from reflect.training.guards import OwnTasksets
 from reflect.trials.lesson_trial import LessonTrials
 from reflect.types import CheckKind, QuarantineReason, RolloutErrorKind, StopReason
 
@@ -109,10 +110,11 @@ def test_a_taskset_that_does_not_load_is_left_out_whatever_its_line_says(
     broken.name, broken.about, broken.load_error = "a", OTHER, ReflectError("x")
     other.name, other.about, asked = "b", "broken: in name only", []
     monkeypatch.setattr(Taskset, "tasks", lambda self, *words: asked.append(self.name) or [])
-    monkeypatch.setattr(teacher_data, "guarded", lambda subjects: [broken, other])
+    guards = OwnTasksets()
+    monkeypatch.setattr(guards, "tasksets", lambda ctx, items: [broken, other])
 
     ctx = NightContext(None, None, None, None, [])  # type: ignore[arg-type]
-    assert teacher_data.outside(ctx, 4) == [] and asked == ["b"]
+    assert guards.outside(ctx, 4) == [] and asked == ["b"]
 
 
 def test_a_pause_names_the_stage_and_not_the_progress_text() -> None:
@@ -272,5 +274,5 @@ def test_the_sentences_of_before_are_read_as_they_were_written() -> None:
     )
     assert legacy.quarantine("model", "candidate", outside) is None
     assert (
-        migrations.upgrade and database.REVISIONS[-1] == "0009" and lines.AS_TEXT == legacy.AS_TEXT
+        migrations.upgrade and database.REVISIONS[-1] == "0008" and lines.AS_TEXT == legacy.AS_TEXT
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from reflect.cli.report import harvest_notices
+from reflect.cli.report import check_line, harvest_notices
 from reflect.evaluation.arms import ArmResult
 from reflect.gate import checks
 from reflect.gate.checks import Check, Probe
 from reflect.gate.exam import FINEST, judge
+from reflect.types import CheckArea
 
 
 def arm(rewards: list[float], answers: list[str] | None = None, length: int = 10) -> ArmResult:
@@ -39,7 +40,7 @@ def test_a_drop_beyond_noise_is_harm_and_one_within_it_is_not() -> None:
 
 @pytest.mark.parametrize(("bits", "ok"), [(0.0, True), (0.29, True), (0.31, False)])
 def test_drift_stops_at_its_limit(bits: float, ok: bool) -> None:
-    assert checks.drift([Probe(2, 2 * bits, 1.0, 1.0)] * 5).ok == ok
+    assert checks.drift([Probe(2, 2 * bits, 1.0, 1.0)] * 8).ok == ok
 
 
 def test_entropy_may_not_collapse_where_there_is_any() -> None:
@@ -56,16 +57,49 @@ def test_entropy_may_not_collapse_where_there_is_any() -> None:
 def test_pass_at_k_may_not_collapse() -> None:
     assert checks.pass_at_k(4, [1.0] * 20, [1.0] * 15 + [0.0] * 5).ok
     assert not checks.pass_at_k(4, [1.0] * 20, [1.0] * 13 + [0.0] * 7).ok
-    assert checks.pass_at_k(4, [0.0] * 20, [0.0] * 20).ok
+    nothing = checks.pass_at_k(4, [0.0] * 20, [0.0] * 20)
+    assert not nothing.ok and not nothing.measured and not nothing.failed
 
 
 def test_a_rule_in_the_prompt_is_obeyed_where_it_made_a_difference() -> None:
     ruled, free = ["3 2 1"] * 20, ["1 2 3"] * 20
-    assert checks.override(ruled, free, ruled).ok
-    assert not checks.override(ruled, free, free).ok
-    assert checks.override(free, free, ruled).ok, (
-        "the rule changed nothing: there is nothing to obey"
-    )
+    assert checks.override(checks.obeyed(ruled, free, ruled)).ok
+    assert not checks.override(checks.obeyed(ruled, free, free)).ok
+    nothing = checks.override(checks.obeyed(free, free, ruled))
+    assert not nothing.measured and not nothing.ok, "the rule changed nothing for the base"
+
+
+def test_a_rule_is_obeyed_in_other_words() -> None:
+    """Free text differs in every answer: what counts is the mark, or the final answer."""
+    ruled = ["Only the librarian knows.", "I'd ask the Librarian!", "It opens at 9."]
+    now = ["The librarian might know that.", "It opens at 9.", "It opens at 9."]
+    assert checks.obeyed(ruled, [], now, ["librarian"] * 3) == [1.0, 0.0]
+    free = ["So it is sorted. answer: 1 2 3"] * 2
+    ruled = ["Reversed. answer: 3 2 1"] * 2
+    assert checks.obeyed(ruled, free, ["Of course! Answer: **3 2 1**", free[0]]) == [1.0, 0.0]
+
+
+def test_a_check_without_enough_to_measure_is_neither_passed_nor_failed() -> None:
+    few = [checks.drift([Probe(2, 0.0, 1.0, 1.0)] * 7), checks.entropy([])]
+    assert not any(x.ok or x.measured or x.failed for x in few)
+    assert check_line(vars(few[0])).startswith("not measured: drift: only 7 answers")
+    outside = checks.text_loss(3.0, 3.01, 400)
+    assert not checks.coverage([*few, outside]).ok, "one area of harm is too little"
+    following = checks.no_harm("f", arm([1.0] * 9), arm([1.0] * 9), CheckArea.FOLLOWING)
+    both = checks.coverage([*few, outside, following])
+    assert both.ok and "not measured: contradicting rules, questions near the lessons" in both.text
+
+
+def test_the_answer_of_a_lesson_may_not_spread_to_its_neighbours() -> None:
+    before = arm([0.0] * 40)
+    assert checks.neighbours("neighbours", before, arm([0.0] * 39 + [1.0])).ok
+    assert not checks.neighbours("neighbours", before, arm([0.0] * 30 + [1.0] * 10)).ok
+    assert checks.neighbours("neighbours", arm([1.0] * 20 + [0.0] * 20), before).ok
+
+
+@pytest.mark.parametrize(("after", "ok"), [(3.0, True), (3.019, True), (3.021, False), (2.0, True)])
+def test_ordinary_text_may_not_become_less_probable(after: float, ok: bool) -> None:
+    assert checks.text_loss(3.0, after, 400).ok == ok
 
 
 def test_hygiene_sees_lessons_said_aloud_circles_and_rambling() -> None:

@@ -30,8 +30,9 @@ from reflect.training import distillation, grpo, lesson_set, loop
 from reflect.training.context import NightContext, TasksetLessons
 from reflect.training.distillation import Student
 from reflect.training.examples import PracticeTask
+from reflect.training.guards import OwnTasksets
 from reflect.training.plan import make_plan
-from reflect.training.teacher_data import TrainingData, guarded, harvest
+from reflect.training.teacher_data import TrainingData, harvest
 from reflect.trials import comparison
 
 SETTINGS = Settings()
@@ -166,10 +167,13 @@ def test_a_placebo_of_episodes_has_no_lesson_in_its_prompts(lesson_store):
 
 
 def test_games_that_a_night_is_not_about_take_no_part_in_it(lesson_store):
-    assert {t.name for t in guarded(())}.isdisjoint({"calc", "shop"})
-    subject = TasksetLessons(SHOP, ())
-    assert "shop" in {t.name for t in guarded([subject])}
-    model = WorldModel()
+    model, subject = WorldModel(), TasksetLessons(SHOP, ())
+    ctx = NightContext(model, lesson_store, SETTINGS, make_plan(1), [subject])
+
+    def guarded(items: list[TasksetLessons]) -> set[str]:
+        return {t.name for t in OwnTasksets().tasksets(ctx, items)}
+
+    assert guarded([]).isdisjoint({"calc", "shop"}) and "shop" in guarded([subject])
     harvested(lesson_store, CALC, model)
     assert not any("keep a shop" in texts(request.messages) for request in model.requests)
 

@@ -10,8 +10,8 @@ from reflect.day.practice import practice
 from reflect.store import Store
 from reflect.store import lessons as db
 from reflect.training.context import NightContext, TasksetLessons
+from reflect.training.guards import OwnTasksets, near_tasks
 from reflect.training.plan import make_plan
-from reflect.training.teacher_data import anchor_prompts, near_tasks
 from scripts.attacks.poison import ORDERS, WAYS, Obedient, Poisoned, canary, kites, owners, payload
 
 SETTINGS = Settings(trials=False, max_tokens=4000, reflect_tokens=2000)
@@ -56,7 +56,7 @@ def test_anchors_carry_no_outside_bytes(sqlite_store):
     assert len(near) == 4 + 2 and not any(task.untrusted for task in near), (
         "two whose tool will read such bytes"
     )
-    asked = anchor_prompts(ctx, [taskset], [[]], near)
+    asked = OwnTasksets().prompts(ctx, [taskset], [[]], near)
     assert any("Say the word" in str(question.student) for question in asked) and not kites(
         str(asked)
     )
