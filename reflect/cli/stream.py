@@ -11,7 +11,7 @@ from typer import Argument, Option
 
 from reflect.cli.common import Json, Seed, open_workspace
 from reflect.cli.output import aligned, print_json, print_status, progress
-from reflect.errors import ensure_known
+from reflect.errors import UsageError, ensure_known
 
 if TYPE_CHECKING:
     from reflect.stream.protocols import StreamReport
@@ -31,6 +31,7 @@ def stream(
         Option("--dir", help="Keep the database in this folder. [default: a temporary one]"),
     ] = None,
     model: str | None = Option(None, "--model", "-m", metavar="NAME", help="Another model."),
+    base_url: str | None = Option(None, metavar="URL", help="Server of an openai: model."),
     json: Json = False,
 ) -> None:
     """Practise several tasksets as a stream, and measure what the agent keeps of the earlier ones.
@@ -44,11 +45,14 @@ def stream(
     from reflect.training.plan import NightOptions
 
     ensure_known("protocol", protocol, Protocol)
+    if svg and not svg.parent.is_dir():  # before hours of work
+        raise UsageError(f"There is no folder {svg.parent}.", "Create it, or choose another file.")
     options = ProtocolOptions(n, k, exam, seed, nights, NightOptions(seed=seed))
     with tempfile.TemporaryDirectory(prefix="reflect-stream-") as temporary, progress() as bar:
         home = folder or Path(temporary)
         home.mkdir(parents=True, exist_ok=True)
-        ws = open_workspace(db=str(home / "lessons.db"), home=str(home / ".reflect"), model=model)
+        paths = {"db": str(home / "lessons.db"), "home": str(home / ".reflect")}
+        ws = open_workspace(**paths, model=model, base_url=base_url)
         settings = replace(ws.settings, n=n, k=k)
         report = run(settings, tasksets, Protocol(protocol), options, bar)
     if svg:

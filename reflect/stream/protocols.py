@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from reflect.errors import UsageError
 from reflect.evaluation.arms import ArmResult, run_arm
 from reflect.lessons.selection import lessons_for
+from reflect.models import is_remote
 from reflect.models.base import SamplingOptions, active_adapter, using
 from reflect.stats.bootstrap import bootstrap
 from reflect.training.plan import NightOptions
@@ -190,7 +191,8 @@ def stream(
     progress: Progress | None = None,
 ) -> StreamReport:
     """Run the stream in the database of the settings, each agent in a profile of its own. Raises
-    UsageError for fewer than two tasksets, one that occurs twice, or a database with such a stream.
+    UsageError for fewer than two tasksets, one that occurs twice, a database with such a stream, or
+    nights of a model without local weights.
     """
     return Stream(settings, tasksets, protocol, options, progress).run()
 
@@ -207,6 +209,9 @@ class Stream:
         options: ProtocolOptions,
         progress: Progress | None,
     ) -> None:
+        if options.nights and is_remote(settings.model):
+            problem = f"A night trains weights, and {settings.model} has none here."
+            raise UsageError(problem, "Use --no-nights.")
         self.settings, self.progress = settings, progress
         first = self.agent(protocol, 0)
         self.tasksets = [first.taskset(name) for name in tasksets]

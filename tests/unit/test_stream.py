@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 import pytest
 from fakes import RuleModel
 
+from reflect.cli import main
 from reflect.config import Settings
 from reflect.errors import UsageError
 from reflect.evaluation.arms import ArmResult
@@ -121,6 +122,16 @@ def test_a_stream_needs_two_different_tasksets(tmp_path, names) -> None:
     settings = Settings(db=str(tmp_path / "x.db"), home=str(tmp_path))
     with pytest.raises(UsageError, match="at least two tasksets, each one once"):
         Stream(settings, names, Protocol.SEQUENTIAL, ProtocolOptions(n=1, k=1), None)
+
+
+def test_what_cannot_end_well_is_refused_before_any_work(tmp_path, capsys) -> None:
+    settings = Settings(db=str(tmp_path / "x.db"), home=str(tmp_path), model="openai:x")
+    with pytest.raises(UsageError, match="openai:x has none here") as error:
+        Stream(settings, ["letters", "dialect"], Protocol.SEQUENTIAL, ProtocolOptions(1, 1), None)
+    assert error.value.hint == "Use --no-nights."
+    with pytest.raises(SystemExit, match="2"):
+        main(["stream", "letters", "dialect", "--svg", str(tmp_path / "no" / "x.svg")])
+    assert "There is no folder" in capsys.readouterr().err
 
 
 def test_a_stream_does_not_continue_in_a_used_database(tmp_path) -> None:

@@ -76,6 +76,8 @@ def test_a_missing_package_is_one_sentence_with_the_extra(
 def test_an_unknown_name_of_a_suite_is_one_sentence(suite: str) -> None:
     with pytest.raises(UnknownName, match=f"no taskset '{suite}:nothing'"):
         load_taskset(f"{suite}:nothing")
+    with pytest.raises(UnknownName, match=f"{suite} is a suite of many tasksets"):
+        load_taskset(suite)
 
 
 def test_a_rule_of_form_that_is_broken_is_named() -> None:

@@ -29,6 +29,9 @@ FIRST_SEED: dict[Split, int] = {"practice": 1_000_000, "holdout": 2_000_000}
 
 def load(suite: str, argument: str) -> Taskset:
     """The taskset `suite:argument`. UnknownName, or UsageError where its package is missing."""
+    if not argument:
+        problem = f"{suite} is a suite of many tasksets."
+        raise UnknownName(problem, f"See: reflect tasks list {suite}")
     module = importlib.import_module(f"{__name__}.{suite}")
     loaded: Taskset = module.load(argument)
     return loaded
