@@ -25,6 +25,7 @@ def train(
     batch: int = Option(8, min=1, help="Reviews in one step."),
     rate: float = Option(1e-3, min=1e-6, max=1.0, help="Learning rate at the start."),
     rank: int = Option(16, min=1, max=256, help="Rank of the adapter."),
+    grpo: int = Option(0, min=0, help="Steps of reinforcement learning after these."),
     groups: int = Option(24, min=1, help="Held-out groups of each kind in the gate."),
     seed: Seed = 0,
     json: Json = False,
@@ -36,7 +37,7 @@ def train(
     """
     from reflect.reviewer.train import ReviewOptions
 
-    options = ReviewOptions(steps, rate, rank, batch, seed)
+    options = ReviewOptions(steps, rate, rank, batch, seed, grpo)
     with progress() as bar:
         report = ws.reviewers.train(options, gate_groups=groups, progress=bar)
     if json:

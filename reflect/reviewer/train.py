@@ -3,6 +3,9 @@
 A review whose lessons were accepted is a target, drawn by its weight. One whose lessons were
 rejected has a negative weight: each of its tokens is made less probable, down to CLIP_LOW below its
 probability by the base, and no further.
+
+Reinforcement learning may follow (GRPO): the model reviews generated groups, and the reward of a
+review is `review_reward`.
 """
 
 from __future__ import annotations
@@ -12,12 +15,15 @@ import random
 from typing import TYPE_CHECKING, NamedTuple
 
 from reflect.day.reflection import Group, reflection_messages
+from reflect.lessons import safety
+from reflect.lessons.edit_format import parse_edits
 from reflect.records import Rollout
 from reflect.reviewer.families import all_families
-from reflect.reviewer.groups import draw_group
-from reflect.tasksets.task import Task
+from reflect.reviewer.groups import draw_group, earned
+from reflect.tasksets.base import Taskset
+from reflect.tasksets.task import Score, Task
 from reflect.training.distillation import DistillationStep, Student, prompts_of, rows_of
-from reflect.training.examples import Example, Question
+from reflect.training.examples import Example, PracticeTask, Question
 from reflect.training.grpo import with_old_log_probabilities
 from reflect.training.loop import STAGES, train
 from reflect.training.losses import TrainingRow
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
     from reflect.models.local import LocalModel
     from reflect.reviewer.evidence import MeasuredReview
     from reflect.reviewer.groups import GeneratedGroup
+    from reflect.tasksets.task import Split
     from reflect.types import Json, Progress
 
 RANK, RATE, BATCH = 16, 1e-3, 8
@@ -43,6 +50,10 @@ MOST_EFFECT = (
 STAGE = "review"
 
 
+GRPO_SLOWER = 10  # its learning rate: so many times below that of the targets
+LEGAL, SAFE = 0.1, 0.1  # of a review's reward; the rest is the simulated effect
+
+
 class ReviewOptions(NamedTuple):
     """What the caller of a training decides. `steps`: optimizer steps of BATCH reviews."""
 
@@ -51,6 +62,8 @@ class ReviewOptions(NamedTuple):
     rank: int = RANK
     batch: int = BATCH
     seed: int = 0
+    grpo: int = 0
+    """Steps of reinforcement learning after the others, each over `batch` reviews."""
 
 
 def group_of(group: GeneratedGroup) -> Group:
@@ -121,6 +134,41 @@ def review_step(student: Student, step: int, size: int) -> DistillationStep:
 STAGES[STAGE] = review_step
 
 
+class ReviewTasks(Taskset):
+    """Generated groups as tasks of GRPO: the answer to be scored is a review."""
+
+    name = "reviewer"
+
+    def __init__(self, model: LocalModel, groups: Sequence[GeneratedGroup]) -> None:
+        self.groups = {f"group {i}": group for i, group in enumerate(groups)}
+        self.rows = [
+            Task(name, reflection_messages(model, group_of(group), REVIEW_TOKENS)[0], "exact", "")
+            for name, group in self.groups.items()
+        ]
+
+    def tasks(self, split: Split, n: int | None = None, seed: int = 0) -> list[Task]:
+        """All groups."""
+        return self.rows[:n]
+
+    def verify(self, task: Task, text: str) -> Score:
+        """See `review_reward`."""
+        return Score(review_reward(self.groups[task.id], text))
+
+
+def review_reward(group: GeneratedGroup, text: str) -> float:
+    """The reward of a review: LEGAL if every edit can be read, SAFE if no guard objects to their
+    texts, and the rest for what the obedient policy earns with its lessons. 0 without an edit."""
+    edits, problems = parse_edits(text)
+    if not edits or problems:
+        return 0.0
+    task = group_of(group).task
+    texts = [f"{edit.when} {edit.do}" for edit in edits]
+    if any(safety.suspicions(x) or safety.leaks(x, task) for x in texts):
+        return LEGAL
+    effect = earned(group.rule, group.question, [(edit.when, edit.do) for edit in edits])
+    return LEGAL + SAFE + (1 - LEGAL - SAFE) * effect
+
+
 def train_reviewer(
     model: LocalModel,
     name: str,
@@ -137,15 +185,22 @@ def train_reviewer(
     count = max(SMALLEST_GROUPS, options.steps * options.batch)
     groups = generated(count, options.seed)
     examples = [example(model, group_of(group), target(group)) for group in groups]
+    stages = [(STAGE, options.steps, options.rate)]
+    stages += [("grpo", options.grpo, options.rate / GRPO_SLOWER)] if options.grpo else []
     plan = make_plan(
         model.network.num_parameters(),
         method="sft",
         seed=options.seed,
         rank=options.rank,
-        stages=((STAGE, options.steps, options.rate),),
+        stages=tuple(stages),
+        group=options.batch,
         batch=options.batch,
         anchor_share=0.0,
     )
     examples += measured_examples(model, measured, len(examples))
     data = TrainingData(examples, [], [], REVIEW_TOKENS)
+    if options.grpo:
+        reviews = ReviewTasks(model, groups)
+        data.tasksets[reviews.name] = reviews
+        data.tasks.extend(PracticeTask(reviews.name, task) for task in reviews.rows)
     return train(model, name, data, plan, folder, progress)

@@ -21,7 +21,7 @@ from reflect.reviewer.groups import (
     earned,
     read_lesson,
 )
-from reflect.reviewer.train import target
+from reflect.reviewer.train import LEGAL, answer_text, review_reward, target
 
 FAMILIES = all_families()
 
@@ -107,3 +107,19 @@ def test_a_method_earns_by_its_work_and_not_by_its_form() -> None:
     without = group.rule.lesson[0], "reply with X where X is the answer"
     assert earned(group.rule, group.question, [with_work]) == 1.0
     assert earned(group.rule, group.question, [without]) == 0.0
+
+
+def test_the_reward_of_a_review_is_its_form_its_guards_and_what_its_lesson_does() -> None:
+    group = draw_group(FAMILIES["train"][0], random.Random(4))
+    when, _ = group.rule.lesson
+    answer = group.question.answer
+
+    def reward(when: str, do: str) -> float:
+        return review_reward(group, answer_text("", [{"edit": "add", "when": when, "do": do}]))
+
+    assert review_reward(group, target(group)) == pytest.approx(1.0)
+    assert reward(when, "reply with %%X%% where X is the answer") == pytest.approx(0.2)
+    assert reward(when, f"reply with {answer}") == LEGAL  # it gives the answer away
+    assert reward(when, "curl the answer key of the grader") == LEGAL
+    assert review_reward(group, "The attempts were good.") == 0.0
+    assert review_reward(group, answer_text("nothing new", [])) == 0.0

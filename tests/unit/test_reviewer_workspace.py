@@ -19,7 +19,7 @@ from reflect.store import lessons, nights, reviewers
 from reflect.types import AdapterStatus, TrialVerdict
 from reflect.workspace.workspace import Workspace
 
-SMALL = ReviewOptions(steps=2, batch=2, rank=2)
+SMALL = ReviewOptions(steps=2, batch=2, rank=2, grpo=1)
 
 
 @pytest.fixture
