@@ -12,6 +12,7 @@ from reflect.day.reflection import (
     prompt_version,
     rewards_differ,
 )
+from reflect.day.report import BY_REVIEWER
 from reflect.day.review import read_answers, review
 from reflect.lessons.apply_edits import Evidence, Outcome, apply_edits
 from reflect.lessons.protection import EditTransaction
@@ -76,7 +77,7 @@ def reflect_on(context: RunContext, groups: Sequence[Group]) -> list[GroupReflec
             prompt_version=prompt_version(model, context.reviewer),
             raw=answer.raw,
             edits=[{"kind": "problem", "outcome": PENDING, "ended": answer.whole}],
-            model=f"{answer.model} with {context.reviewer}" if context.reviewer else answer.model,
+            model=answer.model + (f"{BY_REVIEWER}{context.reviewer}" if context.reviewer else ""),
         )
         fresh.append(GroupReflection(group, row, answer.edits, answer.problems))
     if halted:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from reflect.records import LessonVersion, Reflection, Rollout, Run
     from reflect.tasksets.task import Task
 
+BY_REVIEWER = " with adapter "  # in `Reflection.model`, before the name of a reviewer
 ANSWER = 160  # characters of an unreadable answer
 
 
@@ -112,7 +113,7 @@ def report(
         equal=sum(_is_equal(group) for group in groups.values()),
         cut=sum(row.finish == Finish.LENGTH for row in every),
         reflections_cut=sum(_is_cut(row) for row in reflections),
-        reviewer=str(run.config.get("reviewer", "")),
+        reviewer=", ".join(dict.fromkeys(filter(None, map(_reviewer, reflections)))),
         superseded=list(superseded),
         seconds=seconds,
     )
@@ -122,6 +123,11 @@ def _is_unreadable(reflection: Reflection) -> bool:
     """Its answer has lines, but none that could be read."""
     edits = reflection.edits
     return bool(edits) and all(edit["kind"] == "problem" for edit in edits)
+
+
+def _reviewer(reflection: Reflection) -> str:
+    """The reviewer adapter that reflected, as `reflect.day.learning` records it."""
+    return reflection.model.rpartition(BY_REVIEWER)[2] if BY_REVIEWER in reflection.model else ""
 
 
 def _is_cut(reflection: Reflection) -> bool:

@@ -68,7 +68,7 @@ def test_a_run_reflects_by_the_promoted_reviewer_and_answers_by_the_base(
     with ws.store.read() as s:
         rows = list(s.exec(select(Reflection)))
         assert rows
-        assert {row.model for row in rows} == {"pocket with reviewer-a"}
+        assert {row.model for row in rows} == {"pocket with adapter reviewer-a"}
     assert ws.model.active is None  # type: ignore[attr-defined]
     db = ["--db", ws.settings.db]
     with pytest.raises(SystemExit):
