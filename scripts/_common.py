@@ -129,6 +129,11 @@ def llama_cpp() -> Path:
     return own_python("llama-cpp", ["llama-cpp-python>=0.3.36,<0.4"])
 
 
+def mlx_lm() -> Path:
+    """An interpreter with mlx_lm, on the processor."""
+    return own_python("mlx", ["mlx", "mlx-cpu", "mlx-lm"])
+
+
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a child process that imports this repository."""
     return os.environ | {"PYTHONPATH": str(ROOT)} | extra

@@ -82,6 +82,7 @@ def server(model: Path, name: str, port: int, log: Path, threads: int = 1, **ext
         str(python().with_name("vllm")), "serve", str(model), "--served-model-name", name,
         "--host", "127.0.0.1", "--port", str(port), "--enable-lora", "--max-loras", "3", "--max-cpu-loras", "6",
         "--max-lora-rank", "32", "--dtype", "float32", "--max-model-len", "1024",
+        "--no-enable-chunked-prefill",  # with seeds it ends the engine on a CPU: "CPU Generator does not use offset"
     ]  # fmt: skip
     with log.open("ab") as out:
         process = subprocess.Popen(command, env=variables, stdout=out, stderr=out, start_new_session=True)

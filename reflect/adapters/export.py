@@ -1,5 +1,5 @@
 """Export of an adapter: a plain PEFT folder with a model card, a model folder with the adapter
-merged into the base, or either as one GGUF file.
+merged into the base, either as one GGUF file, or the adapter as mlx_lm reads it.
 
 Not covered: secrets or licences in the texts of lessons, which are in the card unchanged.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reflect.adapters import activation, registry
-from reflect.adapters.model_card import Export, base_name, card
+from reflect.adapters.model_card import Export, Form, base_name, card
 from reflect.errors import AdapterCorrupt, UsageError
 from reflect.reading import expand_home
 from reflect.records import Adapter, Night
@@ -32,6 +32,8 @@ README = "README.md"
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 ANOTHER = "Name another folder: --out FOLDER"
+MLX_WEIGHTS = "adapters.safetensors"
+MLX_LAYER = re.compile(r"base_model\.model\.(model\.layers\.(\d+)\.[\w.]+)\.lora_([AB])\.weight")
 FILE_ROW = re.compile(r"^\| ([\w.-]+) \| `([0-9a-f]{64})` \|$", re.MULTILINE)
 """A row of the card's table of files. A name has no slash: it is a file of the folder itself."""
 
@@ -43,20 +45,21 @@ def export(
     target: Path,
     *,
     merge: bool = False,
-    gguf: bool = False,
+    form: Form = "peft",
     overwrite: bool = False,
 ) -> Path:
-    """Write the adapter as the folder `target`; `merge`: the base with the adapter in its weights;
-    `gguf`: as one GGUF file.
+    """Write the adapter as the folder `target`; `merge`: the base with the adapter in its weights.
 
     All files are written next to the folder first. A new folder appears complete; in an existing
     export (only with `overwrite`) each file is replaced as a whole, the card last, and files that
     reflect did not write stay.
 
     AdapterCorrupt for damaged files, AdapterMismatch for another base than the settings' model
-    (`merge` and `gguf`). UsageError for an adapter that was trained on a revoked lesson, for a
-    target that cannot be written or may not be replaced, and for an architecture without GGUF.
+    (`merge` and gguf). UsageError for an adapter that was trained on a revoked lesson, for a
+    target that cannot be written or may not be replaced, and for an architecture without that form.
     """
+    if merge and form == "mlx":
+        raise UsageError("mlx_lm reads a merged model folder as it is.", "Leave out --mlx.")
     with store.read() as s:
         adapter = nights.get_adapter(s, name)
         night = s.get(Night, adapter.night_id) if adapter.night_id else None
@@ -78,11 +81,12 @@ def export(
         why = getattr(e, "strerror", None) or e
         raise UsageError(f"The folder {target} cannot be written: {why}.", ANOTHER) from e
     try:
-        if gguf:
+        if form == "gguf":
             rank = write_gguf(adapter, settings, part, merge)
         else:
-            rank = (write_merged if merge else write_peft)(adapter, settings, part)
-        content = Export(adapter, night, rows, rank, registry.manifest_of(part), merge, gguf)
+            write = write_merged if merge else write_mlx if form == "mlx" else write_peft
+            rank = write(adapter, settings, part)
+        content = Export(adapter, night, rows, rank, registry.manifest_of(part), merge, form)
         (part / README).write_text(card(content), encoding="utf-8")
         for path in (*registry.files(part), part):
             registry.flush(path)
@@ -157,6 +161,33 @@ def write_peft(adapter: Adapter, settings: Settings, folder: Path) -> int:
         config["base_model_name_or_path"] = adapter.base_model.removeprefix("hf:")
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
     rank: int = config["r"]
+    return rank
+
+
+def write_mlx(adapter: Adapter, settings: Settings, folder: Path) -> int:
+    """Write the adapter as `mlx_lm` reads it: other names, and transposed matrices. Returns the
+    rank. UsageError where a layer has no name there."""
+    from safetensors.torch import load_file, save_file
+
+    rank = write_peft(adapter, settings, folder)
+    config = json.loads((folder / CONFIG).read_text())
+    tensors, layers = {}, []
+    for name, tensor in load_file(folder / WEIGHTS).items():
+        match = MLX_LAYER.fullmatch(name)
+        if not match or config["fan_in_fan_out"]:
+            raise UsageError(f"mlx_lm has no name for {name}.", "Leave out --mlx.")
+        tensors[f"{match[1]}.lora_{match[3].lower()}"] = tensor.T.contiguous()
+        layers.append((match[1], int(match[2])))
+    scale = config["lora_alpha"] / rank
+    parameters = {"rank": rank, "scale": scale, "dropout": 0.0}
+    content = {
+        "fine_tune_type": "lora",
+        "num_layers": 1 + max(number for _, number in layers),
+        "lora_parameters": parameters | {"keys": sorted({layer for layer, _ in layers})},
+    }
+    (folder / WEIGHTS).unlink()
+    save_file(tensors, folder / MLX_WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True))
     return rank
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from reflect.types import Arm, by_arm
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from reflect.records import Adapter, LessonVersion, Night
 
+Form = Literal["peft", "gguf", "mlx"]
+"""For which programs an export is written; a merged model of the form peft is for transformers."""
 SERVED = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's --max-lora-rank
 
 
@@ -29,7 +31,7 @@ class Export:
     rank: int
     files: Mapping[str, str]  # file name -> sha256, of everything but the card
     merged: bool
-    gguf: bool = False
+    form: Form = "peft"
 
 
 def card(x: Export) -> str:
@@ -48,7 +50,7 @@ def head(x: Export) -> str:
     base = json.dumps(
         base_name(x.adapter.base_model), ensure_ascii=False
     )  # a JSON string is a YAML string
-    library = "gguf" if x.gguf else "transformers" if x.merged else "peft"
+    library = "transformers" if x.merged and x.form == "peft" else x.form
     kind = [f"library_name: {library}", *(["base_model_relation: finetune"] if x.merged else [])]
     tags = ["reflect", *([] if x.merged else ["lora"])]
     rows = [
@@ -83,8 +85,11 @@ def title(x: Export) -> str:
 
 def usage(x: Export) -> str:
     """How to load the folder."""
-    if x.gguf:
+    if x.form == "gguf":
         return gguf_usage(x)
+    if x.form == "mlx":
+        command = "mlx_lm.generate --model BASE --adapter-path . --prompt '...'"
+        return f"## Use\n\n```console\n$ {command}\n```"
     if x.merged:
         code = (
             "from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM."

@@ -11,10 +11,12 @@ from typer import Argument, Option
 from reflect.cli.common import Json, Yes, noun, with_workspace
 from reflect.cli.output import join, print_json, print_status, print_table, to_dict
 from reflect.cli.report import print_gate
+from reflect.errors import UsageError
 
 if TYPE_CHECKING:
     from sqlmodel import Session
 
+    from reflect.adapters.model_card import Form
     from reflect.records import Adapter, Night
     from reflect.workspace.workspace import Workspace
 
@@ -164,6 +166,7 @@ def export(
     ] = None,
     merge: bool = Option(False, "--merge", help="Merge the adapter into the base model."),
     gguf: bool = Option(False, "--gguf", help="Write a GGUF file for llama.cpp and Ollama."),
+    mlx: bool = Option(False, "--mlx", help="Write the adapter for mlx_lm."),
     yes: Yes = False,
 ) -> None:
     """Export an adapter as a PEFT folder with a model card; prints the folder.
@@ -171,4 +174,7 @@ def export(
     The card lists the lessons, the gate's results, the training plan, and the sha256 of each file.
     A damaged adapter, or one trained on a revoked lesson, is refused.
     """
-    print(ws.adapters.export(name, out, merge=merge, gguf=gguf, overwrite=yes))
+    if gguf and mlx:
+        raise UsageError("An export has one form.", "Give --gguf or --mlx, not both.")
+    form: Form = "gguf" if gguf else "mlx" if mlx else "peft"
+    print(ws.adapters.export(name, out, merge=merge, form=form, overwrite=yes))

@@ -10,6 +10,7 @@ from reflect.errors import AdapterError, ReflectError, UsageError
 from reflect.store import nights, reviewers, revoked_adapters
 
 if TYPE_CHECKING:
+    from reflect.adapters.model_card import Form
     from reflect.records import Adapter
     from reflect.workspace.context import WorkspaceContext
 
@@ -77,16 +78,16 @@ class AdapterManager:
         out: str | Path | None = None,
         *,
         merge: bool = False,
-        gguf: bool = False,
+        form: Form = "peft",
         overwrite: bool = False,
     ) -> Path:
         """An adapter as a PEFT folder with a model card, or with `merge` the base with the adapter
-        in its weights; with `gguf` as one GGUF file in the folder. The folder is `out`, by default
-        one of the adapter's name.
+        in its weights. `form`: "gguf" for one GGUF file in the folder, "mlx" for mlx_lm. The folder
+        is `out`, by default one of the adapter's name.
 
         Raises AdapterError if it is damaged or for another base, UsageError if it was trained on a
         revoked lesson, if the folder exists and `overwrite` is not set, or for an architecture that
-        cannot be written as GGUF.
+        cannot be written in that form.
         """
         return export.export(
             self.context.store,
@@ -94,7 +95,7 @@ class AdapterManager:
             name,
             Path(out or name),
             merge=merge,
-            gguf=gguf,
+            form=form,
             overwrite=overwrite,
         )
 

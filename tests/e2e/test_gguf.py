@@ -105,7 +105,9 @@ def test_greedy_answers_are_ours_with_the_adapter_and_others_without(
     noise = torch.Generator().manual_seed(7)
     for parameter in model.adapter_parameters("a"):
         with torch.no_grad():
-            parameter += (0.1 if name == "pocket" else 0.02) * torch.randn(parameter.shape, generator=noise)
+            parameter += (0.1 if name == "pocket" else 0.02) * torch.randn(
+                parameter.shape, generator=noise
+            )
     model.save_adapter("a", tmp_path / "a")
     files = model.read_adapter(tmp_path / "a")
     gguf_export.write_adapter(model, files, tmp_path / "lora.gguf", {})

@@ -139,7 +139,13 @@ def test_the_command_writes_a_file_with_the_fingerprint_of_its_base(
     text = (tmp_path / "whole" / "README.md").read_text()
     assert "llama-server -m one.gguf" in text and "FROM ./one.gguf" in text
     # An export of any form replaces another one.
-    for form in ({"gguf": True}, {"merge": True}, {"gguf": True, "merge": True}, {}):
+    for form in (
+        {"form": "gguf"},
+        {"merge": True},
+        {"form": "gguf", "merge": True},
+        {"form": "mlx"},
+        {},
+    ):
         ws.adapters.export("one", tmp_path / "lora", overwrite=True, **form)
     assert {p.name for p in (tmp_path / "lora").iterdir()} == {p.name for p in adapter.iterdir()}
     assert (
