@@ -104,6 +104,9 @@ class Settings:
     reflector: str = setting(
         "", "model that reflects on the rollouts; empty = the model that made them"
     )
+    lease: float = setting(
+        60.0, "run --join: seconds after which others take over the work of a silent worker", ge=1
+    )
     base_url: str = setting(
         "", "URL of the server of openai:NAME, with /v1; keys: OPENAI_API_KEY or REFLECT_API_KEY"
     )

@@ -394,6 +394,20 @@ class Exchange(SQLModel, table=True):
     created: datetime = Field(default_factory=now)
 
 
+class Claim(SQLModel, table=True):
+    """Work of a run that several processes share: see `reflect.store.claims`."""
+
+    __table_args__ = (UniqueConstraint("run_id", "wave", "task_key"),)
+    id: int | None = Field(default=None, primary_key=True)
+    run_id: int = Field(foreign_key="run.id")
+    wave: int
+    task_key: str = ""
+    """The task whose rollouts are to be made; "" for the reflections of the wave."""
+    worker: str = ""
+    """The process that has claimed it."""
+    expires: datetime | None = None
+
+
 class RowHash(SQLModel, table=True):
     """The hash of a row as reflect wrote it: see `reflect.store.row_hashes`."""
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @with_workspace(
     "n k temperature max_tokens proposals require_approval review model base_url reflector judge"
-    " profile"
+    " profile lease"
 )
 def run(
     ws: Workspace,
@@ -27,6 +27,9 @@ def run(
     seed: int | None = Option(None, help="Seed of tasks and rollouts. [default: a new one]"),
     lessons: bool = Option(True, help="Show lessons in the prompt."),
     reflect: bool = Option(True, help="Reflect on the rollouts and edit lessons."),
+    join: bool = Option(
+        False, "--join", help="Share one run with other processes that use the same database."
+    ),
     dry_run: DryRun = False,
     from_traffic: bool = Option(
         False,
@@ -41,12 +44,16 @@ def run(
     """
     if bool(taskset) == from_traffic:
         raise UsageError("Name a taskset, or say --from-traffic.", "See: reflect tasks list")
+    if from_traffic and join:
+        raise UsageError("--join shares the run of a taskset, not --from-traffic.")
     if from_traffic:
         return learn_from_traffic(ws, dry_run, json)
     if dry_run:
         return print_plan(ws, taskset, seed, {"lessons": lessons, "reflect": reflect}, json)
     with progress() as bar:
-        report = ws.run(taskset, seed=seed, learn=reflect, use_lessons=lessons, progress=bar)
+        report = ws.run(
+            taskset, seed=seed, learn=reflect, use_lessons=lessons, join=join, progress=bar
+        )
     print_report(report, json)
 
 

@@ -12,12 +12,14 @@ spent budget, an unreachable server): its answers are saved, and only missing on
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
+from reflect.day.claims import Worker
 from reflect.day.learning import edit_lessons, reflect_on
 from reflect.day.reflection import Group
 from reflect.day.report import Report, report
-from reflect.day.run import RunArguments, RunBudget, open_run, stopped
+from reflect.day.run import WAVE, RunArguments, RunBudget, open_run, stopped, waves_of
 from reflect.errors import ModelHalted, UsageError
 from reflect.evaluation.followed import read_checks
 from reflect.lessons.selection import lessons_for
@@ -25,7 +27,7 @@ from reflect.models.base import Model, SamplingOptions
 from reflect.rollouts.context import RunContext, TasksetContext
 from reflect.rollouts.runner import RolloutsStopped, run_parts
 from reflect.rollouts.stepwise import PerTurnLessons
-from reflect.store import Store, runs
+from reflect.store import Store, claims, runs
 from reflect.store import trials as trials_db
 from reflect.tasksets import isolation
 from reflect.tasksets.task import Task
@@ -43,15 +45,13 @@ from reflect.trials.lesson_trial import LessonTrials, TrialScope
 from reflect.types import Finish, LessonStatus, Progress, RunStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
     from sqlmodel import Session
 
     from reflect.config import Settings
     from reflect.records import Exposure, Lesson, Rollout, Run
     from reflect.tasksets.base import Taskset
-
-WAVE = 8  # tasks that run, and are reflected on, together
 
 
 def practice(
@@ -67,15 +67,16 @@ def practice(
     use_lessons: bool = True,
     reflector: Model | None = None,
     progress: Progress | None = None,
+    join: bool = False,
 ) -> Report:
     """Practise n tasks k times each with the model's active adapter, and learn from them.
 
-    `n` ... `use_lessons`: see `RunArguments`. A finished run is only reported. A taskset with fewer
-    than n tasks gives what it has; none is a UsageError. `reflector` reflects on the rollouts, by
-    default the model itself. Raises ModelHalted if a model stops answering.
+    `n` ... `use_lessons`, `join`: see `RunArguments`. A finished run is only reported. A taskset
+    with fewer than n tasks gives what it has; none is a UsageError. `reflector` reflects on the
+    rollouts, by default the model itself. Raises ModelHalted if a model stops answering.
     """
     start = TasksetContext(model, store, taskset, settings, progress=progress)
-    arguments = RunArguments(n=n, k=k, seed=seed, learn=learn, use_lessons=use_lessons)
+    arguments = RunArguments(n=n, k=k, seed=seed, learn=learn, use_lessons=use_lessons, join=join)
     return run_practice(start, arguments, reflector)
 
 
@@ -87,30 +88,71 @@ def run_practice(
     settings, store = start.settings, start.store
     learn, use_lessons = arguments.learn, arguments.use_lessons
     isolation.limit(settings.verify_seconds, settings.verify_memory)
-    run, tasks, superseded = open_run(start, arguments, reflector)
+    run, tasks, superseded, shared = open_run(start, arguments, reflector)
     context = start.in_run(run, reflector)
     budget, trials = RunBudget(context), RunTrials(run)
     waves = waves_of(tasks)
-    done = 0
-    for wave in waves if run.status != RunStatus.DONE else ():
-        context.report(done, len(tasks), "rollouts")
-        try:
-            groups = roll_out(context, wave, trials, learn=learn, use_lessons=use_lessons)
-            if learn:
-                context.report(done + len(wave) // 2, len(tasks), "reflections")
-                edit_lessons(context, reflect_on(context, groups), groups)
-        except ModelHalted as e:
+    todo = claimed_work(context, waves) if shared else all_work(context, waves, learn)
+    with closing(todo):
+        for work in todo:
+            context.report(work.done, len(tasks), work.what)
+            try:
+                if work.rollouts:
+                    make_rollouts(context, work.tasks, trials, learn, use_lessons, shared)
+                if work.reflections:
+                    groups = load_groups(context, work.tasks)
+                    edit_lessons(context, reflect_on(context, groups), groups)
+            except ModelHalted as e:
+                budget.save()
+                raise stopped(context, e) from e
             budget.save()
-            raise stopped(context, e) from e
-        budget.save()
-        done += len(wave)
     with store.write() as s:
-        if run.status != RunStatus.DONE:
-            save_checkpoint(s, runs.get_run(s, run.id), trials.states())
+        row = runs.get_run(s, run.id)
+        if shared and row.status == RunStatus.ABANDONED:
+            raise UsageError(f"Run {run.id} was abandoned.", "Begin another: reflect run TASKSET")
+        if row.status != RunStatus.DONE:
+            save_checkpoint(s, row, trials.states())
         runs.finish_run(s, run.id)
     read_checks(store, settings.profile)
     context.report(len(tasks), len(tasks), "done")
     return report(store, run, waves, time.monotonic() - began, superseded)
+
+
+class WaveWork(NamedTuple):
+    """What to do next for some tasks of a wave."""
+
+    tasks: Sequence[Task]
+    rollouts: bool
+    reflections: bool
+    done: int
+    """Tasks of the run whose rollouts were made before."""
+
+    @property
+    def what(self) -> str:
+        """What is made, for progress."""
+        return "rollouts" if self.rollouts else "reflections"
+
+
+def all_work(
+    context: RunContext, waves: Sequence[Sequence[Task]], learn: bool
+) -> Generator[WaveWork]:
+    """The work of a run that has one process; none if it is done."""
+    for number, wave in enumerate(waves if context.run.status != RunStatus.DONE else ()):
+        yield WaveWork(wave, True, False, number * WAVE)
+        if learn:
+            yield WaveWork(wave, False, True, number * WAVE + len(wave) // 2)
+
+
+def claimed_work(context: RunContext, waves: Sequence[Sequence[Task]]) -> Generator[WaveWork]:
+    """The work of a run that this process claims, while other processes do the rest."""
+    run, total = context.run, sum(map(len, waves))
+    worker = Worker(context.store, run.id, context.settings.lease, WAVE)
+    with closing(worker.work()) as claimed:
+        for number, keys in claimed:
+            with context.store.read() as s:
+                tasks_left, _ = claims.left(s, run.id)
+            tasks = [task for task in waves[number] if not keys or task.key in keys]
+            yield WaveWork(tasks, bool(keys), not keys, total - tasks_left)
 
 
 def learn_from_grades(context: TasksetContext, run_id: int) -> Report:
@@ -140,11 +182,6 @@ def learn_from_grades(context: TasksetContext, run_id: int) -> Report:
             trials.update(s, shown, move=move)
         edit_lessons(mine, reflect_on(mine, groups), groups)
     return report(context.store, run, waves, time.monotonic() - began)
-
-
-def waves_of(tasks: Sequence[Task]) -> list[Sequence[Task]]:
-    """The tasks in slices of WAVE, in order."""
-    return [tasks[i : i + WAVE] for i in range(0, len(tasks), WAVE)]
 
 
 def tasks_of(s: Session, run_id: int | None) -> list[Task]:
@@ -189,22 +226,23 @@ class PlannedGroup(NamedTuple):
     """By rollout: which lessons are withheld."""
 
 
-def roll_out(
+def make_rollouts(
     context: RunContext,
     wave: Sequence[Task],
     trials: RunTrials,
-    *,
-    learn: bool = True,
-    use_lessons: bool = True,
-) -> list[Group]:
-    """The complete groups of a wave. Rollouts that are saved already are not made again."""
-    planned = select(context, wave, use_lessons)
-    planned = assign(context, planned)
+    learn: bool,
+    use_lessons: bool,
+    shared: bool,
+) -> None:
+    """Make and save the rollouts of these tasks that are not saved yet. Those that the model did
+    not make are saved as such, unless other workers can make them (`shared`)."""
+    planned = assign(context, select(context, wave, use_lessons))
     rows, halted = run_rollouts(context, planned)
+    if shared:
+        rows = [row for row in rows if row.finish != Finish.HALTED]
     save(context, planned, rows, None if halted else trials, learn)
     if halted:
         raise halted
-    return load_groups(context, wave)
 
 
 def select(context: RunContext, wave: Sequence[Task], use_lessons: bool) -> list[PlannedGroup]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from reflect.errors import ModelError, ModelHalted, UsageError
 from reflect.models.base import MeteredModel, Model, active_adapter
-from reflect.store import Store, nights, runs
+from reflect.store import Store, claims, nights, runs
 from reflect.tasksets.base import has_environment
 from reflect.trials.reward_version import reward_version
 from reflect.types import Finish, RunStatus
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CONTINUE = "Then run the same command again, or `reflect runs resume`: it goes on where it stopped."
 SAMPLING = ("temperature", "max_tokens", "reflect_tokens", "lesson_budget", "lesson_limit")
 TRIALS = ("require_approval", "trials", "withhold_candidate", "withhold_active", "withhold_bundle")
+WAVE = 8  # tasks that run, and are reflected on, together
 FLAGS = ("learn", "use_lessons")
 NOT_IN_KEY = ("base_url",)  # in `Run.config`
 MOST = 6  # changed tasks that an error names
@@ -44,6 +45,8 @@ class OpenedRun(NamedTuple):
     tasks: list[Task]
     superseded: list[int]
     """Unfinished runs with the same arguments, whose tasks have changed since."""
+    shared: bool
+    """Its work is claimed (see `reflect.day.claims`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +65,19 @@ class RunArguments:
     """The run must be this one."""
     replaces: Run | None = None
     """The run must be another one, and this one is closed as abandoned."""
+    join: bool = False
+    """Workers share the run. If they share an unfinished one, it must be that one."""
 
 
 def open_run(
     context: TasksetContext, arguments: RunArguments, reflector: Model | None
 ) -> OpenedRun:
     """The run with these arguments, continued or new. Rollouts that an interrupted run did not make
-    are open again. Raises UsageError without a task, and where `continues` or `replaces` fails."""
+    are open again. Raises UsageError without a task, and where `continues`, `replaces` or `join`
+    fails."""
     model, taskset, settings = context.model, context.taskset, context.settings
     n, k, seed = arguments.n, arguments.k, arguments.seed
-    continues, replaces = arguments.continues, arguments.replaces
+    continues, replaces, join = arguments.continues, arguments.replaces, arguments.join
     if n < 1 or k < 1:
         raise UsageError(
             f"A run needs at least one task and one rollout of each, not n={n} and k={k}."
@@ -102,11 +108,23 @@ def open_run(
             return hashlib.sha256(text.encode()).hexdigest()[:32]
 
         unfinished = runs.unfinished(s, taskset.name, settings.profile)
+        shared = claims.shared(s, taskset.name, settings.profile)
+        if seed is None and join and shared:
+            seed = shared[0].seed
         if seed is None:
             mine = (r.seed for r in unfinished if key_of(r.seed, _keys(tasks_of(r.seed))) == r.key)
             seed = next(mine, None)
         seed = runs.next_seed(s, taskset.name, settings.profile) if seed is None else seed
         tasks = tasks_of(seed)
+        values: dict[str, object] = {
+            "n": n,
+            "k": k,
+            "seed": seed,
+            "model": model.name,
+            "model_fingerprint": model.fingerprint,
+            "adapter_id": adapter_id,
+            "measure": meaning,
+        }
         key = key_of(seed, _keys(tasks))
         if not tasks:
             raise UsageError(
@@ -114,9 +132,17 @@ def open_run(
                 "Give some the split 'practice'.",
             )
         if continues and continues.key != key:
+            what = _difference(s, continues, tasks, config, values)
             raise UsageError(
-                f"Run {continues.id} cannot continue: {_difference(s, continues, tasks, config)}.",
+                f"Run {continues.id} cannot continue: {what}.",
                 f"Restore that, or {RESTART.format(continues.id)}",
+            )
+        if join and shared and not runs.is_begun(s, key):
+            (other, *_) = [r for r in shared if r.seed == seed] or shared
+            raise UsageError(
+                f"Workers share run {other.id} of {taskset.name}, which was begun with other "
+                f"settings: {_difference(s, other, tasks, config, values)}.",
+                f"Join it with its settings, or close it first: reflect runs abandon {other.id}",
             )
         if replaces and replaces.key == key:
             what = f"Nothing has changed since run {replaces.id} began."
@@ -130,33 +156,49 @@ def open_run(
             key=key,
             taskset=taskset.name,
             profile=settings.profile,
-            n=n,
-            k=k,
-            seed=seed,
-            model=model.name,
-            model_fingerprint=model.fingerprint,
-            adapter_id=adapter_id,
-            measure=meaning,
+            **values,
             task_keys=_keys(tasks),
             # The server is not part of the key: it may move.
             config=config | ({"base_url": remote[0].url} if remote else {}),
         )
         runs.reopen(s, run.id, Finish.HALTED)
+        is_shared = any(claims.left(s, run.id))
+        if join and run.status == RunStatus.RUNNING and not is_shared:
+            groups = runs.groups(s, run.id, _keys(tasks))
+            saved = {key for key, rows in groups.items() if len(rows) == k}
+            claims.add(s, run.id, [_keys(wave) for wave in waves_of(tasks)], saved, arguments.learn)
+            is_shared = True
         superseded = [
             r.id or 0
             for r in unfinished
             if r.id != run.id and r.task_keys and key_of(r.seed, r.task_keys) == r.key
             and _keys(tasks_of(r.seed)) != r.task_keys and r.status == RunStatus.RUNNING
         ]  # fmt: skip
-    return OpenedRun(run, tasks, superseded)
+    return OpenedRun(run, tasks, superseded, is_shared)
+
+
+def waves_of(tasks: Sequence[Task]) -> list[Sequence[Task]]:
+    """The tasks in slices of WAVE, in order."""
+    return [tasks[i : i + WAVE] for i in range(0, len(tasks), WAVE)]
 
 
 def _keys(tasks: Sequence[Task]) -> list[str]:
     return [task.key for task in tasks]
 
 
-def _difference(s: Session, run: Run, tasks: Sequence[Task], config: Mapping[str, object]) -> str:
-    """What differs from the run as it began: its tasks, or its settings."""
+def _difference(
+    s: Session,
+    run: Run,
+    tasks: Sequence[Task],
+    config: Mapping[str, object],
+    values: Mapping[str, object],
+) -> str:
+    """What differs from the run as it began: its columns (`values`), its tasks, or its settings."""
+    for name, value in values.items():
+        if (before := getattr(run, name)) != value:
+            if name in ("model_fingerprint", "measure"):
+                return f"its {'model' if name == 'model_fingerprint' else 'verifier'} has changed"
+            return f"{name} was {before!r} when it began"
     begun = run.task_keys or list(dict.fromkeys(x.task_key for x in runs.rollouts(s, run.id)))
     before = {key: runs.task(s, key).task_id for key in begun}
     now = {task.key: task.id for task in tasks}
@@ -259,10 +301,11 @@ class RunBudget:
                 model.budget = self.budget
 
     def save(self) -> None:
-        """Save what is spent so far."""
+        """Save what is spent so far; other workers of the run may have spent too."""
         if self.budget:
             with self.context.store.write() as s:
-                runs.note(s, self.context.run.id, spent=self.budget.shape())
+                run = runs.get_run(s, self.context.run.id)
+                runs.note(s, run.id, spent=self.budget.add_to(run.spent or {}))
 
 
 def stopped(context: RunContext, why: ModelHalted) -> BaseException:

@@ -22,8 +22,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from reflect.day.learning import edit_lessons, reflect_on
-from reflect.day.practice import RunTrials, load_groups, tasks_of, waves_of
+from reflect.day.practice import RunTrials, load_groups, tasks_of
 from reflect.day.report import Report, report
+from reflect.day.run import waves_of
 from reflect.evaluation.followed import read_checks
 from reflect.records import Exchange, Exposure, Rollout, Run
 from reflect.rollouts.context import TasksetContext

@@ -48,6 +48,7 @@ class Budget:
         self.requests = int(before.get("requests", 0))
         self.spent_cost = float(before.get("cost", 0.0))
         self._began = time.monotonic() - float(before.get("seconds", 0.0))
+        self._saved = self.shape()
         self._running: list[Hold] = []
         self._freed = asyncio.Condition()
 
@@ -60,6 +61,23 @@ class Budget:
             "cost": round(self.spent_cost, 6),
             "seconds": round(time.monotonic() - self._began, 1),
         }
+
+    def add_to(self, saved: Json) -> Json:
+        """`saved`, an earlier `shape` of this budget or of another worker's of the same run, plus
+        what this one has spent since its last call. From now on that is its own spending, too."""
+        own, total = self.shape(), dict(saved)
+        for name, value in own.items():
+            total[name] = saved.get(name, 0) + value - self._saved[name]
+        total |= {
+            "cost": round(total["cost"], 6),
+            "seconds": max(own["seconds"], saved.get("seconds", 0)),
+        }
+        self.requests += total["requests"] - own["requests"]
+        self.spent_in += total["tokens_in"] - own["tokens_in"]
+        self.spent_out += total["tokens_out"] - own["tokens_out"]
+        self.spent_cost += total["cost"] - own["cost"]
+        self._saved = self.shape()
+        return total
 
     def price(self, model: str, tokens_in: int, tokens_out: int) -> float:
         """The price of these tokens. UsageError when cost is limited and the model has no price."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
 """Every revision that a database may have, oldest first."""
 FIRST_HASHED = "0007"
 """The revision that brought the hashes of rows."""
@@ -68,6 +68,16 @@ class Store:
             s.connection()  # takes the lock now, so that reads stay true until the end
             yield s
             row_hashes.save(s)
+
+    @contextmanager
+    def claim(self) -> Iterator[Session]:
+        """A transaction for `reflect.store.claims`: on PostgreSQL it does not wait for a writer."""
+        with (
+            self.translate_errors(),
+            Session(self._engines["claim"], expire_on_commit=False) as s,
+            s.begin(),
+        ):
+            yield s
 
     def close(self) -> None:
         """Let go of idle connections. The store can be used again."""

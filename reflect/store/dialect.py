@@ -18,6 +18,7 @@ LOCK_SECONDS = 30.0  # how long a writer waits for another
 KINDS = (
     "read",
     "write",
+    "claim",
     "migrate",
 )  # of transactions; an engine's connections carry it as the option `begin`
 MOST_WORDS = 64  # of one full-text query, the rarest

@@ -35,6 +35,7 @@ OPTIONS = {  # for SQLAlchemy, per kind of transaction
     "read": {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True},
     # Not REPEATABLE READ: its one moment would begin before the lock is ours.
     "write": {"isolation_level": "READ COMMITTED", "postgresql_readonly": False},
+    "claim": {"isolation_level": "READ COMMITTED", "postgresql_readonly": False},
     "migrate": {"isolation_level": "READ COMMITTED", "postgresql_readonly": False},
 }
 
@@ -247,11 +248,12 @@ def _on_connect(connection: psycopg.Connection, record: object) -> None:
 
 
 def _on_begin(connection: Connection) -> None:
-    if connection.get_execution_options()["begin"] != "read":
+    kind = connection.get_execution_options()["begin"]
+    if kind != "read":
         connection.exec_driver_sql(
             f"SET LOCAL lock_timeout = {dialect.LOCK_SECONDS * 1000:.0f};"
             f"SET LOCAL idle_in_transaction_session_timeout = {SILENT_SECONDS * 1000};"
-            f"SELECT pg_advisory_xact_lock({WRITER})"
+            + ("" if kind == "claim" else f"SELECT pg_advisory_xact_lock({WRITER})")
         )
 
 

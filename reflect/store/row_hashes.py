@@ -33,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import ORMExecuteState, UOWTransaction, object_mapper
 from sqlmodel import Session, SQLModel
 
-from reflect.records import RowHash
+from reflect.records import Claim, RowHash
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -93,8 +93,9 @@ def save(session: WriteSession) -> None:
     """Write the hashes of the rows that this transaction has written. Call it before the commit."""
     session.flush()
     tables: Keys = session.info.pop("touched", {})
-    for table, keys in tables.items():
-        _save(session.connection(), SQLModel.metadata.tables[table], sorted(keys))
+    for table in hashed_tables():
+        if table.name in tables:
+            _save(session.connection(), table, sorted(tables[table.name]))
 
 
 def save_all(connection: Connection, but: Collection[Mismatch] = ()) -> None:
@@ -141,10 +142,9 @@ def sentences(rows: Iterable[Mismatch]) -> list[str]:
 
 
 def hashed_tables() -> list[Table]:
-    """Every table but that of the hashes."""
-    return [
-        table for table in SQLModel.metadata.sorted_tables if table.name != RowHash.__tablename__
-    ]
+    """Every table but that of the hashes and that of the claims, whose rows do not last."""
+    unhashed = (RowHash.__tablename__, Claim.__tablename__)
+    return [table for table in SQLModel.metadata.sorted_tables if table.name not in unhashed]
 
 
 # -- inside

@@ -20,7 +20,7 @@ from reflect.records import (
     Trial,
     now,
 )
-from reflect.store import trials
+from reflect.store import claims, trials
 from reflect.store.rows import get_row, save
 from reflect.types import Json, RunStatus
 
@@ -127,7 +127,13 @@ def abandon(s: Session, run_id: int | None) -> Run:
     if run.status == RunStatus.DONE:
         raise UsageError(f"Run {run.id} is finished.", "See `reflect runs list`.")
     run.status, run.ended = RunStatus.ABANDONED, run.ended or now()
+    claims.remove(s, run.id)
     return save(s, run)
+
+
+def is_begun(s: Session, key: str) -> bool:
+    """Whether there is a run of this key."""
+    return s.exec(select(Run.id).where(Run.key == key)).first() is not None
 
 
 def get_run(s: Session, run_id: int | None) -> Run:
@@ -232,6 +238,7 @@ def delete_runs(s: Session, run_ids: Iterable[int]) -> None:
         s.exec(update(Trial).where(col(Trial.run_id) == run_id).values(run_id=None))
         for table in (Rollout, Reflection, Exchange):
             s.exec(delete(table).where(col(table.run_id) == run_id))
+        claims.remove(s, run_id)
         s.exec(delete(Run).where(col(Run.id) == run_id))
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 BEGIN = {
     "read": ("PRAGMA query_only=ON", "BEGIN"),
     "write": ("BEGIN IMMEDIATE",),
+    "claim": ("BEGIN IMMEDIATE",),
     "migrate": ("PRAGMA foreign_keys=OFF", "BEGIN IMMEDIATE"),
 }
 

@@ -159,15 +159,18 @@ class Workspace:
         seed: int | None = None,
         learn: bool = True,
         use_lessons: bool = True,
+        join: bool = False,
         progress: Progress | None = None,
     ) -> Report:
         """Practise n tasks k times each and learn from it. The same arguments continue an
-        interrupted run."""
+        interrupted run. `join`: share the run with other processes that have this database."""
         from reflect.day.run import RunArguments
 
         settings = self.settings
         n, k = settings.n if n is None else n, settings.k if k is None else k
-        arguments = RunArguments(n=n, k=k, seed=seed, learn=learn, use_lessons=use_lessons)
+        arguments = RunArguments(
+            n=n, k=k, seed=seed, learn=learn, use_lessons=use_lessons, join=join
+        )
         return self._practice(taskset, arguments, progress)
 
     def _practice(
