@@ -26,7 +26,7 @@ RENEWALS = 3  # in the time after which a claim expires
 PAUSE = 0.5  # seconds between two looks for work while there is none, at most
 
 
-class Worker:
+class RunWorker:
     """This process, for one run. `seconds`: after so many without a renewal its claims expire;
     `most`: tasks that a worker claims together while it is alone."""
 

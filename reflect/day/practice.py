@@ -11,11 +11,12 @@ spent budget, an unreachable server): its answers are saved, and only missing on
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
-from reflect.day.claims import Worker
+from reflect.day.claims import RunWorker
 from reflect.day.learning import edit_lessons, reflect_on
 from reflect.day.reflection import Group
 from reflect.day.report import Report, report
@@ -23,7 +24,7 @@ from reflect.day.run import WAVE, RunArguments, RunBudget, open_run, stopped, wa
 from reflect.errors import ModelHalted, UsageError
 from reflect.evaluation.followed import read_checks
 from reflect.lessons.selection import lessons_for
-from reflect.models.base import Model, SamplingOptions
+from reflect.models.base import MeteredModel, Model, SamplingOptions
 from reflect.rollouts.context import RunContext, TasksetContext
 from reflect.rollouts.runner import RolloutsStopped, run_parts
 from reflect.rollouts.stepwise import PerTurnLessons
@@ -146,7 +147,10 @@ def all_work(
 def claimed_work(context: RunContext, waves: Sequence[Sequence[Task]]) -> Generator[WaveWork]:
     """The work of a run that this process claims, while other processes do the rest."""
     run, total = context.run, sum(map(len, waves))
-    worker = Worker(context.store, run.id, context.settings.lease, WAVE)
+    settings, most = context.settings, WAVE
+    if isinstance(context.model, MeteredModel):  # enough for its concurrent requests, twice
+        most = min(WAVE, math.ceil(2 * settings.concurrency / run.k))
+    worker = RunWorker(context.store, run.id, settings.lease, most)
     with closing(worker.work()) as claimed:
         for number, keys in claimed:
             with context.store.read() as s:

@@ -23,7 +23,7 @@ from test_remote_run import rule
 import reflect
 from reflect.cli import run_command
 from reflect.config import Settings
-from reflect.day.claims import Worker
+from reflect.day.claims import RunWorker
 from reflect.day.practice import practice
 from reflect.day.report import Report
 from reflect.errors import ModelHalted, UsageError
@@ -164,11 +164,18 @@ def test_the_claims_of_a_killed_worker_are_taken_over(where: str) -> None:
 
 
 def test_a_worker_that_was_stopped_for_longer_than_its_lease_saves_nothing_twice(
-    where: str,
+    where: str, tmp_path: Path
 ) -> None:
     Store(where).close()
-    process = child(lambda: work(where, Slow(0.3), lease=1))
-    wait_until(lambda: claimed(where))
+    asked = tmp_path / "asked"
+
+    class Asked(Slow):
+        def sample(self, requests: Sequence[Request]) -> list[list[Completion]]:
+            asked.touch()
+            return super().sample(requests)
+
+    process = child(lambda: work(where, Asked(0.5), lease=1))
+    wait_until(asked.exists)  # in no transaction
     os.kill(process.pid, signal.SIGSTOP)
     work(where, lease=1)
     os.kill(process.pid, signal.SIGCONT)
@@ -358,7 +365,7 @@ def test_many_workers_claim_each_piece_of_work_once(where: str) -> None:
     taken: list[tuple[int, str]] = []
 
     def one(number: int) -> None:
-        worker = Worker(store, 1, 30.0, 8)
+        worker = RunWorker(store, 1, 30.0, 8)
         for wave, keys in worker.work():
             taken.extend((wave, key) for key in keys or [""])
 
