@@ -19,6 +19,7 @@ from scripts._common import ROOT
 DOCS = ROOT / "docs" / "lab"
 INSTALL = "The laboratory needs more packages.\nTry: pip install -c constraints.txt -e '.[lab]'"
 TRIES = 8
+QUICK = {"anchors": 24, "fewest_tasks": 6, "tasks_per_lesson": 2, "samples": 1}  # of a plan, for --quick
 SPELL = ("counting letters in a word", "spell the word, comma by comma, and keep a counter")
 
 
@@ -60,39 +61,53 @@ def said(model: Any) -> list[tuple[Any, list[int], list[int], Any]]:
 
 def judge(model: Any, taskset: Any, tests: list[Any], outside: list[Any]) -> dict[str, float]:
     """`reward`: greedy on `tests`; `pass_at_8` and `entropy` (bits a token, of the distributions along the samples) of
-    eight samples of them; `kept`, the greedy reward on `outside`; `drift`, the forward KL from the base on what it says
-    to those, bits a token."""
+    eight samples of them; `kept` and `drift` of `forgetting`."""
+    import torch
+
+    from reflect.models.base import Request
+    from reflect.training.losses import answer_logits
+
+    greedy = model.sample([Request(t.messages, (0,), 24, 0.0) for t in tests])
+    drawn = model.sample([Request(t.messages, tuple(range(TRIES)), 24, 1.0) for t in tests])
+    right = [[taskset.verify(t, a.text).reward >= 1 for a in group] for t, group in zip(tests, drawn, strict=True)]
+    entropy: list[float] = []
+    with torch.no_grad():
+        for task, group in zip(tests, drawn, strict=True):
+            answers = [[*a.tokens, model.end] for a in group]
+            log_NV = answer_logits(model, [model.encode(task.messages)] * len(answers), answers).log_softmax(-1)
+            entropy += (-(log_NV.exp() * log_NV).sum(-1) / math.log(2)).tolist()
+    return {
+        "reward": _mean([taskset.verify(t, a.text).reward for t, (a,) in zip(tests, greedy, strict=True)]),
+        "pass_at_8": _mean([float(any(group)) for group in right]),
+        "entropy": _mean(entropy),
+        **forgetting(model, outside),
+    }
+
+
+def forgetting(model: Any, outside: list[Any]) -> dict[str, float]:
+    """`kept`: the greedy reward on what `said` returned; `drift`: the forward KL from the base on what it says to those,
+    bits a token."""
     import torch
 
     from reflect.models.base import Request
     from reflect.tasksets import load_taskset
     from reflect.training.losses import answer_logits
 
-    def mean(values: list[float]) -> float:
-        return round(sum(values) / max(1, len(values)), 4)
-
-    greedy = model.sample([Request(t.messages, (0,), 24, 0.0) for t in tests])
-    drawn = model.sample([Request(t.messages, tuple(range(TRIES)), 24, 1.0) for t in tests])
-    right = [[taskset.verify(t, a.text).reward >= 1 for a in group] for t, group in zip(tests, drawn, strict=True)]
     skills = load_taskset("skills")
     kept = model.sample([Request(task.messages, (0,), 32, 0.0) for task, *_ in outside])
-    entropy: list[float] = []
     drift: list[float] = []
     with torch.no_grad():
-        for task, group in zip(tests, drawn, strict=True):
-            answers = [[*a.tokens, model.end] for a in group]
-            log_NV = answer_logits(model, [model.encode(task.messages)] * len(answers), answers).log_softmax(-1)
-            entropy += (-(log_NV.exp() * log_NV).sum(-1) / math.log(2)).tolist()
         for _, prompt, answer, base_TV in outside:
             log_TV = answer_logits(model, [prompt], [answer]).log_softmax(-1)
             drift += ((base_TV.exp() * (base_TV - log_TV)).sum(-1) / math.log(2)).tolist()
     return {
-        "reward": mean([taskset.verify(t, a.text).reward for t, (a,) in zip(tests, greedy, strict=True)]),
-        "pass_at_8": mean([float(any(group)) for group in right]),
-        "entropy": mean(entropy),
-        "kept": mean([skills.verify(row[0], a.text).reward for row, (a,) in zip(outside, kept, strict=True)]),
-        "drift": mean(drift),
+        "kept": _mean([skills.verify(row[0], a.text).reward for row, (a,) in zip(outside, kept, strict=True)]),
+        "drift": _mean(drift),
     }
+
+
+def _mean(values: list[float]) -> float:
+    return round(sum(values) / max(1, len(values)), 4)
 
 
 def teacher_data(model: Any, worlds: Sequence[tuple[Any, Sequence[tuple[str, str]]]], plan: Any, folder: Path) -> Any:
