@@ -24,8 +24,8 @@ import json, sys
 import mlx.core as mx
 from mlx_lm import load
 job = json.load(sys.stdin)
-model, _ = load(job["model"], adapter_path=job["adapter"] or None)
-print(json.dumps(model(mx.array([job["ids"]]))[0, -1].astype(mx.float32).tolist()))
+models = [load(job["model"], adapter_path=path)[0] for path in (None, job["adapter"])]
+print(json.dumps([model(mx.array([job["ids"]]))[0, -1].tolist() for model in models]))
 """
 
 
@@ -39,31 +39,35 @@ def python() -> Path:
         pytest.skip(str(e))
 
 
-@pytest.mark.parametrize("kind", ["pocket", *KINDS])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind != "gemma3"]
+)  # it needs six layers
 def test_logits_with_and_without_the_adapter(python: Path, tmp_path: Path, kind: str) -> None:
-    model = build(tmp_path / "hf", kind)
-    if kind != "pocket":  # `build` has changed its norms and biases
-        model.network.save_pretrained(tmp_path / "hf")
+    model, ids = build(tmp_path / "hf", kind), torch.arange(20, 60)[None]
     settings = Settings(db=str(tmp_path / "lessons.db"))
-    model.save_adapter("a", settings.home_path / "adapters" / "a")
-    (tmp_path / "mlx").mkdir()
-    adapter = Adapter(name="a", path="adapters/a", base_model="x", base_fingerprint="", manifest={})
-    adapter.manifest = registry.manifest_of(settings.home_path / "adapters" / "a")
-    assert write_mlx(adapter, settings, tmp_path / "mlx") == 4
-    ids = torch.randint(10, 300, (1, 40), generator=torch.Generator().manual_seed(3))
+    folder = settings.home_path / "adapters" / "a"
+    model.save_adapter("a", folder)
+    ours = []
     for name in (None, "a"):
         with model.using(name), torch.inference_mode():
-            ours = model.network(input_ids=ids).logits[0, -1].float()
-        job = {
-            "model": str(model.folder),
-            "adapter": str(tmp_path / "mlx") if name else "",
-            "ids": ids[0].tolist(),
-        }
-        done = subprocess.run(
-            [python, "-c", WORKER], input=json.dumps(job), capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        close = 0.2 if kind == "pocket" else 2e-3  # the pocket model has bfloat16 weights
-        torch.testing.assert_close(
-            ours, torch.tensor(json.loads(done.stdout)), atol=close, rtol=close
-        )
+            ours.append(model.network(input_ids=ids).logits[0, -1])
+    model.drop_adapter("a")
+    model.network.save_pretrained(tmp_path / "hf")  # `build` has changed its norms and biases
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    rope = config["rope_parameters"]  # as models are published: mlx_lm reads both at the top
+    config |= {"rope_theta": rope["rope_theta"]}
+    config |= {"rope_scaling": rope} if rope["rope_type"] != "default" else {}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    manifest = registry.manifest_of(folder)
+    adapter = Adapter(
+        name="a", path="adapters/a", base_model="x", base_fingerprint="", manifest=manifest
+    )
+    (tmp_path / "mlx").mkdir()
+    assert write_mlx(adapter, settings, tmp_path / "mlx") == 4
+    job = {"model": str(tmp_path / "hf"), "adapter": str(tmp_path / "mlx"), "ids": ids[0].tolist()}
+    done = subprocess.run(
+        [python, "-c", WORKER], input=json.dumps(job), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-300:]
+    for a, b in zip(ours, json.loads(done.stdout), strict=True):
+        torch.testing.assert_close(a, torch.tensor(b), atol=2e-3, rtol=2e-3)

@@ -3,7 +3,7 @@ and whose seeds give the answers of the local model, to the token."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +13,18 @@ import torch
 from api_server import Server
 from conftest import save_tiny
 from serving import serving
+from test_night_sleep import SMALL, teach
 
 from reflect.config import Settings
 from reflect.errors import ContextTooLong, ModelHalted
 from reflect.models import load_model
 from reflect.models.adapter_server import AdapterServer
-from reflect.models.base import Request
+from reflect.models.base import Completion, Request
 from reflect.models.local import LocalModel
 from reflect.models.server_sampler import ServerSampler, sampling_by_server
+from reflect.night.sleep import sleep
+from reflect.store import Store
+from reflect.training.plan import NightOptions
 
 TEXTS = ("apply reku to the list 3 1 2.", "what is 3 + 4?", "say hello", "count to 3", "a. b. c.")
 OTHER = "candidate-00000000-0123"
@@ -210,3 +214,47 @@ def test_prompts_in_token_ids(base: str, local: LocalModel) -> None:
         (400, {"max_tokens": 0}),
     ):
         assert ask(**fields).status_code == status, fields
+
+
+@pytest.mark.slow
+def test_a_night_sampled_by_a_server_resumes_and_leaves_no_candidate(
+    base: str, local: LocalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = NightOptions().changed(SMALL)
+    reports = {}
+    left, inner = [10**6], ServerSampler.sample
+
+    def sample(self: ServerSampler, asked: Sequence[Request]) -> list[list[Completion]]:
+        left[-1] -= 1
+        if left[-1] < 0:
+            raise ModelHalted("The server is gone.")
+        return inner(self, asked)
+
+    monkeypatch.setattr(ServerSampler, "sample", sample)
+    for name, url in (("local", ""), ("served", base), ("nowhere", "http://127.0.0.1:9/v1")):
+        settings = Settings(db=str(tmp_path / name / "lessons.db"), base_url=url, retries=0)
+        settings = replace(settings, sampler="openai:pocket" if url else "")
+        (tmp_path / name).mkdir()
+        store = Store(settings.db)
+        teach(store)
+        if name == "served":  # the server fails in the middle of the training and of the gate
+            for calls in (12, 9):
+                left.append(calls)
+                with pytest.raises(ModelHalted, match="is gone"):
+                    sleep(local, store, settings, options=options)
+                assert AdapterServer(base).names() == {"pocket"} and local.sampler is None
+            left.append(10**6)
+        reports[name] = sleep(local, store, settings, options=options)
+        store.close()
+        local.use(None)
+        for adapter in list(local.adapters):
+            local.drop_adapter(adapter)
+    assert {name: report.status for name, report in reports.items()} == dict.fromkeys(
+        reports, "promoted"
+    )
+    assert reports["served"].sampler == "" == reports["local"].sampler
+    assert "The night samples on this machine" in reports["nowhere"].sampler
+    assert AdapterServer(base).names() == {"pocket"}
+    for stage in ("preflight", "harvest"):
+        assert reports["served"].stages[stage] == reports["local"].stages[stage]
+        assert reports["nowhere"].stages[stage] == reports["local"].stages[stage]
