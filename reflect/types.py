@@ -180,6 +180,7 @@ class StopReason(StrEnum):
     """Why a night stopped before its end."""
 
     DEADLINE = "deadline"
+    EXPORTED = "exported"
 
 
 class AdapterStatus(StrEnum):

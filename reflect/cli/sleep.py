@@ -17,6 +17,7 @@ from reflect.reading import shortened
 from reflect.sessions.signals import TOKEN_CAP
 
 if TYPE_CHECKING:
+    from reflect.night.sleep import NightReport
     from reflect.workspace.workspace import Workspace
 
 MOST_MINUTES = 10_000.0  # a week
@@ -129,6 +130,11 @@ def sleep(
             deadline=until,
             progress=bar,
         )
+    print_night(ws, report, json)
+
+
+def print_night(ws: Workspace, report: NightReport, json: bool) -> None:
+    """The report of a night; exit 1 if it failed."""
     if report.status == "helped":
         return  # a worker process: the first process prints
     if json:

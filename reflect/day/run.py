@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from reflect.errors import ModelError, ModelHalted, UsageError
@@ -94,19 +95,28 @@ def open_run(
         config["reviewer"] = context.reviewer
     meaning = reward_version(taskset)
 
-    with context.store.write() as s:
+    with context.store.read() as s:
         adapter = active_adapter(model)
         adapter_id = nights.get_adapter(s, adapter).id if adapter else None
-        asked = [taskset.name, settings.profile, n, k, model.fingerprint, adapter_id]
+        shared = claims.shared(s, taskset.name, settings.profile) if join else []
+    asked = [taskset.name, settings.profile, n, k, model.fingerprint, adapter_id]
 
-        def tasks_of(seed: int) -> list[Task]:
-            return list({task.key: task for task in taskset.tasks("practice", n, seed)}.values())
+    @cache
+    def tasks_of(seed: int) -> list[Task]:
+        return list({task.key: task for task in taskset.tasks("practice", n, seed)}.values())
 
-        def key_of(seed: int, task_keys: Sequence[str]) -> str:
-            content = [*asked, meaning, config, seed, list(task_keys)]
-            text = json.dumps(content, sort_keys=True)
-            return hashlib.sha256(text.encode()).hexdigest()[:32]
+    def key_of(seed: int, task_keys: Sequence[str]) -> str:
+        content = [*asked, meaning, config, seed, list(task_keys)]
+        text = json.dumps(content, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
+    if join and (seed is not None or shared):  # workers that start together do not wait in a queue
+        wanted = shared[0].seed if seed is None else seed
+        key = key_of(wanted, _keys(tasks_of(wanted)))
+        if same := [run for run in shared if run.key == key]:
+            return OpenedRun(same[0], tasks_of(wanted), [], True)
+
+    with context.store.write() as s:
         unfinished = runs.unfinished(s, taskset.name, settings.profile)
         shared = claims.shared(s, taskset.name, settings.profile)
         if seed is None and join and shared:

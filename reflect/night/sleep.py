@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -36,12 +37,13 @@ from reflect.types import (
     NightStage,
     NightStatus,
     Progress,
+    StopReason,
     TrialKind,
     TrialVerdict,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from reflect.config import Settings
     from reflect.models.base import Model
@@ -54,7 +56,8 @@ DEFAULT_OPTIONS = NightOptions()
 @dataclass(frozen=True)
 class NightReport:
     """What a night did. `status`: promoted, rejected, nothing, failed; planned, for a dry run;
-    paused, at a deadline (the night goes on with the next sleep); or "not due"."""
+    exported, to be trained elsewhere; paused, at a deadline (the night goes on with the next
+    sleep); or "not due"."""
 
     status: str
     reason: str
@@ -108,6 +111,10 @@ class RunningNight(NightContext):
         return result
 
 
+Trainer = Callable[[RunningNight, TrainingData], Json]
+"""Trains the adapter of a night, leaves it in the model and returns the figures."""
+
+
 @dataclass(frozen=True)
 class NightOutcome:
     """How a night ended. `preflight`: its figures; `verdict` and `adapter`: of the gate."""
@@ -129,12 +136,14 @@ def sleep(
     load: Callable[[str], Taskset] = load_taskset,
     dry_run: bool = False,
     until: float | None = None,
+    trainer: Trainer | None = None,
     progress: Progress | None = None,
 ) -> NightReport:
     """Distill all lessons of the profile into an adapter. `tasksets`: where general lessons are
     practised. `load` loads a taskset by name. Tasksets with judged tasks need a judge: see
     `reflect.rollouts.judge.bind`.
 
+    `trainer` trains in place of `training.loop` (see `reflect.night.job`).
     `until`: the night pauses at this time.monotonic(); the next sleep continues it. The model ends
     with the profile's active adapter on. Raises NightBusy if another sleep runs, UsageError for a
     model without local weights.
@@ -169,20 +178,23 @@ def sleep(
             ids = [lesson.id or 0 for lesson in lessons]
             return NightReport("planned", reason, lessons=ids, plan=plan.shape(), cost=dict(cost))
         disk_space.check(model.network, settings, plan)
-        night = begin(ctx)
+        night, stopped = begin(ctx), ""
         again, paused = night.night.status != NightStatus.RUNNING, ""
         sampler = ""
         try:
             if not again:
                 candidates = registry.home(settings) / f"{registry.UNFINISHED}candidates"
                 with sampling_by_server(model, settings, candidates) as sampler:
-                    outcome = run_stages(night)
+                    outcome = run_stages(night, trainer or train_here)
                 end(night, outcome)
         except deadline.Paused as e:
             number = night.night.id
             paused = (
                 f"The deadline came in stage {e.stage}: `reflect sleep` continues night {number}."
+                if e.reason == StopReason.DEADLINE
+                else f"Night {number} waits for its training: reflect night work, then import."
             )
+            stopped = "paused" if e.reason == StopReason.DEADLINE else "exported"
         except OSError as e:
             if e.errno != errno.ENOSPC:
                 raise
@@ -195,10 +207,10 @@ def sleep(
             activation.activate(model, store, settings)
         report = make_report(store, night.night.id, time.monotonic() - start, again)
         report = replace(report, sampler=sampler)
-        return replace(report, status="paused", reason=paused) if paused else report
+        return replace(report, status=stopped, reason=paused) if paused else report
 
 
-def run_stages(night: RunningNight) -> NightOutcome:
+def run_stages(night: RunningNight, trainer: Trainer) -> NightOutcome:
     """The stages of a night, from the first incomplete one to the gate."""
     from reflect.gate import gate  # torch
 
@@ -220,7 +232,7 @@ def run_stages(night: RunningNight) -> NightOutcome:
     # Train.
     previous = load_previous(night)
     try:
-        adapter = train(night, data)
+        adapter = train(night, data, trainer)
     except NightError as e:
         return NightOutcome(NightStatus.FAILED, preflight, e.message)
 
@@ -262,15 +274,21 @@ def make_data(night: RunningNight, preflight: Json) -> TrainingData:
     return TrainingData.of(shape, [item.taskset for item in night.tasksets])
 
 
-def train(night: RunningNight, data: TrainingData) -> Adapter:
-    """The stage train. The adapter is loaded from disk, so the gate evaluates what was saved."""
+def train_here(night: RunningNight, data: TrainingData) -> Json:
+    """Train the adapter of the night in this process: its figures."""
     from reflect.training import loop  # torch
 
+    plan, folder = night.plan, night.work.folder
+    return loop.train(night.model, night.adapter_name, data, plan, folder, night.progress)
+
+
+def train(night: RunningNight, data: TrainingData, trainer: Trainer) -> Adapter:
+    """The stage train. The adapter is loaded from disk, so the gate evaluates what was saved."""
     model, settings, name = night.model, night.settings, night.adapter_name
 
     def make(ctx: NightContext) -> Json:
         if not registry.exists(name, settings):
-            trained = loop.train(model, name, data, ctx.plan, night.work.folder, ctx.progress)
+            trained = trainer(replace(night, progress=ctx.progress), data)
             texts = sorted({(x.scope, x.when, x.do) for item in ctx.tasksets for x in item.lessons})
             lessons = [list(text) for text in texts]
             about = {"lessons": lessons, "plan": ctx.plan.shape(), "training": trained}

@@ -10,6 +10,7 @@ The database and the model are opened on first use, so a query about lessons doe
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,13 +36,13 @@ if TYPE_CHECKING:
     from reflect.evaluation.arms import ArmResult
     from reflect.models.base import Model
     from reflect.night.due import Due
-    from reflect.night.sleep import NightReport
+    from reflect.night.sleep import NightReport, Trainer
     from reflect.records import Adapter, Lesson, Run
     from reflect.store import Store
     from reflect.tasksets.base import Taskset
     from reflect.tasksets.task import Message, Split, Task
     from reflect.training.plan import NightOptions
-    from reflect.types import Progress
+    from reflect.types import Json, Progress
     from reflect.workspace.adapters import AdapterManager
     from reflect.workspace.grades import Grades
     from reflect.workspace.lessons import Lessons
@@ -305,6 +306,7 @@ class Workspace:
         dry_run: bool = False,
         if_due: bool = False,
         deadline: float | None = None,
+        trainer: Trainer | None = None,
         progress: Progress | None = None,
         **changes: object,
     ) -> NightReport:
@@ -312,8 +314,8 @@ class Workspace:
         it passes the gate. A finished night is not repeated.
 
         `if_due`: only if a night is due (see `due`). `deadline`: minutes from now after which the
-        night pauses; the next sleep continues it. `changes`: single fields of `options` or of the
-        plan, such as `budget=1`.
+        night pauses; the next sleep continues it. `trainer`: see `reflect.night.job`. `changes`:
+        single fields of `options` or of the plan, such as `budget=1`.
         """
         from reflect.night.sleep import sleep
         from reflect.training.plan import NightOptions
@@ -332,6 +334,7 @@ class Workspace:
                 load=self.taskset,
                 dry_run=dry_run,
                 until=until,
+                trainer=trainer,
                 progress=progress,
             )
 
@@ -343,6 +346,46 @@ class Workspace:
         from reflect.night.workers import lead
 
         return lead(checked, lambda: self.model)
+
+    def export_night(
+        self,
+        folder: Path,
+        *tasksets: str,
+        options: NightOptions | None = None,
+        progress: Progress | None = None,
+        **changes: object,
+    ) -> NightReport:
+        """Begin a night and write its training as a job for another machine: see
+        `reflect.night.job`. UsageError if the folder has anything in it."""
+        from reflect.night import job
+        from reflect.training.plan import NightOptions
+
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(f"{folder} is not an empty folder.", "Name a new one.")
+        chosen = (options or NightOptions()).changed(changes)
+        export = functools.partial(job.export, folder, chosen, list(tasksets))
+        return self.sleep(*tasksets, options=chosen, trainer=export, progress=progress)
+
+    def work_on_night(self, folder: Path, *, progress: Progress | None = None) -> Json:
+        """Train a job with the model of the settings; opens no database: see
+        `reflect.night.job.work`."""
+        from reflect import models
+        from reflect.models.local import LocalModel
+        from reflect.night import job
+
+        job.read_job(folder)  # before the model is loaded
+        model = models.load_model(self.settings.model, self.settings)
+        if not isinstance(model, LocalModel):
+            raise UsageError(f"The model {model.name} has no weights here to train.", WEIGHTS)
+        return job.work(model, folder, self.settings, progress)
+
+    def import_night(self, folder: Path, *, progress: Progress | None = None) -> NightReport:
+        """Check the result of a job and continue its night with the gate."""
+        from reflect.night import job
+
+        options, tasksets = job.exported(self.store, self.settings, folder)
+        take = functools.partial(job.take_result, folder)
+        return self.sleep(*tasksets, options=options, trainer=take, progress=progress)
 
     def _night(
         self, night: Callable[[], NightReport], tasksets: Sequence[Taskset], if_due: bool
