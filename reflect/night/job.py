@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from reflect.errors import AdapterMismatch, NightError, UsageError
+from reflect.errors import AdapterMismatch, UsageError
 from reflect.export.files import write
 from reflect.models import adapter_files
 from reflect.night.workdir import NightDir
@@ -140,8 +140,7 @@ def export(folder: Path, options: NightOptions, tasksets: list[str], night: Runn
 
 def exported(store: Store, settings: Settings, folder: Path) -> tuple[NightOptions, list[str]]:
     """The options and tasksets with which the night of this finished job was exported. UsageError
-    or NightError for a folder that is not the job which this database has exported, with its
-    result."""
+    for a folder that is not the job which this database has exported, with its result."""
     job, text = read_job(folder, finished=True)
     with store.read() as s:
         rows = nights.list_nights(s, profile=settings.profile)
@@ -163,8 +162,6 @@ def exported(store: Store, settings: Settings, folder: Path) -> tuple[NightOptio
 
 def take_result(folder: Path, night: RunningNight, data: TrainingData) -> Json:
     """Load the adapter that the work has made into the model; the figures of its training."""
-    from torch import isfinite
-
     job, text = read_job(folder, finished=True)
     content = json.dumps(data.shape(), sort_keys=True).encode()
     if (job.key, job.plan) != (night.night.key, night.plan.shape()):
@@ -184,8 +181,6 @@ def take_result(folder: Path, night: RunningNight, data: TrainingData) -> Json:
         set(model.lora_layers),
     ):
         raise _refused(folder, "the rank, alpha or layers of the adapter are not those of the plan")
-    if not all(bool(isfinite(x).all()) for pair in files.weights.values() for x in pair):
-        raise _refused(folder, "the adapter has a number that is not finite")
     if name in model.adapters:
         model.drop_adapter(name)
     model.load_adapter(name, files)
@@ -239,7 +234,7 @@ def work(model: LocalModel, folder: Path, settings: Settings, progress: Progress
 
 def read_job(folder: Path, *, finished: bool = False) -> tuple[NightJob, bytes]:
     """The job in a folder and the bytes of job.json; `finished`: with a result. UsageError for a
-    folder that is no job or has anything else in it, NightError for a changed file."""
+    folder that is no job, has anything else in it, or has a changed file."""
     if not folder.is_dir():
         raise UsageError(f"There is no folder {folder}.", "See: reflect night export --help")
     allowed = {JOB, DATA, PINS, RESULT, *WEIGHTS}
@@ -279,8 +274,8 @@ def pins(versions: dict[str, str]) -> bytes:
     return "".join(f"{name}=={text.split('+')[0]}\n" for name, text in versions.items()).encode()
 
 
-def _refused(folder: Path, why: str) -> NightError:
-    return NightError(f"The job in {folder} is refused: {why}.", AGAIN)
+def _refused(folder: Path, why: str) -> UsageError:  # a NightError would end the night
+    return UsageError(f"The job in {folder} is refused: {why}.", AGAIN)
 
 
 def _digest(folder: Path, name: str) -> str:

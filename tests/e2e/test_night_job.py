@@ -245,10 +245,14 @@ IMPORT: dict[str, tuple[Callable[[Path], None], str]] = {  # refused by the impo
     "pickle as weights": (pickled_weights, "adapter"),
     "not finite": (
         weights(lambda x: {k: v * float("nan") for k, v in x.items()}),
-        "not finite",
+        "no finite numbers",
     ),
     "other rank": (
-        weights(lambda x: {k: (v[:4] if ".lora_A" in k else v[:, :4]) for k, v in x.items()}),
+        weights(
+            lambda x: {
+                k: (v[:4] if ".lora_A" in k else v[:, :4].contiguous()) for k, v in x.items()
+            }
+        ),
         "adapter",
     ),
     "fewer tensors": (weights(lambda x: dict(list(x.items())[2:])), "adapter"),
