@@ -95,7 +95,7 @@ def sleep(
     interrupted one continues.
     --if-due is for schedules: see `reflect schedule`.
     """
-    from reflect.training.plan import NightOptions, plan_summary
+    from reflect.training.plan import NightOptions
 
     options = NightOptions(
         method=method,
@@ -135,6 +135,8 @@ def sleep(
 
 def print_night(ws: Workspace, report: NightReport, json: bool) -> None:
     """The report of a night; exit 1 if it failed."""
+    from reflect.training.plan import plan_summary
+
     if report.status == "helped":
         return  # a worker process: the first process prints
     if json:

@@ -217,7 +217,7 @@ def work(model: LocalModel, folder: Path, settings: Settings, progress: Progress
         result = JobResult(
             job=hashlib.sha256(text).hexdigest(),
             files={name: _digest(folder, name) for name in WEIGHTS},
-            training=training,
+            training=TrainingFigures.model_validate(training),
             versions=ours,
         )
         write(folder / RESULT, result.model_dump_json(indent=1).encode())
