@@ -18,7 +18,7 @@ from reflect.day.reflection import Group, reflection_messages
 from reflect.lessons import safety
 from reflect.lessons.edit_format import parse_edits
 from reflect.records import Rollout
-from reflect.reviewer.families import all_families
+from reflect.reviewer.families import PLAIN, all_families
 from reflect.reviewer.groups import draw_group, earned
 from reflect.tasksets.base import Taskset
 from reflect.tasksets.task import Score, Task
@@ -51,6 +51,7 @@ STAGE = "review"
 
 
 GRPO_SLOWER = 10  # its learning rate: so many times below that of the targets
+HARDER = 2
 LEGAL, SAFE = 0.1, 0.1  # of a review's reward; the rest is the simulated effect
 
 
@@ -97,9 +98,11 @@ def example(model: LocalModel, group: Group, answer: str, weight: float = 1.0) -
 
 
 def generated(count: int, seed: int) -> list[GeneratedGroup]:
-    """Groups of families that are trained on."""
+    """Groups of families that are trained on. Methods and ways of writing the answer, which are
+    learned last, come HARDER times as often."""
     rng, families = random.Random(f"reviewer {seed}"), all_families()["train"]
-    return [draw_group(rng.choice(families), rng) for _ in range(count)]
+    weights = [HARDER if "Y" in x.form or x.way != PLAIN else 1 for x in families]
+    return [draw_group(family, rng) for family in rng.choices(families, weights, k=count)]
 
 
 def measured_examples(
