@@ -15,12 +15,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from reflect.adapters import registry
-from reflect.gate.exam import TRIED, TRIES, gate_rows
 from reflect.rollouts.episode import messages_for
 from reflect.store import nights as nights_db
 from reflect.store.runs import mean_tokens
 from reflect.tasksets.base import has_environment
-from reflect.training import distillation
 from reflect.training.examples import Example, Question
 from reflect.training.lesson_set import practice_rows
 from reflect.training.plan import PER_LESSON
@@ -94,6 +92,8 @@ PROBE = "cost estimate"
 
 def _measured(ctx: NightContext) -> float:
     """Seconds of the whole night, from a few answers with and without lessons and one step."""
+    from reflect.gate.exam import TRIED, TRIES, gate_rows  # torch
+
     plan, model = ctx.plan, ctx.model
     pairs = [(item, practice_rows(ctx, item)) for item in ctx.tasksets]
     some = [(task, lessons) for _, rows in pairs for task, lessons in rows][:FEW]
@@ -128,6 +128,7 @@ def _measured(ctx: NightContext) -> float:
 
 def _step(ctx: NightContext, examples: Sequence[Example]) -> float:
     """Seconds of one training step with such answers, after a smaller one."""
+    from reflect.training import distillation  # torch
     from reflect.training.loop import shared_backward
 
     model, plan = ctx.model, ctx.plan

@@ -211,7 +211,7 @@ class Pretrained(OwnTasksets):
         followed, lessons = self.followed(ctx, rng)
         answers = self.examples(ctx, prompts, "anchors")
         held_out = [[{"role": "user", "content": x}] for x in general.instructions("holdout")]
-        probes = self.examples(ctx, rng.sample(held_out, min(n // 6, len(held_out))), "probes")
+        probes = self.examples(ctx, rng.sample(held_out, min(n // 4, len(held_out))), "probes")
         return Anchors([*answers, *lessons[: n // 4]], probes, unrelated, followed)
 
     def followed(self, ctx: NightContext, rng: random.Random) -> tuple[list[str], list[Example]]:

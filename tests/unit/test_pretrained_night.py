@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -200,3 +202,8 @@ def test_the_plan_follows_the_size_of_the_model() -> None:
     assert large.rank == 32 and large.answer_tokens == 256
     assert make_plan(1.35e8, 12, steps=30, learning_rate=5e-4).stages[0] == ("sft", 27, 5e-4)
     assert make_plan(1.35e8, 12, samples=5, anchors=7).anchors == 7
+
+
+def test_a_night_that_is_not_due_loads_no_torch() -> None:
+    code = "import sys, reflect.night.sleep; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
