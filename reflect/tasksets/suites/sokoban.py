@@ -68,7 +68,7 @@ def load(argument: str) -> Sokoban:
 
 def listing() -> list[tuple[str, str]]:
     """See `suites.listing`."""
-    rows = [("6x6-1", "one box"), ("7x7-2", "two boxes"), ("10x10-3", "three boxes")]
+    rows = [("6x6-1", "one box"), ("7x7-2", "two boxes")]
     return [(f"sokoban:{name}", f"a room with {about}") for name, about in rows]
 
 
