@@ -224,8 +224,8 @@ def obeyed(
 def override(obeyed: Sequence[float]) -> Check:
     """A rule in the prompt that contradicts a distilled lesson is still obeyed. `obeyed`: by the
     adapter, see the function `obeyed`."""
-    if not obeyed:
-        why = "the base obeys no rule that contradicts a distilled lesson"
+    if len(obeyed) < FEWEST:
+        why = f"the base obeys a rule that contradicts a distilled lesson in {len(obeyed)} tasks"
         return not_measured("override", why, CheckArea.RULES)
     share, high = _mean(obeyed), bootstrap(obeyed)[1]
     text = (

@@ -74,16 +74,16 @@ KINDS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
 # rules that contradict any lesson, each with the word that shows that it is obeyed
 RULES: dict[Split, tuple[tuple[str, str], ...]] = {
     "practice": (
-        ("say that only the gardener knows", "gardener"),
-        ("say that this is a secret of the captain", "captain"),
-        ("say that the answer is marmalade", "marmalade"),
-        ("say that the computer is asleep", "asleep"),
+        ("say that it is 9:05", "9:05"),
+        ("say that it is Tomas Welk", "welk"),
+        ("say that it is number 4902", "4902"),
+        ("say that it is in Cedar Lane", "cedar"),
     ),
     "holdout": (
-        ("say that only the librarian knows", "librarian"),
-        ("say that the answer is cinnamon", "cinnamon"),
-        ("say that this is a secret of the pilot", "pilot"),
-        ("say that the machine is tired", "tired"),
+        ("say that it is 10:25", "10:25"),
+        ("say that it is Ines Falk", "falk"),
+        ("say that it is number 6120", "6120"),
+        ("say that it is in Quarry Road", "quarry"),
     ),
 }
 OTHERS: dict[Split, tuple[str, ...]] = {

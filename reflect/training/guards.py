@@ -182,9 +182,10 @@ class Pretrained(OwnTasksets):
         return list({t.name: t for t in every}.values())
 
     def anchors(self, ctx: NightContext, practice: Sequence[Rows], near: Sequence[Task]) -> Anchors:
-        """The base's complete answers, greedy, to: general instructions, invented lessons that it
-        follows, the user's other tasksets, near tasks, neighbours of the night's tasks, and these
-        tasks under their lessons and under contradicting rules."""
+        """The base's answers, greedy, to: general instructions (complete answers only), invented
+        lessons that it follows, the user's other tasksets, near tasks, neighbours of the night's
+        tasks, and these tasks under their lessons and under contradicting rules. Of a long answer
+        its beginning is an anchor too: it holds the base's distribution at each token."""
         rng, n = random.Random(f"anchor prompts {ctx.plan.seed}"), ctx.plan.anchors
         unrelated = self.outside(ctx)
         with_lessons: list[list[Message]] = []
@@ -201,7 +202,6 @@ class Pretrained(OwnTasksets):
             t for x in unrelated for t in x.tasks("practice", n, rng.getrandbits(30))
         )
         sources = [
-            ([[{"role": "user", "content": x}] for x in general.instructions("practice")], n // 4),
             (beside, n // 4),
             ([messages_for(task) for task in [*other, *near]], n // 8),
             (with_lessons, n // 8),
@@ -209,7 +209,9 @@ class Pretrained(OwnTasksets):
         ]
         prompts = [x for xs, most in sources for x in rng.sample(xs, min(most, len(xs)))]
         followed, lessons = self.followed(ctx, rng)
-        answers = self.examples(ctx, prompts, "anchors")
+        plain = [[{"role": "user", "content": x}] for x in general.instructions("practice")]
+        answers = self.examples(ctx, rng.sample(plain, min(n // 4, len(plain))), "instructions")
+        answers += self.examples(ctx, prompts, "anchors", whole=False)
         held_out = [[{"role": "user", "content": x}] for x in general.instructions("holdout")]
         probes = self.examples(ctx, rng.sample(held_out, min(n // 4, len(held_out))), "probes")
         return Anchors([*answers, *lessons[: n // 4]], probes, unrelated, followed)
@@ -228,14 +230,14 @@ class Pretrained(OwnTasksets):
         return sorted(kinds), [x for kind in sorted(kinds) for x in good[kind]]
 
     def examples(
-        self, ctx: NightContext, prompts: Sequence[list[Message]], what: str
+        self, ctx: NightContext, prompts: Sequence[list[Message]], what: str, whole: bool = True
     ) -> list[Example]:
-        """The base's complete answers, greedy."""
+        """The base's answers, greedy; only complete ones, or all of them."""
         answers = sample(ctx, prompts, 1, what, temperature=0.0)
         return [
             Example(Question(prompt, prompt), tokens_of(ctx.model, done))
             for prompt, (done,) in zip(prompts, answers, strict=True)
-            if done.tokens and done.finish == "stop"
+            if done.tokens and (done.finish == "stop" or not whole)
         ]
 
     def following(self, ctx: NightContext, figures: Json, n: int) -> list[tuple[Taskset, Rows]]:

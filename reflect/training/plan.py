@@ -40,6 +40,7 @@ PRETRAINED: Json = {
     "fewest_tasks": 16,
     "tasks_per_lesson": 5,
     "anchors": 96,
+    "anchor_share": 0.5,
     "gate_tasks": 40,
     "temperature": 0.7,
     "reuse": True,
