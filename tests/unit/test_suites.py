@@ -186,6 +186,14 @@ def test_episodes_of_a_game_in_parallel_do_not_disturb_each_other() -> None:
     assert rewards == [1, 1]
 
 
+def test_a_thing_with_a_capital_letter_can_be_taken() -> None:
+    installed("world")
+    taskset = load_taskset("world:twc")
+    task = taskset.task("practice", 100)  # a wet blue T-shirt
+    assert any("T-shirt" in action for action in taskset.gold(task))
+    assert replay(taskset, task, taskset.gold(task)).reward == 1
+
+
 # -- the business
 
 

@@ -166,7 +166,7 @@ class WorldEpisode(Environment):
     def step(self, message: Message) -> EnvironmentStep:
         """Carry out the action in the last line of the message."""
         lines = [line.strip() for line in (message.get("content") or "").splitlines()]
-        self.actions.append(next((line.lower() for line in reversed(lines) if line), "look around"))
+        self.actions.append(next((line for line in reversed(lines) if line), "look around"))
         _, view = games().play(self.game, self.split, self.seed, self.actions)
         done = view["score"] >= 1 or view["tasksuccess"] or view["taskfailure"]
         self.look = view["observation"]
