@@ -59,6 +59,7 @@ ARCHITECTURES = {
     "Gemma3ForCausalLM": GEMMA3,
     "Gemma3ForConditionalGeneration": GEMMA3,
 }
+GEMMA3_27B_LAYERS = 62
 GEMMA3_PERIOD = 6  # of llama.cpp: each sixth layer attends to all tokens
 
 _CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -223,6 +224,12 @@ def _add_parameters(writer: GGUFWriter, model: LocalModel, architecture: Archite
         if activation != architecture.activation
         else f"rotary positions of type {kind}"
         if kind not in ("default", "linear", "yarn", "llama3")
+        else "biases of attention"
+        if architecture.name == "qwen3" and config.attention_bias
+        else f"heads of {head}, which are not the width together"
+        if architecture.name == "qwen2" and head * config.num_attention_heads != config.hidden_size
+        else f"attention divided by the root of {config.query_pre_attn_scalar}"
+        if architecture is GEMMA3 and config.query_pre_attn_scalar != _gemma3_scalar(config, head)
         else ""
     )
     if problem:
@@ -255,6 +262,12 @@ def _add_parameters(writer: GGUFWriter, model: LocalModel, architecture: Archite
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
     if getattr(config, "final_logit_softcapping", None):
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
+
+
+def _gemma3_scalar(config: PreTrainedConfig, head: int) -> int:
+    """What llama.cpp divides by, which it knows from the number of layers."""
+    is_27b = config.num_hidden_layers == GEMMA3_27B_LAYERS
+    return int(config.hidden_size // config.num_attention_heads if is_27b else head)
 
 
 def _rope_factors(model: LocalModel) -> torch.Tensor | None:

