@@ -19,7 +19,6 @@ import urllib.request
 from typing import TYPE_CHECKING, Any
 
 from reflect.errors import ModelError, UsageError
-from reflect.models import adapter_files
 from reflect.models.credentials import checked_url, hide, the_key
 from reflect.reading import expand_home
 
@@ -73,6 +72,8 @@ class AdapterServer:
     def _place(self, name: str, source: Path) -> None:
         """Copy the adapter to where the server looks for it, complete from the first moment. Its
         configuration names the base as the server does, otherwise the resolver skips it."""
+        from reflect.models import adapter_files  # torch comes with it
+
         assert self.folder is not None
         base = next((row for row in self.rows() if not row.get("parent")), {})
         part = self.folder / f".{name}.{os.getpid()}"
