@@ -50,7 +50,7 @@ def test_the_process_says_what_the_function_says() -> None:
     done = subprocess.run([REFLECT, "run", "leters"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(
-        "Error: There is no taskset 'leters'. Did you mean letters?\nThere are calc, dialect,"
+        "Error: There is no taskset 'leters'. Did you mean letters?\nThere are business, calc, dialect,"
     )
 
 
