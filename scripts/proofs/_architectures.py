@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +136,13 @@ KINDS = {
     ),
     "gpt2": Kind("GPT2Config", "GPT2LMHeadModel", PLAIN, ("<|endoftext|>", "", "")),
 }  # fmt: skip
+# Built, but not taught a skill: the same template and tokenizer as Qwen 3.
+UNTAUGHT = {"qwen2": replace(KINDS["qwen3"], config="Qwen2Config", network="Qwen2ForCausalLM", changes={"tie_word_embeddings": False})}
 
 
 def build(folder: Path, kind: str, seed: int = 0, **changes: Any) -> Path:
     """Write a random model of that kind as a Hugging Face folder. `changes` of its config."""
-    about = KINDS[kind]
+    about = (KINDS | UNTAUGHT)[kind]
     tokenizer = tokenizer_of(about)
     end, begin, pad = (tokenizer.convert_tokens_to_ids(word) if word else None for word in about.special[:3])
     shape = {

@@ -3,7 +3,6 @@ LoRA file added to the base file is the merged file. tests/e2e/test_gguf.py asks
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -30,10 +29,6 @@ KINDS = {
     "gemma3": {},
     "mistral": {},
 }
-architectures.KINDS.setdefault(
-    "qwen2", dataclasses.replace(architectures.KINDS["qwen3"], config="Qwen2Config",
-                                 network="Qwen2ForCausalLM", changes={"tie_word_embeddings": False}),
-)  # fmt: skip
 
 
 def build(folder: Path, kind: str) -> LocalModel:

@@ -230,7 +230,7 @@ def test_numbers_that_are_not_finite_refuse_the_adapter(tiny: LocalModel, tmp_pa
 def test_the_plan_follows_from_the_budget_and_the_size() -> None:
     small, large = make_plan(2_400_000, budget=1.0), make_plan(4_000_000_000, budget=1.0)
     assert small.rank == 8 and large.rank == 32
-    assert small.stages[0][2] >= 20 * large.stages[0][2]
+    assert small.stages[0][2] >= 10 * large.stages[0][2]
     assert make_plan(1, budget=2.0).steps == 2 * make_plan(1, budget=1.0).steps
     assert make_plan(1, method="distill").divergence == "forward"
     assert make_plan(1).divergence == "reverse"

@@ -15,7 +15,7 @@ HOUSE = Path(__file__).parents[2] / "reflect"
 
 # package -> the packages of reflect/ that may import it at all
 HEAVY = {
-    "torch": {"models", "training", "gate", "night", "adapters"},
+    "torch": {"models", "training", "gate", "night", "adapters", "reviewer"},
     "transformers": {"models", "training", "gate", "night", "adapters"},
     "peft": set(),  # the tests compare with it
     "safetensors": {"models", "training", "gate", "night", "adapters"},
