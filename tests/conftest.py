@@ -4,6 +4,7 @@ same layout."""
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from reflect.config import Settings
     from reflect.models.local import LocalModel
     from reflect.store import Store
+
+# A shell that starts the tests in the background lets them ignore SIGINT, and their programs too.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The fuzzers: few fixed examples by default; by hand, about ten minutes of new ones:
 # pytest -k fuzz --hypothesis-profile deep
