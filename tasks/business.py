@@ -5,7 +5,7 @@
     Day 2. Cash 27, stock 6. Sold 2 at 6 ...      ...
 
 Each morning the model orders goods and sets a price. How many customers come depends on the day of the
-week and on the price, by rules that it is not told; what is not sold after three days is spoiled. Without
+week and on the price, by rules that it does not know; what is not sold after three days is spoiled. Without
 cash for the rent the business closes. The reward comes once, at the end: the profit as a share of what the
 best fixed plan for each weekday earns, at least 0.
 

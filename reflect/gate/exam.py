@@ -121,8 +121,8 @@ class GateEvaluation:
                 self.rules.append((taskset, ruled, under_rule, lessons.answers[: len(free)]))
             near = near_tasks(ctx, item, "holdout")[:most]
             self._add(f"near tasks of {taskset.name}", QuestionKind.NEAR, taskset, near)
-            beside = self.guards.neighbours(item, free, "holdout", ctx.plan.seed)
-            self._add(f"neighbours of {taskset.name}", QuestionKind.NEIGHBOURS, taskset, beside)
+            adjacent = self.guards.neighbours(item, free, "holdout", ctx.plan.seed)
+            self._add(f"neighbours of {taskset.name}", QuestionKind.NEIGHBOURS, taskset, adjacent)
         for taskset, rows in self.guards.following(ctx, data.figures, most):
             tasks = [task for task, _ in rows]
             name = f"following new lessons in {taskset.name}"

@@ -190,19 +190,19 @@ class Pretrained(OwnTasksets):
         unrelated = self.outside(ctx)
         with_lessons: list[list[Message]] = []
         against: list[list[Message]] = []
-        beside: list[list[Message]] = []
+        adjacent: list[list[Message]] = []
         for item, rows in zip(ctx.tasksets, practice, strict=True):
             with_lessons += prompts_of(ctx, item.taskset, rows, "anchors in prompt")
             if not has_environment(item.taskset):
                 against += [
                     messages_for(t) for t, _ in self.ruled(ctx, item, rows, "practice").rows
                 ]
-            beside += [*map(messages_for, self.neighbours(item, rows, "practice", ctx.plan.seed))]
+            adjacent += [*map(messages_for, self.neighbours(item, rows, "practice", ctx.plan.seed))]
         other = without_outside_bytes(
             t for x in unrelated for t in x.tasks("practice", n, rng.getrandbits(30))
         )
         sources = [
-            (beside, n // 4),
+            (adjacent, n // 4),
             ([messages_for(task) for task in [*other, *near]], n // 8),
             (with_lessons, n // 8),
             (against, n // 8),

@@ -44,12 +44,16 @@ def listing(suite: str) -> list[tuple[str, str]]:
 
 
 def require(module: str, suite: str) -> ModuleType:
-    """The imported module of the suite's package. UsageError where it cannot be imported."""
+    """The imported module of the suite's package. UsageError where it cannot be imported. Some
+    packages draw from the global generator when they are imported: its state is restored."""
+    ours = random.getstate()
     try:
         return importlib.import_module(module)
     except ImportError as e:
         problem = f"{suite}:NAME needs the package {e.name or module}, which is not installed."
         raise UsageError(problem, f"Install it: pip install 'second-nature[{suite}]'") from e
+    finally:
+        random.setstate(ours)
 
 
 def known_name(suite: str, name: str, known: Mapping[str, object]) -> str:

@@ -35,7 +35,7 @@ GAMES = {
     "mapreader": "fetch a coin with the help of a map",
     "arithmetic": "take the amount that solves a problem",
     "sorting": "put things in a box, in the order of their amount",
-    "simonsays": "do as told, one action at a time",
+    "simonsays": "follow the commands, one action at a time",
     "peckingorder": "do what the instructions in a book say",
 }
 FOLDS: dict[Split, str] = {"practice": "train", "holdout": "test"}
